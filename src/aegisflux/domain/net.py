@@ -1,0 +1,137 @@
+"""Addresses and prefixes as numbers.
+
+An IPv4-mapped IPv6 address *is* its IPv4 address (contracts §1.5). Host bits of a CIDR are masked.
+"""
+
+from ipaddress import IPv6Address
+from typing import Final, NamedTuple
+
+from aegisflux.domain.errors import Invalid
+
+TCP: Final = 6
+UDP: Final = 17
+ICMP: Final = 1
+ICMPV6: Final = 58
+PROTOCOLS: Final = {"icmp": ICMP, "tcp": TCP, "udp": UDP, "icmpv6": ICMPV6, "gre": 47, "esp": 50, "sctp": 132}
+PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+
+
+class Address(NamedTuple):
+    """`family` is 4 or 6, `value` the address as a number."""
+
+    family: int
+    value: int
+
+    @property
+    def bits(self) -> int:
+        return 32 if self.family == 4 else 128
+
+    def packed(self) -> bytes:
+        return self.value.to_bytes(self.bits // 8, "big")
+
+    def __str__(self) -> str:
+        return _v4_text(self.value) if self.family == 4 else IPv6Address(self.value).compressed
+
+
+class Cidr(NamedTuple):
+    """A canonical prefix: no host bits, never inside ::ffff:0:0/96."""
+
+    family: int
+    value: int
+    plen: int
+
+    @property
+    def bits(self) -> int:
+        return 32 if self.family == 4 else 128
+
+    @property
+    def last(self) -> int:
+        return self.value | ((1 << (self.bits - self.plen)) - 1)
+
+    def covers(self, address: Address) -> bool:
+        return address.family == self.family and self.value <= address.value <= self.last
+
+    def __str__(self) -> str:
+        return f"{Address(self.family, self.value)}/{self.plen}"
+
+
+def unmapped(value: int) -> Address:
+    """The address of a 128-bit number, turned into IPv4 where it is mapped."""
+    if value >> 32 == 0xFFFF:
+        return Address(4, value & 0xFFFFFFFF)
+    return Address(6, value)
+
+
+def address_of(packed: bytes) -> Address:
+    """From 4 or 16 bytes in network order."""
+    value = int.from_bytes(packed, "big")
+    return Address(4, value) if len(packed) == 4 else unmapped(value)
+
+
+def parse_address(text: str, path: str = "") -> Address:
+    """Read an IPv4 or IPv6 address; raises Invalid (scope ids are not addresses of a flow)."""
+    if ":" not in text:
+        return Address(4, _v4_value(text, path, text, "an IPv4 or IPv6 address"))
+    return unmapped(_v6_value(text, path, text, "an IPv4 or IPv6 address"))
+
+
+def parse_cidr(text: str, path: str = "") -> Cidr:
+    """Read `address/length` and mask its host bits; raises Invalid. A bare address is refused."""
+    expected = "an IPv4 or IPv6 CIDR"
+    base, slash, length = text.partition("/")
+    if (
+        not slash
+        or not length.isascii()
+        or not length.isdigit()
+        or len(length) > 3
+        or (len(length) > 1 and length[0] == "0")
+    ):
+        raise Invalid(path, expected, text)
+    plen = int(length)
+    if ":" not in base:
+        if plen > 32:
+            raise Invalid(path, expected, text)
+        return masked(4, _v4_value(base, path, text, expected), plen)
+    value = _v6_value(base, path, text, expected)
+    if plen > 128:
+        raise Invalid(path, expected, text)
+    if plen >= 96 and value >> 32 == 0xFFFF:
+        return masked(4, value & 0xFFFFFFFF, plen - 96)
+    return masked(6, value, plen)
+
+
+def masked(family: int, value: int, plen: int) -> Cidr:
+    """The prefix of `plen` bits around `value`."""
+    shift = (32 if family == 4 else 128) - plen
+    return Cidr(family, value >> shift << shift, plen)
+
+
+def _v4_value(base: str, path: str, text: str, expected: str) -> int:
+    parts = base.split(".")
+    value = 0
+    for part in parts:
+        if (
+            not part.isascii()
+            or not part.isdigit()
+            or len(part) > 3
+            or (len(part) > 1 and part[0] == "0")
+            or int(part) > 255
+        ):
+            raise Invalid(path, expected, text)
+        value = value << 8 | int(part)
+    if len(parts) != 4:
+        raise Invalid(path, expected, text)
+    return value
+
+
+def _v6_value(base: str, path: str, text: str, expected: str) -> int:
+    try:
+        if "%" in base:
+            raise ValueError("scope id")
+        return int(IPv6Address(base))
+    except ValueError:
+        raise Invalid(path, expected, text) from None
+
+
+def _v4_text(value: int) -> str:
+    return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"

@@ -1,0 +1,263 @@
+"""The MapSnapshot: what is posted, signed and enforced (contracts §1).
+
+`decode` refuses with the path of the field; `canonical` masks, sorts and de-duplicates, so that the
+same policy has the same bytes on any machine; `ruleset` is the parsed form that a verdict reads.
+"""
+
+import re
+from typing import Annotated, Any, Final, Literal, NamedTuple
+
+import msgspec
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.net import Cidr, parse_cidr
+
+MAX_ENTRIES: Final = 100_000
+MAX_META_BYTES: Final = 65_536
+MAX_META_DEPTH: Final = 16
+TTL_MIN: Final = 60
+TTL_MAX: Final = 2_592_000
+
+Proto = Literal["tcp", "udp", "any"]
+Mode = Literal["enforce", "observe"]
+Expiry = Literal["open", "closed"]
+Established = Literal["keep", "cut"]
+DenyDirection = Literal["egress", "ingress", "both"]
+Port = Annotated[int, Meta(ge=0, le=65_535, description="0 is every port")]
+CidrText = Annotated[str, Meta(max_length=64, description="an IPv4 or IPv6 CIDR; host bits are masked")]
+
+
+class Edge(Struct, frozen=True, forbid_unknown_fields=True):
+    """An egress permission: the service may initiate to these peers."""
+
+    dst_cidr: CidrText
+    proto: Proto
+    port: Port
+
+
+class AllowCidr(Struct, frozen=True, forbid_unknown_fields=True):
+    """Peers allowed in both directions; `port` is the one that the initiator addresses."""
+
+    cidr: CidrText
+    proto: Proto
+    port: Port
+
+
+class IngressRule(Struct, frozen=True, forbid_unknown_fields=True):
+    """An ingress permission: these peers may initiate to the service."""
+
+    src_cidr: CidrText
+    proto: Proto
+    port: Port
+
+
+class Deny(Struct, frozen=True, forbid_unknown_fields=True):
+    """A safeguard: beats every allow, of any prefix length."""
+
+    cidr: CidrText
+    proto: Proto
+    port: Port
+    direction: DenyDirection
+
+
+class MapSnapshot(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=False):
+    """What one service may do. `ingress` absent and `ingress: []` differ: unrestricted, and none."""
+
+    version: Annotated[int, Meta(ge=1, le=2**53 - 1)]
+    service_id: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    ttl_seconds: Annotated[int, Meta(ge=TTL_MIN, le=TTL_MAX)]
+    edges: tuple[Edge, ...] = ()
+    allow_cidrs: tuple[AllowCidr, ...] = ()
+    meta: dict[str, Any] = {}
+    ingress: tuple[IngressRule, ...] | UnsetType = UNSET
+    deny: tuple[Deny, ...] = ()
+    mode: Mode = "enforce"
+    on_expiry: Expiry = "open"
+    established: Established = "keep"
+
+    def entries(self) -> int:
+        return len(self.edges) + len(self.allow_cidrs) + len(self.deny) + len(self.ingress or ())
+
+
+class Entry(NamedTuple):
+    """A parsed rule; `port` 0 is every port."""
+
+    cidr: Cidr
+    proto: Proto
+    port: int
+    direction: DenyDirection = "both"
+
+
+class Ruleset(Struct, frozen=True):
+    """A snapshot as a verdict reads it."""
+
+    service_id: int
+    version: int
+    edges: tuple[Entry, ...]
+    peers: tuple[Entry, ...]
+    ingress: tuple[Entry, ...] | None
+    deny: tuple[Entry, ...]
+    mode: Mode
+    on_expiry: Expiry
+    established: Established
+
+
+def decode(body: bytes) -> MapSnapshot:
+    """Read JSON into a canonical snapshot; raises Invalid with the field's path, or OverLimit."""
+    try:
+        raw = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise Invalid("", "a JSON object", str(err)) from None
+    return from_builtins(raw)
+
+
+def from_builtins(raw: object) -> MapSnapshot:
+    """The same from parsed JSON."""
+    if not isinstance(raw, dict):
+        raise Invalid("", "a JSON object", raw)
+    _bounded(raw)
+    try:
+        snapshot = msgspec.convert(raw, MapSnapshot)
+    except msgspec.ValidationError as err:
+        raise explained(err, raw) from None
+    _check_meta(snapshot.meta)
+    return canonical(snapshot)
+
+
+def canonical(snapshot: MapSnapshot) -> MapSnapshot:
+    """Host bits masked, mapped addresses as IPv4, entries sorted, doubles dropped."""
+    ingress = snapshot.ingress
+    return msgspec.structs.replace(
+        snapshot,
+        edges=tuple(Edge(str(e.cidr), e.proto, e.port) for e in _sorted(snapshot.edges, "edges", "dst_cidr")),
+        allow_cidrs=tuple(
+            AllowCidr(str(e.cidr), e.proto, e.port)
+            for e in _sorted(snapshot.allow_cidrs, "allow_cidrs", "cidr")
+        ),
+        ingress=ingress
+        if ingress is UNSET
+        else tuple(
+            IngressRule(str(e.cidr), e.proto, e.port) for e in _sorted(ingress, "ingress", "src_cidr")
+        ),
+        deny=tuple(
+            Deny(str(e.cidr), e.proto, e.port, e.direction) for e in _sorted(snapshot.deny, "deny", "cidr")
+        ),
+    )
+
+
+def ruleset(snapshot: MapSnapshot) -> Ruleset:
+    """Parse the entries of a snapshot; raises Invalid where it was not canonical and is wrong."""
+    ingress = snapshot.ingress
+    return Ruleset(
+        snapshot.service_id,
+        snapshot.version,
+        tuple(_sorted(snapshot.edges, "edges", "dst_cidr")),
+        tuple(_sorted(snapshot.allow_cidrs, "allow_cidrs", "cidr")),
+        None if ingress is UNSET else tuple(_sorted(ingress, "ingress", "src_cidr")),
+        tuple(_sorted(snapshot.deny, "deny", "cidr")),
+        snapshot.mode,
+        snapshot.on_expiry,
+        snapshot.established,
+    )
+
+
+def warnings_of(snapshot: MapSnapshot) -> list[str]:
+    """What an author of this snapshot should be told, though it is valid."""
+    found: list[str] = []
+    if snapshot.mode == "enforce" and not snapshot.edges and not snapshot.allow_cidrs:
+        found.append(
+            "edges and allow_cidrs are empty in mode enforce: all egress but the failsafe will be blocked"
+        )
+    if snapshot.mode == "enforce" and snapshot.ingress == () and not snapshot.allow_cidrs:
+        found.append("ingress is [] in mode enforce: all ingress but the failsafe will be blocked")
+    for name, entries in (("edges", snapshot.edges), ("allow_cidrs", snapshot.allow_cidrs)):
+        wide = [e for e in entries if e.proto == "any" and e.port == 0 and _text(e).endswith("/0")]
+        if wide:
+            found.append(f"{name}: {_text(wide[0])} any/0 allows everything of that family")
+    return found
+
+
+_KIND: Final = {"edges": "dst_cidr", "allow_cidrs": "cidr", "ingress": "src_cidr", "deny": "cidr"}
+_ENTRIES: Final = tuple(_KIND)
+_PATH: Final = re.compile(r" - at `(\$[^`]*)`$")
+_STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[(\d+)\]|\[\.\.\.\]")
+
+
+def _text(entry: Any) -> str:
+    return str(entry.dst_cidr if isinstance(entry, Edge) else entry.cidr)
+
+
+def _bounded(raw: dict[str, Any]) -> None:
+    total = sum(len(raw[name]) for name in _ENTRIES if isinstance(raw.get(name), list))
+    if total > MAX_ENTRIES:
+        raise OverLimit("entries", MAX_ENTRIES, total, f"snapshot of service {raw.get('service_id')}")
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    if _depth(meta) > MAX_META_DEPTH:
+        raise Invalid("meta", f"at most {MAX_META_DEPTH} levels", "deeper")
+    size = len(msgspec.json.encode(meta))
+    if size > MAX_META_BYTES:
+        raise OverLimit("meta_bytes", MAX_META_BYTES, size, "meta")
+
+
+def _depth(value: object, level: int = 0) -> int:
+    if level > MAX_META_DEPTH or not isinstance(value, (dict, list)):
+        return level
+    children = value.values() if isinstance(value, dict) else value
+    return max((_depth(child, level + 1) for child in children), default=level + 1)
+
+
+def _sorted(entries: Any, name: str, field: str) -> list[Entry]:
+    parsed: set[Entry] = set()
+    for i, entry in enumerate(entries):
+        text = getattr(entry, field)
+        try:
+            cidr = parse_cidr(text)
+        except Invalid as err:
+            raise Invalid(f"{name}[{i}].{field}", err.expected, text) from None
+        parsed.add(Entry(cidr, entry.proto, entry.port, getattr(entry, "direction", "both")))
+    return sorted(parsed)
+
+
+def explained(err: msgspec.ValidationError, raw: object) -> Invalid:
+    """msgspec's message as ours: `path: expected X, got Y`, with the value that came."""
+    message = str(err)
+    found = _PATH.search(message)
+    path, value = _locate(found.group(1) if found else "$", raw)
+    text = message[: found.start()] if found else message
+    if text.startswith("Object missing required field `"):
+        return Invalid(_join(path, text.split("`")[1]), "a value (the field is required)", "nothing")
+    if text.startswith("Object contains unknown field `"):
+        name = text.split("`")[1]
+        return Invalid(_join(path, name), "no such field", name)
+    return Invalid(path, _expected(text), value)
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _expected(text: str) -> str:
+    text = text.removeprefix("Expected ").split(", got ")[0]
+    if text.startswith("Invalid enum value"):
+        return "one of the documented words"
+    for name, plain in (
+        ("`int`", "an integer"),
+        ("`str`", "a string"),
+        ("`array`", "an array"),
+        ("`object`", "an object"),
+    ):
+        text = text.replace(name, plain)
+    return text.replace("`", "")
+
+
+def _locate(path: str, raw: object) -> tuple[str, object]:
+    value: Any = raw
+    for name, index in _STEP.findall(path):
+        try:
+            value = value[name] if name else value[int(index)]
+        except (KeyError, IndexError, TypeError, ValueError):
+            value = None
+    return path.removeprefix("$").removeprefix("."), value
