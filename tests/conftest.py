@@ -1,0 +1,118 @@
+"""What every test shares: places, what this machine lets us do, how much to make, the account of skips.
+
+Scale: `scale("snapshots", 500)` is the number for each change; AEGISFLUX_SNAPSHOTS overrides it (nightly).
+Skips: where bpf(), a cgroup and a network namespace work, any skip fails.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+NEEDED_FOR_ALL = ("BPF", "CGROUP", "NETNS")
+
+hypothesis.settings.register_profile("change", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("nightly", deadline=None, max_examples=1000, print_blob=True)
+hypothesis.settings.load_profile("nightly" if os.environ.get("AEGISFLUX_NIGHTLY") else "change")
+
+
+def _abilities() -> dict[str, str]:
+    """For each ability the reason of its refusal, "" where it works; from script/setup, or tried here."""
+    names = ("BPF", "CGROUP", "NETNS", "USERNS")
+    if "AEGISFLUX_CAN_BPF" in os.environ:
+        return {name: os.environ.get(f"AEGISFLUX_CAN_{name}_REASON", "not tried") for name in names}
+    sys.path.insert(0, str(REPOSITORY / "script" / "lib"))
+    try:
+        import probe
+    finally:
+        sys.path.pop(0)
+    return probe.probe()
+
+
+ABILITIES = pytest.StashKey[dict[str, str]]()
+_SKIPS: list[tuple[str, str]] = []
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[ABILITIES] = _abilities()
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    refused = {name: why for name, why in config.stash[ABILITIES].items() if why}
+    words = "; ".join(f"{name.lower()} refused: {why}" for name, why in refused.items())
+    return [f"this machine: {words or 'bpf, cgroup, netns and userns work'}"]
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out nightly tests by day; skip what the machine refuses, with its reason."""
+    abilities = config.stash[ABILITIES]
+    if not os.environ.get("AEGISFLUX_NIGHTLY"):
+        by_day = [item for item in items if item.get_closest_marker("nightly") is None]
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(by_day)])
+        items[:] = by_day
+    for item in items:
+        needed = [("bpf", "BPF"), ("bpf", "CGROUP"), ("netns", "NETNS")]
+        for marker, ability in needed:
+            if item.get_closest_marker(marker) and abilities[ability]:
+                item.add_marker(pytest.mark.skip(reason=f"{ability.lower()}: {abilities[ability]}"))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _SKIPS.append((report.nodeid, _reason(report)))
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    """A module that skips itself while it is imported counts too."""
+    if report.skipped:
+        _SKIPS.append((report.nodeid, _reason(report)))
+
+
+def _reason(report: pytest.TestReport | pytest.CollectReport) -> str:
+    return report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+
+
+def _skips_fail(config: pytest.Config) -> bool:
+    return not any(config.stash[ABILITIES][name] for name in NEEDED_FOR_ALL)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if exitstatus == 0 and _SKIPS and _skips_fail(session.config):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    terminalreporter.section("skips")
+    terminalreporter.write_line(f"number of skips: {len(_SKIPS)}")
+    for name, reason in _SKIPS:
+        terminalreporter.write_line(f"  {name}: {reason}")
+    if _SKIPS and _skips_fail(config):
+        terminalreporter.write_line(
+            "FAILED: this machine can run every test, so a skip is a failure", red=True
+        )
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the repository; skips with the reason where it is absent."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"{SHARED_DATA} is absent")
+    return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def scale() -> Callable[[str, int], int]:
+    """How many of something to make: the day's number, or that of AEGISFLUX_<NAME>."""
+    return lambda name, by_day: int(os.environ.get(f"AEGISFLUX_{name.upper()}", by_day))
