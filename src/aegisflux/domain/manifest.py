@@ -1,0 +1,206 @@
+"""What travels between the control plane and a host (contracts §2), as values.
+
+Times are seconds since the epoch, UTC. None of these types says who signed it: that is
+`wire.envelope`, and whether to believe it is `domain.trust`.
+"""
+
+from typing import Annotated, Final, Literal
+
+from msgspec import Meta, Struct
+
+from aegisflux.domain.snapshot import Established, Expiry, Mode
+from aegisflux.domain.tables import Tables
+
+MAX_SERVICES: Final = 256
+MAX_MANIFEST_BYTES: Final = 1024 * 1024
+MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
+CHUNK_BYTES: Final = 512 * 1024
+
+HostId = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
+Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
+
+NackReason = Literal[
+    "bad_signature",
+    "unknown_key",
+    "wrong_audience",
+    "bad_schema",
+    "stale_serial",
+    "equivocation",
+    "expired",
+    "over_limit",
+    "unsupported_format",
+    "map_full",
+    "load_failed",
+    "readback_mismatch",
+    "preflight",
+    "not_confirmed",
+    "panicked",
+]
+HostState = Literal["pending", "in_force", "observing", "nacked", "reverted", "expired", "panicked", "silent"]
+KeyPurpose = Literal["snapshot"]
+
+
+class PublicKey(Struct, frozen=True):
+    """An Ed25519 key (32 raw bytes) that signs manifests, contents and confirmations while it is valid."""
+
+    id: str
+    public: bytes
+    not_before: int
+    not_after: int
+    purpose: KeyPurpose = "snapshot"
+
+
+class KeySet(Struct, frozen=True):
+    """Signed by the root key; `version` only rises."""
+
+    version: int
+    keys: tuple[PublicKey, ...]
+
+
+class ActiveRef(Struct, frozen=True):
+    """The content that is to be in force; `confirm_seconds` 0 asks for no commit-confirm."""
+
+    version: int
+    digest: Digest
+    lease_until: int
+    confirm_seconds: int = 0
+
+
+class CandidateRef(Struct, frozen=True):
+    """The content that is judged beside the active one and blocks nothing."""
+
+    version: int
+    digest: Digest
+
+
+class ServiceState(Struct, frozen=True):
+    """Desired state of one service on one host."""
+
+    service_id: int
+    name: str
+    selectors: tuple[str, ...]
+    active: ActiveRef | None = None
+    candidate: CandidateRef | None = None
+    probes: tuple[str, ...] = ()
+
+
+class HostManifest(Struct, frozen=True):
+    """The whole desired state of one host. A service that is not in it is no longer governed."""
+
+    host_id: HostId
+    serial: int
+    issued_at: int
+    not_after: int
+    services: tuple[ServiceState, ...]
+
+
+class Content(Struct, frozen=True):
+    """One (service, version): the canonical snapshot and its compiled tables. Names no host and no time.
+
+    `snapshot` is canonical JSON and `digest` its SHA-256; the agent reads the fields beside it.
+    """
+
+    service_id: int
+    version: int
+    digest: Digest
+    rules_digest: Digest
+    tables_format: int
+    tables_digest: Digest
+    entries: int
+    ttl_seconds: int
+    mode: Mode
+    on_expiry: Expiry
+    established: Established
+    tables: Tables
+    snapshot: bytes
+
+
+class ContentRequest(Struct, frozen=True):
+    """One chunk, from `offset`, of the signed content of a digest of the host's own manifest."""
+
+    digest: Digest
+    tables_format: int
+    offset: int
+
+
+class ContentChunk(Struct, frozen=True):
+    """`total` bytes in all; `error` says why there is nothing."""
+
+    total: int
+    data: bytes
+    error: str = ""
+
+
+class Confirm(Struct, frozen=True):
+    """What a host reported in force may stay."""
+
+    host_id: HostId
+    serial: int
+    service_id: int
+    version: int
+    digest: Digest
+
+
+class Ack(Struct, frozen=True, tag="ack"):
+    """What the kernel holds, read back after the flip. `deadline` is wall time, seconds."""
+
+    host_id: HostId
+    serial: int
+    service_id: int
+    version: int
+    digest: Digest
+    tables_digest: str
+    deadline: int
+    applied_at: float
+    awaits_confirm: bool = False
+
+
+class Nack(Struct, frozen=True, tag="nack"):
+    """Why a manifest, or one service of it, was not applied. The last good state stays in force.
+
+    `serial` 0 and `service_id` None: the manifest itself could not be believed.
+    """
+
+    host_id: HostId
+    reason: NackReason
+    detail: str
+    serial: int = 0
+    service_id: int | None = None
+    version: int | None = None
+    digest: str | None = None
+    at: float = 0.0
+
+
+Answer = Ack | Nack
+
+
+class ServiceReport(Struct, frozen=True):
+    """Observed state of one service on one host."""
+
+    service_id: int
+    state: HostState
+    version: int | None = None
+    digest: str | None = None
+    tables_digest: str | None = None
+    deadline: int | None = None
+    cgroups: tuple[str, ...] = ()
+    drift: bool = False
+    verdicts: dict[str, int] = {}
+    conflicts: tuple[str, ...] = ()
+
+
+class Heartbeat(Struct, frozen=True):
+    """What a host says of itself every few seconds."""
+
+    host_id: HostId
+    boot_id: str
+    agent_version: str
+    tables_formats: tuple[int, ...]
+    features: tuple[str, ...]
+    serial: int
+    services: tuple[ServiceReport, ...]
+    clock: float
+    panicked: bool
+    datapath: str
+    loss: dict[str, int] = {}
+    interval: float = 5.0

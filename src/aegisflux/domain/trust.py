@@ -1,0 +1,235 @@
+"""What an agent believes. It does no I/O, knows no cryptography and reads no clock.
+
+Rules, in this order; the first that fails is the Nack, and nothing changes:
+  1. size        a message within its bound
+  2. signature   of the root over the key set, of a key of that set (valid now) over the rest
+  3. audience    made for this host
+  4. schema      well-formed
+  5. serial      above the highest accepted; equal only with the same bytes (converge again)
+  6. expiry      not_after lies in the future
+  7. limits      services, lease, entries, table bytes
+A key set of a lower version is stale; the same version with other keys, or a known (service, version)
+with another digest, is equivocation. Time is the largest of the wall clock and every time accepted.
+"""
+
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux.domain.errors import Refused
+from aegisflux.domain.manifest import (
+    MAX_CONTENT_BYTES,
+    MAX_MANIFEST_BYTES,
+    MAX_SERVICES,
+    ActiveRef,
+    CandidateRef,
+    Confirm,
+    Content,
+    HostManifest,
+    KeySet,
+    NackReason,
+    PublicKey,
+)
+from aegisflux.domain.snapshot import MAX_ENTRIES, TTL_MAX
+from aegisflux.domain.tables import MAX_BYTES, TABLES_FORMAT
+
+MAX_FUTURE_ISSUE: Final = 30 * 86_400
+ROOT_KEY_ID: Final = "root"
+
+Verify = Callable[[bytes, bytes, bytes], bool]
+"""(public key, message, signature) -> whether it holds."""
+
+
+class Nacked(Refused):
+    """A message that is not believed or cannot be applied, by its named reason."""
+
+    def __init__(self, reason: NackReason, detail: str, serial: int = 0) -> None:
+        self.reason: NackReason = reason
+        self.detail = detail
+        self.serial = serial
+        super().__init__(f"{reason}: {detail}")
+
+
+class Signed(Struct, frozen=True):
+    """A payload with the exact bytes that were signed (DSSE pre-authentication encoding)."""
+
+    payload: bytes
+    signed_bytes: bytes
+    signatures: tuple[tuple[str, bytes], ...]
+
+
+class Trusted(Struct, frozen=True):
+    """What the agent must not forget: durable before a manifest is applied.
+
+    `digests` maps "service/version" to the digest seen first.
+    """
+
+    host_id: str
+    root: bytes
+    keys: KeySet
+    serial: int = 0
+    manifest_sha256: str = ""
+    clock_floor: int = 0
+    digests: dict[str, str] = {}
+
+
+def now_of(trusted: Trusted, wall: float) -> int:
+    """The time by which leases and expiries are judged: it never runs backwards."""
+    return max(int(wall), trusted.clock_floor)
+
+
+def accept_keys(trusted: Trusted, message: Signed, verify: Verify) -> Trusted:
+    """Take a newer key set; raises Nacked."""
+    _check_size(message, MAX_MANIFEST_BYTES)
+    if not any(verify(trusted.root, message.signed_bytes, sig) for _, sig in message.signatures):
+        raise Nacked("bad_signature", "the key set is not signed by this fleet's root key")
+    keys = _decoded(message.payload, KeySet)
+    if keys.version < trusted.keys.version:
+        raise Nacked("stale_serial", f"key set version {keys.version} after {trusted.keys.version}")
+    if keys.version == trusted.keys.version and keys != trusted.keys:
+        raise Nacked("equivocation", f"two key sets of version {keys.version}")
+    return msgspec.structs.replace(trusted, keys=keys)
+
+
+def accept_manifest(
+    trusted: Trusted, message: Signed, sha256: str, wall: float, verify: Verify
+) -> tuple[Trusted, HostManifest]:
+    """The manifest and what to remember of it; raises Nacked. `sha256` is that of the payload."""
+    _check_size(message, MAX_MANIFEST_BYTES)
+    now = now_of(trusted, wall)
+    check_signature(trusted, message, now, verify)
+    _check_audience(trusted, message.payload)
+    manifest = _decoded(message.payload, HostManifest)
+    _check_serial(trusted, manifest, sha256)
+    if manifest.not_after <= now:
+        raise Nacked("expired", f"not_after {manifest.not_after} is not after now {now}", manifest.serial)
+    _check_limits(manifest, now)
+    digests = _with_digests(trusted, manifest)
+    floor = max(trusted.clock_floor, manifest.issued_at)
+    known = msgspec.structs.replace(
+        trusted, serial=manifest.serial, manifest_sha256=sha256, clock_floor=floor, digests=digests
+    )
+    return known, manifest
+
+
+def accept_content(
+    trusted: Trusted,
+    message: Signed,
+    body: bytes,
+    wanted: ActiveRef | CandidateRef,
+    wall: float,
+    verify: Verify,
+) -> Content:
+    """The content of a digest that the manifest names; raises Nacked.
+
+    `body` is the decompressed payload, produced by the caller after `check_content_signature`.
+    """
+    check_signature(trusted, message, now_of(trusted, wall), verify)
+    content = _decoded(body, Content)
+    if (content.digest, content.version) != (wanted.digest, wanted.version):
+        raise Nacked(
+            "bad_schema",
+            f"asked for version {wanted.version} {wanted.digest}, got {content.version} {content.digest}",
+        )
+    if content.tables_format != TABLES_FORMAT:
+        raise Nacked(
+            "unsupported_format", f"tables format {content.tables_format}, this agent reads {TABLES_FORMAT}"
+        )
+    if content.entries > MAX_ENTRIES or content.tables.size() > MAX_BYTES or len(body) > MAX_CONTENT_BYTES:
+        raise Nacked("over_limit", f"{content.entries} entries, {content.tables.size()} bytes of tables")
+    if content.tables.digest() != content.tables_digest:
+        raise Nacked("bad_schema", "the tables do not have the digest that the content states")
+    return content
+
+
+def accept_confirm(trusted: Trusted, message: Signed, wall: float, verify: Verify) -> Confirm:
+    """A confirmation for this host; raises Nacked."""
+    _check_size(message, MAX_MANIFEST_BYTES)
+    check_signature(trusted, message, now_of(trusted, wall), verify)
+    _check_audience(trusted, message.payload)
+    return _decoded(message.payload, Confirm)
+
+
+def check_signature(trusted: Trusted, message: Signed, now: int, verify: Verify) -> PublicKey:
+    """The key of the key set that signed; raises Nacked unknown_key, expired or bad_signature."""
+    by_id = {key.id: key for key in trusted.keys.keys}
+    known = [(by_id[keyid], sig) for keyid, sig in message.signatures if keyid in by_id]
+    if not known:
+        named = ", ".join(keyid for keyid, _ in message.signatures) or "no key"
+        raise Nacked(
+            "unknown_key", f"signed by {named}, which key set version {trusted.keys.version} does not hold"
+        )
+    valid = [(key, sig) for key, sig in known if key.not_before <= now < key.not_after]
+    if not valid:
+        raise Nacked("unknown_key", f"key {known[0][0].id} is not valid at {now}")
+    for key, sig in valid:
+        if verify(key.public, message.signed_bytes, sig):
+            return key
+    raise Nacked("bad_signature", f"the signature of key {valid[0][0].id} does not fit the bytes")
+
+
+class _Audience(Struct):
+    host_id: str
+
+
+T = TypeVar("T")
+
+
+def _decoded(payload: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.msgpack.decode(payload, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise Nacked("bad_schema", f"{kind.__name__}: {err}") from None
+
+
+def _check_size(message: Signed, limit: int) -> None:
+    if len(message.payload) > limit:
+        raise Nacked("over_limit", f"{len(message.payload)} bytes, at most {limit}")
+
+
+def _check_audience(trusted: Trusted, payload: bytes) -> None:
+    host_id = _decoded(payload, _Audience).host_id
+    if host_id != trusted.host_id:
+        raise Nacked("wrong_audience", f"made for host {host_id[:80]}, this is {trusted.host_id}")
+
+
+def _check_serial(trusted: Trusted, manifest: HostManifest, sha256: str) -> None:
+    if manifest.serial < trusted.serial:
+        raise Nacked("stale_serial", f"serial {manifest.serial} after {trusted.serial}", manifest.serial)
+    if manifest.serial == trusted.serial and sha256 != trusted.manifest_sha256:
+        raise Nacked("equivocation", f"two manifests of serial {manifest.serial}", manifest.serial)
+
+
+def _check_limits(manifest: HostManifest, now: int) -> None:
+    if len(manifest.services) > MAX_SERVICES:
+        raise Nacked(
+            "over_limit", f"services: at most {MAX_SERVICES}, got {len(manifest.services)}", manifest.serial
+        )
+    if manifest.issued_at > now + MAX_FUTURE_ISSUE:
+        raise Nacked("over_limit", f"issued_at {manifest.issued_at} lies over 30 days ahead", manifest.serial)
+    ids = [service.service_id for service in manifest.services]
+    if len(set(ids)) != len(ids):
+        raise Nacked("bad_schema", "a service is named twice", manifest.serial)
+    for service in manifest.services:
+        if service.active and service.active.lease_until > max(now, manifest.issued_at) + TTL_MAX:
+            raise Nacked(
+                "over_limit", f"service {service.service_id}: a lease of over 30 days", manifest.serial
+            )
+
+
+def _with_digests(trusted: Trusted, manifest: HostManifest) -> dict[str, str]:
+    digests = dict(trusted.digests)
+    for service in manifest.services:
+        for ref in (service.active, service.candidate):
+            if ref is None:
+                continue
+            seen = digests.setdefault(f"{service.service_id}/{ref.version}", ref.digest)
+            if seen != ref.digest:
+                raise Nacked(
+                    "equivocation",
+                    f"service {service.service_id} version {ref.version}: {ref.digest} after {seen}",
+                    manifest.serial,
+                )
+    return digests
