@@ -1,0 +1,328 @@
+"""The bus on NATS: one connection of one user, over TLS, that comes back for ever.
+
+nats-py's own reconnecting is off: it ends for good when the server refuses it once, as a server does whose
+accounts are not loaded yet. Here a lost connection is replaced by a new one, and subscriptions attach to it.
+"""
+
+import asyncio
+import base64
+import json
+import random
+import re
+import ssl
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from nacl.signing import SigningKey
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from nats.errors import NoRespondersError
+
+from aegisflux.adapters.bus import streams
+from aegisflux.adapters.bus.consumer import Consumer
+from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, message_of
+from aegisflux.domain.errors import Forbidden, OverLimit, Refused, Unavailable
+from aegisflux.ports.bus import BatchHandler, Callback, Handler, Message, Responder, Subscription
+from aegisflux.wire import subjects
+from aegisflux.wire.natsjwt import Credentials
+
+OLDEST_SERVER = (2, 12)
+TRY_SECONDS, PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 10.0, 5
+FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
+PENDING_BYTES = 32 << 20
+PING_SECONDS = 5
+PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
+
+Trouble = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NatsOptions:
+    """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions."""
+
+    urls: Sequence[str]
+    credentials: Credentials
+    ca_pem: str
+    trouble: Trouble
+
+
+class Attachable(Subscription, Protocol):
+    """A subscription that can be put on a new connection."""
+
+    async def attach(self, bus: "NatsBus", nc: Client) -> None:
+        """Be heard on the connection."""
+        ...
+
+
+class NatsBus:
+    """`Bus` on NATS. `open` connects in the background; `ready` waits for the first connection."""
+
+    def __init__(self, options: NatsOptions) -> None:
+        self._options = options
+        self._signing = SigningKey(options.credentials.seed)
+        self._name = options.credentials.name
+        self._tls = ssl.create_default_context(cadata=options.ca_pem)
+        self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
+        self._nc: Client | None = None
+        self._up = asyncio.Event()
+        self._lost: asyncio.Future[str] | None = None
+        self._attached: list[Attachable] = []
+        self._callbacks: list[Callback] = []
+        self._denials: dict[str, asyncio.Future[str]] = {}
+        self._closing = False
+        self._last_error = "not connected yet"
+        self._task: asyncio.Task[None] | None = None
+
+    def open(self) -> None:
+        """Begin to connect."""
+        assert self._task is None
+        self._task = asyncio.create_task(self._run(), name=f"bus of {self._name}")
+
+    async def ready(self, timeout: float = 30.0) -> None:
+        """Until connected; raises Unavailable with the last error after `timeout` seconds."""
+        await self._client(time.monotonic() + timeout)
+
+    @property
+    def connected(self) -> bool:
+        """See `Bus.connected`."""
+        return self._up.is_set()
+
+    @property
+    def last_error(self) -> str:
+        """Why the last connection failed or ended, in words."""
+        return self._last_error
+
+    async def publish(
+        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """See `Bus.publish`; gives up after 10 s."""
+        deadline = time.monotonic() + PUBLISH_SECONDS
+        tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
+        while True:
+            try:
+                answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
+                return _stored(subject, answer)
+            except Unavailable:
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(FIRST_PAUSE * (1 + random.random()))
+
+    async def last(self, subject: str) -> Message | None:
+        """See `Bus.last`."""
+        where = subjects.direct_get(subjects.stream_of(subject).name, subject)
+        answer = await self._ask(where, b"", TRY_SECONDS, time.monotonic() + PUBLISH_SECONDS)
+        status = (answer.headers or {}).get("Status")
+        if status == "404":
+            return None
+        if status is not None:
+            raise Unavailable(
+                f"{subject}: the bus answered {status} {(answer.headers or {}).get('Description', '')}"
+            )
+        return message_of(answer, subject)
+
+    async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
+        """See `Bus.request`."""
+        answer = await self._ask(subject, payload, timeout, time.monotonic() + timeout)
+        headers = answer.headers or {}
+        if REFUSED in headers:
+            raise Refused(headers[REFUSED])
+        if UNAVAILABLE in headers:
+            raise Unavailable(headers[UNAVAILABLE])
+        return bytes(answer.data)
+
+    async def call(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
+        """A request on any subject, also those of the server itself."""
+        answer = await self._ask(subject, payload, timeout, time.monotonic() + timeout)
+        return bytes(answer.data)
+
+    async def send(self, subject: str, payload: bytes) -> None:
+        """Publish without waiting: answers to consumers."""
+        nc = await self._client(time.monotonic() + TRY_SECONDS)
+        try:
+            await nc.publish(subject, payload)
+        except NatsError as error:
+            raise Unavailable(f"{subject}: {error}") from error
+
+    async def watch(self, subject: str, handler: Handler) -> Subscription:
+        """See `Bus.watch`."""
+        return await self._attach(Watch(subject, handler, self._options.trouble))
+
+    async def serve(self, subject: str, responder: Responder) -> Subscription:
+        """See `Bus.serve`."""
+        return await self._attach(Service(subject, responder, self._options.trouble))
+
+    async def consume(
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+    ) -> Subscription:
+        """See `Bus.consume`."""
+        return await self._attach(Consumer(self, stream, durable, handler, batch, self._options.trouble))
+
+    async def ensure_streams(self) -> tuple[str, ...]:
+        """See `Bus.ensure_streams`."""
+        nc = await self._client(time.monotonic() + PUBLISH_SECONDS)
+        try:
+            return await streams.ensure(nc.jetstream(timeout=CONNECT_SECONDS))
+        except (NatsError, TimeoutError) as error:
+            raise Unavailable(f"streams: {error}") from error
+
+    def on_connect(self, callback: Callback) -> None:
+        """See `Bus.on_connect`."""
+        self._callbacks.append(callback)
+
+    def detach(self, attached: Attachable) -> None:
+        """Forget a subscription that was closed."""
+        if attached in self._attached:
+            self._attached.remove(attached)
+
+    async def close(self) -> None:
+        """See `Bus.close`."""
+        self._closing = True
+        for attached in list(self._attached):
+            await attached.close()
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._nc is not None:
+            await self._nc.close()
+        self._up.clear()
+
+    async def _attach(self, attached: Attachable) -> Subscription:
+        self._attached.append(attached)
+        if self._nc is not None and self._up.is_set():
+            await attached.attach(self, self._nc)
+        return attached
+
+    async def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            try:
+                nc = await self._connect()
+                for attached in list(self._attached):
+                    await attached.attach(self, nc)
+            except (OSError, NatsError, TimeoutError, Unavailable) as error:
+                self._fail(f"cannot connect: {described(error)}")
+                await asyncio.sleep(pause * (0.5 + random.random()))
+                pause = min(pause * 2, LAST_PAUSE)
+                continue
+            pause = FIRST_PAUSE
+            self._up.set()
+            again = asyncio.create_task(self._call_back())
+            assert self._lost is not None
+            await asyncio.wait({self._lost})
+            self._up.clear()
+            again.cancel()
+
+    async def _connect(self) -> Client:
+        if self._nc is not None:
+            await self._nc.close()
+        lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._lost = lost
+        nc = self._nc = Client()
+
+        async def closed() -> None:
+            if not self._closing:
+                self._fail(f"connection ended: {nc.last_error or 'the server went away'}")
+            if not lost.done():
+                lost.set_result("the connection ended")
+
+        await nc.connect(
+            servers=list(self._options.urls),
+            name=self._name,
+            inbox_prefix=subjects.inbox(self._name).encode(),
+            tls=self._tls,
+            user_jwt_cb=self._jwt,
+            signature_cb=self._sign,
+            allow_reconnect=False,
+            connect_timeout=CONNECT_SECONDS,
+            ping_interval=PING_SECONDS,
+            error_cb=self._on_error,
+            closed_cb=closed,
+            pending_size=PENDING_BYTES,
+        )
+        version = nc.connected_server_version
+        if (version.major, version.minor) < OLDEST_SERVER:
+            await nc.close()
+            raise Unavailable(
+                f"the bus: expected NATS server 2.12 or newer, got {version.major}.{version.minor}"
+            )
+        return nc
+
+    async def _call_back(self) -> None:
+        for callback in self._callbacks:
+            try:
+                await callback()
+            except (Refused, Unavailable) as error:
+                self._fail(f"after the connect: {error}")
+
+    def _jwt(self) -> bytes:
+        return self._options.credentials.jwt.encode()
+
+    def _sign(self, nonce: str) -> bytes:
+        return base64.b64encode(self._signing.sign(nonce.encode()).signature)
+
+    async def _on_error(self, error: Exception) -> None:
+        text = str(error)
+        found = PUBLISH_VIOLATION.search(text)
+        denial = self._denials.get(found[1].lower()) if found else None
+        if denial is not None and not denial.done():
+            denial.set_result(text)
+        self._fail(described(error))
+
+    def _fail(self, text: str) -> None:
+        self._last_error = text
+        self._options.trouble(text)
+
+    async def _client(self, deadline: float) -> Client:
+        try:
+            await asyncio.wait_for(self._up.wait(), max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            raise Unavailable(f"the bus is not connected: {self._last_error}") from None
+        assert self._nc is not None
+        return self._nc
+
+    async def _ask(
+        self,
+        subject: str,
+        payload: bytes,
+        timeout: float,
+        deadline: float,
+        headers: dict[str, str] | None = None,
+    ) -> Msg:
+        nc = await self._client(deadline)
+        if len(payload) > nc.max_payload:
+            raise OverLimit("message", nc.max_payload, len(payload), subject)
+        loop = asyncio.get_running_loop()
+        denial = self._denials.setdefault(subject.lower(), loop.create_future())
+        asked = asyncio.ensure_future(nc.request(subject, payload, timeout=timeout, headers=headers))
+        try:
+            return await self._first(subject, asked, denial)
+        except NoRespondersError:
+            raise Unavailable(f"{subject}: nobody answers there") from None
+        except (NatsError, TimeoutError) as error:
+            raise Unavailable(f"{subject}: no answer within {timeout:g} s ({described(error)})") from error
+        finally:
+            asked.cancel()
+            self._denials.pop(subject.lower(), None)
+
+    async def _first(self, subject: str, asked: asyncio.Future[Msg], denial: asyncio.Future[str]) -> Msg:
+        """The answer; Forbidden or Unavailable as soon as the server refuses or goes away."""
+        assert self._lost is not None
+        await asyncio.wait({asked, denial, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+        if asked.done():
+            return asked.result()
+        if denial.done():
+            raise Forbidden(f"{subject}: {denial.result()}")
+        raise Unavailable(f"{subject}: {self._lost.result()}")
+
+
+def _stored(subject: str, answer: Msg) -> int:
+    try:
+        body: dict[str, Any] = json.loads(answer.data)
+    except ValueError:
+        raise Unavailable(f"{subject}: expected an acknowledgement of the store, got other bytes") from None
+    if "error" in body:
+        raise Unavailable(f"{subject}: not stored: {body['error'].get('description')}")
+    return int(body["seq"])

@@ -1,0 +1,46 @@
+"""The streams of the register on a real JetStream."""
+
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
+from nats.js.errors import NotFoundError
+
+from aegisflux.wire.subjects import STREAMS, Stream
+
+DUPLICATE_SECONDS = 120.0
+
+
+async def ensure(js: JetStreamContext) -> tuple[str, ...]:
+    """Make what is missing and bring the others up to the register; gives the names of those made."""
+    made = []
+    for stream in STREAMS:
+        wanted = _config(stream)
+        try:
+            found = (await js.stream_info(stream.name)).config
+        except NotFoundError:
+            await js.add_stream(wanted)
+            made.append(stream.name)
+            continue
+        if _differs(found, wanted):
+            await js.update_stream(wanted)
+    return tuple(made)
+
+
+def _config(stream: Stream) -> StreamConfig:
+    return StreamConfig(
+        name=stream.name,
+        subjects=list(stream.subjects),
+        retention=RetentionPolicy.LIMITS,
+        storage=StorageType.FILE,
+        discard=DiscardPolicy.OLD,
+        max_msgs_per_subject=stream.per_subject or -1,
+        max_bytes=stream.max_bytes or -1,
+        max_age=float(stream.max_age),
+        duplicate_window=DUPLICATE_SECONDS,
+        allow_direct=True,
+        num_replicas=1,
+    )
+
+
+def _differs(found: StreamConfig, wanted: StreamConfig) -> bool:
+    names = ("subjects", "max_msgs_per_subject", "max_bytes", "max_age", "duplicate_window", "allow_direct")
+    return any(getattr(found, name) != getattr(wanted, name) for name in names)

@@ -1,0 +1,119 @@
+"""Subscriptions without a stream: watching and serving."""
+
+import asyncio
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from aegisflux.domain.errors import AegisError, Refused
+from aegisflux.ports.bus import Handler, Message, Responder
+
+if TYPE_CHECKING:
+    from aegisflux.adapters.bus.nats import NatsBus
+
+REFUSED, UNAVAILABLE = "Aegisflux-Refused", "Aegisflux-Unavailable"
+AT_ONCE = 64
+HEADER_CHARS = 500
+
+
+class Watch:
+    """One subject, its messages handled in order."""
+
+    def __init__(self, subject: str, handler: Handler, trouble: Callable[[str], None]) -> None:
+        self.subject, self._handler, self._trouble = subject, handler, trouble
+        self._bus: NatsBus | None = None
+        self._sub: object = None
+
+    async def attach(self, bus: "NatsBus", nc: Client) -> None:
+        """Be heard on the connection."""
+        self._bus = bus
+        self._sub = await nc.subscribe(self.subject, cb=self._handle)
+        await nc.flush()
+
+    async def close(self) -> None:
+        """Hear no more."""
+        if self._bus is not None:
+            self._bus.detach(self)
+            await unsubscribe(self._sub)
+
+    async def _handle(self, raw: Msg) -> None:
+        try:
+            await self._handler(message_of(raw))
+        except Exception as error:  # noqa: BLE001 - a message loop's edge
+            self._trouble(f"{raw.subject}: {type(error).__name__}: {error}")
+
+
+class Service(Watch):
+    """One subject, its requests answered by up to 64 tasks."""
+
+    def __init__(self, subject: str, responder: Responder, trouble: Callable[[str], None]) -> None:
+        super().__init__(subject, self._nothing, trouble)
+        self._responder = responder
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Hear no more, and give up answers that are under way."""
+        await super().close()
+        for task in self._tasks:
+            task.cancel()
+
+    async def _nothing(self, _message: Message) -> None:
+        return
+
+    async def _handle(self, raw: Msg) -> None:
+        await self._room.acquire()
+        task = asyncio.create_task(self._answer(raw))
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._room.release()
+
+    async def _answer(self, raw: Msg) -> None:
+        body, headers = b"", None
+        try:
+            body = await self._responder(message_of(raw))
+        except Refused as error:
+            headers = {REFUSED: header_text(str(error))}
+        except AegisError as error:
+            headers = {UNAVAILABLE: header_text(str(error))}
+        except Exception as error:  # noqa: BLE001 - a message loop's edge
+            self._trouble(f"{raw.subject}: {type(error).__name__}: {error}")
+            headers = {UNAVAILABLE: "the service failed; its log says why"}
+        try:
+            await raw._client.publish(raw.reply, body, headers=headers)
+        except NatsError as error:
+            self._trouble(f"{raw.subject}: answer not sent: {error}")
+
+
+def message_of(raw: Msg, subject: str | None = None) -> Message:
+    """Our value of a message; one that was fetched directly says in headers where it was stored."""
+    headers = dict(raw.headers or {})
+    sequence, deliveries = int(headers.get("Nats-Sequence", 0)), 1
+    if raw.reply.startswith("$JS.ACK."):
+        found = raw.metadata
+        sequence, deliveries = found.sequence.stream, found.num_delivered
+    return Message(subject or raw.subject, bytes(raw.data), headers, sequence, deliveries)
+
+
+def header_text(text: str) -> str:
+    """The text as a header value: one line, bounded."""
+    return " ".join(text.split())[:HEADER_CHARS]
+
+
+def described(error: Exception) -> str:
+    """The error's text, or its name where it has none."""
+    return str(error) or type(error).__name__
+
+
+async def unsubscribe(sub: object) -> None:
+    """End a subscription of a connection that may be gone already."""
+    try:
+        await sub.unsubscribe()  # type: ignore[attr-defined]
+    except (NatsError, ConnectionError):
+        pass

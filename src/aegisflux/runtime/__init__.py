@@ -1,0 +1,1 @@
+"""Process life: supervision, health, metrics, logs, clock."""

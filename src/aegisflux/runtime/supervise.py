@@ -1,0 +1,339 @@
+"""Child processes: started in order, kept running, stopped in reverse order.
+
+A child lives in a session of its own, so a terminal's Ctrl-C reaches only the supervisor, which then stops in order. Children
+outlive a killed supervisor on purpose (hosts keep getting renewals); pid files let the next `up` end them before it starts its own.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime import procfs
+from aegisflux.runtime.procfs import PidFile
+
+POLL_SECONDS = 0.02
+PROBE_SECONDS = 1.0
+FIRST_PAUSE, LAST_PAUSE, STEADY_SECONDS = 0.1, 5.0, 10.0
+LOG_LIMIT = 16 << 20
+
+Ready = Callable[[], Awaitable[bool]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Child:
+    """What to run. `prepare` runs before every start; `healthy` is asked every second, and False restarts the child.
+
+    `user` is a uid and gid to become (root only); `port` and `host` are checked to be free before the first start.
+    """
+
+    name: str
+    argv: Sequence[str]
+    ready: Ready
+    prepare: Callable[[], None] | None = None
+    healthy: Callable[[], bool] | None = None
+    env: Mapping[str, str] | None = None
+    cwd: Path = Path("/")
+    log: Path | None = None
+    stop_signal: signal.Signals = signal.SIGTERM
+    stop_seconds: float = 10.0
+    ready_seconds: float = 30.0
+    user: int | None = None
+    pass_fds: Sequence[int] = ()
+    host: str = "127.0.0.1"
+    port: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """Something that happened to a child: started, ready, died, unhealthy, ended an orphan, stopped, killed."""
+
+    child: str
+    what: str
+    pid: int
+    detail: str = ""
+
+
+Observer = Callable[[Event], None]
+
+
+def ignore(_event: Event) -> None:
+    """The observer of those who do not watch."""
+
+
+class Process:
+    """One run of a child at a time; `start` returns when it is ready."""
+
+    def __init__(self, child: Child, run_dir: Path, observe: Observer = ignore) -> None:
+        self.child, self._observe = child, observe
+        self._pid_file = PidFile(run_dir / f"{child.name}.pid")
+        self._popen: subprocess.Popen[bytes] | None = None
+        self._gone = asyncio.Event()
+
+    @property
+    def pid(self) -> int | None:
+        """The pid while it runs."""
+        return self._popen.pid if self._popen and not self._gone.is_set() else None
+
+    async def start(self) -> None:
+        """Prepare, spawn and wait until ready; raises Unavailable with the end of its log when it dies or takes too long."""
+        child = self.child
+        if child.prepare:
+            await asyncio.to_thread(child.prepare)
+        self._spawn()
+        deadline = time.monotonic() + child.ready_seconds
+        while not await child.ready():
+            if self._gone.is_set():
+                raise Unavailable(
+                    f"{child.name} ended with {self._ending()} before it was ready{self._log_tail()}"
+                )
+            if time.monotonic() > deadline:
+                await self.stop()
+                raise Unavailable(
+                    f"{child.name} was not ready within {child.ready_seconds:g} s{self._log_tail()}"
+                )
+            await asyncio.sleep(POLL_SECONDS)
+        self._say("ready")
+
+    async def wait(self) -> None:
+        """Until it is gone or no longer healthy; an unhealthy one is stopped first."""
+        while not self._gone.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._gone.wait(), PROBE_SECONDS)
+                break
+            if self.child.healthy and not await asyncio.to_thread(self.child.healthy):
+                self._say("unhealthy")
+                await self.stop()
+                return
+        self._say("died", self._ending())
+
+    async def stop(self) -> None:
+        """Ask it to stop, and kill its process group when it does not within its time. Harmless when it does not run."""
+        if self.pid is None:
+            return
+        self._signal(self.child.stop_signal)
+        try:
+            await asyncio.wait_for(self._gone.wait(), self.child.stop_seconds)
+            self._say("stopped", self._ending())
+        except TimeoutError:
+            self.kill()
+            await self._gone.wait()
+            self._say("killed", f"it did not stop within {self.child.stop_seconds:g} s")
+
+    def kill(self) -> None:
+        """SIGKILL to it and its process group."""
+        if self._popen:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+
+    async def end_orphan(self) -> None:
+        """End the process that an earlier supervisor left, if it still lives."""
+        pid = self._pid_file.alive()
+        if pid is None:
+            return
+        self._observe(Event(self.child.name, "orphan", pid, "left by an earlier supervisor; ending it"))
+        os.kill(pid, self.child.stop_signal)
+        deadline = time.monotonic() + self.child.stop_seconds
+        while self._pid_file.alive() is not None:
+            if time.monotonic() > deadline:
+                os.killpg(pid, signal.SIGKILL)
+                deadline += self.child.stop_seconds
+            await asyncio.sleep(POLL_SECONDS)
+        self._pid_file.remove()
+
+    def _spawn(self) -> None:
+        child = self.child
+        self._gone = asyncio.Event()
+        output = _open_log(child.log)
+        try:
+            self._popen = subprocess.Popen(
+                list(child.argv),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=child.cwd,
+                env=dict(child.env) if child.env is not None else None,
+                start_new_session=True,
+                user=child.user,
+                group=child.user,
+                extra_groups=() if child.user is not None else None,
+                pass_fds=child.pass_fds,
+            )
+        except OSError as error:
+            raise Unavailable(f"{child.name}: {child.argv[0]} does not start: {error.strerror}") from error
+        finally:
+            if output is not None:
+                output.close()
+        self._pid_file.write(self._popen.pid)
+        self._watch(self._popen, self._gone)
+        self._say("started")
+
+    def _watch(self, popen: "subprocess.Popen[bytes]", gone: asyncio.Event) -> None:
+        loop, descriptor = asyncio.get_running_loop(), os.pidfd_open(popen.pid)
+
+        def ended() -> None:
+            loop.remove_reader(descriptor)
+            os.close(descriptor)
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(popen.pid, signal.SIGKILL)
+            popen.wait()
+            self._pid_file.remove()
+            gone.set()
+
+        loop.add_reader(descriptor, ended)
+
+    def _signal(self, number: signal.Signals) -> None:
+        assert self._popen
+        with contextlib.suppress(ProcessLookupError):
+            self._popen.send_signal(number)
+
+    def _say(self, what: str, detail: str = "") -> None:
+        self._observe(Event(self.child.name, what, self._popen.pid if self._popen else 0, detail))
+
+    def _ending(self) -> str:
+        code = self._popen.returncode if self._popen else None
+        if code is not None and code < 0:
+            return f"signal {signal.Signals(-code).name}"
+        return f"exit code {code}"
+
+    def _log_tail(self) -> str:
+        if self.child.log is None:
+            return ""
+        try:
+            lines = self.child.log.read_text(errors="replace").splitlines()[-8:]
+        except OSError:
+            return ""
+        return f"; the end of {self.child.log}:\n" + "\n".join("  " + line[:300] for line in lines)
+
+
+@dataclass(slots=True)
+class Supervisor:
+    """Keeps `children` running. One supervisor for a run directory; a second one is refused."""
+
+    children: Sequence[Child]
+    run_dir: Path
+    observe: Observer = ignore
+    _processes: list[Process] = field(default_factory=list)
+    _keepers: list[asyncio.Task[None]] = field(default_factory=list)
+    _lock: IO[str] | None = None
+
+    async def start(self) -> None:
+        """End orphans, check ports, start each child and wait until it is ready; on failure stops what it started."""
+        self._take_lock()
+        self._processes = [Process(child, self.run_dir, self.observe) for child in self.children]
+        try:
+            for process in reversed(self._processes):
+                await process.end_orphan()
+            for child in self.children:
+                if child.port is not None:
+                    procfs.require_free_port(child.host, child.port, child.name)
+            for process in self._processes:
+                await process.start()
+                self._keepers.append(
+                    asyncio.create_task(self._keep(process), name=f"keep {process.child.name}")
+                )
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Start, keep running until `stop` is set, stop. Stops also when it is set during the start."""
+        starting = asyncio.create_task(self.start())
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            starting.cancel()
+        try:
+            await starting
+            await stopping
+        except asyncio.CancelledError:
+            if not stop.is_set():
+                raise
+        finally:
+            stopping.cancel()
+            await self.stop()
+
+    async def stop(self) -> None:
+        """Stop all children in reverse order."""
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
+        self._keepers.clear()
+        for process in reversed(self._processes):
+            await process.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def pids(self) -> dict[str, int | None]:
+        """The pid of each child that runs, None for one that does not."""
+        return {process.child.name: process.pid for process in self._processes}
+
+    async def _keep(self, process: Process) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            since = time.monotonic()
+            await process.wait()
+            if time.monotonic() - since > STEADY_SECONDS:
+                pause = FIRST_PAUSE
+            while True:
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, LAST_PAUSE)
+                try:
+                    await process.start()
+                    break
+                except (Unavailable, OSError) as error:
+                    self.observe(Event(process.child.name, "failed", 0, str(error)))
+
+    def _take_lock(self) -> None:
+        self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = (self.run_dir / "supervisor.lock").open("a+")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            lock.close()
+            raise Unavailable(
+                f"{self.run_dir}: already supervised by process {holder}; stop that one first"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        self._lock = lock
+
+
+async def run_until_signal(supervisor: Supervisor) -> None:
+    """Run until SIGTERM or SIGINT; a second signal kills the children at once."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+
+    def asked() -> None:
+        if stop.is_set():
+            for process in supervisor._processes:
+                process.kill()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked)
+    try:
+        await supervisor.run(stop)
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+def _open_log(path: Path | None) -> IO[bytes] | None:
+    if path is None:
+        return None
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > LOG_LIMIT:
+        path.replace(path.with_suffix(path.suffix + ".1"))
+    return path.open("ab")

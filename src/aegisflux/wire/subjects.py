@@ -1,0 +1,191 @@
+"""The register of subjects: no other file spells one.
+
+`REGISTER` names every subject with its payload, both ends and its delivery; `STREAMS` is where JetStream keeps them.
+What an agent may do on the bus (`agent_publishes`, `agent_subscribes`) follows from the register.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from aegisflux.domain.errors import Invalid
+
+Delivery = Literal["stream", "last value", "request and reply"]
+HOST = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+NAME_TEMPLATE = "{{name()}}"
+MAX_MESSAGE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One row: `<host>` and `<stream>` stand for one token."""
+
+    subject: str
+    payload: str
+    producer: str
+    consumers: tuple[str, ...]
+    delivery: Delivery
+    meaning: str
+
+    @property
+    def pattern(self) -> str:
+        """The row as NATS writes it, one `*` for the open token."""
+        return re.sub(r"<\w+>", "*", self.subject)
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """A JetStream stream; sizes in bytes, ages in seconds, 0 = no bound of that kind."""
+
+    name: str
+    subjects: tuple[str, ...]
+    per_subject: int
+    max_bytes: int
+    max_age: int
+
+    @property
+    def last_value(self) -> bool:
+        """Whether the stream keeps only the newest message of each subject."""
+        return self.per_subject == 1
+
+
+MAPS = "actions.seg.maps"
+
+REGISTER: tuple[Subject, ...] = (
+    Subject(MAPS, "SnapshotAnnouncement", "orchestrator", ("viewer",), "stream",
+            "every accepted snapshot, in the order of the commits"),
+    Subject("actions.seg.desired.<host>", "HostManifest", "orchestrator", ("agent",), "last value",
+            "the whole desired state of a host, signed"),
+    Subject("actions.seg.confirm.<host>", "Confirm", "orchestrator", ("agent",), "last value",
+            "the signed word that a commit-confirm of a host is to stay; without it the agent goes back"),
+    Subject("agent.content.<host>", "ContentRequest", "agent", ("orchestrator",), "request and reply",
+            "one chunk of a Content for one request"),
+    Subject("agent.acks.<host>", "SnapshotAck | SnapshotNack", "agent", ("orchestrator",), "stream",
+            "what the kernel of a host holds, or why it does not; signed with the host's key"),
+    Subject("agent.heartbeat.<host>", "Heartbeat", "agent", ("orchestrator",), "last value",
+            "state of a host; signed with the host's key"),
+    Subject("dead.<stream>", "DeadLetter", "whoever refused", ("operators",), "stream",
+            "a message that was refused, with the reason and its bytes"),
+)  # fmt: skip
+
+DAY = 86_400
+STREAMS: tuple[Stream, ...] = (
+    Stream("MAPS", (MAPS,), 0, 1 << 30, 30 * DAY),
+    Stream("DESIRED", ("actions.seg.desired.*",), 1, 0, 0),
+    Stream("CONFIRM", ("actions.seg.confirm.*",), 1, 0, DAY),
+    Stream("ACKS", ("agent.acks.*",), 0, 1 << 30, 7 * DAY),
+    Stream("HEARTBEATS", ("agent.heartbeat.*",), 1, 0, DAY),
+    Stream("DEAD", ("dead.*",), 0, 256 << 20, 30 * DAY),
+)
+
+
+def host_token(host: str) -> str:
+    """The host's name when it may stand in a subject and in a JWT; raises Invalid otherwise."""
+    if not HOST.fullmatch(host):
+        raise Invalid("host_id", "[a-z0-9][a-z0-9_-]{0,62}", host)
+    return host
+
+
+def desired(host: str) -> str:
+    """Where the host finds its manifest."""
+    return "actions.seg.desired." + host_token(host)
+
+
+def confirm(host: str) -> str:
+    """Where the host finds the confirmation of a commit-confirm."""
+    return "actions.seg.confirm." + host_token(host)
+
+
+def content(host: str) -> str:
+    """Where the host asks for contents."""
+    return "agent.content." + host_token(host)
+
+
+def acks(host: str) -> str:
+    """Where the host's acks and nacks go."""
+    return "agent.acks." + host_token(host)
+
+
+def heartbeat(host: str) -> str:
+    """Where the host's heartbeats go."""
+    return "agent.heartbeat." + host_token(host)
+
+
+def dead(stream: str) -> str:
+    """Where refused messages of a stream go."""
+    return "dead." + stream.lower()
+
+
+def every(subject: str) -> str:
+    """The wildcard of a row of the register, for those who serve or read all hosts; KeyError on no row."""
+    return next(row.pattern for row in REGISTER if row.subject == subject)
+
+
+ALL_ACKS = every("agent.acks.<host>")
+ALL_HEARTBEATS = every("agent.heartbeat.<host>")
+ALL_CONTENT = every("agent.content.<host>")
+ALL_DESIRED = every("actions.seg.desired.<host>")
+
+
+def host_of(subject: str) -> str:
+    """The host that a subject of the register names: its last token, checked."""
+    return host_token(subject.rpartition(".")[2])
+
+
+def stream_of(subject: str) -> Stream:
+    """The stream that keeps the subject; raises Invalid when none does."""
+    for stream in STREAMS:
+        if any(matches(pattern, subject) for pattern in stream.subjects):
+            return stream
+    raise Invalid("subject", "a subject of a stream of the register", subject)
+
+
+def matches(pattern: str, subject: str) -> bool:
+    """Whether NATS delivers the subject to a subscription of the pattern."""
+    wanted, tokens = pattern.split("."), subject.split(".")
+    if wanted[-1] == ">":
+        return len(tokens) >= len(wanted) and all(
+            w in ("*", t) for w, t in zip(wanted[:-1], tokens, strict=False)
+        )
+    return len(wanted) == len(tokens) and all(w in ("*", t) for w, t in zip(wanted, tokens, strict=True))
+
+
+def direct_get(stream: str, subject: str) -> str:
+    """The JetStream API subject that answers with the last message of a subject."""
+    return f"$JS.API.DIRECT.GET.{stream}.{subject}"
+
+
+def agent_requests() -> tuple[str, ...]:
+    """Patterns of what crosses from agents to the control plane and is answered: the services of the accounts."""
+    own = [row.pattern for row in REGISTER if row.producer == "agent"]
+    return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in agent_hears()))
+
+
+def agent_hears() -> tuple[str, ...]:
+    """Patterns of what crosses from the control plane to agents: the streams of the accounts."""
+    return tuple(row.pattern for row in REGISTER if "agent" in row.consumers)
+
+
+def agent_publishes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
+    """All that the agent `name` may publish."""
+    return tuple(_named(pattern, name) for pattern in agent_requests())
+
+
+def agent_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
+    """All that the agent `name` may subscribe."""
+    return (*(_named(pattern, name) for pattern in agent_hears()), inbox(name) + ".>")
+
+
+def viewer_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
+    """All that the viewer `name` may subscribe; it may publish nothing."""
+    return (*(row.pattern for row in REGISTER if "viewer" in row.consumers), inbox(name) + ".>")
+
+
+def inbox(name: str) -> str:
+    """The prefix of a user's reply subjects."""
+    return "_INBOX." + name
+
+
+def _named(pattern: str, name: str) -> str:
+    assert pattern.endswith(".*"), pattern
+    return pattern[:-1] + name

@@ -1,0 +1,125 @@
+"""A real NATS with our accounts, for tests: started once a module, everything below one temporary folder."""
+
+import asyncio
+import socket
+import time
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nacl.signing import SigningKey
+
+from aegisflux.adapters.bus.accounts import PUSH_SUBJECT, NatsAccounts
+from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+from aegisflux.adapters.engines.nats import NatsEngine
+from aegisflux.adapters.secrets.file import FileSecrets
+from aegisflux.adapters.secrets.pki import Pki
+from aegisflux.runtime.supervise import Process
+from aegisflux.wire.natsjwt import Credentials
+
+
+def free_port() -> int:
+    """A port that nobody held a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+async def eventually(check, seconds: float = 10.0):
+    """The first true answer of `check` (may be async); fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while True:
+        answer = check()
+        if asyncio.iscoroutine(answer):
+            answer = await answer
+        if answer:
+            return answer
+        assert time.monotonic() < deadline, f"not true within {seconds} s: {check}"
+        await asyncio.sleep(0.02)
+
+
+@dataclass
+class NatsLab:
+    """The server, its accounts, and users made on demand."""
+
+    directory: Path
+    accounts: NatsAccounts
+    pki: Pki
+    engine: NatsEngine
+    process: Process
+    troubles: list[str] = field(default_factory=list)
+
+    @classmethod
+    def make(cls, directory: Path) -> "NatsLab":
+        now = int(time.time())
+        secrets = FileSecrets(directory / "secrets")
+        pki = Pki(secrets, now)
+        accounts = NatsAccounts(secrets, now)
+        files = pki.server("nats", ["localhost", "127.0.0.1"], now)
+        engine = NatsEngine(
+            data_dir=directory / "nats",
+            host="127.0.0.1",
+            port=free_port(),
+            certificate=files.certificate,
+            key=files.key,
+            accounts=accounts.server_config,
+            log=directory / "nats.log",
+        )
+        (directory / "run").mkdir()
+        return cls(directory, accounts, pki, engine, Process(engine.child(), directory / "run"))
+
+    def bus(self, credentials: Credentials) -> NatsBus:
+        """A bus of the user, not opened."""
+        return NatsBus(
+            NatsOptions(
+                urls=[self.engine.url],
+                credentials=credentials,
+                ca_pem=self.pki.ca_pem,
+                trouble=self.troubles.append,
+            )
+        )
+
+    def agent(self, host: str, seed: bytes | None = None) -> Credentials:
+        """Credentials of an agent, as enrolment makes them."""
+        seed = seed or bytes(SigningKey.generate())
+        public = bytes(SigningKey(seed).verify_key)
+        return Credentials(self.accounts.issue_agent(host, public, int(time.time())), seed)
+
+    @asynccontextmanager
+    async def control(self):
+        """The bus of our services, connected."""
+        async with opened(self.bus(self.accounts.control_creds(int(time.time())))) as bus:
+            yield bus
+
+    @asynccontextmanager
+    async def system(self):
+        """The bus that pushes account claims, connected."""
+        async with opened(self.bus(self.accounts.system_creds(int(time.time())))) as bus:
+            yield bus
+
+    async def push(self, jwt: str) -> None:
+        """What LiveAccounts does with a claim."""
+        async with self.system() as bus:
+            await bus.call(PUSH_SUBJECT, jwt.encode())
+
+
+@asynccontextmanager
+async def opened(bus: NatsBus):
+    """The bus while it is open and connected."""
+    bus.open()
+    try:
+        await bus.ready(10)
+        yield bus
+    finally:
+        await bus.close()
+
+
+@asynccontextmanager
+async def running_nats(directory: Path):
+    """A lab whose server runs."""
+    lab = NatsLab.make(directory)
+    await lab.process.start()
+    try:
+        yield lab
+    finally:
+        await lab.process.stop()

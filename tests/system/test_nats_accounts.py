@@ -1,0 +1,298 @@
+"""Who may do what on the bus: one named test for each refusal of contracts §4, against a real server."""
+
+import asyncio
+import json
+import ssl
+import time
+
+import pytest
+import pytest_asyncio
+from nacl.signing import SigningKey
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from support.engines import eventually, opened, running_nats
+
+from aegisflux.adapters.bus.accounts import LiveAccounts
+from aegisflux.domain.errors import Forbidden, Invalid, Unavailable
+from aegisflux.wire import natsjwt, subjects
+
+pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def lab(tmp_path_factory):
+    """A server with the streams and a manifest for each of two hosts."""
+    async with running_nats(tmp_path_factory.mktemp("nats")) as found:
+        async with found.control() as control:
+            await control.ensure_streams()
+            for host in ("web1", "web2"):
+                await control.publish(subjects.desired(host), f"of {host}".encode(), msg_id=f"{host}:1")
+        yield found
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def agent(lab):
+    """The bus of the agent web1."""
+    async with opened(lab.bus(lab.agent("web1"))) as bus:
+        yield bus
+
+
+class Raw:
+    """A hostile client: nats-py itself with a user's credentials."""
+
+    def __init__(self, lab, credentials) -> None:
+        self.lab, self.credentials, self.errors = lab, credentials, []
+        self.nc = Client()
+
+    async def __aenter__(self):
+        key = natsjwt.seed_nkey("user", self.credentials.seed)
+
+        async def heard(error):
+            self.errors.append(str(error).lower())
+
+        await self.nc.connect(
+            self.lab.engine.url,
+            user_jwt_cb=lambda: self.credentials.jwt.encode(),
+            signature_cb=lambda nonce: signature(key, nonce),
+            tls=ssl.create_default_context(cadata=self.lab.pki.ca_pem),
+            inbox_prefix=b"_INBOX." + self.credentials.name.encode(),
+            allow_reconnect=False,
+            error_cb=heard,
+            skip_subject_validation=True,
+        )
+        return self
+
+    async def __aexit__(self, *_):
+        await self.nc.close()
+
+    async def publish_refused(self, subject: str, payload: bytes = b"", reply: str = "") -> bool:
+        """Whether the server refuses the publish, and says so."""
+        self.errors.clear()
+        await self.nc.publish(subject, payload, reply=reply)
+        return await self._heard(f'violation for publish to "{subject.lower()}"')
+
+    async def subscribe_refused(self, subject: str) -> bool:
+        """Whether the server refuses the subscription, and says so."""
+        self.errors.clear()
+        sub = await self.nc.subscribe(subject)
+        refused = await self._heard(f'violation for subscription to "{subject.lower()}"')
+        await sub.unsubscribe()
+        return refused
+
+    async def _heard(self, text: str) -> bool:
+        await self.nc.flush()
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            if any(text in error for error in self.errors):
+                return True
+            await asyncio.sleep(0.005)
+        return False
+
+
+def signature(key: str, nonce: str) -> bytes:
+    import base64
+
+    return base64.b64encode(SigningKey(natsjwt.raw_seed(key)).sign(nonce.encode()).signature)
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def hostile(lab):
+    """web1 with a client that asks for anything."""
+    async with Raw(lab, lab.agent("web1")) as raw:
+        yield raw
+
+
+async def test_an_agent_can_do_what_it_must(lab, agent):
+    """Last value, acks, heartbeat and new manifests all cross the account's border."""
+    heard = []
+
+    async def hear(message):
+        heard.append(message.payload)
+
+    await agent.watch(subjects.desired("web1"), hear)
+    async with lab.control() as control:
+        found = await agent.last(subjects.desired("web1"))
+        assert found.payload == b"of web1"
+        assert await agent.last(subjects.confirm("web1")) is None
+        await agent.publish(subjects.acks("web1"), b"ack", msg_id="web1:ack:1")
+        await agent.publish(subjects.heartbeat("web1"), b"beat", msg_id="web1:beat:1")
+        assert (await control.last(subjects.heartbeat("web1"))).payload == b"beat"
+        await control.publish(subjects.desired("web1"), b"of web1", msg_id="web1:2")
+        await eventually(lambda: heard == [b"of web1"])
+
+
+async def test_another_host_is_refused(hostile, agent):
+    for subject in (subjects.acks("web2"), subjects.heartbeat("web2"), subjects.content("web2")):
+        assert await hostile.publish_refused(subject, b"x")
+    assert await hostile.publish_refused(subjects.desired("web1"), b"forged")
+    assert await hostile.publish_refused(subjects.confirm("web1"), b"forged")
+    assert await hostile.publish_refused(subjects.direct_get("DESIRED", subjects.desired("web2")))
+    assert await hostile.subscribe_refused(subjects.desired("web2"))
+    assert await hostile.subscribe_refused(subjects.confirm("web2"))
+    with pytest.raises(Forbidden):
+        await agent.last(subjects.desired("web2"))
+
+
+async def test_the_single_wildcard_is_refused(lab, hostile):
+    assert await hostile.publish_refused("agent.acks.*", b"x")
+    assert await hostile.subscribe_refused(subjects.ALL_DESIRED)
+    assert await hostile.subscribe_refused("actions.*.desired.web1")
+    with pytest.raises(Invalid):
+        lab.agent("*")
+
+
+async def test_the_full_wildcard_is_refused(lab, hostile):
+    for subject in (">", "actions.>", "agent.>", "$JS.>", "$SYS.>"):
+        assert await hostile.subscribe_refused(subject)
+    assert await hostile.publish_refused("agent.acks.>", b"x")
+    with pytest.raises(Invalid):
+        lab.agent(">")
+
+
+@pytest.mark.parametrize("name", ["", "Web1", "-web", "a.b", "a b", "a" * 64, "web1\n", "{{name()}}"])
+async def test_a_bad_host_name_gets_no_identity(lab, name):
+    with pytest.raises(Invalid):
+        lab.agent(name)
+
+
+async def test_a_foreign_inbox_is_refused(hostile):
+    for subject in ("_INBOX.web2.>", "_INBOX.>", "_INBOX.*.>", "_INBOX.control.>", "_R_.>"):
+        assert await hostile.subscribe_refused(subject)
+    assert await hostile.publish_refused("_INBOX.web2.x", b"x")
+
+
+async def test_creating_a_consumer_is_refused(hostile):
+    for subject in (
+        "$JS.API.CONSUMER.CREATE.DESIRED",
+        "$JS.API.CONSUMER.CREATE.DESIRED.mine.actions.seg.desired.web1",
+        "$JS.API.CONSUMER.DURABLE.CREATE.DESIRED.mine",
+        "$JS.API.CONSUMER.MSG.NEXT.ACKS.orchestrator",
+        "$JS.ACK.ACKS.orchestrator.1.1.1.1.1",
+        "$JS.API.STREAM.INFO.DESIRED",
+        "$JS.API.INFO",
+    ):
+        assert await hostile.publish_refused(subject, b"{}", reply="_INBOX.web1.x")
+
+
+async def test_a_stream_message_get_is_refused(hostile):
+    body = json.dumps({"last_by_subj": subjects.desired("web2")}).encode()
+    assert await hostile.publish_refused("$JS.API.STREAM.MSG.GET.DESIRED", body, reply="_INBOX.web1.x")
+
+
+async def test_a_direct_get_with_a_wildcard_is_refused(hostile):
+    for token in ("*", ">"):
+        where = subjects.direct_get("DESIRED", "actions.seg.desired." + token)
+        assert await hostile.publish_refused(where, reply="_INBOX.web1.x")
+
+
+async def test_a_direct_get_with_a_body_reads_no_other_host(hostile):
+    for body in (
+        {"last_by_subj": subjects.desired("web2")},
+        {"multi_last": [subjects.ALL_DESIRED], "batch": 10},
+        {"seq": 2},
+        {"batch": 10, "next_by_subj": subjects.ALL_DESIRED},
+    ):
+        payload = json.dumps(body).encode()
+        assert await hostile.publish_refused("$JS.API.DIRECT.GET.DESIRED", payload, reply="_INBOX.web1.x")
+        box = await hostile.nc.subscribe("_INBOX.web1.direct")
+        where = subjects.direct_get("DESIRED", subjects.desired("web1"))
+        await hostile.nc.publish(where, payload, reply="_INBOX.web1.direct")
+        try:
+            answer = await box.next_msg(timeout=0.3)
+        except NatsError:
+            answer = None
+        assert answer is None or b"web2" not in answer.data
+        await box.unsubscribe()
+
+
+async def test_a_foreign_reply_subject_writes_no_desired_state(lab, hostile):
+    """The exploit of the single account: the server's answer is sent where the reply subject says."""
+    async with lab.control() as control:
+        before = await control.last(subjects.desired("web2"))
+        heard = []
+
+        async def hear(message):
+            heard.append(message)
+
+        await control.watch(subjects.desired("web2"), hear)
+        await control.watch(subjects.MAPS, hear)
+        for reply in (
+            subjects.desired("web2"),
+            subjects.confirm("web2"),
+            subjects.MAPS,
+            "$JS.API.STREAM.DELETE.DESIRED",
+        ):
+            await hostile.nc.publish(subjects.heartbeat("web1"), b"x", reply=reply)
+            await hostile.nc.publish(subjects.acks("web1"), b"x", reply=reply)
+            where = subjects.direct_get("DESIRED", subjects.desired("web1"))
+            await hostile.nc.publish(where, reply=reply)
+        await hostile.nc.flush()
+        done = await control.publish(subjects.acks("web2"), b"marker", msg_id="marker")
+        assert done
+        assert await control.last(subjects.desired("web2")) == before
+        assert await control.last(subjects.confirm("web2")) is None
+        assert not heard
+
+
+async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
+    async with lab.system() as system, opened(lab.bus(lab.agent("web2"))) as other:
+
+        async def push(jwt):
+            assert b'"code":200' in await system.call("$SYS.REQ.CLAIMS.UPDATE", jwt.encode())
+
+        seed = bytes(SigningKey.generate())
+        public = bytes(SigningKey(seed).verify_key)
+        async with opened(lab.bus(lab.agent("gone", seed))) as bus:
+            await LiveAccounts(lab.accounts, push).revoke_agent(public, int(time.time()))
+            await eventually(lambda: not bus.connected)
+            with pytest.raises(Unavailable, match="(?i)authorization|revoked"):
+                await bus.ready(1.0)
+        assert (await other.last(subjects.desired("web2"))).payload == b"of web2"
+        await eventually(lambda: int(time.time()) > lab.accounts.revoked(public))
+        async with opened(lab.bus(lab.agent("gone", seed))) as again:
+            assert again.connected
+
+
+async def test_a_viewer_hears_the_announcements_and_nothing_else(lab):
+    credentials = lab.accounts.viewer_creds(int(time.time()))
+    async with Raw(lab, credentials) as viewer, lab.control() as control:
+        heard = await viewer.nc.subscribe(subjects.MAPS)
+        await viewer.nc.flush()
+        await control.publish(subjects.MAPS, b"news", msg_id="news:1")
+        assert (await heard.next_msg(timeout=5)).data == b"news"
+        for subject in (subjects.MAPS, subjects.desired("web1"), subjects.acks("web1"), "$JS.API.INFO", "x"):
+            assert await viewer.publish_refused(subject, b"x")
+        for subject in (subjects.ALL_DESIRED, subjects.ALL_ACKS, ">", "_INBOX.control.>", "dead.*"):
+            assert await viewer.subscribe_refused(subject)
+
+
+async def test_nobody_enters_without_an_identity(lab):
+    async def quiet(_error):
+        return
+
+    context = ssl.create_default_context(cadata=lab.pki.ca_pem)
+    with pytest.raises(NatsError):
+        await Client().connect(lab.engine.url, tls=context, allow_reconnect=False, error_cb=quiet)
+
+
+async def test_an_agent_of_a_foreign_operator_is_refused(lab, tmp_path):
+    from support.engines import NatsLab
+
+    stranger = NatsLab.make(tmp_path)
+    bus = lab.bus(stranger.agent("web1"))
+    bus.open()
+    with pytest.raises(Unavailable, match="(?i)authorization"):
+        await bus.ready(1.0)
+    await bus.close()
+
+
+async def test_a_server_with_a_foreign_certificate_gets_no_identity(lab, tmp_path):
+    from support.engines import NatsLab
+
+    stranger = NatsLab.make(tmp_path)
+    stranger.engine = lab.engine
+    bus = stranger.bus(lab.agent("web1"))
+    bus.open()
+    with pytest.raises(Unavailable, match="(?i)certificate"):
+        await bus.ready(1.0)
+    await bus.close()
