@@ -1,8 +1,8 @@
 """Enrolment: the token that an admin hands to a host, and what goes to and fro over HTTP.
 
-A token is one line of base64url over JSON. It names the control plane and carries the SHA-256 of its CA and of its
-root key, so that a host that holds a token cannot be led to another control plane. The host proves that it owns the
-key it asks for by signing `proof_bytes`. Nothing here signs or verifies.
+A token is one line of base64url over JSON. It names the control plane and carries the SHA-256 of its CA
+and of its root key, so that a host that holds one cannot be led to another control plane. The host proves
+that it owns the key it asks for by signing `proof_bytes`. Nothing here signs or verifies.
 """
 
 import base64
