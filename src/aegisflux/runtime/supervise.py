@@ -1,7 +1,8 @@
 """Child processes: started in order, kept running, stopped in reverse order.
 
-A child lives in a session of its own, so a terminal's Ctrl-C reaches only the supervisor, which then stops in order. Children
-outlive a killed supervisor on purpose (hosts keep getting renewals); pid files let the next `up` end them before it starts its own.
+A child lives in a session of its own, so a terminal's Ctrl-C reaches only the supervisor, which then stops in
+order. Children outlive a killed supervisor on purpose (hosts keep getting renewals); pid files let the next `up`
+end them before it starts its own.
 """
 
 import asyncio
@@ -30,15 +31,16 @@ Ready = Callable[[], Awaitable[bool]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
-    """What to run. `prepare` runs before every start; `healthy` is asked every second, and False restarts the child.
-
-    `user` is a uid and gid to become (root only); `port` and `host` are checked to be free before the first start.
+    """What to run. `prepare` runs before every start, `cleanup` after the last stop; False from `healthy`,
+    which is asked every second, restarts the child. `user` is a uid and gid to become (root only).
+    `port` and `host` are checked to be free before the first start.
     """
 
     name: str
     argv: Sequence[str]
     ready: Ready
     prepare: Callable[[], None] | None = None
+    cleanup: Callable[[], None] | None = None
     healthy: Callable[[], bool] | None = None
     env: Mapping[str, str] | None = None
     cwd: Path = Path("/")
@@ -111,14 +113,18 @@ class Process:
                 break
             if self.child.healthy and not await asyncio.to_thread(self.child.healthy):
                 self._say("unhealthy")
-                await self.stop()
+                await self._end()
                 return
         self._say("died", self._ending())
 
     async def stop(self) -> None:
         """Ask it to stop, and kill its process group when it does not within its time. Harmless when it does not run."""
-        if self.pid is None:
-            return
+        if self.pid is not None:
+            await self._end()
+        if self.child.cleanup:
+            await asyncio.to_thread(self.child.cleanup)
+
+    async def _end(self) -> None:
         self._signal(self.child.stop_signal)
         try:
             await asyncio.wait_for(self._gone.wait(), self.child.stop_seconds)

@@ -1,0 +1,275 @@
+"""The bus in one process: the twin of NATS for tests and simulations, with the same streams and the same promises."""
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
+from aegisflux.ports.bus import BatchHandler, Callback, Handler, Message, Responder, Subscription
+from aegisflux.wire import subjects
+
+MAX_DELIVERIES = 5
+RETRY_SECONDS = 0.01
+
+
+@dataclass(slots=True)
+class Log:
+    """One stream: its messages, the ids it has seen, and how far each durable name has read."""
+
+    stream: subjects.Stream
+    messages: dict[int, Message] = field(default_factory=dict)
+    ids: dict[str, int] = field(default_factory=dict)
+    newest: dict[str, int] = field(default_factory=dict)
+    done: dict[str, set[int]] = field(default_factory=dict)
+    head: int = 0
+    grown: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def append(
+        self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str]
+    ) -> tuple[int, bool]:
+        """Sequence of the message, and whether it is new."""
+        if msg_id in self.ids:
+            return self.ids[msg_id], False
+        self.head += 1
+        if self.stream.last_value and subject in self.newest:
+            del self.messages[self.newest[subject]]
+        self.newest[subject] = self.head
+        self.messages[self.head] = Message(subject, payload, headers, self.head)
+        self.ids[msg_id] = self.head
+        self.grown.set()
+        return self.head, True
+
+    def waiting(self, durable: str, most: int) -> list[Message]:
+        """Messages that the durable name has not done."""
+        done = self.done.setdefault(durable, set())
+        return [message for sequence, message in self.messages.items() if sequence not in done][:most]
+
+
+class Broker:
+    """What the buses of one process share. `down` makes everything Unavailable, until `recover`."""
+
+    def __init__(self) -> None:
+        self.down = False
+        self.logs: dict[str, Log] = {}
+        self.watches: list[_Watch] = []
+        self.services: list[_Service] = []
+        self.buses: list[MemoryBus] = []
+
+    def forget(self) -> None:
+        """Lose all data, as a deleted store does."""
+        self.logs.clear()
+
+    async def recover(self) -> None:
+        """Be available again, and let every bus compare."""
+        self.down = False
+        for bus in list(self.buses):
+            await bus.reconnected()
+
+    def log(self, subject: str) -> Log:
+        """The log that keeps a subject; Unavailable when the streams were not made."""
+        name = subjects.stream_of(subject).name
+        if self.down:
+            raise Unavailable("the bus is not connected")
+        if name not in self.logs:
+            raise Unavailable(f"{subject}: nobody answers there")
+        return self.logs[name]
+
+
+class MemoryBus:
+    """`Bus` over a shared `Broker`."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._subscriptions: list[Subscription] = []
+        self._callbacks: list[Callback] = []
+        broker.buses.append(self)
+
+    @property
+    def connected(self) -> bool:
+        """See `Bus.connected`."""
+        return not self._broker.down
+
+    async def publish(
+        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+    ) -> int:
+        """See `Bus.publish`; does not wait for a broker that is down."""
+        if len(payload) > subjects.MAX_MESSAGE:
+            raise OverLimit("message", subjects.MAX_MESSAGE, len(payload), subject)
+        tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
+        sequence, new = self._broker.log(subject).append(subject, bytes(payload), msg_id, tagged)
+        if new:
+            for watch in list(self._broker.watches):
+                watch.offer(Message(subject, bytes(payload), tagged))
+        return sequence
+
+    async def last(self, subject: str) -> Message | None:
+        """See `Bus.last`."""
+        log = self._broker.log(subject)
+        return log.messages[log.newest[subject]] if subject in log.newest else None
+
+    async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
+        """See `Bus.request`."""
+        if self._broker.down:
+            raise Unavailable("the bus is not connected")
+        service = next((s for s in self._broker.services if subjects.matches(s.subject, subject)), None)
+        if service is None:
+            raise Unavailable(f"{subject}: nobody answers there")
+        try:
+            return await asyncio.wait_for(service.answer(Message(subject, bytes(payload))), timeout)
+        except TimeoutError:
+            raise Unavailable(f"{subject}: no answer within {timeout:g} s") from None
+
+    async def watch(self, subject: str, handler: Handler) -> Subscription:
+        """See `Bus.watch`."""
+        return self._kept(_Watch(self._broker, subject, handler))
+
+    async def serve(self, subject: str, responder: Responder) -> Subscription:
+        """See `Bus.serve`."""
+        return self._kept(_Service(self._broker, subject, responder))
+
+    async def consume(
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+    ) -> Subscription:
+        """See `Bus.consume`."""
+        return self._kept(_Consumer(self, self._broker, stream, durable, handler, batch))
+
+    async def ensure_streams(self) -> tuple[str, ...]:
+        """See `Bus.ensure_streams`."""
+        if self._broker.down:
+            raise Unavailable("the bus is not connected")
+        missing = [stream for stream in subjects.STREAMS if stream.name not in self._broker.logs]
+        self._broker.logs |= {stream.name: Log(stream) for stream in missing}
+        return tuple(stream.name for stream in missing)
+
+    def on_connect(self, callback: Callback) -> None:
+        """See `Bus.on_connect`."""
+        self._callbacks.append(callback)
+
+    async def reconnected(self) -> None:
+        """Call what waits for a connect."""
+        for callback in self._callbacks:
+            await callback()
+
+    async def close(self) -> None:
+        """See `Bus.close`."""
+        for subscription in self._subscriptions:
+            await subscription.close()
+        if self in self._broker.buses:
+            self._broker.buses.remove(self)
+
+    def _kept(self, subscription: Subscription) -> Subscription:
+        self._subscriptions.append(subscription)
+        return subscription
+
+
+class _Watch:
+    def __init__(self, broker: Broker, subject: str, handler: Handler) -> None:
+        self.subject, self._broker, self._handler = subject, broker, handler
+        self._queue: deque[Message] = deque()
+        self._more = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+        broker.watches.append(self)
+
+    def offer(self, message: Message) -> None:
+        if subjects.matches(self.subject, message.subject):
+            self._queue.append(message)
+            self._more.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            while self._queue:
+                try:
+                    await self._handler(self._queue.popleft())
+                except Exception:  # noqa: BLE001, S112 - a message loop's edge
+                    continue
+
+    async def close(self) -> None:
+        if self in self._broker.watches:
+            self._broker.watches.remove(self)
+        await _ended(self._task)
+
+
+class _Service:
+    def __init__(self, broker: Broker, subject: str, responder: Responder) -> None:
+        self.subject, self._broker, self._responder = subject, broker, responder
+        broker.services.append(self)
+
+    async def answer(self, message: Message) -> bytes:
+        try:
+            return await self._responder(message)
+        except Refused as error:
+            raise Refused(str(error)) from error
+        except AegisError as error:
+            raise Unavailable(str(error)) from error
+        except Exception as error:
+            raise Unavailable("the service failed; its log says why") from error
+
+    async def close(self) -> None:
+        if self in self._broker.services:
+            self._broker.services.remove(self)
+
+
+class _Consumer:
+    def __init__(
+        self, bus: MemoryBus, broker: Broker, stream: str, durable: str, handler: BatchHandler, batch: int
+    ) -> None:
+        self._bus, self._broker, self._handler = bus, broker, handler
+        self._stream, self._durable, self._batch = stream, durable, batch
+        self._tries: dict[int, int] = {}
+        self._task = asyncio.create_task(self._run())
+
+    async def _run(self) -> None:
+        while True:
+            log = self._broker.logs.get(self._stream)
+            if log is None or self._broker.down:
+                self._tries.clear()
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            batch = log.waiting(self._durable, self._batch)
+            if batch:
+                await self._handle(log, batch)
+                continue
+            log.grown.clear()
+            try:
+                await asyncio.wait_for(log.grown.wait(), RETRY_SECONDS)
+            except TimeoutError:
+                continue
+
+    async def _handle(self, log: Log, batch: Sequence[Message]) -> None:
+        tries = self._tries
+        told = [
+            Message(m.subject, m.payload, m.headers, m.sequence, tries.get(m.sequence, 0) + 1) for m in batch
+        ]
+        try:
+            await self._handler(told)
+        except Exception as error:  # noqa: BLE001 - a message loop's edge
+            if len(told) > 1:
+                for message in batch:
+                    await self._handle(log, [message])
+                return
+            await self._settle(log, told[0], error)
+            return
+        log.done[self._durable].update(message.sequence for message in batch)
+
+    async def _settle(self, log: Log, message: Message, error: Exception) -> None:
+        self._tries[message.sequence] = message.deliveries
+        last_try = message.deliveries >= MAX_DELIVERIES and not isinstance(error, Unavailable)
+        if not (isinstance(error, Refused) or last_try):
+            await asyncio.sleep(RETRY_SECONDS)
+            return
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        headers = {"Aegisflux-Reason": reason, "Aegisflux-Subject": message.subject}
+        msg_id = f"dead:{self._stream}:{self._durable}:{message.sequence}"
+        await self._bus.publish(subjects.dead(self._stream), message.payload, msg_id=msg_id, headers=headers)
+        log.done[self._durable].add(message.sequence)
+
+    async def close(self) -> None:
+        await _ended(self._task)
+
+
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
