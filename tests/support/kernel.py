@@ -1,0 +1,133 @@
+"""A datapath of the real kernel below a lab's cgroup, and programs that talk through it."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from hashlib import sha256
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from aegisflux.domain.compile import compile_tables
+from aegisflux.domain.snapshot import Ruleset
+from aegisflux.ports.datapath import Binding, Generation
+from tests.support.netns import Host, Lab, cgroup_root
+
+HOUR_NS = 3600 * 10**9
+TALKER = """
+import socket, sys
+s = socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)
+print("ready", flush=True)
+s.settimeout(0.4)
+for line in sys.stdin:
+    try:
+        s.send(line.strip().encode())
+        print(s.recv(99).decode() or "-", flush=True)
+    except OSError:
+        print("-", flush=True)
+"""
+
+
+def generation_of(rules: Ruleset, deadline_ns: int, version: int = 1) -> Generation:
+    """What the agent would load for these rules."""
+    tables = compile_tables(rules)
+    digest = "sha256:" + sha256(msgspec.json.encode(rules)).hexdigest()
+    return Generation(
+        rules.service_id,
+        version,
+        digest,
+        tables,
+        tables.digest(),
+        rules.mode,
+        rules.on_expiry,
+        rules.established,
+        deadline_ns,
+    )
+
+
+class Talk:
+    """One live TCP connection held by a process inside a cgroup."""
+
+    def __init__(self, host: Host, cgroup: str, address: str, port: int) -> None:
+        self.process = host.start(
+            [sys.executable, "-S", "-c", TALKER, address, str(port)],
+            cgroup,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self.process.stdout
+        assert self.process.stdout.readline() == b"ready\n"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def say(self, text: str) -> str | None:
+        """The echo of one line, or None where it is cut off."""
+        assert self.process.stdin
+        assert self.process.stdout
+        self.process.stdin.write(text.encode() + b"\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().decode().strip()
+        return None if answer in ("", "-") else answer
+
+
+class Kernel:
+    """The BPF datapath attached at the lab's cgroup; it leaves nothing behind."""
+
+    def __init__(self, lab: Lab) -> None:
+        from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
+
+        self.lab = lab
+        self.datapath = BpfDatapath(attach=lab.cgroup, instance=f"test-{lab.name}")
+        self._bound: dict[int, Binding] = {}
+
+    def __enter__(self) -> Self:
+        self.datapath.open()
+        return self
+
+    def __exit__(
+        self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.datapath.panic()
+
+    def bind(self, cgroup: Path, slot: int) -> None:
+        binding = Binding(os.stat(cgroup).st_ino, "/" + str(cgroup.relative_to(cgroup_root())), slot)
+        self._bound[binding.cgroup_id] = binding
+        self.datapath.bind(self._bound.values())
+        self.datapath.refresh_addresses()
+
+    def enforce(self, slot: int, rules: Ruleset, on_expiry: str | None = None, lease_s: float = 3600) -> None:
+        """Load, check the read-back, flip."""
+        if on_expiry is not None:
+            rules = msgspec.structs.replace(rules, on_expiry=on_expiry)
+        generation = generation_of(rules, self.datapath.boot_ns() + int(lease_s * 1e9))
+        loaded = self.datapath.load(slot, "active", generation)
+        assert loaded.tables_digest == generation.tables_digest
+        self.datapath.flip(loaded)
+        self.datapath.forget(slot)
+
+    def served(self, host: Host, cgroup: str, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
+        """Start a server and wait until it says that it is ready."""
+        process = host.start(argv, cgroup, stdout=subprocess.PIPE)
+        assert process.stdout
+        assert process.stdout.readline() == b"ready\n"
+        return process
+
+    def talk(self, host: Host, cgroup: str, address: str, port: int) -> Talk:
+        return Talk(host, cgroup, address, port)
+
+    def wait_boot(self, seconds: float) -> None:
+        """Let the boot clock run on, a jiffy included."""
+        until = self.datapath.boot_ns() + int(seconds * 1e9) + 8_000_000
+        while self.datapath.boot_ns() < until:
+            time.sleep(0.005)
