@@ -1,5 +1,93 @@
 """Generated pages about the program: settings, commands, HTTP endpoints, metrics."""
 
+import re
 from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import commands
+from markdown import code, codes, first_line, page, table
+
+EXIT_CODES = (
+    (0, "fine"),
+    (1, "differences, or something was found"),
+    (2, "error"),
+    (3, "refused"),
+    (4, "unavailable"),
+)
+
+
+def cli_page() -> str:
+    """Every verb with its arguments."""
+    app = import_module("aegisflux.cli").app
+    verbs = list(commands.tree(app))
+    index = [(_link(verb.path), verb.summary) for verb in verbs]
+    parts = [
+        table(("command", "what it does"), index),
+        "## Exit codes",
+        table(("code", "meaning"), EXIT_CODES),
+    ]
+    for verb in verbs:
+        parts += [f"## `aegisflux {verb.path}`", _body(verb.help)]
+        if verb.arguments:
+            parts.append(table(("argument", "default", "meaning"), map(_argument, verb.arguments)))
+    return page("Commands", "`cli.py` and `agent/cli.py`", *filter(None, parts))
+
+
+def openapi_page(title: str, source: str, document: dict[str, Any]) -> str:
+    """Every operation of an OpenAPI document."""
+    rows, parts = [], []
+    for path, methods in sorted(document["paths"].items()):
+        for method, operation in sorted(methods.items()):
+            name = f"{method.upper()} {path}"
+            rows.append((code(name), operation.get("summary", "")))
+            parts += [f"## `{name}`", _body(operation.get("description") or operation.get("summary") or "")]
+            if parameters := operation.get("parameters"):
+                parts.append(table(("parameter", "in", "required", "meaning"), map(_parameter, parameters)))
+            if answers := operation.get("responses"):
+                parts.append(_answers(answers))
+    return page(title, source, table(("operation", "what it does"), rows), *filter(None, parts))
+
+
+def _answers(answers: dict[str, Any]) -> str:
+    return table(
+        ("answer", "meaning"),
+        [(code(status), first_line(answer.get("description"))) for status, answer in sorted(answers.items())],
+    )
+
+
+def _parameter(parameter: dict[str, Any]) -> tuple[str, str, str, str]:
+    return (
+        code(parameter["name"]),
+        parameter["in"],
+        "yes" if parameter.get("required") else "no",
+        first_line(parameter.get("description")),
+    )
+
+
+def _argument(argument: commands.Argument) -> tuple[str, str, str]:
+    names = [name for name in argument.names if not name.startswith("--no-")]
+    shown = codes(names)
+    if argument.by_place:
+        shown = code(names[0].lstrip("-").upper()) + " or " + shown
+    if argument.required:
+        shown += " (required)"
+    env = f" Environment: {codes(argument.env)}." if argument.env else ""
+    return shown, code(argument.default), argument.help + env
+
+
+def _body(text: str) -> str:
+    """A docstring as Markdown, without its list of parameters."""
+    text = re.split(r"\n\s*(?:Parameters|Args|Returns|Raises)\s*:?\n", text)[0]
+    return "\n".join(line.strip() for line in text.strip().splitlines())
+
+
+def _link(path: str) -> str:
+    anchor = "aegisflux-" + path.replace(" ", "-")
+    return f"[`aegisflux {path}`](#{anchor})"
+
 
 PAGES: dict[str, Callable[[], str]] = {}
+if find_spec("aegisflux.cli"):
+    PAGES["docs/reference/cli.md"] = cli_page
