@@ -89,7 +89,7 @@ _WORDS: list[str] = []
 
 
 def _keep(_level: int, form: bytes, args: int) -> int:
-    text = ctypes.create_string_buffer(65536)
+    text = ctypes.create_string_buffer(LOG_BYTES)
     ctypes.CDLL(None).vsnprintf(text, len(text), form, c_void_p(args))
     _WORDS.append(text.value.decode(errors="replace").rstrip())
     del _WORDS[:-40]

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* connect and sendmsg: the refused caller gets EPERM at once. What cannot be known here (a socket without
+ * storage, a mapping that changed, a namespace not read yet) is left to the packet. */
+#ifndef AEGIS_CALLS_H
+#define AEGIS_CALLS_H
+
+#include "flows.h"
+
+#define SOCK_RAW_TYPE 3
+
+/* Whether the address is local to the caller's namespace, or might be. */
+static __always_inline int may_be_own(struct bpf_sock_addr *ctx, const struct packet *p)
+{
+	struct own_key key = {};
+
+	key.netns = bpf_get_netns_cookie(ctx);
+	__builtin_memset(key.address, 0xff, 16);
+	if (!bpf_map_lookup_elem(&own, &key))
+		return 1;
+	__builtin_memcpy(key.address, p->peer, 16);
+	return !!bpf_map_lookup_elem(&own, &key);
+}
+
+static __always_inline void forget_connection(struct state *st)
+{
+	st->initiator = 0;
+	st->stamp = 0;
+	st->candidate = 0;
+}
+
+/* v->p holds the peer's address. */
+static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
+{
+	struct bpf_sock *sk = ctx->sk;
+	struct control *ctl = control();
+	struct udp_flow *f = 0;
+	__u32 none[4] = {};
+	struct state *st;
+
+	if (!sk || !ctl || ctx->type == SOCK_RAW_TYPE)
+		return PASS;
+	st = bpf_sk_storage_get(&states, sk, 0, 0);
+	if (!st)
+		return PASS;
+	v->p.proto = ctx->protocol;
+	if (v->p.proto == P_TCP)
+		forget_connection(st);
+	v->slot = st->slot;
+	if (st->epoch != ctl->epoch || v->slot >= MAX_SLOTS)
+		return PASS;
+	if (v->p.proto == P_TCP || v->p.proto == P_UDP) {
+		v->p.peer_port = bpf_ntohs(ctx->user_port);
+		v->p.local_port = sk->src_port;
+		v->p.has_ports = 1;
+	}
+	v->narrow = ~0U;
+	v->now = now_ns();
+	if (v->p.proto == P_UDP && v->p.local_port)
+		f = live_flow(v->slot, &v->p, v->now);
+	if (f) {
+		v->dir = (f->initiator - 1) & 1;
+		v->live = 1;
+		v->reuse = 1;
+		v->before = f->stamp;
+	}
+	if (!judge_flow(v, 0) || !(v->word & W_REFUSED) || may_be_own(ctx, &v->p))
+		return PASS;
+	count_word(0, v->slot, v->word);
+	tell(v, none, 0);
+	return DROP;
+}
+
+static __always_inline int on_call4(struct bpf_sock_addr *ctx, __u8 hook)
+{
+	struct view v = {.hook = hook};
+
+	set_peer4(&v.p, ctx->user_ip4);
+	return on_call(ctx, &v);
+}
+
+static __always_inline int on_call6(struct bpf_sock_addr *ctx, __u8 hook)
+{
+	struct view v = {.hook = hook};
+	__u32 address[4];
+
+	address[0] = ctx->user_ip6[0];
+	address[1] = ctx->user_ip6[1];
+	address[2] = ctx->user_ip6[2];
+	address[3] = ctx->user_ip6[3];
+	set_peer6(&v.p, address);
+	return on_call(ctx, &v);
+}
+
+#endif

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* Whose socket it is, and who began its connection. */
+#ifndef AEGIS_IDENTITY_H
+#define AEGIS_IDENTITY_H
+
+#include "report.h"
+
+#define PASS 1
+#define DROP 0
+
+#define S_ESTABLISHED 1
+#define S_SYN_SENT 2
+#define S_SYN_RECV 3
+#define S_CLOSE 7
+#define S_LISTEN 10
+
+static __always_inline struct control *control(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&controls, &zero);
+}
+
+/* From the top to the deepest mapped cgroup, with any helper that names an ancestor by its level. */
+#define DEEPEST_MAPPED(ancestor_at) ({ \
+	__u32 slot_ = SLOT_NONE, level_; \
+	for (level_ = 0; level_ <= MAX_DEPTH; level_++) { \
+		__u64 id_ = ancestor_at; \
+		__u32 *mapped_; \
+		if (!id_) \
+			break; \
+		if (level_ == MAX_DEPTH) { \
+			count(0, SLOT_NONE, C_TOO_DEEP); \
+			slot_ = SLOT_NONE; \
+			break; \
+		} \
+		mapped_ = bpf_map_lookup_elem(&cgroups, &id_); \
+		if (mapped_) \
+			slot_ = *mapped_; \
+	} \
+	slot_ < SLOT_ROWS ? slot_ : SLOT_NONE; })
+
+/* A change of mapping voids the caches but not the knowledge that a flow was live. */
+static __always_inline void give_slot(struct state *st, __u32 slot, __u32 epoch)
+{
+	__u64 stamp = st->stamp;
+
+	if (stamp)
+		st->stamp = stamp | 1ULL << W_BITS;
+	st->candidate = 0;
+	st->slot = slot;
+	st->epoch = epoch;
+}
+
+static __always_inline void record(struct state *st, __u8 initiator, const struct packet *p)
+{
+	st->peer[0] = p->peer[0];
+	st->peer[1] = p->peer[1];
+	st->peer[2] = p->peer[2];
+	st->peer[3] = p->peer[3];
+	st->peer_port = p->peer_port;
+	st->initiator = initiator;
+}
+
+static __always_inline int same_peer(const struct state *st, const struct packet *p)
+{
+	return st->peer_port == p->peer_port && st->peer[3] == p->peer[3] && st->peer[2] == p->peer[2] &&
+	       st->peer[1] == p->peer[1] && st->peer[0] == p->peer[0];
+}
+
+static __always_inline int is_live_state(__u32 state)
+{
+	return state != S_SYN_SENT && state != S_SYN_RECV && state != S_CLOSE && state != S_LISTEN && state != 12;
+}
+
+#endif

@@ -1,0 +1,106 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* The few kernel structures that the programs read, relocated by CO-RE: fields by name, never by offset. */
+#ifndef AEGIS_KERNEL_TYPES_H
+#define AEGIS_KERNEL_TYPES_H
+
+#include <linux/types.h>
+
+#define AEGIS_CORE __attribute__((preserve_access_index))
+
+struct kernfs_node {
+	__u64 id;
+} AEGIS_CORE;
+
+struct cgroup_root {
+	int hierarchy_id;
+} AEGIS_CORE;
+
+struct cgroup {
+	int level;
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+	struct cgroup *ancestors[];
+} AEGIS_CORE;
+
+struct sock_cgroup_data {
+	struct cgroup *cgroup;
+} AEGIS_CORE;
+
+struct net {
+	__u64 net_cookie;
+} AEGIS_CORE;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct in6_kernel_addr {
+	__u32 words[4];
+};
+
+struct sock_common {
+	__be32 skc_daddr;
+	__be32 skc_rcv_saddr;
+	__be16 skc_dport;
+	__u16 skc_num;
+	unsigned short skc_family;
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	struct in6_kernel_addr skc_v6_daddr;
+	struct in6_kernel_addr skc_v6_rcv_saddr;
+} AEGIS_CORE;
+
+struct sock {
+	struct sock_common __sk_common;
+	struct sock_cgroup_data sk_cgrp_data;
+	__u16 sk_protocol;
+	__u16 sk_type;
+} AEGIS_CORE;
+
+struct inet_connection_sock {
+	int icsk_pending;
+} AEGIS_CORE;
+
+struct tcp_sock {
+	__u32 rcv_nxt;
+} AEGIS_CORE;
+
+struct udp_sock {
+	int pending;
+} AEGIS_CORE;
+
+struct seq_file {
+	void *private;
+} AEGIS_CORE;
+
+struct bpf_iter_meta {
+	struct seq_file *seq;
+	__u64 session_id;
+	__u64 seq_num;
+} AEGIS_CORE;
+
+struct bpf_map {
+	__u32 id;
+} AEGIS_CORE;
+
+struct bpf_iter__tcp {
+	struct bpf_iter_meta *meta;
+	struct sock_common *sk_common;
+	unsigned int uid;
+} AEGIS_CORE;
+
+struct bpf_iter__udp {
+	struct bpf_iter_meta *meta;
+	struct udp_sock *udp_sk;
+	unsigned int uid;
+	int bucket;
+} AEGIS_CORE;
+
+struct bpf_iter__bpf_map_elem {
+	struct bpf_iter_meta *meta;
+	struct bpf_map *map;
+	void *key;
+	void *value;
+} AEGIS_CORE;
+
+#endif

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* Passes over live flows, one network namespace at a time: stamp what existed before us, judge again after
+ * a flip, destroy what is refused. */
+#ifndef AEGIS_PASSES_H
+#define AEGIS_PASSES_H
+
+#include "record.h"
+
+#define PASS_JUDGE 0
+#define PASS_LISTENERS 1
+#define PASS_STAMP 2
+
+extern int bpf_sock_destroy(struct sock_common *sock) __ksym __weak;
+
+static __always_inline void packet_of(struct sock *sk, struct packet *p)
+{
+	p->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	p->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
+	p->has_ports = 1;
+	if (BPF_CORE_READ(sk, __sk_common.skc_family) == 2) {
+		set_peer4(p, BPF_CORE_READ(sk, __sk_common.skc_daddr));
+	} else {
+		__u32 address[4];
+
+		BPF_CORE_READ_INTO(&address, sk, __sk_common.skc_v6_daddr);
+		set_peer6(p, address);
+	}
+}
+
+/* The flow stays on this host: no snapshot ever judges it. */
+static __always_inline int is_own(struct sock *sk, const struct packet *p)
+{
+	struct own_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
+
+	if (is_loopback(p))
+		return 1;
+	__builtin_memcpy(key.address, p->peer, 16);
+	return !!bpf_map_lookup_elem(&own, &key);
+}
+
+static __always_inline __u32 slot_of_sock(struct sock *sk, const struct state *st, const struct control *ctl)
+{
+	struct cgroup *c;
+
+	if (st && st->epoch == ctl->epoch)
+		return st->slot;
+	c = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	return DEEPEST_MAPPED(ancestor_id(c, level_));
+}
+
+static __always_inline int stamp_sock(struct sock *sk, struct state *st, const struct control *ctl)
+{
+	struct listener_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
+	struct packet p = {};
+
+	if (st->initiator)
+		return 0;
+	packet_of(sk, &p);
+	key.port = p.local_port;
+	give_slot(st, slot_of_sock(sk, 0, ctl), ctl->epoch);
+	st->stamp = stamp_unmanaged(ctl);
+	record(st, bpf_map_lookup_elem(&listeners, &key) ? I_PEER : I_LOCAL, &p);
+	return 0;
+}
+
+static __always_inline int note_listener(struct sock *sk)
+{
+	struct listener_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
+	__u8 one = 1;
+
+	key.port = BPF_CORE_READ(sk, __sk_common.skc_num);
+	bpf_map_update_elem(&listeners, &key, &one, BPF_ANY);
+	return 0;
+}
+
+/* Returns the verdict word of a live connection of the pass's service, 0 for every other socket. */
+static __always_inline __u32 pass_tcp(struct bpf_iter__tcp *ctx)
+{
+	struct sock_common *common = ctx->sk_common;
+	struct control *ctl = control();
+	struct view v = {};
+	struct tcp_sock *tp;
+	struct state *st;
+	struct sock *sk;
+	__u32 state;
+
+	if (!common || !ctl)
+		return 0;
+	state = common->skc_state;
+	tp = bpf_skc_to_tcp_sock(common);
+	if (!tp)
+		return 0;
+	sk = (struct sock *)tp;
+	if (state == S_LISTEN)
+		return ctl->pass_stamp == PASS_LISTENERS ? note_listener(sk) : 0;
+	if (!is_live_state(state) || ctl->pass_stamp == PASS_LISTENERS)
+		return 0;
+	st = bpf_sk_storage_get(&states, tp, 0, ctl->pass_stamp ? BPF_SK_STORAGE_GET_F_CREATE : 0);
+	if (!st)
+		return 0;
+	if (ctl->pass_stamp)
+		return stamp_sock(sk, st, ctl);
+	v.slot = slot_of_sock(sk, st, ctl);
+	if (!st->initiator || v.slot != ctl->pass_slot || v.slot >= MAX_SLOTS)
+		return 0;
+	packet_of(sk, &v.p);
+	if (is_own(sk, &v.p))
+		return 0;
+	v.p.proto = P_TCP;
+	v.dir = v.packet_dir = (st->initiator - 1) & 1;
+	v.narrow = ~0U;
+	v.now = now_ns();
+	v.live = 1;
+	v.reuse = 1;
+	v.before = st->stamp;
+	if (!judge_flow(&v, 0))
+		return 0;
+	st->stamp = v.stamp;
+	return v.word;
+}
+
+/* The same for a connected UDP socket; its flow's entry is judged by pass_flow. */
+static __always_inline __u32 pass_udp(struct bpf_iter__udp *ctx)
+{
+	struct udp_sock *up = ctx->udp_sk;
+	struct control *ctl = control();
+	struct view v = {};
+	struct udp_flow *f;
+	struct state *st;
+	struct sock *sk;
+
+	if (!up || !ctl)
+		return 0;
+	sk = (struct sock *)up;
+	if (BPF_CORE_READ(sk, __sk_common.skc_state) != S_ESTABLISHED)
+		return 0;
+	st = bpf_sk_storage_get(&states, up, 0, 0);
+	v.slot = slot_of_sock(sk, st, ctl);
+	if (v.slot != ctl->pass_slot || v.slot >= MAX_SLOTS)
+		return 0;
+	packet_of(sk, &v.p);
+	if (is_own(sk, &v.p))
+		return 0;
+	v.p.proto = P_UDP;
+	v.narrow = ~0U;
+	v.now = now_ns();
+	f = live_flow(v.slot, &v.p, v.now);
+	if (f) {
+		v.dir = (f->initiator - 1) & 1;
+		v.live = 1;
+		v.reuse = 1;
+		v.before = f->stamp;
+	}
+	return judge_flow(&v, 0) ? v.word : 0;
+}
+
+static __always_inline int pass_flow(struct bpf_iter__bpf_map_elem *ctx)
+{
+	struct control *ctl = control();
+	struct udp_flow *f = ctx->value;
+	struct udp_key *key = ctx->key;
+	struct view v = {};
+
+	if (!f || !key || !ctl)
+		return 0;
+	v.now = now_ns();
+	if (!is_live_flow(f, v.now))
+		return 0;
+	set_peer6(&v.p, key->peer);
+	v.p.peer_port = key->peer_port;
+	v.p.local_port = key->local_port;
+	v.p.has_ports = 1;
+	v.p.proto = P_UDP;
+	v.slot = ctl->pass_slot;
+	v.dir = v.packet_dir = (f->initiator - 1) & 1;
+	v.narrow = ~0U;
+	v.live = 1;
+	v.reuse = 1;
+	v.before = f->stamp;
+	if (v.slot < MAX_SLOTS && judge_flow(&v, 0))
+		f->stamp = v.stamp;
+	return 0;
+}
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* What is written down when sockets, connections and cgroups come to be. */
+#ifndef AEGIS_RECORD_H
+#define AEGIS_RECORD_H
+
+#include <bpf/bpf_core_read.h>
+#include "kernel_types.h"
+#include "flows.h"
+
+/* The socket belongs to the service of the process that creates it, for its whole life. */
+static __always_inline int on_create(struct bpf_sock *ctx)
+{
+	struct control *ctl = control();
+	struct state *st;
+	__u32 slot;
+
+	if (!ctl)
+		return PASS;
+	slot = DEEPEST_MAPPED(bpf_get_current_ancestor_cgroup_id(level_));
+	st = bpf_sk_storage_get(&states, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (st)
+		give_slot(st, slot, ctl->epoch);
+	else
+		count(0, slot, C_NO_STORAGE);
+	return PASS;
+}
+
+static __always_inline int on_sockops(struct bpf_sock_ops *ctx)
+{
+	__u32 active = ctx->op == BPF_SOCK_OPS_TCP_CONNECT_CB;
+	struct control *ctl = control();
+	struct bpf_sock *sk = ctx->sk;
+	struct packet p = {};
+	__u32 address[4];
+	struct state *st;
+
+	if (!sk || !ctl || (!active && ctx->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB))
+		return 1;
+	st = bpf_sk_storage_get(&states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!st) {
+		count(0, SLOT_NONE, C_NO_STORAGE);
+		return 1;
+	}
+	if (ctx->family == 2) {
+		set_peer4(&p, ctx->remote_ip4);
+	} else {
+		address[0] = ctx->remote_ip6[0];
+		address[1] = ctx->remote_ip6[1];
+		address[2] = ctx->remote_ip6[2];
+		address[3] = ctx->remote_ip6[3];
+		set_peer6(&p, address);
+	}
+	p.peer_port = bpf_ntohl(ctx->remote_port);
+	/* an accepted connection passed its listener's verdict; a new one has passed none yet */
+	st->stamp = active ? 0 : stamp_unmanaged(ctl);
+	st->candidate = 0;
+	record(st, active ? I_LOCAL : I_PEER, &p);
+	return 1;
+}
+
+/* The number of an ancestor at a level, 0 below the cgroup itself. */
+static __always_inline __u64 ancestor_id(struct cgroup *c, __u32 level)
+{
+	struct cgroup *ancestor = 0;
+
+	if (!c || level > (__u32)BPF_CORE_READ(c, level))
+		return 0;
+	bpf_probe_read_kernel(&ancestor, sizeof(ancestor), &c->ancestors[level]);
+	return ancestor ? BPF_CORE_READ(ancestor, kn, id) : 0;
+}
+
+/* A literal cgroup path is bound before mkdir returns: no process of it ever ran unmapped. */
+static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
+{
+	struct cgroup *c = (struct cgroup *)ctx->args[0];
+	const char *path = (const char *)ctx->args[1];
+	struct control *ctl = control();
+	struct literal_key key = {};
+	__u32 *slot, mapped;
+	__u64 id;
+
+	if (!ctl || BPF_CORE_READ(c, root, hierarchy_id))
+		return 0;
+	if (bpf_probe_read_kernel_str(key.path, sizeof(key.path), path) < 0)
+		return 0;
+	slot = bpf_map_lookup_elem(&literals, &key);
+	if (!slot)
+		return 0;
+	mapped = *slot;
+	id = BPF_CORE_READ(c, kn, id);
+	if (!bpf_map_update_elem(&cgroups, &id, &mapped, BPF_ANY))
+		__sync_fetch_and_add(&ctl->epoch, 1);
+	return 0;
+}
+
+#endif
