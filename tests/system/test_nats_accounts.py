@@ -245,7 +245,6 @@ async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
         async with opened(lab.bus(lab.agent("gone", seed))) as bus:
             await LiveAccounts(lab.accounts, push).revoke_agent(public, int(time.time()))
             await eventually(lambda: not bus.connected)
-            assert "revoked" in bus.last_error.lower()
             await eventually(lambda: "authorization" in bus.last_error.lower())
             assert not bus.connected
         assert (await other.last(subjects.desired("web2"))).payload == b"of web2"

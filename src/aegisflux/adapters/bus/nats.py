@@ -19,7 +19,7 @@ from nacl.signing import SigningKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import NoRespondersError
+from nats.errors import NoRespondersError, NoServersError
 
 from aegisflux.adapters.bus import streams
 from aegisflux.adapters.bus.consumer import Consumer
@@ -203,7 +203,8 @@ class NatsBus:
                 for attached in list(self._attached):
                     await attached.attach(self, nc)
             except (OSError, NatsError, TimeoutError, Unavailable) as error:
-                self._fail(f"cannot connect: {described(error)}")
+                if not isinstance(error, NoServersError):  # then the reason was heard before
+                    self._fail(f"cannot connect: {described(error)}")
                 await asyncio.sleep(pause * (0.5 + random.random()))
                 pause = min(pause * 2, LAST_PAUSE)
                 continue
@@ -236,6 +237,8 @@ class NatsBus:
             user_jwt_cb=self._jwt,
             signature_cb=self._sign,
             allow_reconnect=False,
+            max_reconnect_attempts=1,
+            reconnect_time_wait=0,
             connect_timeout=CONNECT_SECONDS,
             ping_interval=PING_SECONDS,
             error_cb=self._on_error,
@@ -309,13 +312,15 @@ class NatsBus:
 
     async def _first(self, subject: str, asked: asyncio.Future[Msg], denial: asyncio.Future[str]) -> Msg:
         """The answer; Forbidden or Unavailable as soon as the server refuses or goes away."""
-        assert self._lost is not None
-        await asyncio.wait({asked, denial, self._lost}, return_when=asyncio.FIRST_COMPLETED)
+        lost = self._lost
+        assert lost is not None
+        waiting: set[asyncio.Future[Any]] = {asked, denial, lost}
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         if asked.done():
             return asked.result()
         if denial.done():
             raise Forbidden(f"{subject}: {denial.result()}")
-        raise Unavailable(f"{subject}: {self._lost.result()}")
+        raise Unavailable(f"{subject}: {lost.result()}")
 
 
 def _stored(subject: str, answer: Msg) -> int:

@@ -3,24 +3,23 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import sysconfig
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime.supervise import Child
 
-MARKER = "aegisflux.store"
 MAX_PAYLOAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class NatsEngine:
-    """Where and how the server runs. `accounts` gives the part of the configuration for the resolver's directory.
+    """Where and how the server runs. `accounts` gives its configuration for a resolver's directory.
 
-    All below `data_dir` may be deleted at any time: the server is restarted, and whoever owns the truth publishes again.
+    All below `data_dir` may be deleted at any time: the server is restarted, and whoever owns the truth
+    publishes again.
     """
 
     data_dir: Path
@@ -33,12 +32,18 @@ class NatsEngine:
 
     def child(self) -> Child:
         """What the supervisor runs."""
+        store = _Store(self.data_dir / "jetstream")
+
+        def prepare() -> None:
+            self._prepare()
+            store.begin()
+
         return Child(
             name="nats",
             argv=(str(server_binary()), "-c", str(self._config)),
             ready=self.ready,
-            prepare=self._prepare,
-            healthy=self.has_store,
+            prepare=prepare,
+            healthy=store.whole,
             log=self.log,
             host=self.host,
             port=self.port,
@@ -66,25 +71,14 @@ class NatsEngine:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    def has_store(self) -> bool:
-        """False once the data folder, or the store in it, was deleted under the running server."""
-        return self._marker.exists()
-
     @property
     def _config(self) -> Path:
         return self.data_dir / "nats.conf"
 
-    @property
-    def _marker(self) -> Path:
-        return self.data_dir / "jetstream" / MARKER
-
     def _prepare(self) -> None:
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not self.has_store():
-            shutil.rmtree(self.data_dir / "jetstream", ignore_errors=True)
         for name in ("jetstream", "accounts"):
             (self.data_dir / name).mkdir(mode=0o700, exist_ok=True)
-        self._marker.touch()
         self._config.touch(mode=0o600)
         self._config.write_text(self._text())
 
@@ -100,6 +94,31 @@ class NatsEngine:
 
     def _paths(self) -> dict[str, Path]:
         return {"certificate": self.certificate, "key": self.key, "store": self.data_dir}
+
+
+@dataclass(slots=True)
+class _Store:
+    """Notices that the store, or a stream in it, was deleted under a running server, which itself does not."""
+
+    folder: Path
+    inode: int = 0
+    seen: set[Path] = field(default_factory=set)
+
+    def begin(self) -> None:
+        """The server is about to start on what there is."""
+        self.inode = self.folder.stat().st_ino
+        self.seen.clear()
+
+    def whole(self) -> bool:
+        """Whether the folder is still the one it started on, and no stream's folder is gone."""
+        try:
+            found = set(self.folder.glob("*/streams/*"))
+            same = self.folder.stat().st_ino == self.inode
+        except OSError:
+            return False
+        gone = self.seen - found
+        self.seen |= found
+        return same and not gone
 
 
 def server_binary() -> Path:
