@@ -1,0 +1,291 @@
+"""Executes what `domain.converge` planned: load, prove, flip, answer. What fails changes nothing."""
+
+from msgspec.structs import replace
+
+from aegisflux.agent.contents import Contents
+from aegisflux.agent.parts import Parts
+from aegisflux.agent.remember import write_book
+from aegisflux.agent.reporter import Reporter
+from aegisflux.domain import converge
+from aegisflux.domain.converge import Book, Holding, InForce
+from aegisflux.domain.errors import OverLimit, Refused, Unavailable
+from aegisflux.domain.manifest import (
+    ActiveRef,
+    CandidateRef,
+    Confirm,
+    Content,
+    HostManifest,
+    NackReason,
+    ServiceState,
+)
+from aegisflux.domain.trust import Nacked, Trusted, now_of
+from aegisflux.ports.datapath import Generation, Held, Loaded, Role
+
+
+class Applier:
+    """Holds the book. One caller at a time.
+
+    `failures` says why a service is not as its manifest wants, `drifted` which ones were found changed.
+    """
+
+    def __init__(self, parts: Parts, reporter: Reporter, book: Book) -> None:
+        self._parts, self._reporter = parts, reporter
+        self._contents = Contents(parts)
+        self.book = book
+        self.failures: dict[int, tuple[NackReason, str]] = {}
+        self.drifted: set[int] = set()
+
+    async def recover(self, held: list[Held]) -> None:
+        """Square the book with the kernel after a start."""
+        seen = [converge.Seen(h.slot, h.role, h.digest, h.tables_digest, h.deadline_ns) for h in held]
+        book, ended = converge.recovered(self.book, self._parts.boot_id, seen, self._boot_ns())
+        await self._write(book)
+        for holding in ended:
+            await self._not_confirmed(holding, "the host rebooted inside the window")
+        slots = {holding.slot for holding in book.services.values()}
+        for stray in (h for h in held if h.slot not in slots):
+            await self._parts.blocking(self._parts.datapath.remove, stray.slot, stray.role)
+
+    async def apply(self, manifest: HostManifest, trusted: Trusted) -> bool:
+        """Do what is needed; whether all was done that can be done now."""
+        await self._write(converge.enter(self.book, manifest))
+        done = True
+        for step in converge.plan(manifest, self.book, self._boot_ns()):
+            try:
+                await self._do(step, manifest, trusted)
+            except Nacked as error:
+                await self._nack(manifest, step.service_id, error.reason, error.detail, step)
+            except Unavailable as error:
+                done = False
+                self._parts.log(f"service {step.service_id}: {error}")
+        if {s.service_id for s in manifest.services} - set(self.book.services):
+            return await self.apply(manifest, trusted)
+        return done
+
+    async def confirm(self, confirm: Confirm) -> bool:
+        """End a trial well; False when the message is about none."""
+        holding = self.book.services.get(confirm.service_id)
+        if holding is None or not converge.confirms(holding, confirm):
+            return False
+        await self._keep(converge.confirmed(holding))
+        await self._parts.blocking(self._parts.datapath.forget, holding.slot)
+        return True
+
+    async def drift(self) -> bool:
+        """Read back and forget what the kernel no longer holds, so that it is loaded again; whether any."""
+        held = await self._parts.blocking(self._parts.datapath.held)
+        active = {h.slot: h for h in held if h.role == "active"}
+        candidates = {h.slot: h.digest for h in held if h.role == "candidate"}
+        found = False
+        for holding in list(self.book.services.values()):
+            fixed = _without_lost(holding, active.get(holding.slot), candidates.get(holding.slot))
+            if fixed != holding:
+                found = True
+                self._parts.log(f"service {holding.service_id}: the kernel holds something else; repairing")
+                self.drifted.add(holding.service_id)
+                self._reporter.loss["drift"] += 1
+                await self._keep(fixed)
+            known, seen = fixed.active, active.get(holding.slot)
+            if known and seen and seen.deadline_ns != known.deadline_ns:
+                await self._parts.blocking(self._parts.datapath.renew, holding.slot, known.deadline_ns)
+        return found
+
+    async def panicked(self) -> None:
+        """Everything was removed by hand: nothing is active, what was good is remembered."""
+        services = {
+            i: replace(h, active=None, candidate=None, confirm_by_ns=0, intent=None)
+            for i, h in self.book.services.items()
+        }
+        await self._write(replace(self.book, services=services))
+
+    def on_trial(self) -> list[Holding]:
+        """Services that wait for their confirmation."""
+        return [h for h in self.book.services.values() if h.confirm_by_ns]
+
+    async def _do(self, step: converge.Step, manifest: HostManifest, trusted: Trusted) -> None:
+        datapath, blocking = self._parts.datapath, self._parts.blocking
+        match step:
+            case converge.Remove(service_id, slot):
+                for role in ("active", "candidate"):
+                    await blocking(datapath.remove, slot, role)
+                self.failures.pop(service_id, None)
+                services = {i: h for i, h in self.book.services.items() if i != service_id}
+                await self._write(replace(self.book, services=services))
+            case converge.Clear(service_id, slot, role):
+                await blocking(datapath.remove, slot, role)
+                await self._keep(_cleared(self.book.services[service_id], role))
+            case converge.Renew():
+                await self._renew(step, trusted)
+            case converge.Revert(service_id, _, why):
+                await self._revert(service_id, why, trusted)
+            case converge.Load(service_id, _, ref):
+                await self._load(_service(manifest, service_id), ref, manifest.serial, trusted)
+            case converge.LoadCandidate(service_id, slot, ref):
+                await self._load_candidate(service_id, slot, ref, trusted)
+
+    async def _renew(self, step: converge.Renew, trusted: Trusted) -> None:
+        holding = self.book.services[step.service_id]
+        assert holding.active is not None
+        now = now_of(trusted, self._parts.wall())
+        deadline = converge.deadline_of(self._boot_ns(), now, step.lease_until, holding.active.ttl_seconds)
+        await self._parts.blocking(self._parts.datapath.renew, step.slot, deadline)
+        await self._keep(converge.renewed(holding, step.lease_until, deadline))
+        await self._ack(self.book.services[step.service_id])
+
+    async def _load(self, service: ServiceState, ref: ActiveRef, serial: int, trusted: Trusted) -> None:
+        content = await self._contents.get(trusted, service.service_id, ref)
+        holding, now = self.book.services[service.service_id], now_of(trusted, self._parts.wall())
+        deadline = converge.deadline_of(self._boot_ns(), now, ref.lease_until, content.ttl_seconds)
+        next_one = InForce(
+            ref.version,
+            ref.digest,
+            content.tables_digest,
+            serial,
+            ref.lease_until,
+            deadline,
+            content.ttl_seconds,
+            content.mode,
+            content.on_expiry,
+            content.established,
+            ref.confirm_seconds,
+            now,
+        )
+        loaded = await self._loaded(holding.slot, "active", content, deadline)
+        del content
+        await self._keep(converge.intended(holding, next_one))
+        await self._flip(loaded)
+        await self._in_force(service, replace(next_one, applied_at=self._parts.wall()), trusted)
+
+    async def _in_force(self, service: ServiceState, active: InForce, trusted: Trusted) -> None:
+        holding = converge.flipped(self.book.services[service.service_id], active, self._boot_ns())
+        await self._keep(holding)
+        self.failures.pop(service.service_id, None)
+        if active.established == "cut" and active.mode == "enforce":
+            await self._parts.blocking(self._parts.datapath.cut, holding.slot)
+        if not holding.confirm_by_ns:
+            await self._parts.blocking(self._parts.datapath.forget, holding.slot)
+        elif failed := await self._probe(service):
+            await self._revert(service.service_id, failed, trusted)
+            return
+        await self._ack(holding)
+
+    async def _load_candidate(self, service_id: int, slot: int, ref: CandidateRef, trusted: Trusted) -> None:
+        content = await self._contents.get(trusted, service_id, ref)
+        never_ends = self._boot_ns() + content.ttl_seconds * converge.SECOND
+        await self._flip(await self._loaded(slot, "candidate", content, never_ends))
+        await self._keep(replace(self.book.services[service_id], candidate=ref))
+
+    async def _loaded(self, slot: int, role: Role, content: Content, deadline: int) -> Loaded:
+        datapath = self._parts.datapath
+        generation = Generation(
+            content.service_id,
+            content.version,
+            content.digest,
+            content.tables,
+            content.tables_digest,
+            content.mode,
+            content.on_expiry,
+            content.established,
+            deadline,
+        )
+        try:
+            loaded = await self._parts.blocking(datapath.load, slot, role, generation)
+        except OverLimit as error:
+            raise Nacked("map_full", str(error)) from error
+        except (Refused, Unavailable) as error:
+            raise Nacked("load_failed", str(error)) from error
+        if loaded.tables_digest != content.tables_digest:
+            await self._parts.blocking(datapath.discard, loaded)
+            raise Nacked(
+                "readback_mismatch",
+                f"expected {content.tables_digest}, the kernel holds {loaded.tables_digest}",
+            )
+        return loaded
+
+    async def _flip(self, loaded: Loaded) -> None:
+        try:
+            await self._parts.blocking(self._parts.datapath.flip, loaded)
+        except (Refused, Unavailable) as error:
+            await self._parts.blocking(self._parts.datapath.discard, loaded)
+            raise Nacked("load_failed", f"flip: {error}") from error
+
+    async def _revert(self, service_id: int, why: str, trusted: Trusted) -> None:
+        """Back to what was good: the kept generation, else loaded again from the cache, else nothing."""
+        holding, datapath = self.book.services[service_id], self._parts.datapath
+        good = holding.good
+        await self._parts.blocking(datapath.flip_back, holding.slot)
+        held = await self._parts.blocking(datapath.held)
+        now = next((h for h in held if h.slot == holding.slot and h.role == "active"), None)
+        await self._keep(converge.reverted(holding))
+        if good is None and now is not None:
+            await self._parts.blocking(datapath.remove, holding.slot, "active")
+        elif good is not None and (now is None or now.digest != good.digest):
+            content = await self._contents.get(trusted, service_id, CandidateRef(good.version, good.digest))
+            await self._flip(await self._loaded(holding.slot, "active", content, good.deadline_ns))
+        await self._parts.blocking(datapath.forget, holding.slot)
+        await self._not_confirmed(holding, why)
+
+    async def _probe(self, service: ServiceState) -> str:
+        """Why a probe failed, empty when none did. Probes run inside the service's first cgroup."""
+        cgroups = self._reporter.cgroups.get(service.service_id, ())
+        if not service.probes or not cgroups:
+            return ""
+        for target in service.probes:
+            if failed := await self._parts.prober(cgroups[0], target):
+                return f"probe {target}: {failed}"
+        return ""
+
+    async def _not_confirmed(self, holding: Holding, why: str) -> None:
+        failed = holding.active
+        assert failed is not None
+        await self._reporter.nack(
+            "not_confirmed", why, failed.serial, holding.service_id, failed.version, failed.digest
+        )
+
+    async def _nack(
+        self, manifest: HostManifest, service_id: int, reason: NackReason, detail: str, step: converge.Step
+    ) -> None:
+        self.failures[service_id] = (reason, detail)
+        ref = step.ref if isinstance(step, converge.Load | converge.LoadCandidate) else None
+        holding = self.book.services.get(service_id)
+        if holding is not None and holding.intent is not None:
+            await self._keep(replace(holding, intent=None))
+        named = (None, None) if ref is None else (ref.version, ref.digest)
+        await self._reporter.nack(reason, detail, manifest.serial, service_id, *named)
+
+    async def _ack(self, holding: Holding) -> None:
+        await self._reporter.ack(holding, self._boot_ns())
+
+    async def _keep(self, holding: Holding) -> None:
+        await self._write(replace(self.book, services={**self.book.services, holding.service_id: holding}))
+
+    async def _write(self, book: Book) -> None:
+        if book != self.book:
+            await self._parts.blocking(write_book, self._parts.store, book)
+            self.book = book
+
+    def _boot_ns(self) -> int:
+        return self._parts.datapath.boot_ns()
+
+
+def _service(manifest: HostManifest, service_id: int) -> ServiceState:
+    return next(service for service in manifest.services if service.service_id == service_id)
+
+
+def _cleared(holding: Holding, role: Role) -> Holding:
+    if role == "candidate":
+        return replace(holding, candidate=None)
+    return replace(holding, active=None, good=None, confirm_by_ns=0, refused=None)
+
+
+def _without_lost(holding: Holding, active: Held | None, candidate: str | None) -> Holding:
+    known = holding.active
+    if known is not None and (
+        active is None
+        or (active.digest, active.tables_digest, active.mode)
+        != (known.digest, known.tables_digest, known.mode)
+    ):
+        holding = replace(holding, active=None, confirm_by_ns=0)
+    if holding.candidate is not None and candidate != holding.candidate.digest:
+        holding = replace(holding, candidate=None)
+    return holding

@@ -1,0 +1,92 @@
+"""Contents by digest: from the cache, else from the control plane in chunks; verified either way."""
+
+from typing import Final
+
+import msgspec
+
+from aegisflux.agent.parts import Parts
+from aegisflux.domain.errors import Invalid, Refused, Unavailable
+from aegisflux.domain.manifest import (
+    MAX_CONTENT_BYTES,
+    ActiveRef,
+    CandidateRef,
+    Content,
+    ContentChunk,
+    ContentRequest,
+)
+from aegisflux.domain.tables import TABLES_FORMAT
+from aegisflux.domain.trust import Nacked, Trusted, accept_content, check_signature, now_of
+from aegisflux.wire import envelope, subjects
+from aegisflux.wire.content import unpacked
+
+TRIES: Final = 4
+CHUNK_SECONDS: Final = 3.0
+
+
+class Contents:
+    """What the host's manifest names, as the control plane signed it."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def get(self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef) -> Content:
+        """The verified content; raises Nacked, or Unavailable when nobody has it now.
+
+        A cached copy that no longer holds (damaged, or its key was rotated out) is fetched again.
+        """
+        parts = self._parts
+        cached = await parts.blocking(parts.store.content, ref.digest)
+        if cached is not None:
+            try:
+                return await parts.blocking(self._verified, trusted, service_id, ref, cached)
+            except Nacked as error:
+                parts.log(f"cached content {ref.digest}: {error}; fetching it again")
+        sealed = await self._fetch(ref.digest)
+        content = await parts.blocking(self._verified, trusted, service_id, ref, sealed)
+        await parts.blocking(parts.store.keep_content, ref.digest, sealed)
+        return content
+
+    def _verified(
+        self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef, sealed: bytes
+    ) -> Content:
+        parts, wall = self._parts, self._parts.wall()
+        signed = envelope.opened(envelope.decode_envelope(sealed, MAX_CONTENT_BYTES), envelope.CONTENT)
+        check_signature(trusted, signed, now_of(trusted, wall), parts.verify)
+        try:
+            body = unpacked(signed.payload)
+        except Invalid as error:
+            raise Nacked("bad_schema", str(error)) from None
+        content = accept_content(trusted, signed, body, ref, wall, parts.verify)
+        if content.service_id != service_id:
+            raise Nacked("bad_schema", f"expected service {service_id}, got content of {content.service_id}")
+        return content
+
+    async def _fetch(self, digest: str) -> bytes:
+        got = bytearray()
+        while True:
+            chunk = await self._chunk(digest, len(got))
+            if chunk.error:
+                raise Unavailable(f"content {digest}: {chunk.error[:200]}")
+            if not 0 < chunk.total <= MAX_CONTENT_BYTES:
+                raise Nacked("over_limit", f"content of {chunk.total} bytes, at most {MAX_CONTENT_BYTES}")
+            got += chunk.data
+            if len(got) == chunk.total:
+                return bytes(got)
+            if not chunk.data or len(got) > chunk.total:
+                raise Unavailable(f"content {digest}: expected {chunk.total} bytes, got {len(got)}")
+
+    async def _chunk(self, digest: str, offset: int) -> ContentChunk:
+        ask = msgspec.msgpack.encode(ContentRequest(digest, TABLES_FORMAT, offset))
+        bus, subject = self._parts.bus, subjects.content(self._parts.host_id)
+        for attempt in range(TRIES):
+            try:
+                answer = await bus.request(subject, ask, timeout=CHUNK_SECONDS)
+                return msgspec.msgpack.decode(answer, type=ContentChunk)
+            except Refused as error:
+                raise Unavailable(f"content {digest}: {error}") from error
+            except msgspec.DecodeError as error:
+                raise Unavailable(f"content {digest}: not a chunk: {error}") from None
+            except Unavailable:
+                if attempt == TRIES - 1 or not bus.connected:
+                    raise
+        raise AssertionError("unreachable")

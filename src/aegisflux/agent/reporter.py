@@ -1,0 +1,215 @@
+"""What the agent says: signed acks and nacks that are not lost, heartbeats, and the ring of denied flows."""
+
+import asyncio
+from collections import Counter, deque
+from hashlib import sha256
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from aegisflux.agent.parts import DENIED_KEPT, Parts
+from aegisflux.domain.converge import SECOND, Holding
+from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.manifest import (
+    Ack,
+    Answer,
+    Heartbeat,
+    HostManifest,
+    HostState,
+    Nack,
+    NackReason,
+    ServiceReport,
+)
+from aegisflux.domain.tables import TABLES_FORMAT
+from aegisflux.ports.datapath import DeniedFlow
+from aegisflux.wire import envelope, subjects
+
+OUTBOX: Final = 4096
+NACKS_KEPT: Final = 256
+DETAIL_CHARS: Final = 1000
+FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
+
+Failures = dict[int, tuple[NackReason, str]]
+
+
+class Reporter:
+    """`cgroups`, `conflicts` and `verdicts` by service are for the next heartbeat; `serial` is accepted."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._outbox: deque[tuple[str, bytes]] = deque()
+        self._filled = asyncio.Event()
+        self._nacked: deque[tuple[object, ...]] = deque(maxlen=NACKS_KEPT)
+        self._beats = 0
+        self.loss: Counter[str] = Counter()
+        self.serial = 0
+        self.cgroups: dict[int, tuple[str, ...]] = {}
+        self.conflicts: dict[int, tuple[str, ...]] = {}
+        self.verdicts: dict[int, dict[str, int]] = {}
+        self.denied: deque[tuple[int, DeniedFlow]] = deque(maxlen=DENIED_KEPT)
+        self._denied_count = 0
+
+    async def ack(self, holding: Holding, boot_ns: int) -> None:
+        """What the kernel holds of a service now."""
+        active, wall = holding.active, self._parts.wall()
+        assert active is not None
+        deadline = int(wall + (active.deadline_ns - boot_ns) / SECOND)
+        self._answer(
+            Ack(
+                self._parts.host_id,
+                max(active.serial, self.serial),
+                holding.service_id,
+                active.version,
+                active.digest,
+                active.tables_digest,
+                deadline,
+                active.applied_at,
+                holding.confirm_by_ns != 0,
+            )
+        )
+
+    async def nack(
+        self,
+        reason: NackReason,
+        detail: str,
+        serial: int = 0,
+        service_id: int | None = None,
+        version: int | None = None,
+        digest: str | None = None,
+    ) -> None:
+        """Why something was not applied; the same refusal of the same thing is said once."""
+        key = (reason, serial, service_id, version, digest, detail if serial == 0 else "")
+        if key in self._nacked:
+            return
+        self._nacked.append(key)
+        self._parts.log(f"nack {reason}: {detail}")
+        host, wall = self._parts.host_id, self._parts.wall()
+        self._answer(Nack(host, reason, detail[:DETAIL_CHARS], serial, service_id, version, digest, wall))
+
+    def _answer(self, answer: Answer) -> None:
+        host, sign = self._parts.host_id, self._parts.sign
+        sealed = envelope.seal(envelope.ANSWER, msgspec.msgpack.encode(answer), host, sign)
+        if len(self._outbox) == OUTBOX:
+            self._outbox.popleft()
+            self.loss["answers"] += 1
+        payload = envelope.encode(sealed)
+        self._outbox.append((f"{host}:{sha256(payload).hexdigest()[:32]}", payload))
+        self._filled.set()
+
+    async def send(self) -> None:
+        """Send answers for ever, in order; one that the bus cannot take now is sent later."""
+        while True:
+            await self._filled.wait()
+            while self._outbox:
+                msg_id, payload = self._outbox[0]
+                try:
+                    await self._parts.bus.publish(subjects.acks(self._parts.host_id), payload, msg_id=msg_id)
+                except Unavailable:
+                    await asyncio.sleep(0.2)
+                    continue
+                except Refused as error:
+                    self.loss["answers"] += 1
+                    self._parts.log(f"an answer was refused: {error}")
+                if self._outbox and self._outbox[0][0] == msg_id:
+                    self._outbox.popleft()
+            self._filled.clear()
+
+    async def beat(self, heartbeat: Heartbeat) -> None:
+        """Publish a heartbeat; one that cannot be sent now is not sent."""
+        self._beats += 1
+        host = self._parts.host_id
+        body = msgspec.msgpack.encode(heartbeat)
+        sealed = envelope.encode(envelope.seal(envelope.HEARTBEAT, body, host, self._parts.sign))
+        msg_id = f"{host}:{sha256(sealed).hexdigest()[:16]}:{self._beats}"
+        try:
+            await self._parts.bus.publish(subjects.heartbeat(host), sealed, msg_id=msg_id)
+        except (Unavailable, Refused):
+            self.loss["heartbeats"] += 1
+
+    async def collect(self, slots: dict[int, int]) -> None:
+        """Move denied flows into the ring and read the verdict counters; `slots` by service."""
+        datapath, blocking = self._parts.datapath, self._parts.blocking
+        for flow in await blocking(datapath.drain_denied, DENIED_KEPT):
+            self._denied_count += 1
+            self.denied.append((self._denied_count, flow))
+        for service_id, slot in slots.items():
+            counted = await blocking(datapath.counters, slot)
+            self.verdicts[service_id] = {name: count for name, count in counted.items() if count}
+
+    def heartbeat(
+        self,
+        manifest: HostManifest | None,
+        holdings: dict[int, Holding],
+        failures: Failures,
+        drifted: set[int],
+        serial: int,
+        panicked: bool,
+    ) -> Heartbeat:
+        """The state of this host in one value."""
+        parts = self._parts
+        services = manifest.services if manifest else ()
+        wanted = {s.service_id: s.active.digest for s in services if s.active is not None}
+        boot_ns = parts.datapath.boot_ns()
+        reports = tuple(
+            self._report(holding, wanted.get(i), i in failures, i in drifted, boot_ns, panicked)
+            for i, holding in sorted(holdings.items())
+        )
+        return Heartbeat(
+            parts.host_id,
+            parts.boot_id,
+            parts.version,
+            (TABLES_FORMAT,),
+            FEATURES,
+            serial,
+            reports,
+            parts.wall(),
+            panicked,
+            parts.datapath.name,
+            dict(self.loss),
+            parts.settings.heartbeat_seconds,
+        )
+
+    def _report(
+        self,
+        holding: Holding,
+        wanted: str | None,
+        failed: bool,
+        drifted: bool,
+        boot_ns: int,
+        panicked: bool,
+    ) -> ServiceReport:
+        active, i = holding.active, holding.service_id
+        report = ServiceReport(
+            i,
+            state_of(holding, wanted, failed, boot_ns, panicked),
+            cgroups=self.cgroups.get(i, ()),
+            drift=drifted,
+            verdicts=self.verdicts.get(i, {}),
+            conflicts=self.conflicts.get(i, ()),
+        )
+        if active is None:
+            return report
+        return replace(
+            report,
+            version=active.version,
+            digest=active.digest,
+            tables_digest=active.tables_digest,
+            deadline=int(self._parts.wall() + (active.deadline_ns - boot_ns) / SECOND),
+        )
+
+
+def state_of(holding: Holding, wanted: str | None, failed: bool, boot_ns: int, panicked: bool) -> HostState:
+    """The word for a service: what stands in the way comes before what is in force."""
+    active = holding.active
+    if panicked:
+        return "panicked"
+    if wanted is not None and (active is None or active.digest != wanted):
+        if holding.refused is not None and holding.refused.digest == wanted:
+            return "reverted"
+        return "nacked" if failed else "pending"
+    if active is None:
+        return "pending"
+    if boot_ns >= active.deadline_ns:
+        return "expired"
+    return "observing" if active.mode == "observe" else "in_force"

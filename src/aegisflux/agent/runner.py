@@ -1,0 +1,339 @@
+"""One agent's life: hear, believe, converge, report.
+
+Messages only change what is believed (`receive`, `confirm`); `converge` is the one place that touches the
+datapath, and one task calls it. Each method below is a step that a test can take; `run` takes them in time.
+"""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from hashlib import sha256
+from typing import Final
+
+from aegisflux.agent import remember
+from aegisflux.agent.applier import Applier
+from aegisflux.agent.binder import Binder
+from aegisflux.agent.parts import Parts
+from aegisflux.agent.remember import Accepted, Panic
+from aegisflux.agent.reporter import Reporter
+from aegisflux.domain.errors import AegisError
+from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat
+from aegisflux.domain.trust import Nacked, Trusted, accept_confirm, accept_keys, accept_manifest
+from aegisflux.ports.bus import Message
+from aegisflux.wire import envelope, subjects
+
+FIRST_RETRY, LAST_RETRY = 0.25, 15.0
+CLOCK_SECONDS: Final = 60.0
+MESSAGE_BYTES: Final = 2 * MAX_MANIFEST_BYTES
+
+
+class Runner:
+    """An agent. `trusted` is what enrolment gave, used until something was accepted."""
+
+    def __init__(self, parts: Parts, trusted: Trusted) -> None:
+        self.parts = parts
+        self.accepted = remember.read_accepted(parts.store) or Accepted(trusted)
+        self.reporter = Reporter(parts)
+        self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
+        self.binder = Binder(parts)
+        self.panic: Panic | None = None
+        self.applied = asyncio.Event()
+        self._open = False
+        self._wake = asyncio.Event()
+        self._turn = asyncio.Lock()
+        self._bind_turn = asyncio.Lock()
+        self._last_message = b""
+        self._tree_changed = asyncio.Event()
+        self._beat_now = asyncio.Event()
+
+    # Steps
+
+    async def start(self) -> None:
+        """Take over what the kernel holds and put the last accepted manifest in force, without any network."""
+        self.panic = remember.read_panic(self.parts.store)
+        self.reporter.serial = self.accepted.trusted.serial
+        if self.panic is None:
+            await self._open_datapath()
+        await self.converge()
+        for holding in self.applier.book.services.values():
+            if holding.active is not None:
+                await self.reporter.ack(holding, self.parts.datapath.boot_ns())
+
+    async def receive(self, data: bytes) -> bool:
+        """A manifest came: believe it or say why not; whether there is something to converge to.
+
+        What is believed is durable before this returns, and nothing is applied before that.
+        """
+        if data == self._last_message:
+            self._wake.set()
+            return True
+        parts, known = self.parts, self.accepted
+        try:
+            message = envelope.decode_manifest_message(data, MESSAGE_BYTES)
+            keys = envelope.opened(message.keys, envelope.KEY_SET)
+            trusted = accept_keys(known.trusted, keys, parts.verify)
+            signed = envelope.opened(message.manifest, envelope.MANIFEST)
+            digest = sha256(signed.payload).hexdigest()
+            trusted, manifest = accept_manifest(trusted, signed, digest, parts.wall(), parts.verify)
+        except Nacked as error:
+            await self.reporter.nack(error.reason, error.detail, error.serial)
+            return False
+        accepted = Accepted(remember.pruned(trusted), manifest)
+        if accepted != known:
+            await parts.blocking(remember.write_accepted, parts.store, accepted)
+        self.accepted, self._last_message = accepted, data
+        self.reporter.serial = trusted.serial
+        self._wake.set()
+        return True
+
+    async def confirm(self, data: bytes) -> bool:
+        """A confirmation came; False when it is not believed or is about no trial of ours."""
+        try:
+            signed = envelope.opened(envelope.decode_envelope(data, MESSAGE_BYTES), envelope.CONFIRM)
+            confirm = accept_confirm(self.accepted.trusted, signed, self.parts.wall(), self.parts.verify)
+        except Nacked as error:
+            await self.reporter.nack(error.reason, f"confirmation: {error.detail}", error.serial)
+            return False
+        async with self._turn:
+            return await self.applier.confirm(confirm)
+
+    async def converge(self) -> bool:
+        """Make the kernel hold what the manifest says; whether all is done. Harmless at any time."""
+        async with self._turn:
+            manifest = self.accepted.manifest
+            if manifest is None:
+                return True
+            if self.panic is not None:
+                await self.reporter.nack("panicked", self.panic.why or "panic", manifest.serial)
+                return True
+            await self._open_datapath()
+            self.binder.follow(manifest)
+            done = await self.applier.apply(manifest, self.accepted.trusted)
+            await self._bind()
+            named = frozenset(_named(self.accepted, self.applier))
+            await self.parts.blocking(self.parts.store.keep_only, named)
+            done = done and manifest is self.accepted.manifest
+        self.applied.set()
+        self._beat_now.set()
+        return done
+
+    async def bind(self) -> None:
+        """The tree may have changed."""
+        if self.panic is None and self._open:
+            await self._bind()
+
+    async def tick(self) -> None:
+        """Once a second: panic, trials that ended, denied flows."""
+        await self.heed_panic()
+        if self.panic is not None or not self._open:
+            return
+        now = self.parts.datapath.boot_ns()
+        if any(now >= holding.confirm_by_ns for holding in self.applier.on_trial()):
+            await self.converge()
+        await self.reporter.collect({i: h.slot for i, h in self.applier.book.services.items()})
+
+    async def drift(self) -> None:
+        """Read back everything, and repair what differs."""
+        if self.panic is not None or not self._open:
+            return
+        async with self._turn:
+            found = await self.applier.drift()
+            bound = await self.parts.blocking(self.parts.datapath.bindings)
+            if self.binder.differs(bound):
+                self.reporter.loss["drift"] += 1
+                await self._bind(anew=True)
+        if found:
+            await self.converge()
+
+    async def refresh(self) -> None:
+        """Look at the last values: after a connect, and every minute."""
+        host, bus = self.parts.host_id, self.parts.bus
+        manifest = await bus.last(subjects.desired(host))
+        if manifest is not None:
+            await self.receive(manifest.payload)
+        if self.applier.on_trial():
+            confirm = await bus.last(subjects.confirm(host))
+            if confirm is not None:
+                await self.confirm(confirm.payload)
+
+    def heartbeat(self) -> Heartbeat:
+        """What the next heartbeat says."""
+        reporter = self.reporter
+        reporter.cgroups, reporter.conflicts = self.binder.cgroups, self.binder.conflicts
+        return reporter.heartbeat(
+            self.accepted.manifest,
+            self.applier.book.services,
+            self.applier.failures,
+            self.applier.drifted,
+            self.accepted.trusted.serial,
+            self.panic is not None,
+        )
+
+    async def beat(self) -> None:
+        """Send a heartbeat, and the acks of trials again: whoever missed one answers this one."""
+        await self.reporter.beat(self.heartbeat())
+        self.applier.drifted.clear()
+        for holding in self.applier.on_trial():
+            await self.reporter.ack(holding, self.parts.datapath.boot_ns())
+
+    # Life
+
+    async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
+        """Live until `stop`. `ready` is called once the last accepted manifest is in force."""
+        parts, settings = self.parts, self.parts.settings
+        await self.start()
+        ready()
+        host = parts.host_id
+        watches = [
+            await parts.bus.watch(subjects.desired(host), self._heard_manifest),
+            await parts.bus.watch(subjects.confirm(host), self._heard_confirm),
+        ]
+        parts.bus.on_connect(self._connected)
+        told = parts.cgroups.on_change(self._tree_changed.set)
+        scan = settings.scan_seconds if told else min(settings.scan_seconds, 1.0)
+        tasks = [
+            self.reporter.send(),
+            self._converging(),
+            self._binding(),
+            self._beating(),
+            self._every(settings.tick_seconds, self.tick),
+            self._every(settings.drift_seconds, self.drift),
+            self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
+            self._every(scan, self.rescan),
+            self._every(settings.addresses_seconds, self._addresses),
+            self._every(CLOCK_SECONDS, self._persist_clock),
+        ]
+        running = [asyncio.create_task(task) for task in tasks]
+        ended = asyncio.create_task(stop.wait())
+        try:
+            done, _ = await asyncio.wait({ended, *running}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ended}:
+                task.result()
+        finally:
+            for task in (ended, *running):
+                task.cancel()
+            await asyncio.gather(ended, *running, return_exceptions=True)
+            for watch in watches:
+                await watch.close()
+            parts.cgroups.close()
+
+    async def rescan(self) -> None:
+        """Compare the tree with what events told."""
+        self._tree_changed.set()
+
+    async def _heard_manifest(self, message: Message) -> None:
+        await self.receive(message.payload)
+
+    async def _heard_confirm(self, message: Message) -> None:
+        await self.confirm(message.payload)
+
+    async def _connected(self) -> None:
+        await self.refresh()
+        self._wake.set()
+        self._beat_now.set()
+
+    async def _refresh_quietly(self) -> None:
+        if self.parts.bus.connected:
+            await self.refresh()
+            self._wake.set()
+
+    async def _converging(self) -> None:
+        pause = FIRST_RETRY
+        while True:
+            await self._wake.wait()
+            self._wake.clear()
+            if await self._guarded(self.converge):
+                pause = FIRST_RETRY
+                continue
+            try:
+                await asyncio.wait_for(self._wake.wait(), pause)
+            except TimeoutError:
+                self._wake.set()
+            pause = min(pause * 2, LAST_RETRY)
+
+    async def _binding(self) -> None:
+        while True:
+            await self._tree_changed.wait()
+            self._tree_changed.clear()
+            await self._guarded(self.bind)
+
+    async def _beating(self) -> None:
+        while True:
+            await self.beat()
+            try:
+                await asyncio.wait_for(self._beat_now.wait(), self.parts.settings.heartbeat_seconds)
+            except TimeoutError:
+                continue
+            self._beat_now.clear()
+
+    async def _every(
+        self,
+        seconds: float,
+        step: Callable[[], Awaitable[None]],
+        *,
+        first: bool = False,
+        jitter: float = 0.0,
+    ) -> None:
+        if first:
+            await self._guarded(step)
+        while True:
+            await asyncio.sleep(seconds * (1 + jitter * (2 * random.random() - 1)))
+            await self._guarded(step)
+
+    async def _guarded(self, step: Callable[[], Awaitable[bool | None]]) -> bool:
+        """A step whose failure is said and does not end the agent; whether it did all."""
+        try:
+            return await step() is not False
+        except AegisError as error:
+            self.parts.log(f"{getattr(step, '__name__', 'step')}: {error}")
+            return False
+        except Exception as error:  # noqa: BLE001 - a loop's edge: an agent that dies enforces nothing new
+            self.parts.log(f"{getattr(step, '__name__', 'step')}: {type(error).__name__}: {error}")
+            return False
+
+    async def _open_datapath(self) -> None:
+        if self._open:
+            return
+        parts = self.parts
+        await parts.blocking(parts.datapath.open)
+        await parts.blocking(parts.datapath.failsafe, parts.settings.failsafe, parts.cgroups.own)
+        await self.applier.recover(await parts.blocking(parts.datapath.held))
+        self._open = True
+
+    async def _bind(self, *, anew: bool = False) -> None:
+        async with self._bind_turn:
+            if await self.binder.bind(self.applier.book.services, anew=anew):
+                await self.parts.blocking(self.parts.datapath.refresh_addresses)
+
+    async def heed_panic(self) -> None:
+        """Look at the panic flag now, and act."""
+        flag = remember.read_panic(self.parts.store)
+        if (flag is None) == (self.panic is None):
+            return
+        async with self._turn:
+            self.panic = flag
+            if flag is not None:
+                await self.parts.blocking(self.parts.datapath.panic)
+                self._open = False
+                self.binder.reset()
+                await self.applier.panicked()
+                self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
+        await self.converge()
+        self._beat_now.set()
+
+    async def _addresses(self) -> None:
+        if self.panic is None and self._open:
+            await self.parts.blocking(self.parts.datapath.refresh_addresses)
+
+    async def _persist_clock(self) -> None:
+        await self.parts.blocking(remember.write_clock, self.parts.store, self.parts.wall())
+
+
+def _named(accepted: Accepted, applier: Applier) -> set[str]:
+    """Digests that may be needed again."""
+    found: set[str] = set()
+    for service in accepted.manifest.services if accepted.manifest else ():
+        found |= {ref.digest for ref in (service.active, service.candidate) if ref is not None}
+    for holding in applier.book.services.values():
+        found |= {one.digest for one in (holding.active, holding.good) if one is not None}
+    return found
