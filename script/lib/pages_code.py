@@ -35,6 +35,26 @@ def cli_page() -> str:
     return page("Commands", "`cli.py` and `agent/cli.py`", *filter(None, parts))
 
 
+def metrics_page() -> str:
+    """Every metric of the control plane."""
+    module = import_module("aegisflux.runtime.metrics")
+    kinds: Any = import_module("prometheus_client.metrics")
+    found = [value for value in vars(module).values() if isinstance(value, kinds.MetricWrapperBase)]
+    rows = [
+        (code(name), family.type, codes(metric._labelnames), family.documentation)
+        for metric in found
+        for family in metric.describe()
+        for name in [family.name + ("_total" if family.type == "counter" else "")]
+    ]
+    return page(
+        "Metrics",
+        "`runtime/metrics.py`",
+        "Prometheus's text format at `/metrics`. No host, address or CVE is ever a label. A host's own"
+        " counters travel in its heartbeat.",
+        table(("metric", "type", "labels", "meaning"), rows),
+    )
+
+
 def openapi_page(title: str, source: str, document: dict[str, Any]) -> str:
     """Every operation of an OpenAPI document."""
     rows, parts = [], []
@@ -91,3 +111,5 @@ def _link(path: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {}
 if find_spec("aegisflux.cli"):
     PAGES["docs/reference/cli.md"] = cli_page
+if find_spec("aegisflux.runtime.metrics"):
+    PAGES["docs/reference/metrics.md"] = metrics_page
