@@ -46,9 +46,13 @@ class Applier:
         for stray in (h for h in held if h.slot not in slots):
             await self._parts.blocking(self._parts.datapath.remove, stray.slot, stray.role)
 
+    async def enter(self, manifest: HostManifest) -> None:
+        """Give new services their slots."""
+        await self._write(converge.enter(self.book, manifest))
+
     async def apply(self, manifest: HostManifest, trusted: Trusted) -> bool:
         """Do what is needed; whether all was done that can be done now."""
-        await self._write(converge.enter(self.book, manifest))
+        await self.enter(manifest)
         done = True
         for step in converge.plan(manifest, self.book, self._boot_ns()):
             try:
@@ -58,7 +62,7 @@ class Applier:
             except Unavailable as error:
                 done = False
                 self._parts.log(f"service {step.service_id}: {error}")
-        if {s.service_id for s in manifest.services} - set(self.book.services):
+        if done and {s.service_id for s in manifest.services} - set(self.book.services):
             return await self.apply(manifest, trusted)
         return done
 

@@ -62,7 +62,7 @@ class Binder:
         return changed
 
     def differs(self, bound: list[Binding]) -> bool:
-        """Whether the datapath is bound otherwise than it was told; what the kernel bound by itself is fine."""
+        """Whether a binding is gone or changed; what the kernel bound by itself is fine."""
         found = {b.cgroup_id: b for b in bound}
         return any(found.get(cgroup_id) != binding for cgroup_id, binding in self._bound.items())
 

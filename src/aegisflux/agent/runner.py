@@ -41,6 +41,7 @@ class Runner:
         self._open = False
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
+        self._receiving = asyncio.Lock()
         self._bind_turn = asyncio.Lock()
         self._last_message = b""
         self._tree_changed = asyncio.Event()
@@ -49,7 +50,7 @@ class Runner:
     # Steps
 
     async def start(self) -> None:
-        """Take over what the kernel holds and put the last accepted manifest in force, without any network."""
+        """Take over what the kernel holds, and put the last accepted manifest in force; needs no network."""
         self.panic = remember.read_panic(self.parts.store)
         self.reporter.serial = self.accepted.trusted.serial
         if self.panic is None:
@@ -64,9 +65,10 @@ class Runner:
 
         What is believed is durable before this returns, and nothing is applied before that.
         """
-        if data == self._last_message:
-            self._wake.set()
-            return True
+        async with self._receiving:
+            return data == self._last_message or await self._received(data)
+
+    async def _received(self, data: bytes) -> bool:
         parts, known = self.parts, self.accepted
         try:
             message = envelope.decode_manifest_message(data, MESSAGE_BYTES)
@@ -108,6 +110,8 @@ class Runner:
                 return True
             await self._open_datapath()
             self.binder.follow(manifest)
+            await self.applier.enter(manifest)
+            await self._bind()
             done = await self.applier.apply(manifest, self.accepted.trusted)
             await self._bind()
             named = frozenset(_named(self.accepted, self.applier))
@@ -158,9 +162,7 @@ class Runner:
 
     def heartbeat(self) -> Heartbeat:
         """What the next heartbeat says."""
-        reporter = self.reporter
-        reporter.cgroups, reporter.conflicts = self.binder.cgroups, self.binder.conflicts
-        return reporter.heartbeat(
+        return self.reporter.heartbeat(
             self.accepted.manifest,
             self.applier.book.services,
             self.applier.failures,
@@ -302,7 +304,9 @@ class Runner:
 
     async def _bind(self, *, anew: bool = False) -> None:
         async with self._bind_turn:
-            if await self.binder.bind(self.applier.book.services, anew=anew):
+            changed = await self.binder.bind(self.applier.book.services, anew=anew)
+            self.reporter.cgroups, self.reporter.conflicts = self.binder.cgroups, self.binder.conflicts
+            if changed:
                 await self.parts.blocking(self.parts.datapath.refresh_addresses)
 
     async def heed_panic(self) -> None:
