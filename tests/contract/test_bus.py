@@ -4,11 +4,11 @@ import asyncio
 
 import pytest
 import pytest_asyncio
-from support.engines import eventually, running_nats
 
 from aegisflux.adapters.bus.memory import Broker, MemoryBus
 from aegisflux.domain.errors import Invalid, OverLimit, Refused, Unavailable
 from aegisflux.wire import subjects
+from support.engines import eventually, running_nats
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 

@@ -1,5 +1,6 @@
 """The real servers of the wheels: start, kill, deleted data, awkward folders."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -12,13 +13,13 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from support.engines import NatsLab, eventually, running_nats
 
 from aegisflux.adapters.engines import postgres
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime.supervise import Process, Supervisor
 from aegisflux.wire import subjects
+from support.engines import NatsLab, eventually, running_nats
 
 pytestmark = pytest.mark.engines
 ROOT = os.geteuid() == 0
@@ -121,7 +122,7 @@ async def test_postgres_as_an_ordinary_user(tmp_path):
     environment = {**os.environ, "PYTHONPATH": "src:tests:."}
     done = subprocess.run(
         [*become, sys.executable, "-c", script, str(deep)],
-        capture_output=True, text=True, timeout=60, env=environment, cwd=REPOSITORY,
+        capture_output=True, text=True, timeout=60, env=environment, cwd=REPOSITORY, check=False,
     )  # fmt: skip
     uid = 1000 if ROOT else os.geteuid()
     assert done.stdout.startswith(f"{uid} 42 /tmp/aegisflux-{uid}-"), done.stderr
@@ -135,7 +136,9 @@ async def test_a_cluster_that_somebody_serves_is_not_started_twice(tmp_path):
 
 
 async def test_nats_heals_when_its_data_is_deleted_while_it_runs(tmp_path):
-    """The supervisor restarts it; consumers and streams come back, and the owner of the truth is told to publish."""
+    """The supervisor restarts it; consumers and streams come back, and the owner of the truth is told to
+    publish.
+    """
     lab = NatsLab.make(tmp_path)
     supervisor = Supervisor([lab.process.child], tmp_path / "run")
     await supervisor.start()
@@ -158,6 +161,7 @@ async def test_nats_heals_when_its_data_is_deleted_while_it_runs(tmp_path):
             bus.on_connect(connected)
             for folder in ("jetstream", "", "jetstream/*"):
                 seen = len(calls)
+                await asyncio.sleep(1.2)  # the supervisor looks at the streams' folders twice a second
                 for path in tmp_path.glob("nats/" + folder):
                     shutil.rmtree(path)
                 await eventually(lambda seen=seen: len(calls) > seen, 20)

@@ -10,11 +10,11 @@ import pytest_asyncio
 from nacl.signing import SigningKey
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
-from support.engines import eventually, opened, running_nats
 
 from aegisflux.adapters.bus.accounts import LiveAccounts
 from aegisflux.domain.errors import Forbidden, Invalid
 from aegisflux.wire import natsjwt, subjects
+from support.engines import eventually, opened, running_nats
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 
@@ -52,7 +52,7 @@ class Raw:
 
         await self.nc.connect(
             self.lab.engine.url,
-            user_jwt_cb=lambda: self.credentials.jwt.encode(),
+            user_jwt_cb=self.credentials.jwt.encode,
             signature_cb=lambda nonce: signature(key, nonce),
             tls=ssl.create_default_context(cadata=self.lab.pki.ca_pem),
             inbox_prefix=b"_INBOX." + self.credentials.name.encode(),

@@ -8,7 +8,7 @@ from aegisflux.wire import subjects
 
 def test_every_row_has_both_ends_and_a_place():
     for row in subjects.REGISTER:
-        assert row.payload and row.producer and row.consumers and row.meaning
+        assert all((row.payload, row.producer, row.consumers, row.meaning))
         if row.delivery != "request and reply":
             assert subjects.stream_of(row.pattern).last_value == (row.delivery == "last value")
 

@@ -1,4 +1,6 @@
-"""The bus: last values, streams with durable consumers, requests. Subjects and streams come from `wire.subjects`."""
+"""The bus: last values, streams with durable consumers, requests. Subjects and streams come from
+`wire.subjects`.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -7,7 +9,9 @@ from typing import Protocol
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What arrived. `sequence` is its place in its stream, 0 outside of streams; `deliveries` counts from 1."""
+    """What arrived. `sequence` is its place in its stream, 0 outside of streams; `deliveries` counts from
+    1.
+    """
 
     subject: str
     payload: bytes
@@ -31,7 +35,9 @@ class Subscription(Protocol):
 
 
 class Bus(Protocol):
-    """One user's connection. Every method raises Unavailable when the bus cannot be used, Forbidden when it refuses us."""
+    """One user's connection. Every method raises Unavailable when the bus cannot be used, Forbidden when
+    it refuses us.
+    """
 
     @property
     def connected(self) -> bool:
@@ -56,7 +62,9 @@ class Bus(Protocol):
         ...
 
     async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
-        """One request, one answer. A Refused raised by the responder is raised here as Refused, with its text."""
+        """One request, one answer. A Refused raised by the responder is raised here as Refused, with its
+        text.
+        """
         ...
 
     async def serve(self, subject: str, responder: Responder) -> Subscription:
@@ -69,7 +77,8 @@ class Bus(Protocol):
         """Read a stream from where this durable name stopped; a batch that returns is done.
 
         When the handler raises, its messages come again one by one: Refused puts a message on the dead-letter
-        subject, Unavailable brings it again later for ever, anything else five times, then it is a dead letter.
+        subject, Unavailable brings it again later for ever, anything else five times, then it is a dead
+        letter.
         """
         ...
 

@@ -5,7 +5,9 @@ from typing import Protocol
 
 
 class Secrets(Protocol):
-    """Named secrets. Names are `[a-z0-9][a-z0-9._-]*`; every method raises Unavailable when the keeper cannot be used."""
+    """Named secrets. Names are `[a-z0-9][a-z0-9._-]*`; every method raises Unavailable when the keeper
+    cannot be used.
+    """
 
     def read(self, name: str) -> bytes | None:
         """The secret, or None when there is none of that name."""

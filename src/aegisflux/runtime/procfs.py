@@ -43,7 +43,9 @@ def command_line(pid: int) -> str:
 
 
 class PidFile:
-    """Remembers one process by pid, start time and boot, so that a pid given to somebody else is never mistaken."""
+    """Remembers one process by pid, start time and boot, so that a pid given to somebody else is never
+    mistaken.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path

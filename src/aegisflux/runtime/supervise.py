@@ -1,7 +1,8 @@
 """Child processes: started in order, kept running, stopped in reverse order.
 
 A child lives in a session of its own, so a terminal's Ctrl-C reaches only the supervisor, which then stops in
-order. Children outlive a killed supervisor on purpose (hosts keep getting renewals); pid files let the next `up`
+order. Children outlive a killed supervisor on purpose (hosts keep getting renewals); pid files let the
+next `up`
 end them before it starts its own.
 """
 
@@ -22,7 +23,7 @@ from aegisflux.runtime import procfs
 from aegisflux.runtime.procfs import PidFile
 
 POLL_SECONDS = 0.02
-PROBE_SECONDS = 1.0
+PROBE_SECONDS = 0.5
 FIRST_PAUSE, LAST_PAUSE, STEADY_SECONDS = 0.1, 5.0, 10.0
 LOG_LIMIT = 16 << 20
 
@@ -32,7 +33,7 @@ Ready = Callable[[], Awaitable[bool]]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Child:
     """What to run. `prepare` runs before every start, `cleanup` after the last stop; False from `healthy`,
-    which is asked every second, restarts the child. `user` is a uid and gid to become (root only).
+    which is asked twice a second, restarts the child. `user` is a uid and gid to become (root only).
     `port` and `host` are checked to be free before the first start.
     """
 
@@ -56,7 +57,9 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a child: started, ready, died, unhealthy, ended an orphan, stopped, killed."""
+    """Something that happened to a child: started, ready, died, unhealthy, ended an orphan, stopped,
+    killed.
+    """
 
     child: str
     what: str
@@ -86,7 +89,9 @@ class Process:
         return self._popen.pid if self._popen and not self._gone.is_set() else None
 
     async def start(self) -> None:
-        """Prepare, spawn and wait until ready; raises Unavailable with the end of its log when it dies or takes too long."""
+        """Prepare, spawn and wait until ready; raises Unavailable with the end of its log when it dies or
+        takes too long.
+        """
         child = self.child
         if child.prepare:
             await asyncio.to_thread(child.prepare)
@@ -118,7 +123,9 @@ class Process:
         self._say("died", self._ending())
 
     async def stop(self) -> None:
-        """Ask it to stop, and kill its process group when it does not within its time. Harmless when it does not run."""
+        """Ask it to stop, and kill its process group when it does not within its time. Harmless when it
+        does not run.
+        """
         if self.pid is not None:
             await self._end()
         if self.child.cleanup:
@@ -232,7 +239,9 @@ class Supervisor:
     _lock: IO[str] | None = None
 
     async def start(self) -> None:
-        """End orphans, check ports, start each child and wait until it is ready; on failure stops what it started."""
+        """End orphans, check ports, start each child and wait until it is ready; on failure stops what it
+        started.
+        """
         self._take_lock()
         self._processes = [Process(child, self.run_dir, self.observe) for child in self.children]
         try:

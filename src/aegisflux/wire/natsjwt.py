@@ -64,7 +64,9 @@ def account_jwt(
     scopes: Sequence[Json] = (),
     revocations: Mapping[str, int] | None = None,
 ) -> str:
-    """The claim of an account, signed by the operator's key; `now` is in seconds and must rise with each update."""
+    """The claim of an account, signed by the operator's key; `now` is in seconds and must rise with each
+    update.
+    """
     limits: Json = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
     limits["wildcards"] = True
     if jetstream:
@@ -81,7 +83,9 @@ def user_jwt(public: str, *, name: str, account: str, issuer: str, now: int, sig
 
 
 def scope(key: str, role: str, *, pub: Sequence[str], sub: Sequence[str], subs: int, payload: int) -> Json:
-    """A scoped signing key: whoever it signs may publish `pub` and subscribe `sub`; an empty list means nothing."""
+    """A scoped signing key: whoever it signs may publish `pub` and subscribe `sub`; an empty list means
+    nothing.
+    """
     template: Json = {
         "pub": _permission(pub),
         "sub": _permission(sub),
@@ -117,9 +121,10 @@ class Credentials:
     @property
     def text(self) -> str:
         """The text of a `.creds` file, as NATS tools read it. A secret."""
+        seed = seed_nkey("user", self.seed)
         return (
             f"-----BEGIN NATS USER JWT-----\n{self.jwt}\n------END NATS USER JWT------\n\n"
-            f"-----BEGIN USER NKEY SEED-----\n{seed_nkey('user', self.seed)}\n------END USER NKEY SEED------\n"
+            f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
         )
 
     @property

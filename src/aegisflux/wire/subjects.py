@@ -1,6 +1,7 @@
 """The register of subjects: no other file spells one.
 
-`REGISTER` names every subject with its payload, both ends and its delivery; `STREAMS` is where JetStream keeps them.
+`REGISTER` names every subject with its payload, both ends and its delivery; `STREAMS` is where JetStream
+keeps them.
 What an agent may do on the bus (`agent_publishes`, `agent_subscribes`) follows from the register.
 """
 
@@ -156,7 +157,9 @@ def direct_get(stream: str, subject: str) -> str:
 
 
 def agent_requests() -> tuple[str, ...]:
-    """Patterns of what crosses from agents to the control plane and is answered: the services of the accounts."""
+    """Patterns of what crosses from agents to the control plane and is answered: the services of the
+    accounts.
+    """
     own = [row.pattern for row in REGISTER if row.producer == "agent"]
     return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in agent_hears()))
 

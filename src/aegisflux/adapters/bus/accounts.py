@@ -1,7 +1,9 @@
 """The accounts of our NATS: CONTROL, AGENTS and SYS, as contracts §4 has them.
 
-CONTROL holds all streams, our services and viewers. AGENTS holds agents and no JetStream; what crosses are the exports
-that the register of subjects names. Users are issued by scoped signing keys whose templates say all that a user may do.
+CONTROL holds all streams, our services and viewers. AGENTS holds agents and no JetStream; what crosses
+are the exports
+that the register of subjects names. Users are issued by scoped signing keys whose templates say all that
+a user may do.
 """
 
 import json
@@ -38,7 +40,9 @@ class NatsAccounts:
         self._revoked: dict[str, int] = state["revoked"]
 
     def server_config(self, resolver_dir: str) -> str:
-        """The part of the server's configuration that names operator, resolver and accounts; holds no secret."""
+        """The part of the server's configuration that names operator, resolver and accounts; holds no
+        secret.
+        """
         operator = self._keys["nats-operator"]
         system = self._keys["nats-account-sys"].public
         claim = natsjwt.operator_jwt(
@@ -47,7 +51,8 @@ class NatsAccounts:
         preload = "".join(f"  {public}: {json.dumps(jwt)}\n" for public, jwt in self.account_jwts().items())
         return (
             f"operator: {json.dumps(claim)}\nsystem_account: {system}\n"
-            f'resolver {{\n  type: full\n  dir: {json.dumps(resolver_dir)}\n  allow_delete: false\n  interval: "2m"\n}}\n'
+            f"resolver {{\n  type: full\n  dir: {json.dumps(resolver_dir)}\n"
+            '  allow_delete: false\n  interval: "2m"\n}\n'
             f"resolver_preload {{\n{preload}}}\n"
         )
 
@@ -76,14 +81,18 @@ class NatsAccounts:
         return self._kept_user("viewer", f"viewer-{name}", now)
 
     def revoke(self, public: bytes, now: int) -> str:
-        """Refuse claims of the key issued up to now, durably; gives the claim of AGENTS to push to the servers."""
+        """Refuse claims of the key issued up to now, durably; gives the claim of AGENTS to push to the
+        servers.
+        """
         self._revoked[natsjwt.public_nkey("user", public)] = now
         self._stamp = max(self._stamp + 1, now)
         self._secrets.write(STATE, _state(self._stamp, self._revoked))
         return self._agents_claim()
 
     def revoked(self, public: bytes) -> int:
-        """Up to when claims of the key are refused, in seconds since the epoch; 0 when it was never revoked."""
+        """Up to when claims of the key are refused, in seconds since the epoch; 0 when it was never
+        revoked.
+        """
         return self._revoked.get(natsjwt.public_nkey("user", public), 0)
 
     def _user(self, role: str, nkey: str, name: str, now: int) -> str:
@@ -158,7 +167,9 @@ class LiveAccounts:
         await self._push(self._accounts.revoke(public, now))
 
     async def push_all(self) -> None:
-        """Push the claims of all accounts: after a reconnect, so that a revocation made meanwhile reaches the servers."""
+        """Push the claims of all accounts: after a reconnect, so that a revocation made meanwhile reaches
+        the servers.
+        """
         for jwt in self._accounts.account_jwts().values():
             await self._push(jwt)
 

@@ -1,4 +1,6 @@
-"""The bus in one process: the twin of NATS for tests and simulations, with the same streams and the same promises."""
+"""The bus in one process: the twin of NATS for tests and simulations, with the same streams and the same
+promises.
+"""
 
 import asyncio
 from collections import deque

@@ -224,7 +224,7 @@ class NatsBus:
         nc = self._nc = Client()
 
         async def closed() -> None:
-            if not self._closing:
+            if self._up.is_set() and not self._closing:
                 self._fail(f"connection ended: {nc.last_error or 'the server went away'}")
             if not lost.done():
                 lost.set_result("the connection ended")
@@ -275,6 +275,8 @@ class NatsBus:
         self._fail(described(error))
 
     def _fail(self, text: str) -> None:
+        if text == self._last_error and not self._up.is_set():
+            return
         self._last_error = text
         self._options.trouble(text)
 

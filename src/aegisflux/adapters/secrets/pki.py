@@ -57,7 +57,9 @@ class Pki:
         return hashlib.sha256(self._ca.public_bytes(serialization.Encoding.DER)).hexdigest()
 
     def server(self, name: str, hosts: Sequence[str], now: float) -> ServerFiles:
-        """Files of a certificate for the DNS names and addresses, made anew when they change or 60 days remain."""
+        """Files of a certificate for the DNS names and addresses, made anew when they change or 60 days
+        remain.
+        """
         key_name, cert_name = f"{name}.key", f"{name}.crt"
         key = _load_key(self._secrets.obtain(key_name, _new_key))
         kept = self._secrets.read(cert_name)

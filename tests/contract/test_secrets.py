@@ -1,0 +1,106 @@
+"""Keys as files, and the certificates made from them."""
+
+import os
+import ssl
+import stat
+import time
+
+import pytest
+from cryptography import x509
+
+from aegisflux.adapters.bus.accounts import NatsAccounts
+from aegisflux.adapters.secrets.file import FileSecrets
+from aegisflux.adapters.secrets.pki import Pki, ca_digest
+from aegisflux.domain.errors import Invalid, Unavailable
+from aegisflux.wire import natsjwt
+
+DAY = 86_400
+
+
+@pytest.fixture
+def secrets(tmp_path):
+    return FileSecrets(tmp_path / "keys")
+
+
+def test_a_secret_is_whole_and_only_ours(secrets):
+    assert secrets.read("one") is None
+    secrets.write("one", b"first")
+    secrets.write("one", b"second")
+    assert secrets.read("one") == b"second"
+    assert stat.S_IMODE(secrets.path("one").stat().st_mode) == 0o600
+    assert stat.S_IMODE(secrets.directory.stat().st_mode) == 0o700
+    assert os.listdir(secrets.directory) == ["one"]
+
+
+def test_a_secret_is_made_once(secrets):
+    assert secrets.obtain("key", lambda: b"a") == b"a"
+    assert secrets.obtain("key", lambda: b"b") == b"a"
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o666])
+def test_a_secret_that_others_may_read_is_not_used(secrets, mode):
+    secrets.write("one", b"x")
+    secrets.path("one").chmod(mode)
+    with pytest.raises(Unavailable, match="expected mode 0600"):
+        secrets.read("one")
+
+
+def test_a_folder_that_others_may_enter_is_not_used(tmp_path):
+    (tmp_path / "open").mkdir(mode=0o755)
+    with pytest.raises(Unavailable, match="expected mode 0700"):
+        FileSecrets(tmp_path / "open")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden", "A"])
+def test_a_name_leads_nowhere_else(secrets, name):
+    with pytest.raises(Invalid):
+        secrets.read(name)
+
+
+def test_the_ca_stays_and_its_servers_are_renewed_in_time(secrets):
+    now = time.time()
+    pki = Pki(secrets, now)
+    assert Pki(secrets, now).ca_pem == pki.ca_pem
+    assert ca_digest(pki.ca_pem) == pki.ca_sha256
+    hosts = ["localhost", "127.0.0.1", "::1"]
+    first = pki.server("nats", hosts, now).certificate.read_bytes()
+    assert pki.server("nats", hosts, now + DAY).certificate.read_bytes() == first
+    assert pki.server("nats", hosts, now + 310 * DAY).certificate.read_bytes() != first
+    renewed = pki.server("nats", ["localhost"], now).certificate.read_bytes()
+    assert renewed != first
+    leaf, ca = x509.load_pem_x509_certificates(renewed)
+    leaf.verify_directly_issued_by(ca)
+    ssl.create_default_context(cadata=pki.ca_pem)
+
+
+def test_each_key_has_a_file_of_its_own_and_claims_are_reproducible(secrets):
+    accounts = NatsAccounts(secrets, 1000)
+    accounts.viewer_creds(1000)
+    accounts.control_creds(1000)
+    names = {path.name for path in secrets.directory.iterdir()}
+    assert {"nats-operator", "nats-account-control", "nats-account-agents", "nats-account-sys"} <= names
+    assert {"nats-sign-agent", "nats-sign-viewer", "nats-sign-control", "nats-sign-sys"} <= names
+    again = NatsAccounts(secrets, 2000)
+    assert again.account_jwts() == accounts.account_jwts()
+    assert again.server_config("/x") == accounts.server_config("/x")
+
+
+def test_a_revocation_is_kept_and_makes_a_newer_claim(secrets):
+    accounts = NatsAccounts(secrets, 1000)
+    public = bytes(range(32))
+    before = natsjwt.claims(
+        next(j for j in accounts.account_jwts().values() if natsjwt.claims(j)["name"] == "AGENTS")
+    )
+    after = natsjwt.claims(accounts.revoke(public, 1500))
+    assert after["iat"] > before["iat"]
+    assert after["nats"]["revocations"] == {natsjwt.public_nkey("user", public): 1500}
+    assert NatsAccounts(secrets, 9).revoked(public) == 1500
+
+
+def test_a_viewer_cannot_take_the_name_of_our_services(secrets):
+    accounts = NatsAccounts(secrets, 1000)
+    assert accounts.viewer_creds(1000, "control").name == "viewer-control"
+    assert accounts.viewer_creds(1000, "control").seed != accounts.control_creds(1000).seed
+    for name in ("*", ">", "a.b", ""):
+        with pytest.raises(Invalid):
+            accounts.viewer_creds(1000, name)
