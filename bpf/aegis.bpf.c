@@ -20,14 +20,14 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return PASS;
-	if (st && st->epoch == ctl->epoch) {
+	if (st && st->epoch == epoch_of(ctl)) {
 		v.slot = st->slot;
 	} else {
 		v.slot = slot_by_walk(skb);
 		if (!st)
 			st = bpf_sk_storage_get(&states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 		if (st)
-			give_slot(st, v.slot, ctl->epoch);
+			give_slot(st, v.slot, epoch_of(ctl));
 		else
 			count(0, SLOT_NONE, C_NO_STORAGE);
 	}

@@ -163,10 +163,12 @@ struct udp_flow {
 
 struct control {
 	__u64 generation;	/* the highest that is in force */
-	__u32 epoch;		/* of the mapping cgroup -> slot and of the failsafe list */
+	__u32 epoch;		/* the mapping's and the failsafe list's: this, which the agent raises, */
+	__u32 mkdirs;		/* plus this, which the kernel raises */
 	__u32 events_per_tick;	/* denied flows told a CPU and jiffy */
 	__u32 pass_slot;	/* the slot that a pass over flows is about */
 	__u32 pass_stamp;	/* the pass stamps sockets that existed before */
+	__u32 zero;
 };
 
 struct clock {

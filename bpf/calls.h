@@ -46,7 +46,7 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	if (v->p.proto == P_TCP)
 		forget_connection(st);
 	v->slot = st->slot;
-	if (st->epoch != ctl->epoch || v->slot >= MAX_SLOTS)
+	if (st->epoch != epoch_of(ctl) || v->slot >= MAX_SLOTS)
 		return PASS;
 	if (v->p.proto == P_TCP || v->p.proto == P_UDP) {
 		v->p.peer_port = bpf_ntohs(ctx->user_port);

@@ -21,6 +21,11 @@ static __always_inline struct control *control(void)
 	return bpf_map_lookup_elem(&controls, &zero);
 }
 
+static __always_inline __u32 epoch_of(const struct control *ctl)
+{
+	return ctl->epoch + ctl->mkdirs;
+}
+
 /* From the top to the deepest mapped cgroup, with any helper that names an ancestor by its level. */
 #define DEEPEST_MAPPED(ancestor_at) ({ \
 	__u32 slot_ = SLOT_NONE, level_; \

@@ -53,8 +53,15 @@ struct {
 } udp_flows SEC(".maps");
 
 /* A generation names its deadline's cell (ns of the boot clock); old and new never share one. */
-ARRAY_OF(deadlines, BPF_MAP_TYPE_ARRAY, __u64, 4 * MAX_SLOTS);
-ARRAY_OF(controls, BPF_MAP_TYPE_ARRAY, struct control, 1);
+ARRAY_OF(deadlines, BPF_MAP_TYPE_ARRAY, __u64, 8 * MAX_SLOTS);
+/* Mapped into the agent's memory, which writes single words: the kernel writes others meanwhile. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct control);
+} controls SEC(".maps");
 ARRAY_OF(clocks, BPF_MAP_TYPE_PERCPU_ARRAY, struct clock, 1);
 ARRAY_OF(failsafes, BPF_MAP_TYPE_ARRAY, struct failsafe_list, 1);
 /* (role * SLOT_ROWS + slot) * COUNTERS + reason */

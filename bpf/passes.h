@@ -42,7 +42,7 @@ static __always_inline __u32 slot_of_sock(struct sock *sk, const struct state *s
 {
 	struct cgroup *c;
 
-	if (st && st->epoch == ctl->epoch)
+	if (st && st->epoch == epoch_of(ctl))
 		return st->slot;
 	c = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	return DEEPEST_MAPPED(ancestor_id(c, level_));
@@ -57,7 +57,7 @@ static __always_inline int stamp_sock(struct sock *sk, struct state *st, const s
 		return 0;
 	packet_of(sk, &p);
 	key.port = p.local_port;
-	give_slot(st, slot_of_sock(sk, 0, ctl), ctl->epoch);
+	give_slot(st, slot_of_sock(sk, 0, ctl), epoch_of(ctl));
 	st->stamp = stamp_unmanaged(ctl);
 	record(st, bpf_map_lookup_elem(&listeners, &key) ? I_PEER : I_LOCAL, &p);
 	return 0;

@@ -19,7 +19,7 @@ static __always_inline int on_create(struct bpf_sock *ctx)
 	slot = DEEPEST_MAPPED(bpf_get_current_ancestor_cgroup_id(level_));
 	st = bpf_sk_storage_get(&states, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (st)
-		give_slot(st, slot, ctl->epoch);
+		give_slot(st, slot, epoch_of(ctl));
 	else
 		count(0, slot, C_NO_STORAGE);
 	return PASS;
@@ -89,7 +89,7 @@ static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
 	mapped = *slot;
 	id = BPF_CORE_READ(c, kn, id);
 	if (!bpf_map_update_elem(&cgroups, &id, &mapped, BPF_ANY))
-		__sync_fetch_and_add(&ctl->epoch, 1);
+		__sync_fetch_and_add(&ctl->mkdirs, 1);
 	return 0;
 }
 

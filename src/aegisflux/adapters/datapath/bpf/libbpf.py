@@ -265,7 +265,9 @@ def test_run(prog: int, data: bytes, ctx: bytes = b"", repeat: int = 1) -> tuple
 def run_iterator(program: c_void_p, map_fd: int | None = None) -> bytes:
     """Attach an iterator, read it to its end (in the caller's network namespace), detach; what it wrote."""
     info = (c_uint32 * 4)(map_fd or 0)
-    opts = IterAttachOpts(link_info=ctypes.addressof(info), link_info_len=16 if map_fd is not None else 0)
+    opts = IterAttachOpts()
+    if map_fd is not None:
+        opts.link_info, opts.link_info_len = ctypes.addressof(info), ctypes.sizeof(info)
     link = not_null(lib().bpf_program__attach_iter(program, byref(opts)), "iterator")
     try:
         fd = check(lib().bpf_iter_create(lib().bpf_link__fd(link)), "iterator")

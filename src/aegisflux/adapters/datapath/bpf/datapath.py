@@ -1,0 +1,297 @@
+"""The kernel's datapath. See `ports.datapath.Datapath` for what each method promises."""
+
+import os
+import struct
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Final, TypeVar
+
+from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, Control
+from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
+from aegisflux.adapters.datapath.bpf.doctor import examine
+from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
+from aegisflux.adapters.datapath.bpf.mapping import Mapping_, v2_root
+from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
+from aegisflux.adapters.datapath.bpf.pins import Pinned
+from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
+from aegisflux.domain.net import address_of
+from aegisflux.domain.verdict import Verdict
+from aegisflux.domain.verdict_of_tables import judge_tables
+from aegisflux.ports.datapath import Binding, Check, DeniedFlow, Generation, Held, Loaded, Role
+from aegisflux.wire import layout
+
+T = TypeVar("T")
+BPFFS: Final = Path("/sys/fs/bpf")
+READ_MARK: Final = b"\xff" * 16
+
+
+class BpfDatapath:
+    """Programs attached at the cgroup `attach` (default: the root of the v2 tree), pinned under `instance`."""
+
+    name = "bpf"
+
+    def __init__(
+        self, attach: Path | None = None, instance: str = "default", bpffs: Path = BPFFS, object_path: Path | None = None
+    ) -> None:
+        self._root = v2_root()
+        self._pins = Pinned(attach or self._root, instance, bpffs, object_path)
+        self._control: Control | None = None
+        self._generations: Generations | None = None
+        self._mapping: Mapping_ | None = None
+        self._denied: DeniedFlows | None = None
+        self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
+
+    # life
+
+    def open(self) -> None:
+        """See `Datapath.open`. Raises Unavailable with the verifier's last lines."""
+        if self._pins.is_open:
+            return
+        fresh = self._pins.open(self._prepare)
+        if fresh:
+            self._stamp_existing()
+
+    def _prepare(self) -> None:
+        maps = self._pins.maps
+        self._control = Control(maps["controls"])
+        self._generations = Generations(maps, self._control)
+        self._mapping = Mapping_(maps, self._control, self._root)
+        self._denied = DeniedFlows(maps["events"])
+        self._mapping.failsafe(*self._failsafe)
+
+    def close(self) -> None:
+        """See `Datapath.close`."""
+        for part in (self._denied, self._generations, self._control):
+            if part is not None:
+                part.close()
+        self._denied = self._generations = self._control = self._mapping = None
+        self._pins.close()
+
+    def panic(self) -> None:
+        """See `Datapath.panic`; works also where another process attached it."""
+        for part in (self._denied, self._generations, self._control):
+            if part is not None:
+                part.close()
+        self._denied = self._generations = self._control = self._mapping = None
+        self._pins.remove()
+
+    def doctor(self) -> list[Check]:
+        """See `Datapath.doctor`."""
+        return examine(self._pins)
+
+    def boot_ns(self) -> int:
+        """See `Datapath.boot_ns`."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+    @property
+    def denied_fd(self) -> int:
+        """Readable (epoll) while denied flows wait."""
+        return self._need(self._denied).fd
+
+    # generations
+
+    def load(self, slot: int, role: Role, generation: Generation) -> Loaded:
+        """See `Datapath.load`."""
+        return self._need(self._generations).load(slot, role, generation)
+
+    def flip(self, loaded: Loaded) -> None:
+        """See `Datapath.flip`."""
+        self._need(self._generations).flip(loaded)
+        if loaded.role == "active":
+            self.rejudge(loaded.slot)
+
+    def flip_back(self, slot: int) -> bool:
+        """See `Datapath.flip_back`."""
+        if not self._need(self._generations).flip_back(slot):
+            return False
+        self.rejudge(slot)
+        return True
+
+    def forget(self, slot: int) -> None:
+        """See `Datapath.forget`."""
+        self._need(self._generations).forget(slot)
+
+    def discard(self, loaded: Loaded) -> None:
+        """See `Datapath.discard`."""
+        self._need(self._generations).discard(loaded)
+
+    def renew(self, slot: int, deadline_ns: int) -> None:
+        """See `Datapath.renew`."""
+        self._need(self._generations).renew(slot, deadline_ns)
+
+    def remove(self, slot: int, role: Role) -> None:
+        """See `Datapath.remove`."""
+        self._need(self._generations).remove(slot, role)
+
+    def held(self) -> list[Held]:
+        """See `Datapath.held`."""
+        return self._need(self._generations).held()
+
+    # flows
+
+    def rejudge(self, slot: int) -> None:
+        """Judge every live flow of the service once by what is in force now. Best effort: namespaces
+        without a process are not reached; their flows are judged at their next packet."""
+        self._need(self._control).begin_pass(slot)
+        self._each_namespace(slot, lambda: libbpf.run_iterator(self._pins.program("aegis_pass_tcp")))
+        fd = self._need(self._generations).flows_fd(slot)
+        if fd is not None:
+            try:
+                libbpf.run_iterator(self._pins.program("aegis_pass_flows"), fd)
+            finally:
+                os.close(fd)
+
+    def cut(self, slot: int) -> int:
+        """See `Datapath.cut`: TCP and connected UDP, in every namespace that a process of the service lives in."""
+        if not self._pins.cutters:
+            return 0
+        self._need(self._control).begin_pass(slot)
+
+        def destroy() -> int:
+            return sum(len(libbpf.run_iterator(self._pins.program(name))) for name in ("aegis_cut_tcp", "aegis_cut_udp"))
+
+        return sum(self._each_namespace(slot, destroy))
+
+    def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
+        paths = self._need(self._mapping).paths_of(slot)
+        found = namespaces(pid for path in paths for pid in processes(path))
+        try:
+            return [inside(fd, call) for fd in found.values()]
+        finally:
+            for fd in found.values():
+                os.close(fd)
+
+    def _stamp_existing(self) -> None:
+        """Sockets that live at the first attachment existed before; who began them is told by the listeners."""
+        control = self._need(self._control)
+        found = namespaces(processes(self._pins.attach))
+        try:
+            for fd in found.values():
+                for kind in (PASS_LISTENERS, PASS_STAMP):
+                    control.begin_pass(0, kind)
+                    inside(fd, lambda: libbpf.run_iterator(self._pins.program("aegis_pass_tcp")))
+        finally:
+            control.begin_pass(0)
+            for fd in found.values():
+                os.close(fd)
+
+    # identity
+
+    def bind(self, bindings: Iterable[Binding]) -> None:
+        """See `Datapath.bind`."""
+        wanted = list(bindings)
+        for slot in {b.slot for b in wanted}:
+            self._need(self._generations).need_flows(slot)
+        self._need(self._mapping).bind(wanted)
+
+    def bindings(self) -> list[Binding]:
+        """See `Datapath.bindings`."""
+        return self._need(self._mapping).bindings()
+
+    def literals(self, paths: Mapping[str, int]) -> None:
+        """See `Datapath.literals`."""
+        for slot in set(paths.values()):
+            self._need(self._generations).need_flows(slot)
+        self._need(self._mapping).literals(paths)
+
+    def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:
+        """See `Datapath.failsafe`."""
+        self._failsafe = tuple(rules), agent_cgroup
+        self._need(self._mapping).failsafe(*self._failsafe)
+
+    def refresh_addresses(self) -> None:
+        """See `Datapath.refresh_addresses`."""
+        self._need(self._mapping)
+        own = self._pins.maps["own"]
+        before: dict[int, set[bytes]] = {}
+        for key in libbpf.keys(own, layout.OWN_KEY.size):
+            number, address = layout.OWN_KEY.unpack(key)
+            before.setdefault(number, set()).add(address)
+        for number, found in self._own_addresses():
+            known = before.get(number, set())
+            for address in found - known:
+                libbpf.update(own, layout.OWN_KEY.pack(number, address), b"\1")
+            for address in known - found - {READ_MARK}:
+                libbpf.delete(own, layout.OWN_KEY.pack(number, address))
+            if READ_MARK not in known:
+                libbpf.update(own, layout.OWN_KEY.pack(number, READ_MARK), b"\1")
+
+    def _own_addresses(self) -> list[tuple[int, set[bytes]]]:
+        """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""
+        paths = self._need(self._mapping).paths()
+        found = namespaces([os.getpid(), *(pid for path in paths for pid in processes(path))], named=True)
+        try:
+            return [inside(fd, lambda: (cookie(), addresses())) for fd in found.values()]
+        finally:
+            for fd in found.values():
+                os.close(fd)
+
+    # what it tells
+
+    def counters(self, slot: int) -> Mapping[str, int]:
+        """See `Datapath.counters`; they count from the first attachment, over restarts of the agent."""
+        rows = [self._counter(slot, i) for i in range(layout.COUNTERS)]
+        found: Counter[str] = Counter()
+        for number in layout.REASONS:
+            found[reason_of(number)] += rows[number]
+        found["kept"] = rows[10]
+        found["would_block"] = rows[layout.C_WOULD_BLOCK]
+        found["lost_events"] = rows[layout.C_LOST_EVENTS] + (self._denied.lost if self._denied else 0)
+        found["evicted_flows"] = self._evicted(slot, rows[layout.C_UDP_CREATED])
+        return dict(found)
+
+    def _counter(self, slot: int, index: int, role: int = 0) -> int:
+        row = (role * layout.SLOT_ROWS + slot) * layout.COUNTERS + index
+        size = 8 * libbpf.lib().libbpf_num_possible_cpus()
+        raw = libbpf.lookup(self._pins.maps["counters"], row.to_bytes(4, "little"), size) or b""
+        return sum(n for (n,) in struct.iter_unpack("<Q", raw))
+
+    def _evicted(self, slot: int, created: int) -> int:
+        if created <= UDP_FLOWS // 2:
+            return 0
+        fd = self._need(self._generations).flows_fd(slot)
+        if fd is None:
+            return 0
+        try:
+            return max(0, created - len(libbpf.keys(fd, layout.UDP_KEY.size)))
+        finally:
+            os.close(fd)
+
+    def drain_denied(self, limit: int) -> list[DeniedFlow]:
+        """See `Datapath.drain_denied`."""
+        return self._need(self._denied).drain(limit, self._need(self._generations).known)
+
+    def why(self, slot: int, flow: Flow, role: Role = "active") -> Verdict:
+        """See `Datapath.why`. Raises Unavailable where the kernel's tables are broken."""
+        generations = self._need(self._generations)
+        found = generations.read(slot, role)
+        if found is None:
+            return Verdict("allow", "unmanaged", mode="observe")
+        head, tables, _ = found
+        if tables is None:
+            raise Unavailable(f"slot {slot}: the tables in the kernel are broken")
+        own = frozenset(
+            address_of(layout.OWN_KEY.unpack(key)[1])
+            for key in libbpf.keys(self._pins.maps["own"], layout.OWN_KEY.size)
+        )
+        expired = role == "active" and self.boot_ns() >= generations.deadline(head)
+        host = Host(own, self._need(self._mapping).rules, expired)
+        return judge_tables(tables, head, flow, host, head.digest)
+
+    def test_run(self, program: str, packet: bytes, cb: tuple[int, ...] = (), repeat: int = 1) -> tuple[int, int]:
+        """(return value, ns a run) of a program over an Ethernet frame with these words in skb->cb."""
+        context = bytearray(192)
+        struct.pack_into(f"<{len(cb)}I", context, 48, *cb)
+        with suppress(KeyError):
+            return libbpf.test_run(self._pins.programs[program], packet, bytes(context), repeat)
+        raise Unavailable(f"no program {program}")
+
+    def _need(self, part: T | None) -> T:
+        if part is None:
+            raise Unavailable("the datapath is not open")
+        return part

@@ -1,0 +1,74 @@
+"""What this host can and cannot enforce, one line each."""
+
+import os
+from pathlib import Path
+from typing import Final
+
+from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf.mapping import v2_root
+from aegisflux.adapters.datapath.bpf.pins import ORDER, Pinned, object_path
+from aegisflux.domain.errors import Unavailable
+from aegisflux.ports.datapath import Check
+
+KERNEL: Final = (5, 17)
+NOT_GOVERNED: Final = (
+    "packet sockets, AF_XDP, vsock, and whoever has CAP_NET_RAW, CAP_BPF or CAP_NET_ADMIN; "
+    "two services of one host over local addresses"
+)
+
+
+def examine(pins: Pinned) -> list[Check]:
+    """See `Datapath.doctor`."""
+    return [_kernel(), _libbpf(), _object(), _cgroups(), _bpffs(pins), _attached(pins), _cut(), _hidden()]
+
+
+def _kernel() -> Check:
+    release = os.uname().release
+    parts = tuple(int(p) for p in release.split("-")[0].split(".")[:2] if p.isdigit())
+    btf = Path("/sys/kernel/btf/vmlinux").exists()
+    detail = f"{release}; BTF {'present' if btf else 'missing: CONFIG_DEBUG_INFO_BTF=y is needed'}"
+    return Check("kernel 5.17 or newer, with BTF", parts >= KERNEL and btf, detail)
+
+
+def _libbpf() -> Check:
+    try:
+        found = libbpf.lib()
+    except Unavailable as err:
+        return Check("libbpf 1", False, str(err))
+    return Check("libbpf 1", True, f"{found.libbpf_major_version()}.{found.libbpf_minor_version()}")
+
+
+def _object() -> Check:
+    try:
+        return Check("compiled programs", True, str(object_path()))
+    except Unavailable as err:
+        return Check("compiled programs", False, str(err))
+
+
+def _cgroups() -> Check:
+    try:
+        return Check("cgroup v2", True, str(v2_root()))
+    except Unavailable as err:
+        return Check("cgroup v2", False, str(err))
+
+
+def _bpffs(pins: Pinned) -> Check:
+    return Check("BPF file system", pins.bpffs.is_dir(), f"pins below {pins.home}")
+
+
+def _attached(pins: Pinned) -> Check:
+    missing = [name for name in ORDER if name not in pins.attached()]
+    return Check("programs attached", not missing, f"missing: {', '.join(missing)}" if missing else str(pins.attach))
+
+
+def _cut() -> Check:
+    try:
+        found = libbpf.kernel_has_function("bpf_sock_destroy")
+    except Unavailable:
+        found = False
+    detail = "bpf_sock_destroy" if found else "needs kernel 6.5: cut flows end by silence, not by an error"
+    return Check("cut sockets at once", found, detail, required=False)
+
+
+def _hidden() -> Check:
+    return Check("not governed", True, NOT_GOVERNED, required=False)
