@@ -1,0 +1,300 @@
+"""`aegisflux agent`: enrol a host, run its agent, ask it, and get out of a lock-out without the network.
+
+Exit status: 0 fine, 1 findings, 2 error, 3 refused, 4 unavailable. Data goes to stdout, talk to stderr.
+"""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+from cyclopts import App, Parameter
+
+from aegisflux.domain.errors import Refused, Unavailable
+
+if TYPE_CHECKING:
+    from aegisflux.agent_bootstrap import AgentConfig
+
+app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, stop its enforcement.")
+
+Json = dict[str, Any]
+Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output", "-o"])]
+ConfigFile = Annotated[Path | None, Parameter(name="--config", help="settings, instead of agent.toml")]
+FINDINGS, ERROR, REFUSED, UNAVAILABLE = 1, 2, 3, 4
+TOKEN_VARIABLE = "AEGISFLUX_ENROLL_TOKEN"  # noqa: S105 - the name of a variable
+
+
+@app.command
+def enroll(
+    *,
+    host_id: Annotated[str | None, Parameter(help="default: the first label of the host's name")] = None,
+    token_file: Annotated[Path | None, Parameter(help="a file with the token; - is stdin")] = None,
+    force: Annotated[bool, Parameter(negative="", help="enrol again, with the same key")] = False,
+    config: ConfigFile = None,
+) -> None:
+    """Enrol this host with a token from --token-file, AEGISFLUX_ENROLL_TOKEN or stdin.
+
+    Example: aegisflux host token --label web | aegisflux agent enroll --host-id web1
+    """
+    from aegisflux.agent.enroll import enroll as enrol
+    from aegisflux.agent.enroll import host_id_of
+    from aegisflux.agent.identity import IDENTITY
+    from aegisflux.agent.state import FileStore
+
+    with _exits():
+        settings = _config(config)
+        name = host_id or host_id_of(os.uname().nodename)
+        store = FileStore(settings.state)
+        if store.read(IDENTITY) is not None and not force:
+            raise Refused(f"this host is enrolled already (state in {settings.state}); --force enrols again")
+        identity = enrol(_token(token_file), name, store)
+        _say(f"enrolled as {identity.host_id}; run: aegisflux agent run")
+
+
+@app.command
+def run(*, config: ConfigFile = None) -> None:
+    """Run the agent in the foreground. When it ends, what is in force stays in force until its lease ends."""
+    import asyncio
+
+    from aegisflux.agent_bootstrap import run_agent
+
+    with _exits():
+        asyncio.run(run_agent(_config(config), _log))
+
+
+@app.command
+def status(*, output: Output = "table", config: ConfigFile = None) -> None:
+    """What is in force on this host, by service; exit 1 when something is not as it should be."""
+    with _exits():
+        (found,) = _asked(_config(config), {"do": "status"})
+        _print(output, found, _status_table)
+        bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing")]
+        if bad or found["panicked"] or not found["connected"]:
+            sys.exit(FINDINGS)
+
+
+@app.command
+def why(
+    service: str,
+    proto: str,
+    peer: str,
+    port: int | None = None,
+    *,
+    ingress: Annotated[
+        bool, Parameter(negative="", help="the peer initiates; port is the local one")
+    ] = False,
+    candidate: Annotated[bool, Parameter(negative="", help="by the candidate instead")] = False,
+    output: Output = "table",
+    config: ConfigFile = None,
+) -> None:
+    """The verdict of a flow from what the kernel holds now; exit 1 when it is blocked.
+
+    Example: aegisflux agent why web tcp 10.0.0.5 5432
+
+    Parameters
+    ----------
+    service: its number, its name, or the path of a cgroup
+    peer: the remote address
+    port: the port that the initiator addresses
+    """
+    question = {
+        "do": "why",
+        "service": service,
+        "proto": proto,
+        "peer": peer,
+        "port": port,
+        "direction": "ingress" if ingress else "egress",
+        "role": "candidate" if candidate else "active",
+    }
+    with _exits():
+        (found,) = _asked(_config(config), question)
+        _print(output, found, _why_text)
+        if found["verdict"] != "allowed":
+            sys.exit(FINDINGS)
+
+
+@app.command
+def denied(
+    *,
+    follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False,
+    limit: int = 100,
+    output: Output = "table",
+    config: ConfigFile = None,
+) -> None:
+    """Denied (or would-be denied) flows of this host, newest last; -f goes on."""
+    with _exits():
+        question = {"do": "denied", "follow": follow, "last": limit}
+        for found in _asked(_config(config), question, timeout=None if follow else 10.0):
+            print(json.dumps(found) if output != "table" else _denied_line(found), flush=True)  # noqa: T201
+
+
+@app.command
+def doctor(*, output: Output = "table", config: ConfigFile = None) -> None:
+    """What this host can and cannot enforce, and why; exit 1 on findings."""
+    from aegisflux.agent.doctor import examine
+    from aegisflux.agent_bootstrap import make_datapath
+
+    with _exits():
+        settings = _config(config)
+        checks = examine(settings.state, make_datapath(settings))
+        found = {"checks": [{"name": n, "ok": ok, "detail": d, "required": r} for n, ok, d, r in checks]}
+        _print(output, found, _doctor_table)
+        if any(not check["ok"] and check["required"] for check in found["checks"]):
+            sys.exit(FINDINGS)
+
+
+@app.command
+def panic(*, why: str = "by hand", config: ConfigFile = None) -> None:
+    """Remove every enforcement on this host at once, and keep it so until `aegisflux agent resume`.
+
+    Needs no network and no running agent.
+    """
+    from aegisflux.agent import remember
+    from aegisflux.agent.state import FileStore
+    from aegisflux.agent_bootstrap import make_datapath
+
+    with _exits():
+        settings = _config(config)
+        store = FileStore(settings.state)
+        if remember.read_panic(store) is None:
+            remember.write_panic(store, remember.Panic(time.time(), why))
+        try:
+            list(_asked(settings, {"do": "panic", "why": why}, timeout=3.0))
+            _say("panic: the agent removed every enforcement; aegisflux agent resume ends it")
+        except Unavailable:
+            make_datapath(settings).panic()
+            _say("panic: every enforcement is removed (no agent answered); aegisflux agent resume ends it")
+
+
+@app.command
+def resume(*, config: ConfigFile = None) -> None:
+    """End a panic: the last accepted manifest is applied again."""
+    from aegisflux.agent import remember
+    from aegisflux.agent.state import FileStore
+
+    with _exits():
+        settings = _config(config)
+        FileStore(settings.state).delete(remember.PANIC)
+        try:
+            list(_asked(settings, {"do": "resume"}))
+            _say("resumed")
+        except Unavailable:
+            _say("resumed: enforcement returns when the agent runs")
+
+
+@contextmanager
+def _exits() -> Iterator[None]:
+    """Errors as exit statuses, one line on stderr."""
+    try:
+        yield
+    except Refused as error:
+        _fail(REFUSED, error)
+    except Unavailable as error:
+        _fail(UNAVAILABLE, error)
+    except (OSError, ValueError) as error:
+        _fail(ERROR, error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _fail(status: int, error: Exception) -> NoReturn:
+    _say(f"aegisflux agent: {error}")
+    sys.exit(status)
+
+
+def _config(path: Path | None) -> "AgentConfig":
+    from aegisflux.agent_bootstrap import load_config
+
+    return load_config(path)
+
+
+def _token(path: Path | None) -> str:
+    if path is not None and str(path) != "-":
+        return path.read_text()
+    if path is None and (text := os.environ.get(TOKEN_VARIABLE)):
+        return text
+    if sys.stdin.isatty():
+        _say("token: ")
+    return sys.stdin.readline()
+
+
+def _asked(settings: "AgentConfig", question: Json, timeout: float | None = 10.0) -> Iterable[Json]:
+    from aegisflux.agent.control import SOCKET, ask
+
+    return ask(settings.state / SOCKET, question, timeout)
+
+
+def _log(text: str) -> None:
+    line = {"ts": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "logger": "agent", "msg": text}
+    print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def _print(output: str, found: Json, table: Callable[[Json], str]) -> None:
+    text = table(found) if output == "table" else json.dumps(found, indent=2 if output == "json" else None)
+    print(text)  # noqa: T201
+
+
+def _columns(rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+def _status_table(found: Json) -> str:
+    link = "connected" if found["connected"] else "NOT CONNECTED"
+    head = f"host {found['host_id']}  serial {found['serial']}  {link}  datapath {found['datapath']}"
+    if found["panicked"]:
+        head += "\nPANIC: nothing is enforced; aegisflux agent resume ends it"
+    rows = [["SERVICE", "NAME", "STATE", "VERSION", "DIGEST", "LEASE ENDS IN", "CGROUPS"]]
+    for service in found["services"]:
+        left = "-" if service["deadline"] is None else f"{max(0, service['deadline'] - int(time.time()))} s"
+        digest = (service["digest"] or "-").removeprefix("sha256:")[:12]
+        cgroups = ",".join(service["cgroups"]) or "-"
+        version = str(service["version"] or "-")
+        cells = [
+            str(service["service_id"]),
+            service["name"],
+            service["state"],
+            version,
+            digest,
+            left,
+            cgroups,
+        ]
+        rows.append(cells)
+    failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
+    return "\n".join([head, _columns(rows), *failures])
+
+
+def _why_text(found: Json) -> str:
+    rule = f" by {found['rule']}" if found.get("rule") else ""
+    digest = f"  ({found['digest'][:19]})" if found.get("digest") else ""
+    return f"{found['flow']}: {found['verdict']} ({found['reason']}{rule}){digest}"
+
+
+def _denied_line(found: Json) -> str:
+    glyph = "x" if found["verdict"] == "blocked" else "o"
+    arrow = "->" if found["direction"] == "egress" else "<-"
+    port = "" if found["peer_port"] is None else f":{found['peer_port']}"
+    rule = f" {found['rule']}" if found["rule"] else ""
+    flow = f"{found['proto']} {arrow} {found['peer']}{port}"
+    return (
+        f"{found['boot_seconds']:.3f} {glyph} {found['verdict']:<11} service {found['service_id']} "
+        f"{flow}  {found['reason']}{rule}"
+    )
+
+
+def _doctor_table(found: Json) -> str:
+    rows = [["CHECK", "RESULT", "DETAIL"]]
+    for check in found["checks"]:
+        word = "ok" if check["ok"] else "FAILED" if check["required"] else "missing"
+        rows.append([check["name"], word, check["detail"]])
+    return _columns(rows)

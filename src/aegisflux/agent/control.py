@@ -1,0 +1,228 @@
+"""The agent's ear on its own host: a Unix socket (0600) that answers one JSON line with JSON lines."""
+
+import asyncio
+import json
+import os
+import socket
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from aegisflux.agent import remember
+from aegisflux.agent.remember import Panic
+from aegisflux.agent.runner import Runner
+from aegisflux.domain.errors import AegisError, Invalid, NotFound, Refused, Unavailable
+from aegisflux.domain.flow import Direction, Flow
+from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
+from aegisflux.ports.datapath import DeniedFlow, Role
+
+SOCKET: Final = "agent.sock"
+MAX_LINE: Final = 65_536
+CLIENT_SECONDS: Final = 10.0
+FOLLOW_SECONDS: Final = 0.25
+Json = dict[str, Any]
+
+
+class Question(msgspec.Struct, frozen=True):
+    """One line from the command line."""
+
+    do: str
+    service: str = ""
+    direction: Direction = "egress"
+    proto: str = "tcp"
+    peer: str = ""
+    port: int | None = None
+    role: Role = "active"
+    follow: bool = False
+    last: int = 100
+    why: str = ""
+
+
+class Control:
+    """Serves the socket while the agent runs."""
+
+    def __init__(self, runner: Runner, path: Path) -> None:
+        self._runner, self._path = runner, path
+        self._server: asyncio.Server | None = None
+
+    async def open(self) -> None:
+        """Listen; raises Unavailable."""
+        self._path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE)
+        except OSError as error:
+            raise Unavailable(f"{self._path}: {error.strerror}") from error
+        finally:
+            os.umask(mask)
+
+    async def close(self) -> None:
+        """Listen no more."""
+        if self._server is not None:
+            self._server.close()
+            self._path.unlink(missing_ok=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            line = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
+            async for answer in self._answers(line):
+                writer.write(msgspec.json.encode(answer) + b"\n")
+                await writer.drain()
+        except (OSError, TimeoutError, ValueError):
+            return
+        finally:
+            writer.close()
+
+    async def _answers(self, line: bytes) -> AsyncIterator[Json]:
+        try:
+            question = msgspec.json.decode(line, type=Question)
+            async for answer in self._answer(question):
+                yield answer
+        except msgspec.DecodeError as error:
+            yield {"error": f"question: {error}", "kind": "refused"}
+        except AegisError as error:
+            yield {"error": str(error), "kind": "refused" if isinstance(error, Refused) else "unavailable"}
+
+    async def _answer(self, question: Question) -> AsyncIterator[Json]:
+        match question.do:
+            case "status":
+                yield self._status()
+            case "why":
+                yield await self._why(question)
+            case "denied":
+                async for answer in self._denied(question):
+                    yield answer
+            case "panic":
+                store = self._runner.parts.store
+                if remember.read_panic(store) is None:
+                    remember.write_panic(store, Panic(self._runner.parts.wall(), question.why))
+                await self._runner.heed_panic()
+                yield {"panicked": self._runner.panic is not None}
+            case "resume":
+                self._runner.parts.store.delete(remember.PANIC)
+                await self._runner.heed_panic()
+                yield {"panicked": self._runner.panic is not None}
+            case other:
+                raise Invalid("do", "status, why, denied, panic or resume", other)
+
+    def _status(self) -> Json:
+        runner = self._runner
+        found: Json = msgspec.to_builtins(runner.heartbeat())
+        found["connected"] = runner.parts.bus.connected
+        found["failures"] = {str(i): f"{r}: {d}" for i, (r, d) in runner.applier.failures.items()}
+        manifest = runner.accepted.manifest
+        names = {s.service_id: s.name for s in manifest.services} if manifest else {}
+        for report in found["services"]:
+            report["name"] = names.get(report["service_id"], "")
+        if runner.panic is not None:
+            found["panic"] = {"at": runner.panic.at, "why": runner.panic.why}
+        return found
+
+    async def _why(self, question: Question) -> Json:
+        runner, flow = self._runner, flow_of(question)
+        if runner.panic is not None:
+            return {"verdict": "allowed", "reason": "panic", "flow": flow_text(flow), "rule": None}
+        holding = runner.applier.book.services.get(self._service(question.service))
+        if holding is None:
+            return {"verdict": "allowed", "reason": "unmanaged", "flow": flow_text(flow), "rule": None}
+        verdict = await runner.parts.blocking(runner.parts.datapath.why, holding.slot, flow, question.role)
+        return {
+            "verdict": verdict.word,
+            "reason": verdict.reason,
+            "rule": verdict.rule,
+            "digest": verdict.digest,
+            "service_id": holding.service_id,
+            "flow": flow_text(flow),
+        }
+
+    def _service(self, text: str) -> int:
+        """A service by number, name or cgroup; -1 for a cgroup of none."""
+        runner = self._runner
+        if text.isdigit():
+            return int(text)
+        manifest = runner.accepted.manifest
+        for service in manifest.services if manifest else ():
+            if service.name == text:
+                return service.service_id
+        paths = {path: i for i, found in runner.binder.cgroups.items() for path in found}
+        parts = text.strip("/").split("/")
+        for n in range(len(parts), 0, -1):
+            if (service_id := paths.get("/".join(parts[:n]))) is not None:
+                return service_id
+        if "/" in text:
+            return -1
+        raise NotFound(f"no service {text} on this host; expected its number, its name or a cgroup path")
+
+    async def _denied(self, question: Question) -> AsyncIterator[Json]:
+        ring, seen = self._runner.reporter.denied, 0
+        for number, flow in list(ring)[-question.last :] if question.last > 0 else []:
+            seen = number
+            yield denied_json(flow)
+        seen = ring[-1][0] if ring and not seen else seen
+        while question.follow:
+            await asyncio.sleep(FOLLOW_SECONDS)
+            await self._runner.tick()
+            for number, flow in [item for item in ring if item[0] > seen]:
+                seen = number
+                yield denied_json(flow)
+
+
+def flow_of(question: Question) -> Flow:
+    """The initiation that is asked about; raises Invalid."""
+    proto = PROTOCOLS.get(question.proto) or (int(question.proto) if question.proto.isdigit() else None)
+    if proto is None or not 0 <= proto <= 255:
+        raise Invalid("proto", "tcp, udp, icmp, icmpv6, sctp, gre, esp or a number", question.proto)
+    port = question.port if proto in (TCP, UDP) else None
+    if proto in (TCP, UDP) and (port is None or not 0 < port < 65_536):
+        raise Invalid("port", "1 to 65535", question.port)
+    return Flow(question.direction, proto, parse_address(question.peer, "peer"), port)
+
+
+def flow_text(flow: Flow) -> str:
+    """A flow on one line."""
+    name, port = PROTOCOL_NAMES.get(flow.proto, str(flow.proto)), "" if flow.port is None else f":{flow.port}"
+    peer = f"[{flow.peer}]" if flow.peer.family == 6 and port else str(flow.peer)
+    if flow.direction == "egress":
+        return f"{name} -> {peer}{port}"
+    return f"{name} {flow.peer} -> local{port}"
+
+
+def denied_json(flow: DeniedFlow) -> Json:
+    """A denied flow as the command line shows it."""
+    return {
+        "boot_seconds": round(flow.boot_ns / 1e9, 3),
+        "service_id": flow.service_id,
+        "verdict": "blocked" if flow.mode == "enforce" and flow.role == "active" else "would block",
+        "role": flow.role,
+        "direction": flow.direction,
+        "proto": PROTOCOL_NAMES.get(flow.proto, str(flow.proto)),
+        "local": None if flow.local is None else str(flow.local),
+        "local_port": flow.local_port,
+        "peer": str(flow.peer),
+        "peer_port": flow.peer_port,
+        "reason": flow.reason,
+        "rule": flow.rule,
+        "digest": flow.digest,
+    }
+
+
+def ask(path: Path, question: Json, timeout: float | None = CLIENT_SECONDS) -> Iterator[Json]:
+    """Ask a running agent; raises Unavailable when none answers, and what it raises."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.settimeout(timeout)
+        try:
+            line.connect(str(path))
+            line.sendall(json.dumps(question).encode() + b"\n")
+            with line.makefile("rb") as answers:
+                for raw in answers:
+                    yield _checked(json.loads(raw))
+        except (OSError, TimeoutError) as error:
+            raise Unavailable(f"no agent answers at {path}: {error}") from None
+
+
+def _checked(answer: Json) -> Json:
+    if "error" in answer:
+        raise (Refused if answer.get("kind") == "refused" else Unavailable)(answer["error"])
+    return answer

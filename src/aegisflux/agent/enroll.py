@@ -1,0 +1,125 @@
+"""Enrolment over HTTP: a token, a name and a proof go out; what comes back is checked against the token."""
+
+import json
+import re
+import ssl
+import urllib.error
+import urllib.request
+from typing import Final
+from urllib.parse import urlsplit
+
+import msgspec
+from nacl.signing import SigningKey
+
+from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
+from aegisflux.agent.parts import Store
+from aegisflux.domain.errors import Invalid, Refused, Unavailable
+from aegisflux.domain.trust import Nacked
+from aegisflux.wire import token as tokens
+from aegisflux.wire.natsjwt import claims
+from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken
+
+SECONDS: Final = 15.0
+MAX_ANSWER: Final = 1 << 20
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+HOST: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+def host_id_of(hostname: str) -> str:
+    """A host id from a host name: its first label, in lower case; raises Invalid where nothing is left."""
+    name = re.sub(r"[^a-z0-9_-]", "-", hostname.partition(".")[0].lower()).lstrip("-_")[:63]
+    if not HOST.fullmatch(name):
+        raise Invalid("host_id", "[a-z0-9][a-z0-9_-]{0,62}", hostname)
+    return name
+
+
+def enroll(text: str, host_id: str, store: Store) -> Identity:
+    """Enrol this host and keep its identity; raises Refused or Unavailable.
+
+    Asked again with the same token it gives the same answer, so a lost answer costs nothing.
+    """
+    if not HOST.fullmatch(host_id):
+        raise Invalid("host_id", "[a-z0-9][a-z0-9_-]{0,62}", host_id)
+    token, seed = tokens.parse_token(text), obtain_seed(store)
+    context = _context(token)
+    request = EnrollRequest(
+        text.strip(),
+        host_id,
+        tokens.b64(bytes(SigningKey(seed).verify_key)),
+        tokens.b64(signer(seed)(tokens.proof_bytes(text, host_id))),
+    )
+    raw = _call(token.url.rstrip("/") + tokens.ENROLL_PATH, context, msgspec.json.encode(request))
+    try:
+        answer = msgspec.json.decode(raw, type=EnrollAnswer)
+    except msgspec.DecodeError as error:
+        raise Refused(f"enrolment: the answer of {token.url} is not one: {error}") from None
+    identity = checked(answer, token, host_id)
+    store.write(IDENTITY, msgspec.msgpack.encode(identity))
+    return identity
+
+
+def checked(answer: EnrollAnswer, token: EnrollToken, host_id: str) -> Identity:
+    """The identity in the answer; raises Refused when it is not that of the token's control plane."""
+    root = tokens.from_b64(answer.root_public_key, "root_public_key", 32)
+    if tokens.root_sha256(root) != token.root_sha256:
+        raise Refused("enrolment: the root key is not the one that the token names")
+    if tokens.ca_sha256(answer.ca_pem) != token.ca_sha256:
+        raise Refused("enrolment: the CA is not the one that the token names")
+    if answer.host_id != host_id or claims(answer.user_jwt).get("name") != host_id:
+        raise Refused(f"enrolment: expected credentials of {host_id}, got those of {answer.host_id[:63]}")
+    keys = tokens.from_b64(answer.keys, "keys")
+    identity = Identity(host_id, answer.user_jwt, answer.nats_urls, answer.ca_pem, root, keys)
+    try:
+        first_trust(identity)
+    except Nacked as error:
+        raise Refused(f"enrolment: the key set is not the root's: {error}") from None
+    return identity
+
+
+def _context(token: EnrollToken) -> ssl.SSLContext | None:
+    """How to talk to the token's URL: verified by the CA that the token names, or plain on this machine."""
+    url = urlsplit(token.url)
+    if url.scheme == "http":
+        if url.hostname not in LOOPBACK:
+            raise Refused(f"enrolment: plain HTTP is for this machine only, not for {url.hostname}")
+        return None
+    if url.scheme != "https":
+        raise Invalid("token", "an https URL", url.scheme)
+    pem = _call(token.url.rstrip("/") + tokens.CA_PATH, _unverified(), None).decode("ascii", "replace")
+    if tokens.ca_sha256(pem) != token.ca_sha256:
+        raise Refused(f"enrolment: {url.hostname} shows another CA than the one that the token names")
+    return ssl.create_default_context(cadata=pem)
+
+
+def _unverified() -> ssl.SSLContext:
+    """Only to fetch the CA, which is compared with the token before anything secret is sent."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+def _call(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes:
+    headers = {"Content-Type": "application/json"} if body is not None else {}
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - scheme checked by _context
+    handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
+    if context is not None:
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    try:
+        with urllib.request.build_opener(*handlers).open(request, timeout=SECONDS) as answer:
+            return bytes(answer.read(MAX_ANSWER))
+    except urllib.error.HTTPError as error:
+        with error:
+            detail = _detail(error.read(MAX_ANSWER)) or error.reason
+        kind = Refused if 400 <= error.code < 500 and error.code != 429 else Unavailable
+        raise kind(f"enrolment: {error.code} {detail}") from None
+    except (urllib.error.URLError, OSError) as error:
+        raise Unavailable(f"enrolment: {url}: {getattr(error, 'reason', error)}") from None
+
+
+def _detail(body: bytes) -> str:
+    try:
+        problem = json.loads(body)
+        return str(problem.get("detail") or problem.get("title") or "")[:500]
+    except (ValueError, AttributeError):
+        return ""

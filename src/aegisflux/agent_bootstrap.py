@@ -1,0 +1,199 @@
+"""Settings -> adapters -> agent: the only module of the agent's process that names an adapter."""
+
+import asyncio
+import os
+import signal
+import time
+import tomllib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux import __version__
+from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, own_cgroup, v2_root
+from aegisflux.agent.control import SOCKET, Control
+from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
+from aegisflux.agent.notify import CgroupProber, systemd
+from aegisflux.agent.parts import AgentSettings, Cgroups, Parts, in_thread
+from aegisflux.agent.runner import Runner
+from aegisflux.agent.state import FileStore, Locked
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
+from aegisflux.domain.net import parse_cidr
+from aegisflux.domain.snapshot import Proto
+from aegisflux.ports.bus import Bus
+from aegisflux.ports.datapath import Datapath
+
+CONFIG: Final = Path("/etc/aegisflux/agent.toml")
+PREFIX: Final = "AEGISFLUX_AGENT_"
+SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
+USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
+
+
+class FailsafeSetting(Struct, frozen=True, forbid_unknown_fields=True):
+    """One line of what no snapshot can deny on this host; `cgroup` narrows it."""
+
+    direction: Literal["egress", "ingress"]
+    proto: Proto
+    port: int
+    cidr: str | None = None
+    cgroup: str | None = None
+
+    def rule(self) -> FailsafeRule:
+        """The rule; raises Invalid."""
+        cidr = None if self.cidr is None else parse_cidr(self.cidr, "failsafe.cidr")
+        return FailsafeRule(self.direction, self.proto, self.port, cidr, self.cgroup)
+
+
+class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The agent's settings: /etc/aegisflux/agent.toml, then AEGISFLUX_AGENT_<NAME>; times in seconds.
+
+    state_dir:         keys, last accepted state and contents; mode 0700, one agent at a time
+    datapath:          bpf, or simulated: nothing is enforced
+    attach_cgroup:     where programs are attached; empty is the root of the v2 tree
+    cgroup_root:       the tree that selectors speak of; empty is the root of the v2 tree
+    instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
+    nats_urls:         instead of those that enrolment gave
+    failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
+    """
+
+    state_dir: str = ""
+    datapath: Literal["bpf", "simulated"] = "bpf"
+    attach_cgroup: str = ""
+    cgroup_root: str = ""
+    instance: str = "default"
+    bpffs: str = "/sys/fs/bpf"
+    nats_urls: tuple[str, ...] = ()
+    failsafe: tuple[FailsafeSetting, ...] | None = None
+    heartbeat_seconds: float = 5.0
+    refresh_seconds: float = 60.0
+    tick_seconds: float = 1.0
+    drift_seconds: float = 30.0
+    scan_seconds: float = 30.0
+    addresses_seconds: float = 10.0
+
+    @property
+    def state(self) -> Path:
+        """The state folder: for root a system's, else the user's."""
+        if self.state_dir:
+            return Path(self.state_dir)
+        return SYSTEM_STATE if os.geteuid() == 0 else USER_STATE.expanduser()
+
+    def settings(self) -> AgentSettings:
+        """What the runner reads; raises Invalid."""
+        rules = DEFAULT_FAILSAFE if self.failsafe is None else tuple(line.rule() for line in self.failsafe)
+        times = {
+            name: getattr(self, name) for name in AgentSettings.__struct_fields__ if name.endswith("_seconds")
+        }
+        return AgentSettings(failsafe=rules, **times)
+
+
+def load_config(path: Path | None = None) -> AgentConfig:
+    """Read file and environment; raises Invalid by the setting's name."""
+    source = path or Path(os.environ.get(PREFIX + "CONFIG", str(CONFIG)))
+    found: dict[str, Any] = {}
+    if path is not None or source.exists():
+        try:
+            found = tomllib.loads(source.read_text())
+        except (OSError, ValueError) as error:
+            raise Invalid(str(source), "a TOML file", str(error)) from None
+    for name in AgentConfig.__struct_fields__:
+        text = os.environ.get(PREFIX + name.upper())
+        if text is None:
+            continue
+        found[name] = msgspec.json.decode(text) if name == "failsafe" else text
+        if name == "nats_urls":
+            found[name] = [url.strip() for url in text.split(",") if url.strip()]
+    try:
+        return msgspec.convert(found, AgentConfig, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid("agent settings", "known settings of the right type", str(error)) from None
+
+
+def make_datapath(config: AgentConfig) -> Datapath:
+    """The datapath that the settings name, not opened."""
+    if config.datapath == "simulated":
+        from aegisflux.adapters.datapath.simulated import SimulatedDatapath
+
+        return SimulatedDatapath(lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+    from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
+
+    attach = Path(config.attach_cgroup) if config.attach_cgroup else None
+    return BpfDatapath(attach, config.instance, Path(config.bpffs))
+
+
+def make_cgroups(config: AgentConfig) -> Cgroups:
+    """The host's tree; without one (only for the simulation) an empty one."""
+    if config.cgroup_root:
+        return CgroupTree(Path(config.cgroup_root))
+    if config.datapath == "simulated" and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
+        return FixedCgroups(own=own_cgroup(Path("/proc/self/cgroup").read_text()))
+    return CgroupTree(v2_root(Path("/proc/self/mountinfo").read_text()))
+
+
+def make_bus(config: AgentConfig, identity: Identity, seed: bytes, trouble: Any) -> Any:
+    """The agent's own connection, not opened."""
+    from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+    from aegisflux.wire.natsjwt import Credentials
+
+    return NatsBus(
+        NatsOptions(
+            urls=config.nats_urls or identity.nats_urls,
+            credentials=Credentials(identity.user_jwt, seed),
+            ca_pem=identity.ca_pem,
+            trouble=trouble,
+        )
+    )
+
+
+def make_runner(
+    config: AgentConfig, store: FileStore, bus: Bus, datapath: Datapath, pool: ThreadPoolExecutor, log: Any
+) -> Runner:
+    """An agent on this host's identity; raises NotFound on one that is not enrolled."""
+    identity, seed = read_identity(store)
+    cgroups = make_cgroups(config)
+    parts = Parts(
+        host_id=identity.host_id,
+        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        version=__version__,
+        bus=bus,
+        datapath=datapath,
+        store=store,
+        cgroups=cgroups,
+        sign=signer(seed),
+        verify=verify,
+        wall=time.time,
+        blocking=in_thread(pool),
+        prober=CgroupProber(getattr(cgroups, "root", Path("/"))),
+        log=log,
+        settings=config.settings(),
+    )
+    return Runner(parts, first_trust(identity))
+
+
+async def run_agent(config: AgentConfig, log: Any) -> None:
+    """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
+    locks, store = Locked(), FileStore(config.state)
+    locks.take(config.state, "state folder")
+    identity, seed = read_identity(store)
+    datapath, pool = make_datapath(config), ThreadPoolExecutor(1, "datapath")
+    bus = make_bus(config, identity, seed, log)
+    runner = make_runner(config, store, bus, datapath, pool, log)
+    control, stop = Control(runner, config.state / SOCKET), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        await control.open()
+        bus.open()
+        await runner.run(stop, lambda: systemd("READY=1"))
+        systemd("STOPPING=1")
+    finally:
+        await control.close()
+        await bus.close()
+        pool.submit(datapath.close).result()
+        pool.shutdown()
+        locks.release()
