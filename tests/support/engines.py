@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nacl.signing import SigningKey
 
-from aegisflux.adapters.bus.accounts import PUSH_SUBJECT, NatsAccounts
+from aegisflux.adapters.bus.accounts import NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.secrets.file import FileSecrets
@@ -96,11 +96,6 @@ class NatsLab:
         """The bus that pushes account claims, connected."""
         async with opened(self.bus(self.accounts.system_creds(int(time.time())))) as bus:
             yield bus
-
-    async def push(self, jwt: str) -> None:
-        """What LiveAccounts does with a claim."""
-        async with self.system() as bus:
-            await bus.call(PUSH_SUBJECT, jwt.encode())
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from nacl.signing import SigningKey
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from aegisflux.adapters.bus.accounts import LiveAccounts
+from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
 from aegisflux.domain.errors import Forbidden, Invalid
 from aegisflux.wire import natsjwt, subjects
 from support.engines import eventually, opened, running_nats
@@ -236,14 +236,11 @@ async def test_a_foreign_reply_subject_writes_no_desired_state(lab, hostile):
 
 async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
     async with lab.system() as system, opened(lab.bus(lab.agent("web2"))) as other:
-
-        async def push(jwt):
-            assert b'"code":200' in await system.call("$SYS.REQ.CLAIMS.UPDATE", jwt.encode())
-
+        live = LiveAccounts(lab.accounts, pusher(system))
         seed = bytes(SigningKey.generate())
         public = bytes(SigningKey(seed).verify_key)
         async with opened(lab.bus(lab.agent("gone", seed))) as bus:
-            await LiveAccounts(lab.accounts, push).revoke_agent(public, int(time.time()))
+            await live.revoke_agent(public, int(time.time()))
             await eventually(lambda: not bus.connected)
             await eventually(lambda: "authorization" in bus.last_error.lower())
             assert not bus.connected
@@ -251,6 +248,8 @@ async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
         await eventually(lambda: int(time.time()) > lab.accounts.revoked(public))
         async with opened(lab.bus(lab.agent("gone", seed))) as again:
             assert again.connected
+        await live.push_all()
+        assert other.connected
 
 
 async def test_a_viewer_hears_the_announcements_and_nothing_else(lab):

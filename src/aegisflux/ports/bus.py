@@ -87,7 +87,7 @@ class Bus(Protocol):
         ...
 
     def on_connect(self, callback: Callback) -> None:
-        """Call after every later connect, the time to compare and publish or fetch again."""
+        """Call after every connect from now on: the time to compare and publish or fetch again."""
         ...
 
     async def close(self) -> None:

@@ -9,10 +9,11 @@ a user may do.
 import json
 import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.ports.secrets import Secrets
 from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.natsjwt import Credentials
@@ -152,6 +153,14 @@ class NatsAccounts:
         return natsjwt.scope(key, role, pub=pub, sub=sub, subs=subs, payload=subjects.MAX_MESSAGE)
 
 
+class Caller(Protocol):
+    """A bus that reaches the server's own subjects."""
+
+    async def call(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
+        """One request, one answer."""
+        ...
+
+
 class LiveAccounts:
     """`AgentAccounts` over running servers: a revocation is kept first, then pushed through `push`."""
 
@@ -172,6 +181,17 @@ class LiveAccounts:
         """
         for jwt in self._accounts.account_jwts().values():
             await self._push(jwt)
+
+
+def pusher(system: Caller) -> Push:
+    """How claims reach the servers: over the bus of `NatsAccounts.system_creds`."""
+
+    async def push(jwt: str) -> None:
+        said = await system.call(PUSH_SUBJECT, jwt.encode())
+        if json.loads(said).get("data", {}).get("code") != 200:
+            raise Unavailable(f"account claim: expected the server to take it, got {said[:200]!r}")
+
+    return push
 
 
 class _Key:

@@ -6,6 +6,7 @@ accounts are not loaded yet. Here a lost connection is replaced by a new one, an
 
 import asyncio
 import base64
+import contextlib
 import json
 import random
 import re
@@ -34,6 +35,7 @@ TRY_SECONDS, PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 10.0, 5
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
+CLOSE_SECONDS = 1.0
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
 Trouble = Callable[[str], None]
@@ -75,6 +77,7 @@ class NatsBus:
         self._closing = False
         self._last_error = "not connected yet"
         self._task: asyncio.Task[None] | None = None
+        self._again: asyncio.Task[None] | None = None
 
     def open(self) -> None:
         """Begin to connect."""
@@ -182,12 +185,12 @@ class NatsBus:
         self._closing = True
         for attached in list(self._attached):
             await attached.close()
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        if self._nc is not None:
-            await self._nc.close()
+        tasks = [task for task in (self._task, self._again) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._up.clear()
+        await self._discard()
 
     async def _attach(self, attached: Attachable) -> Subscription:
         self._attached.append(attached)
@@ -200,8 +203,7 @@ class NatsBus:
         while True:
             try:
                 nc = await self._connect()
-                for attached in list(self._attached):
-                    await attached.attach(self, nc)
+                await self._attach_all(nc)
             except (OSError, NatsError, TimeoutError, Unavailable) as error:
                 if not isinstance(error, NoServersError):  # then the reason was heard before
                     self._fail(f"cannot connect: {described(error)}")
@@ -210,15 +212,21 @@ class NatsBus:
                 continue
             pause = FIRST_PAUSE
             self._up.set()
-            again = asyncio.create_task(self._call_back())
+            self._again = asyncio.create_task(self._call_back())
             assert self._lost is not None
             await asyncio.wait({self._lost})
             self._up.clear()
-            again.cancel()
+            self._again.cancel()
+
+    async def _attach_all(self, nc: Client) -> None:
+        """Put every subscription on the connection, those too that come while this is under way."""
+        done: list[Attachable] = []
+        while missing := [attached for attached in self._attached if attached not in done]:
+            await missing[0].attach(self, nc)
+            done.append(missing[0])
 
     async def _connect(self) -> Client:
-        if self._nc is not None:
-            await self._nc.close()
+        await self._discard()
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lost = lost
         nc = self._nc = Client()
@@ -253,6 +261,13 @@ class NatsBus:
             )
         return nc
 
+    async def _discard(self) -> None:
+        """Close an earlier connection; one whose TLS failed half-way never says that it is closed."""
+        nc, self._nc = self._nc, None
+        if nc is not None:
+            with contextlib.suppress(TimeoutError, OSError, NatsError):
+                await asyncio.wait_for(nc.close(), CLOSE_SECONDS)
+
     async def _call_back(self) -> None:
         for callback in self._callbacks:
             try:
@@ -281,6 +296,8 @@ class NatsBus:
         self._options.trouble(text)
 
     async def _client(self, deadline: float) -> Client:
+        if self._closing:
+            raise Unavailable("the bus is closed")
         try:
             await asyncio.wait_for(self._up.wait(), max(0.0, deadline - time.monotonic()))
         except TimeoutError:
