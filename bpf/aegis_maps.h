@@ -87,6 +87,7 @@ struct descriptor {
 	__u32 service_id;
 	__u32 layout;
 	__u32 blocks;
+	__u32 zero;
 };
 
 /* Block 1: for people and for read-back, never for judging. */

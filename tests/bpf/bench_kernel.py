@@ -1,5 +1,6 @@
 """One datapath without hosts, for test runs: programs loaded, attached at an empty cgroup of ours."""
 
+import itertools
 import os
 from pathlib import Path
 from types import TracebackType
@@ -15,18 +16,17 @@ from tests.support.kernel import HOUR_NS, generation_of
 from tests.support.netns import cgroup_root, kill_cgroup, sweep
 
 SLOT = 5
-_runs = 0
+_numbers = itertools.count(1)
 
 
 class Bench:
     """`judge` is one verdict by the programs' judging core."""
 
     def __init__(self) -> None:
-        global _runs
-        _runs += 1
+        number = next(_numbers)
         sweep()
-        self.cgroup: Path = cgroup_root() / f"aegisflux-af{os.getpid()}-b{_runs}"
-        self.datapath = BpfDatapath(attach=self.cgroup, instance=f"test-bench-{os.getpid()}-{_runs}")
+        self.cgroup: Path = cgroup_root() / f"aegisflux-af{os.getpid()}-{number}b"
+        self.datapath = BpfDatapath(attach=self.cgroup, instance=f"test-bench-{os.getpid()}-{number}")
 
     def __enter__(self) -> Self:
         self.cgroup.mkdir()
@@ -37,7 +37,9 @@ class Bench:
             raise
         return self
 
-    def __exit__(self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None) -> None:
+    def __exit__(
+        self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
+    ) -> None:
         try:
             self.datapath.panic()
         finally:
@@ -51,12 +53,16 @@ class Bench:
         self.datapath.flip(loaded)
         self.datapath.forget(SLOT)
 
-    def judge(self, flow: Flow, inward: bool | None = None, extra: int = 0) -> tuple[bool, str | None, str | None]:
-        """(passed, reason, rule) of a packet; the reason and the rule only where it was denied, else the counted one."""
+    def judge(
+        self, flow: Flow, inward: bool | None = None, extra: int = 0
+    ) -> tuple[bool, str | None, str | None]:
+        """(passed, reason, rule) of a packet; the rule only of a denial."""
         inward = flow.direction == "ingress" if inward is None else inward
         before = self.rows()
         answer, _ = self.datapath.test_run(
-            "aegis_test_ingress" if inward else "aegis_test_egress", frame(flow, inward), cb_of(SLOT, flow, extra)
+            "aegis_test_ingress" if inward else "aegis_test_egress",
+            frame(flow, inward),
+            cb_of(SLOT, flow, extra),
         )
         after = self.rows()
         grown = [layout.REASONS[i] for i in layout.REASONS if after[i] > before[i]]

@@ -13,13 +13,19 @@ I_EGRESS, I_INGRESS = 1, 2
 def frame(flow: Flow, inward: bool) -> bytes:
     """An Ethernet frame of this flow: from the peer where `inward`, else to it."""
     initiates = (flow.direction == "ingress") == inward
-    source, dest = (flow.source_port or 40_000, flow.port or 0) if initiates else (flow.port or 0, flow.source_port or 40_000)
+    source, dest = (
+        (flow.source_port or 40_000, flow.port or 0)
+        if initiates
+        else (flow.port or 0, flow.source_port or 40_000)
+    )
     body = transport(flow, source, dest)
     theirs = flow.peer.packed()
     ours = OUR_V4 if flow.peer.family == 4 else OUR_V6
     a, b = (theirs, ours) if inward else (ours, theirs)
     if flow.peer.family == 4:
-        head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, flow.hop_limit or 64, flow.proto, 0, a, b)
+        head = struct.pack(
+            "!BBHHHBBH4s4s", 0x45, 0, 20 + len(body), 1, 0, flow.hop_limit or 64, flow.proto, 0, a, b
+        )
         return bytes(12) + b"\x08\x00" + head + body
     head = struct.pack("!IHBB16s16s", 6 << 28, len(body), flow.proto, flow.hop_limit or 64, a, b)
     return bytes(12) + b"\x86\xdd" + head + body

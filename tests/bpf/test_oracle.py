@@ -1,4 +1,4 @@
-"""The programs in the kernel against the oracle, by BPF_PROG_TEST_RUN: random snapshots, and the 600 cases."""
+"""The programs in the kernel against the oracle, by BPF_PROG_TEST_RUN."""
 
 import random
 from collections.abc import Callable, Iterator

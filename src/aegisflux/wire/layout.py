@@ -27,7 +27,7 @@ MAX_FAILSAFE: Final = 16
 MAX_PATH: Final = 256
 
 D_CLOSED, D_KEEP, D_INGRESS, D_DENIES = 1, 2, 4, 8
-DESCRIPTOR: Final = struct.Struct("<QQIBBBB4I7I8I")
+DESCRIPTOR: Final = struct.Struct("<QQIBBBB4I7I8I4x")
 IDENTITY: Final = struct.Struct("<Q32s32s")
 CONTROL: Final = struct.Struct("<QIIIIII")
 STATE: Final = struct.Struct("<QQIHBB16sHHI")
@@ -97,12 +97,14 @@ def pack(tables: Tables, descriptor: Descriptor) -> bytes:
         offsets.append(at)
         at += len(section) // BLOCK
     head = _descriptor_block(tables, descriptor, offsets, len(levels), at)
-    ident = IDENTITY.pack(descriptor.version, _digest_bytes(descriptor.digest), _digest_bytes(descriptor.tables_digest))
+    ident = IDENTITY.pack(
+        descriptor.version, _digest_bytes(descriptor.digest), _digest_bytes(descriptor.tables_digest)
+    )
     return b"".join([head, ident.ljust(BLOCK, b"\0"), *sections])
 
 
 def unpack(blob: bytes) -> tuple[Descriptor, Tables]:
-    """The descriptor and the tables of a blob; raises Malformed unless packing them again gives the same bytes."""
+    """Descriptor and tables of a blob; raises Malformed unless packing them again gives the same bytes."""
     try:
         descriptor, tables = _read(blob)
         again = pack(tables, descriptor)
@@ -143,7 +145,8 @@ def _descriptor_block(tables: Tables, d: Descriptor, offsets: list[int], levels:
     head = DESCRIPTOR.pack(
         d.generation, d.previous, d.deadline_cell, d.mode == "enforce", flags, tables.index_bits, levels,
         offsets[0], offsets[1], len(tables.v4_leaves) // 8, len(tables.v6_starts) // 16, *level_at,
-        *offsets[2 + levels :], len(tables.classes) // 16, len(tables.items) // 4, d.service_id, LAYOUT, blocks,
+        *offsets[2 + levels :], len(tables.classes) // 16, len(tables.items) // 4, d.service_id, LAYOUT,
+        blocks,
     )  # fmt: skip
     return head.ljust(BLOCK, b"\0")
 

@@ -14,7 +14,7 @@ from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, 
 from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
 from aegisflux.adapters.datapath.bpf.doctor import examine
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
-from aegisflux.adapters.datapath.bpf.mapping import Mapping_, v2_root
+from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.domain.errors import Unavailable
@@ -31,18 +31,22 @@ READ_MARK: Final = b"\xff" * 16
 
 
 class BpfDatapath:
-    """Programs attached at the cgroup `attach` (default: the root of the v2 tree), pinned under `instance`."""
+    """Programs attached at the cgroup `attach` (default: the v2 root), pinned under `instance`."""
 
     name = "bpf"
 
     def __init__(
-        self, attach: Path | None = None, instance: str = "default", bpffs: Path = BPFFS, object_path: Path | None = None
+        self,
+        attach: Path | None = None,
+        instance: str = "default",
+        bpffs: Path = BPFFS,
+        object_path: Path | None = None,
     ) -> None:
         self._root = v2_root()
         self._pins = Pinned(attach or self._root, instance, bpffs, object_path)
         self._control: Control | None = None
         self._generations: Generations | None = None
-        self._mapping: Mapping_ | None = None
+        self._mapping: CgroupMap | None = None
         self._denied: DeniedFlows | None = None
         self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
 
@@ -60,7 +64,7 @@ class BpfDatapath:
         maps = self._pins.maps
         self._control = Control(maps["controls"])
         self._generations = Generations(maps, self._control)
-        self._mapping = Mapping_(maps, self._control, self._root)
+        self._mapping = CgroupMap(maps, self._control, self._root)
         self._denied = DeniedFlows(maps["events"])
         self._mapping.failsafe(*self._failsafe)
 
@@ -147,13 +151,16 @@ class BpfDatapath:
                 os.close(fd)
 
     def cut(self, slot: int) -> int:
-        """See `Datapath.cut`: TCP and connected UDP, in every namespace that a process of the service lives in."""
+        """See `Datapath.cut`: TCP and connected UDP, in the namespaces of the service's processes."""
         if not self._pins.cutters:
             return 0
         self._need(self._control).begin_pass(slot)
 
         def destroy() -> int:
-            return sum(len(libbpf.run_iterator(self._pins.program(name))) for name in ("aegis_cut_tcp", "aegis_cut_udp"))
+            return sum(
+                len(libbpf.run_iterator(self._pins.program(name)))
+                for name in ("aegis_cut_tcp", "aegis_cut_udp")
+            )
 
         return sum(self._each_namespace(slot, destroy))
 
@@ -167,7 +174,7 @@ class BpfDatapath:
                 os.close(fd)
 
     def _stamp_existing(self) -> None:
-        """Sockets that live at the first attachment existed before; who began them is told by the listeners."""
+        """Sockets that live at the first attachment existed before; listeners tell who began them."""
         control = self._need(self._control)
         found = namespaces(processes(self._pins.attach))
         try:
@@ -283,12 +290,14 @@ class BpfDatapath:
         host = Host(own, self._need(self._mapping).rules, expired)
         return judge_tables(tables, head, flow, host, head.digest)
 
-    def test_run(self, program: str, packet: bytes, cb: tuple[int, ...] = (), repeat: int = 1) -> tuple[int, int]:
+    def test_run(
+        self, program: str, packet: bytes, cb: tuple[int, ...] = (), repeat: int = 1
+    ) -> tuple[int, int]:
         """(return value, ns a run) of a program over an Ethernet frame with these words in skb->cb."""
         context = bytearray(192)
         struct.pack_into(f"<{len(cb)}I", context, 48, *cb)
         with suppress(KeyError):
-            return libbpf.test_run(self._pins.programs[program], packet, bytes(context), repeat)
+            return libbpf.run_program(self._pins.programs[program], packet, bytes(context), repeat)
         raise Unavailable(f"no program {program}")
 
     def _need(self, part: T | None) -> T:

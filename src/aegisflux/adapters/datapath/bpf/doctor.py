@@ -58,7 +58,9 @@ def _bpffs(pins: Pinned) -> Check:
 
 def _attached(pins: Pinned) -> Check:
     missing = [name for name in ORDER if name not in pins.attached()]
-    return Check("programs attached", not missing, f"missing: {', '.join(missing)}" if missing else str(pins.attach))
+    return Check(
+        "programs attached", not missing, f"missing: {', '.join(missing)}" if missing else str(pins.attach)
+    )
 
 
 def _cut() -> Check:

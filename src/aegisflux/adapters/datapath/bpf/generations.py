@@ -52,7 +52,16 @@ class Generations:
             raise Unavailable(f"slot {slot}: expected 0 to {MAX_SLOTS - 1}")
         cell = self._free_cell(slot)
         head = Descriptor(
-            self._number(), 0, cell, g.mode, g.on_expiry, g.established, g.service_id, g.version, g.digest, g.tables_digest
+            self._number(),
+            0,
+            cell,
+            g.mode,
+            g.on_expiry,
+            g.established,
+            g.service_id,
+            g.version,
+            g.digest,
+            g.tables_digest,
         )
         head = replace(head, previous=self._previous(slot, head.generation, self.boot_ns()))
         try:
@@ -150,8 +159,8 @@ class Generations:
                 d, _, digest = found
                 deadline = self.deadline(d)
                 out.append(
-                    Held(slot, role, d.generation, d.service_id, d.version, d.digest, digest, d.mode, d.on_expiry,
-                         d.established, deadline)
+                    Held(slot, role, d.generation, d.service_id, d.version, d.digest, digest, d.mode,
+                         d.on_expiry, d.established, deadline)
                 )  # fmt: skip
         return out
 

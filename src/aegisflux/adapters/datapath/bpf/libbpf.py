@@ -29,9 +29,10 @@ class _Sized(ctypes.Structure):
 
 class MapCreateOpts(_Sized):
     _fields_ = [
-        ("sz", c_size_t), ("btf_fd", c_uint32), ("btf_key_type_id", c_uint32), ("btf_value_type_id", c_uint32),
-        ("btf_vmlinux_value_type_id", c_uint32), ("inner_map_fd", c_uint32), ("map_flags", c_uint32),
-        ("map_extra", c_uint64), ("numa_node", c_uint32), ("map_ifindex", c_uint32),
+        ("sz", c_size_t), ("btf_fd", c_uint32), ("btf_key_type_id", c_uint32),
+        ("btf_value_type_id", c_uint32), ("btf_vmlinux_value_type_id", c_uint32),
+        ("inner_map_fd", c_uint32), ("map_flags", c_uint32), ("map_extra", c_uint64),
+        ("numa_node", c_uint32), ("map_ifindex", c_uint32),
     ]  # fmt: skip
 
 
@@ -52,20 +53,13 @@ class IterAttachOpts(_Sized):
     _fields_ = [("sz", c_size_t), ("link_info", c_void_p), ("link_info_len", c_uint32)]
 
 
-class OpenOpts(_Sized):
-    _fields_ = [
-        ("sz", c_size_t), ("object_name", c_char_p), ("relaxed_maps", ctypes.c_bool), ("pin_root_path", c_char_p),
-        ("pad", c_uint32), ("kconfig", c_char_p), ("btf_custom_path", c_char_p), ("kernel_log_buf", c_char_p),
-        ("kernel_log_size", c_size_t), ("kernel_log_level", c_uint32),
-    ]  # fmt: skip
-
-
 PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
 _POINTERS: Final = (
-    "bpf_object__open_file", "bpf_object__find_map_by_name", "bpf_object__find_program_by_name", "bpf_object__next_map",
-    "bpf_object__next_program", "bpf_program__attach_iter", "ring_buffer__new", "bpf_object__btf", "btf__type_by_id",
+    "bpf_object__open_file", "bpf_object__find_map_by_name", "bpf_object__find_program_by_name",
+    "bpf_object__next_map", "bpf_object__next_program", "bpf_program__attach_iter", "ring_buffer__new",
+    "bpf_object__btf", "btf__type_by_id",
     "bpf_map__name", "bpf_program__name", "bpf_map__inner_map",
 )  # fmt: skip
 
@@ -140,7 +134,9 @@ def bpf(command: int, words: dict[int, int] | None = None, longs: dict[int, int]
 def map_create(kind: int, name: str, key: int, value: int, entries: int, flags: int = 0) -> int:
     """A new map's descriptor."""
     opts = MapCreateOpts(map_flags=flags)
-    return check(lib().bpf_map_create(kind, name.encode()[:15], key, value, entries, byref(opts)), f"map {name}")
+    return check(
+        lib().bpf_map_create(kind, name.encode()[:15], key, value, entries, byref(opts)), f"map {name}"
+    )
 
 
 def map_freeze(fd: int) -> None:
@@ -203,7 +199,9 @@ def fill(fd: int, values: bytes, size: int) -> None:
     count = c_uint32(total)
     numbers = (c_uint32 * total)(*range(total))
     opts = BatchOpts()
-    check(lib().bpf_map_update_batch(fd, numbers, values, byref(count), byref(opts)), f"filling {total} blocks")
+    check(
+        lib().bpf_map_update_batch(fd, numbers, values, byref(count), byref(opts)), f"filling {total} blocks"
+    )
     if count.value != total:
         raise OSError(5, f"filling {total} blocks: the kernel took {count.value}")
 
@@ -217,7 +215,13 @@ def read_all(fd: int, size: int, total: int) -> bytes:
     while done < total:
         count = c_uint32(total - done)
         result = lib().bpf_map_lookup_batch(
-            fd, at, byref(position), byref(numbers, 4 * done), byref(values, size * done), byref(count), byref(opts)
+            fd,
+            at,
+            byref(position),
+            byref(numbers, 4 * done),
+            byref(values, size * done),
+            byref(count),
+            byref(opts),
         )
         done += count.value
         at = byref(position)
@@ -250,7 +254,7 @@ def raw_tracepoint(name: str, prog: int) -> int:
     return check(lib().bpf_raw_tracepoint_open(name.encode(), prog), f"raw tracepoint {name}")
 
 
-def test_run(prog: int, data: bytes, ctx: bytes = b"", repeat: int = 1) -> tuple[int, int]:
+def run_program(prog: int, data: bytes, ctx: bytes = b"", repeat: int = 1) -> tuple[int, int]:
     """(return value, ns a run) of a program over one packet with its Ethernet header."""
     packet = ctypes.create_string_buffer(data, len(data))
     context = ctypes.create_string_buffer(ctx, len(ctx)) if ctx else None
@@ -295,7 +299,7 @@ class Ring:
         lib().ring_buffer__consume(self._ring)
 
     def close(self) -> None:
-        if self._ring:
+        if self._ring.value:
             lib().ring_buffer__free(self._ring)
             self._ring = c_void_p(None)
 
@@ -339,7 +343,7 @@ class Object:
         return check(lib().bpf_program__fd(self.programs()[name]), f"program {name}")
 
     def close(self) -> None:
-        if self._ptr:
+        if self._ptr.value:
             lib().bpf_object__close(self._ptr)
             self._ptr = c_void_p(None)
 
@@ -354,5 +358,3 @@ def kernel_has_function(name: str) -> bool:
         return bool(lib().btf__find_by_name_kind(c_void_p(btf), name.encode(), 12) > 0)
     finally:
         lib().btf__free(c_void_p(btf))
-
-

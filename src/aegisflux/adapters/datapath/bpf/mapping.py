@@ -25,7 +25,7 @@ def v2_root() -> Path:
     raise Unavailable("no cgroup v2 tree is mounted")
 
 
-class Mapping_:
+class CgroupMap:
     """The maps `cgroups`, `literals` and `failsafes`."""
 
     def __init__(self, maps: dict[str, int], control: Control, root: Path) -> None:
@@ -93,7 +93,7 @@ class Mapping_:
                 libbpf.delete(self._maps["cgroups"], number.to_bytes(8, "little"))
         self._agent = None
         if path is not None and path.strip("/"):
-            self._agent = os.stat(self._root / path.strip("/")).st_ino
+            self._agent = (self._root / path.strip("/")).stat().st_ino
             self._put(self._agent, layout.SLOT_AGENT)
 
     def _rule(self, rule: FailsafeRule) -> bytes:
@@ -107,7 +107,7 @@ class Mapping_:
         if rule.cgroup is not None:
             parts = rule.cgroup.strip("/")
             try:
-                number, level = os.stat(self._root / parts).st_ino, len(parts.split("/"))
+                number, level = (self._root / parts).stat().st_ino, len(parts.split("/"))
             except OSError as err:
                 raise Unavailable(f"failsafe: cgroup {rule.cgroup}: {err.strerror}") from None
         way = 0 if rule.direction == "egress" else 1
@@ -132,7 +132,7 @@ class Mapping_:
         """Mappings of removed cgroups stay while sockets may live, unless there are very many."""
         if not gone:
             return False
-        living = {os.stat(folder).st_ino: folder for folder, _, _ in os.walk(self._root)}
+        living = {Path(folder).stat().st_ino: folder for folder, _, _ in os.walk(self._root)}
         changed = False
         for number in gone:
             folder = living.get(number)

@@ -35,7 +35,7 @@ def namespaces(pids: Iterable[int], named: bool = False) -> dict[int, int]:
         paths += [str(path) for path in sorted(NAMED.iterdir())[:MOST_NAMED]]
     for path in paths:
         with suppress(OSError):
-            inode = os.stat(path).st_ino
+            inode = Path(path).stat().st_ino
             if inode not in found:
                 found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return found

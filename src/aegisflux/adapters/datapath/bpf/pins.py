@@ -1,4 +1,4 @@
-"""The programs in the kernel: load them with their pinned maps, attach them by pinned links, or take both over.
+"""The programs in the kernel: load them over pinned maps, attach them by pinned links, or take both over.
 
 Pins lie in `<bpffs>/aegisflux/<instance>/v<layout>/`: `maps/<name>` and `links/<name>`. A restart is an
 upgrade: new programs over the same maps, and each link exchanged in place.
@@ -48,7 +48,9 @@ def mounted_bpffs(path: Path) -> None:
     with suppress(OSError):
         path.mkdir(parents=True, exist_ok=True)
     if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, None):
-        raise Unavailable(f"{path} is no BPF file system and cannot be mounted: {os.strerror(ctypes.get_errno())}")
+        raise Unavailable(
+            f"{path} is no BPF file system and cannot be mounted: {os.strerror(ctypes.get_errno())}"
+        )
 
 
 def _is_bpffs(path: Path) -> bool:
@@ -145,7 +147,9 @@ class Pinned:
             self.cutters = libbpf.kernel_has_function("bpf_sock_destroy")
             for name in () if self.cutters else CUTTERS:
                 found.without(name)
-            names = [name for name in found.maps() if not name.startswith((".", "aegis_b")) and "." not in name]
+            names = [
+                name for name in found.maps() if not name.startswith((".", "aegis_b")) and "." not in name
+            ]
             taken = self._reuse(found, names)
             found.load()
             self.maps = {name: found.map_fd(name) for name in names}
