@@ -14,6 +14,8 @@ ICMP: Final = 1
 ICMPV6: Final = 58
 PROTOCOLS: Final = {"icmp": ICMP, "tcp": TCP, "udp": UDP, "icmpv6": ICMPV6, "gre": 47, "esp": 50, "sctp": 132}
 PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+_OCTETS: Final = {str(number): number for number in range(256)}
+_LENGTHS: Final = {str(number): number for number in range(129)}
 
 
 class Address(NamedTuple):
@@ -30,7 +32,7 @@ class Address(NamedTuple):
         return self.value.to_bytes(self.bits // 8, "big")
 
     def __str__(self) -> str:
-        return _v4_text(self.value) if self.family == 4 else IPv6Address(self.value).compressed
+        return address_text(self.family, self.value)
 
 
 class Cidr(NamedTuple):
@@ -52,7 +54,7 @@ class Cidr(NamedTuple):
         return address.family == self.family and self.value <= address.value <= self.last
 
     def __str__(self) -> str:
-        return f"{Address(self.family, self.value)}/{self.plen}"
+        return cidr_text(self.family, self.value, self.plen)
 
 
 def unmapped(value: int) -> Address:
@@ -78,26 +80,30 @@ def parse_address(text: str, path: str = "") -> Address:
 def parse_cidr(text: str, path: str = "") -> Cidr:
     """Read `address/length` and mask its host bits; raises Invalid. A bare address is refused."""
     expected = "an IPv4 or IPv6 CIDR"
-    base, slash, length = text.partition("/")
-    if (
-        not slash
-        or not length.isascii()
-        or not length.isdigit()
-        or len(length) > 3
-        or (len(length) > 1 and length[0] == "0")
-    ):
+    base, _, length = text.partition("/")
+    plen = _LENGTHS.get(length)
+    if plen is None:
         raise Invalid(path, expected, text)
-    plen = int(length)
     if ":" not in base:
         if plen > 32:
             raise Invalid(path, expected, text)
         return masked(4, _v4_value(base, path, text, expected), plen)
     value = _v6_value(base, path, text, expected)
-    if plen > 128:
-        raise Invalid(path, expected, text)
     if plen >= 96 and value >> 32 == 0xFFFF:
         return masked(4, value & 0xFFFFFFFF, plen - 96)
     return masked(6, value, plen)
+
+
+def address_text(family: int, value: int) -> str:
+    """The canonical text of an address."""
+    if family == 4:
+        return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"
+    return IPv6Address(value).compressed
+
+
+def cidr_text(family: int, value: int, plen: int) -> str:
+    """The canonical text of a prefix."""
+    return f"{address_text(family, value)}/{plen}"
 
 
 def masked(family: int, value: int, plen: int) -> Cidr:
@@ -107,21 +113,11 @@ def masked(family: int, value: int, plen: int) -> Cidr:
 
 
 def _v4_value(base: str, path: str, text: str, expected: str) -> int:
-    parts = base.split(".")
-    value = 0
-    for part in parts:
-        if (
-            not part.isascii()
-            or not part.isdigit()
-            or len(part) > 3
-            or (len(part) > 1 and part[0] == "0")
-            or int(part) > 255
-        ):
-            raise Invalid(path, expected, text)
-        value = value << 8 | int(part)
-    if len(parts) != 4:
-        raise Invalid(path, expected, text)
-    return value
+    try:
+        a, b, c, d = base.split(".")
+        return _OCTETS[a] << 24 | _OCTETS[b] << 16 | _OCTETS[c] << 8 | _OCTETS[d]
+    except (KeyError, ValueError):
+        raise Invalid(path, expected, text) from None
 
 
 def _v6_value(base: str, path: str, text: str, expected: str) -> int:
@@ -131,7 +127,3 @@ def _v6_value(base: str, path: str, text: str, expected: str) -> int:
         return int(IPv6Address(base))
     except ValueError:
         raise Invalid(path, expected, text) from None
-
-
-def _v4_text(value: int) -> str:
-    return f"{value >> 24}.{value >> 16 & 255}.{value >> 8 & 255}.{value & 255}"

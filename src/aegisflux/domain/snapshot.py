@@ -11,7 +11,7 @@ import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
 from aegisflux.domain.errors import Invalid, OverLimit
-from aegisflux.domain.net import Cidr, parse_cidr
+from aegisflux.domain.net import Cidr, cidr_text, parse_cidr
 
 MAX_ENTRIES: Final = 100_000
 MAX_META_BYTES: Final = 65_536
@@ -130,19 +130,14 @@ def canonical(snapshot: MapSnapshot) -> MapSnapshot:
     ingress = snapshot.ingress
     return msgspec.structs.replace(
         snapshot,
-        edges=tuple(Edge(str(e.cidr), e.proto, e.port) for e in _sorted(snapshot.edges, "edges", "dst_cidr")),
+        edges=tuple(Edge(cidr_text(*c), p, n) for *c, p, n, _ in _rows(snapshot.edges, "edges")),
         allow_cidrs=tuple(
-            AllowCidr(str(e.cidr), e.proto, e.port)
-            for e in _sorted(snapshot.allow_cidrs, "allow_cidrs", "cidr")
+            AllowCidr(cidr_text(*c), p, n) for *c, p, n, _ in _rows(snapshot.allow_cidrs, "allow_cidrs")
         ),
         ingress=ingress
         if ingress is UNSET
-        else tuple(
-            IngressRule(str(e.cidr), e.proto, e.port) for e in _sorted(ingress, "ingress", "src_cidr")
-        ),
-        deny=tuple(
-            Deny(str(e.cidr), e.proto, e.port, e.direction) for e in _sorted(snapshot.deny, "deny", "cidr")
-        ),
+        else tuple(IngressRule(cidr_text(*c), p, n) for *c, p, n, _ in _rows(ingress, "ingress")),
+        deny=tuple(Deny(cidr_text(*c), p, n, d) for *c, p, n, d in _rows(snapshot.deny, "deny")),
     )
 
 
@@ -152,10 +147,10 @@ def ruleset(snapshot: MapSnapshot) -> Ruleset:
     return Ruleset(
         snapshot.service_id,
         snapshot.version,
-        tuple(_sorted(snapshot.edges, "edges", "dst_cidr")),
-        tuple(_sorted(snapshot.allow_cidrs, "allow_cidrs", "cidr")),
-        None if ingress is UNSET else tuple(_sorted(ingress, "ingress", "src_cidr")),
-        tuple(_sorted(snapshot.deny, "deny", "cidr")),
+        _entries(snapshot.edges, "edges"),
+        _entries(snapshot.allow_cidrs, "allow_cidrs"),
+        None if ingress is UNSET else _entries(ingress, "ingress"),
+        _entries(snapshot.deny, "deny"),
         snapshot.mode,
         snapshot.on_expiry,
         snapshot.established,
@@ -180,6 +175,7 @@ def warnings_of(snapshot: MapSnapshot) -> list[str]:
 
 _KIND: Final = {"edges": "dst_cidr", "allow_cidrs": "cidr", "ingress": "src_cidr", "deny": "cidr"}
 _ENTRIES: Final = tuple(_KIND)
+Row = tuple[int, int, int, Proto, int, DenyDirection]
 _PATH: Final = re.compile(r" - at `(\$[^`]*)`$")
 _STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[(\d+)\]|\[\.\.\.\]")
 
@@ -209,16 +205,23 @@ def _depth(value: object, level: int = 0) -> int:
     return max((_depth(child, level + 1) for child in children), default=level + 1)
 
 
-def _sorted(entries: Any, name: str, field: str) -> list[Entry]:
-    parsed: set[Entry] = set()
+def _rows(entries: Any, name: str) -> list[Row]:
+    """Every entry as numbers and words, sorted, doubles dropped: an order of numbers is a fast one."""
+    field, directed = _KIND[name], name == "deny"
+    rows: set[Row] = set()
     for i, entry in enumerate(entries):
         text = getattr(entry, field)
         try:
-            cidr = parse_cidr(text)
+            family, value, plen = parse_cidr(text)
         except Invalid as err:
             raise Invalid(f"{name}[{i}].{field}", err.expected, text) from None
-        parsed.add(Entry(cidr, entry.proto, entry.port, getattr(entry, "direction", "both")))
-    return sorted(parsed)
+        rows.add((family, value, plen, entry.proto, entry.port, entry.direction if directed else "both"))
+    return sorted(rows)
+
+
+def _entries(entries: Any, name: str) -> tuple[Entry, ...]:
+    rows = _rows(entries, name)
+    return tuple([Entry(Cidr(f, v, plen), proto, port, way) for f, v, plen, proto, port, way in rows])
 
 
 def explained(err: msgspec.ValidationError, raw: object) -> Invalid:
