@@ -117,8 +117,8 @@ class Kernel:
         self.datapath.forget(slot)
 
     def served(self, host: Host, cgroup: str, argv: Sequence[str]) -> "subprocess.Popen[bytes]":
-        """Start a server and wait until it says that it is ready."""
-        process = host.start(argv, cgroup, stdout=subprocess.PIPE)
+        """Start a program and wait until it says that it is ready; its stdin is a pipe."""
+        process = host.start(argv, cgroup, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         assert process.stdout
         assert process.stdout.readline() == b"ready\n"
         return process
