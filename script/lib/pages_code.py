@@ -1,5 +1,7 @@
 """Generated pages about the program: settings, commands, HTTP endpoints, metrics."""
 
+import inspect
+import json
 import re
 from collections.abc import Callable
 from importlib import import_module
@@ -7,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import commands
+import msgspec
 from markdown import code, codes, first_line, page, table
 
 EXIT_CODES = (
@@ -33,6 +36,47 @@ def cli_page() -> str:
         if verb.arguments:
             parts.append(table(("argument", "default", "meaning"), map(_argument, verb.arguments)))
     return page("Commands", "`cli.py` and `agent/cli.py`", *filter(None, parts))
+
+
+def settings_page() -> str:
+    """Settings of the control plane and of the agent."""
+    agent: Any = import_module("aegisflux.agent_bootstrap")
+    inner: Any = import_module("aegisflux.agent.parts").AgentSettings
+    parts = [
+        f"## The agent: `{agent.CONFIG}`",
+        f"Each can be set by the environment too: `{agent.PREFIX}` and its name in capitals.",
+        fields_table(agent.AgentConfig, agent.PREFIX, inner),
+        f"A line of `failsafe` has {codes(agent.FailsafeSetting.__struct_fields__)};"
+        " see [narrow the failsafe](../howto/get-out-of-a-lock-out.md#narrow-the-failsafe).",
+    ]
+    return page("Settings", "`settings.py` and `agent_bootstrap.py`", *parts)
+
+
+def fields_table(kind: Any, prefix: str, more: Any = None) -> str:
+    """The fields of a Struct, explained by `name: sentence` lines of its docstring (else of `more`'s)."""
+    said = {**_sentences(more), **_sentences(kind)}
+    rows = []
+    for field in msgspec.structs.fields(kind):
+        if field.name not in said:
+            raise KeyError(f"{kind.__name__}.{field.name}: its docstring has no line for it")
+        default = "" if field.default is msgspec.NODEFAULT else json.dumps(msgspec.to_builtins(field.default))
+        env = code(prefix + field.name.upper())
+        rows.append((code(field.name), env, code(default), said[field.name]))
+    return table(("setting", "environment", "default", "meaning"), rows)
+
+
+def _sentences(kind: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in inspect.cleandoc(kind.__doc__ or "").splitlines()[1:]:
+        if match := re.match(r"([a-z_][a-z_0-9]*(?:, [a-z_][a-z_0-9]*)*): +(.+)", line):
+            names = match[1].split(", ")
+            found.update(dict.fromkeys(names, match[2]))
+        elif line.startswith(" ") and names:
+            found.update({name: f"{found[name]} {line.strip()}" for name in names})
+        else:
+            names = []
+    return found
 
 
 def metrics_page() -> str:
@@ -113,3 +157,5 @@ if find_spec("aegisflux.cli"):
     PAGES["docs/reference/cli.md"] = cli_page
 if find_spec("aegisflux.runtime.metrics"):
     PAGES["docs/reference/metrics.md"] = metrics_page
+if find_spec("aegisflux.agent_bootstrap"):
+    PAGES["docs/reference/settings.md"] = settings_page

@@ -11,6 +11,7 @@ import pytest
 import reference
 import schema_export
 
+from aegisflux import agent_bootstrap
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.snapshot import from_builtins
 from aegisflux.wire import subjects
@@ -98,6 +99,14 @@ def test_places_that_the_architecture_names_exist() -> None:
     bases = (ROOT, ROOT / "src/aegisflux")
     missing = [name for name in PLACE.findall(text) if not any((base / name).exists() for base in bases)]
     assert missing == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_settings_in_pages_are_settings(page: Path, tmp_path: Path) -> None:
+    for number, (_, body) in enumerate(f for f in FENCE.findall(page.read_text()) if f[0] == "toml"):
+        path = tmp_path / f"{number}.toml"
+        path.write_text(body)
+        agent_bootstrap.load_config(path).settings()
 
 
 def test_every_decision_is_in_the_index_once() -> None:
