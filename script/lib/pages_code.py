@@ -12,6 +12,7 @@ import commands
 import msgspec
 from markdown import code, codes, first_line, page, table
 
+FAILSAFE_HOWTO = "[how to narrow it](../howto/get-out-of-a-lock-out.md#narrow-the-failsafe)"
 EXIT_CODES = (
     (0, "fine"),
     (1, "differences, or something was found"),
@@ -46,8 +47,7 @@ def settings_page() -> str:
         f"## The agent: `{agent.CONFIG}`",
         f"Each can be set by the environment too: `{agent.PREFIX}` and its name in capitals.",
         fields_table(agent.AgentConfig, agent.PREFIX, inner),
-        f"A line of `failsafe` has {codes(agent.FailsafeSetting.__struct_fields__)};"
-        " see [narrow the failsafe](../howto/get-out-of-a-lock-out.md#narrow-the-failsafe).",
+        f"A line of `failsafe` has {codes(agent.FailsafeSetting.__struct_fields__)}: {FAILSAFE_HOWTO}.",
     ]
     return page("Settings", "`settings.py` and `agent_bootstrap.py`", *parts)
 
