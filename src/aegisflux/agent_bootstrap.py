@@ -54,7 +54,6 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     state_dir:         keys, last accepted state and contents; mode 0700, one agent at a time
     datapath:          bpf, or simulated: nothing is enforced
     attach_cgroup:     where programs are attached; empty is the root of the v2 tree
-    cgroup_root:       the tree that selectors speak of; empty is the root of the v2 tree
     instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
     nats_urls:         instead of those that enrolment gave
     failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
@@ -63,7 +62,6 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     state_dir: str = ""
     datapath: Literal["bpf", "simulated"] = "bpf"
     attach_cgroup: str = ""
-    cgroup_root: str = ""
     instance: str = "default"
     bpffs: str = "/sys/fs/bpf"
     nats_urls: tuple[str, ...] = ()
@@ -127,8 +125,6 @@ def make_datapath(config: AgentConfig) -> Datapath:
 
 def make_cgroups(config: AgentConfig) -> Cgroups:
     """The host's tree; without one (only for the simulation) an empty one."""
-    if config.cgroup_root:
-        return CgroupTree(Path(config.cgroup_root))
     if config.datapath == "simulated" and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
         return FixedCgroups(own=own_cgroup(Path("/proc/self/cgroup").read_text()))
     return CgroupTree(v2_root(Path("/proc/self/mountinfo").read_text()))

@@ -59,7 +59,7 @@ class Applier:
                 await self._do(step, manifest, trusted)
             except Nacked as error:
                 await self._nack(manifest, step.service_id, error.reason, error.detail, step)
-            except Unavailable as error:
+            except (Unavailable, OSError) as error:
                 done = False
                 self._parts.log(f"service {step.service_id}: {error}")
         if done and {s.service_id for s in manifest.services} - set(self.book.services):
@@ -196,7 +196,7 @@ class Applier:
             loaded = await self._parts.blocking(datapath.load, slot, role, generation)
         except OverLimit as error:
             raise Nacked("map_full", str(error)) from error
-        except (Refused, Unavailable) as error:
+        except (Refused, Unavailable, OSError) as error:
             raise Nacked("load_failed", str(error)) from error
         if loaded.tables_digest != content.tables_digest:
             await self._parts.blocking(datapath.discard, loaded)
@@ -209,7 +209,7 @@ class Applier:
     async def _flip(self, loaded: Loaded) -> None:
         try:
             await self._parts.blocking(self._parts.datapath.flip, loaded)
-        except (Refused, Unavailable) as error:
+        except (Refused, Unavailable, OSError) as error:
             await self._parts.blocking(self._parts.datapath.discard, loaded)
             raise Nacked("load_failed", f"flip: {error}") from error
 
