@@ -1,0 +1,1 @@
+"""The demo: a small real fleet, and its story from the first snapshot to panic."""
