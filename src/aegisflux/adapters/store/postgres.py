@@ -1,0 +1,228 @@
+"""The store on PostgreSQL: named queries, numbered migrations, changes under the head of the audit log."""
+
+import asyncio
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from hashlib import sha256
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import asyncpg
+
+from aegisflux.domain import audit
+from aegisflux.domain.audit import Entry, Head, Line
+from aegisflux.domain.errors import Unavailable
+from aegisflux.ports.store import Row
+
+NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
+MIGRATION_LOCK = 0x4165676973
+CONNECTIONS = 12
+COMMAND_SECONDS = 60.0
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+)
+
+T = TypeVar("T")
+
+
+def named_queries() -> dict[str, str]:
+    """The queries of queries.sql by name."""
+    text = files(__package__).joinpath("sql", "queries.sql").read_text()
+    return {name: body.strip() for name, body in NAMED.findall(text)}
+
+
+def migrations() -> list[tuple[int, str]]:
+    """The numbered migrations, lowest first."""
+    folder = files(__package__).joinpath("sql", "migrations")
+    found = [(int(f.name.split("_")[0]), f.read_text()) for f in folder.iterdir() if f.name.endswith(".sql")]
+    return sorted(found)
+
+
+class _Queries:
+    """Named queries on something that runs SQL."""
+
+    def __init__(self, queries: dict[str, str], runner: Any) -> None:
+        self._queries, self._runner = queries, runner
+
+    async def rows(self, query: str, *values: object) -> Sequence[Row]:
+        """See `Queries.rows`."""
+        return await _here(lambda: self._runner.fetch(self._queries[query], *values))
+
+    async def row(self, query: str, *values: object) -> Row | None:
+        """See `Queries.row`."""
+        return await _here(lambda: self._runner.fetchrow(self._queries[query], *values))
+
+    async def run(self, query: str, *values: object) -> None:
+        """See `Queries.run`."""
+        await _here(lambda: self._runner.execute(self._queries[query], *values))
+
+
+class _Change(_Queries):
+    """A transaction that holds the head."""
+
+    def __init__(self, queries: dict[str, str], runner: Any, head: Head, key: bytes) -> None:
+        super().__init__(queries, runner)
+        self.head, self._key = head, key
+
+    async def audit(self, entry: Entry) -> None:
+        """See `Change.audit`."""
+        line, self.head = audit.following(self.head, self._key, int(time.time() * 1000), entry)
+        await self.run(
+            "add_audit",
+            line.seq,
+            line.at,
+            entry.actor,
+            entry.source,
+            entry.action,
+            entry.object,
+            entry.before,
+            entry.after,
+            entry.reason,
+            entry.request_id,
+            line.hash,
+        )
+
+
+class PostgresStore(_Queries):
+    """`Store` over a pool of connections; `key` makes the MAC of the audit log's head."""
+
+    def __init__(self, dsn: str, key: bytes) -> None:
+        super().__init__(named_queries(), None)
+        self._dsn, self._key = dsn, key
+
+    async def open(self) -> None:
+        """Connect and bring the schema up to date; raises Unavailable."""
+        self._runner = await _here(
+            lambda: asyncpg.create_pool(
+                self._dsn,
+                min_size=2,
+                max_size=CONNECTIONS,
+                init=_prepare,
+                command_timeout=COMMAND_SECONDS,
+                timeout=10,
+            )
+        )
+        async with self._runner.acquire() as connection, connection.transaction():
+            await _migrate(connection)
+            head = audit.first_head(self._key)
+            await connection.execute(self._queries["first_head"], head.hash, head.mac)
+
+    async def close(self) -> None:
+        """Let go of all connections, within two seconds."""
+        if self._runner is None:
+            return
+        try:
+            await asyncio.wait_for(self._runner.close(), 2)
+        except (TimeoutError, asyncpg.InterfaceError):
+            self._runner.terminate()
+
+    @asynccontextmanager
+    async def change(self) -> AsyncIterator[_Change]:
+        """See `Store.change`."""
+        async with _leased(self._runner) as connection:
+            transaction = connection.transaction()
+            await _here(transaction.start)
+            try:
+                change = _Change(
+                    self._queries, connection, await self._head(connection, "lock_head"), self._key
+                )
+                before = change.head.seq
+                yield change
+                assert change.head.seq > before, "a change that nobody wrote into the audit log"
+                head = change.head
+                await change.run("move_head", head.seq, head.hash, head.mac)
+            except BaseException:
+                await _rolled_back(transaction)
+                raise
+            await _here(transaction.commit)
+
+    async def audit_log(self) -> tuple[Head, Sequence[Line]]:
+        """See `Store.audit_log`."""
+        async with _leased(self._runner) as connection:
+            async with connection.transaction(isolation="repeatable_read", readonly=True):
+                found = await _here(lambda: connection.fetchrow("select seq, hash, mac from audit_head"))
+                rows = await _here(lambda: connection.fetch(self._queries["audit_lines"], -1, None))
+        head = Head(found["seq"], found["hash"], found["mac"]) if found else Head(0, b"", b"")
+        return head, [line_of(row) for row in rows]
+
+    async def check(self) -> str:
+        """See `Store.check`."""
+        return str(
+            await _here(
+                lambda: self._runner.fetchval("select 'PostgreSQL ' || current_setting('server_version')")
+            )
+        )
+
+    async def _head(self, connection: Any, query: str) -> Head:
+        row = await _here(lambda: connection.fetchrow(self._queries[query]))
+        if row is None:
+            raise Unavailable("the store: the head of the audit log is gone; run aegisflux audit verify")
+        return Head(row["seq"], row["hash"], row["mac"])
+
+
+def line_of(row: Row) -> Line:
+    """A line of the audit log from its row."""
+    entry = Entry(**{name: row[name] for name in Entry.__struct_fields__})
+    return Line(row["seq"], row["at"], entry, row["hash"])
+
+
+async def _here(call: Callable[[], Awaitable[T]]) -> T:
+    try:
+        return await call()
+    except AWAY as error:
+        raise Unavailable(f"the store: {error or type(error).__name__}") from error
+    except AttributeError:
+        raise Unavailable("the store: not connected yet") from None
+
+
+@asynccontextmanager
+async def _leased(pool: Any) -> AsyncIterator[Any]:
+    if pool is None:
+        raise Unavailable("the store: not connected yet")
+    connection = await _here(lambda: pool.acquire(timeout=10))
+    try:
+        yield connection
+    finally:
+        await pool.release(connection)
+
+
+async def _rolled_back(transaction: Any) -> None:
+    try:
+        await transaction.rollback()
+    except (asyncpg.InterfaceError, asyncpg.PostgresError, OSError):
+        return
+
+
+async def _prepare(connection: Any) -> None:
+    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def _migrate(connection: Any) -> None:
+    await connection.execute("select pg_advisory_xact_lock($1)", MIGRATION_LOCK)
+    await connection.execute(
+        "create table if not exists migrations (number integer primary key, sha256 text not null)"
+    )
+    done = {
+        row["number"]: row["sha256"]
+        for row in await connection.fetch("select number, sha256 from migrations")
+    }
+    for number, text in migrations():
+        digest = sha256(text.encode()).hexdigest()
+        if number not in done:
+            await connection.execute(text)
+            await connection.execute("insert into migrations values ($1, $2)", number, digest)
+        elif done[number] != digest:
+            raise Unavailable(
+                f"the store: migration {number} was applied with another text; restore its file"
+            )
+    newer = [number for number in done if number not in dict(migrations())]
+    if newer:
+        raise Unavailable(f"the store: it was written by a newer version (migration {max(newer)})")

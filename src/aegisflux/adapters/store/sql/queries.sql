@@ -1,0 +1,328 @@
+-- Named queries: "-- name: <name>", then one statement.
+
+-- name: lock_head
+select seq, hash, mac from audit_head where one for update
+
+-- name: first_head
+insert into audit_head (seq, hash, mac) values (0, $1, $2) on conflict do nothing
+
+-- name: move_head
+update audit_head set seq = $1, hash = $2, mac = $3 where one
+
+-- name: add_audit
+insert into audit (seq, at, actor, source, action, object, before, after, reason, request_id, hash)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+
+-- name: audit_lines
+select seq, at, actor, source, action, object, before, after, reason, request_id, hash
+from audit where seq > $1 order by seq limit $2::bigint
+
+-- name: audit_newest
+select seq, at, actor, source, action, object, before, after, reason, request_id, hash
+from audit where seq < $1 order by seq desc limit $2
+
+-- name: services
+select id, name, selectors, host_labels, latest, stable, promotions, open_version, open_until, created_at
+from services order by id
+
+-- name: service
+select id, name, selectors, host_labels, latest, stable, promotions, open_version, open_until, created_at
+from services where id = $1
+
+-- name: service_named
+select id from services where name = $1
+
+-- name: free_service_id
+select coalesce(max(id), 99) + 1 as id from services where id < 4294967295
+
+-- name: put_service
+insert into services (id, name, selectors, host_labels, created_at) values ($1, $2, $3, $4, $5)
+on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
+
+-- name: put_rollout
+update services set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6 where id = $1
+
+-- name: delete_service
+with gone as (delete from contents where service_id = $1), reported as (delete from reports where service_id = $1)
+select 1
+
+-- name: delete_service_row
+delete from services where id = $1
+
+-- name: content
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, copy_of
+from contents where service_id = $1 and version = $2
+
+-- name: contents
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, copy_of
+from contents where service_id = $1 and version < $2 order by version desc limit $3
+
+-- name: put_content
+insert into contents (service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode,
+    on_expiry, established, created_at, created_by, copy_of, snapshot, payload, key_id, signature)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+
+-- name: snapshot
+select snapshot from contents where service_id = $1 and version = $2
+
+-- name: snapshot_by_digest
+select snapshot from contents where digest = $1
+
+-- name: sealed
+select payload, key_id, signature from contents where digest = $1
+
+-- name: resign_list
+select digest from contents c where key_id <> $1
+and exists (select 1 from assignments a where a.service_id = c.service_id and a.version = c.version)
+
+-- name: resign
+update contents set key_id = $2, signature = $3 where digest = $1
+
+-- name: hosts
+select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial
+from hosts where released_at is null order by host_id
+
+-- name: host
+select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial
+from hosts where host_id = $1
+
+-- name: host_labels
+select host_id, labels from hosts where released_at is null order by host_id
+
+-- name: host_keys
+select host_id, public_key from hosts where released_at is null
+
+-- name: put_host
+insert into hosts (host_id, public_key, labels, enrolled_at, serial, dirty) values ($1, $2, $3, $4, 1, true)
+on conflict (host_id) do update set public_key = $2, labels = $3, enrolled_at = $4, released_at = null,
+    serial = hosts.serial + 1, dirty = true
+
+-- name: release_host
+update hosts set released_at = $2, public_key = null, heartbeat = null, message = null, digests = '{}',
+    serial = serial + 1, dirty = false where host_id = $1
+
+-- name: delete_reports
+delete from reports where host_id = $1
+
+-- name: relabel_host
+update hosts set labels = $2 where host_id = $1
+
+-- name: bump
+update hosts set serial = serial + 1, dirty = true where host_id = any($1::text[]) and released_at is null
+
+-- name: bump_all
+update hosts set serial = serial + 1, dirty = true where released_at is null
+
+-- name: running
+select host_id from reports where service_id = $1 and cardinality(cgroups) > 0
+
+-- name: assignments
+select host_id, version, lease_until, renewed, changed_at from assignments where service_id = $1 order by host_id
+
+-- name: assignments_of_host
+select service_id, version from assignments where host_id = $1
+
+-- name: crowded
+select host_id, count(*) as services from assignments where host_id = any($1::text[]) and service_id <> $2
+group by host_id having count(*) >= $3 order by host_id limit 1
+
+-- name: assign
+insert into assignments (service_id, host_id, version, lease_until, renewed, changed_at)
+select $1, h, v, l, r, $6 from unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) as given (h, v, l, r)
+on conflict (host_id, service_id) do update
+set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at
+
+-- name: unassign
+delete from assignments where service_id = $1 and host_id = any($2::text[])
+
+-- name: unassign_host
+delete from assignments where host_id = $1
+
+-- name: renew
+with due as (
+    select a.host_id, a.service_id, least(c.ttl_seconds, $2::bigint) as ttl
+    from assignments a join contents c on c.service_id = a.service_id and c.version = a.version
+    where a.renewed and (a.lease_until - $1::bigint) * 2 <= least(c.ttl_seconds, $2::bigint)
+    order by a.lease_until limit $3
+)
+update assignments a set lease_until = $1::bigint + due.ttl from due
+where a.host_id = due.host_id and a.service_id = due.service_id returning a.host_id
+
+-- name: aged
+select host_id from hosts where released_at is null and not dirty and issued_at < $1 limit $2
+
+-- name: dirty
+select host_id, labels, serial, built_serial, message from hosts where dirty and released_at is null order by host_id limit $1
+
+-- name: active_of
+select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until
+from assignments a
+join services s on s.id = a.service_id
+join contents c on c.service_id = a.service_id and c.version = a.version
+where a.host_id = any($1::text[])
+
+-- name: offered
+select id, name, selectors, host_labels from services where cardinality(selectors) > 0
+
+-- name: store_built
+update hosts h set message = g.message, built_serial = g.serial, issued_at = $4, digests = string_to_array(g.digests, ',')
+from unnest($1::text[], $2::bigint[], $3::bytea[], $5::text[]) as g (host_id, serial, message, digests)
+where h.host_id = g.host_id and h.serial = g.serial and h.built_serial <> g.serial returning h.host_id
+
+-- name: published
+update hosts h set dirty = false from unnest($1::text[], $2::bigint[]) as g (host_id, serial)
+where h.host_id = g.host_id and h.serial = g.serial
+
+-- name: published_messages
+select host_id, serial, message from hosts where released_at is null and message is not null and built_serial = serial
+order by host_id
+
+-- name: digests_of_host
+select digests from hosts where host_id = $1 and released_at is null
+
+-- name: unsent
+select id, msg_id, payload from outbox where not sent order by id limit $1
+
+-- name: add_outbox
+insert into outbox (msg_id, payload, created_at) values ($1, $2, $3) on conflict (msg_id) do nothing
+
+-- name: sent
+update outbox set sent = true where id = $1
+
+-- name: newest_sent
+select id, msg_id from outbox where sent order by id desc limit 1
+
+-- name: send_again
+update outbox set sent = false where sent and id > coalesce((select id from outbox where msg_id = $1), 0)
+
+-- name: forget_outbox
+delete from outbox where sent and created_at < $1
+
+-- name: forget_idempotency
+delete from idempotency where created_at < $1
+
+-- name: remembered
+select request, answer from idempotency where actor = $1 and key = $2
+
+-- name: remember
+insert into idempotency (actor, key, request, answer, created_at) values ($1, $2, $3, $4, $5)
+
+-- name: token
+select id, name, role, expires_at, revoked_at from tokens where hash = $1
+
+-- name: tokens
+select id, name, role, created_at, created_by, expires_at, last_used, revoked_at from tokens order by created_at, id
+
+-- name: add_token
+insert into tokens (id, name, role, hash, created_at, created_by, expires_at) values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (hash) do nothing
+
+-- name: revoke_token
+update tokens set revoked_at = $2 where id = $1 and revoked_at is null returning id
+
+-- name: touch_token
+update tokens set last_used = $2 where id = $1
+
+-- name: add_enroll_token
+insert into enroll_tokens (hash, labels, host_id, created_at, created_by, expires_at) values ($1, $2, $3, $4, $5, $6)
+
+-- name: enroll_token
+select labels, host_id, expires_at, used_by, used_key, answer from enroll_tokens where hash = $1 for update
+
+-- name: use_enroll_token
+update enroll_tokens set used_by = $2, used_key = $3, used_at = $4, answer = $5 where hash = $1
+
+-- name: key_set
+select version, envelope, signing from key_sets order by version desc limit 1
+
+-- name: add_key_set
+insert into key_sets (version, envelope, signing, created_at) values ($1, $2, $3, $4)
+
+-- name: rotation
+select phase, new_key, old_key, started_at, asked from rotation where one
+
+-- name: put_rotation
+insert into rotation (phase, new_key, old_key, started_at, asked) values ($1, $2, $3, $4, $5)
+on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_at = $4, asked = $5
+
+-- name: end_rotation
+delete from rotation
+
+-- name: behind
+select host_id from hosts where released_at is null and heartbeat_serial < serial order by host_id
+
+-- name: reports
+select r.host_id, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.deadline, r.since, r.cgroups, r.conflicts,
+    r.drift, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at, r.ack_stored_at, r.awaits, r.confirmed_at, r.nack_serial,
+    r.nack_version, r.nack_reason, r.nack_detail, r.nack_at
+from reports r join hosts h using (host_id) where h.released_at is null and r.service_id = $1 order by r.host_id
+
+-- name: store_acks
+insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, ack_serial, ack_version,
+    ack_digest, ack_at, ack_stored_at, awaits)
+select g.host_id, g.service_id, g.state, g.version, g.digest, g.tables_digest, g.deadline, $10, g.serial, g.version, g.digest,
+    g.applied_at, $10, g.awaits
+from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
+    $9::double precision[], $11::boolean[])
+    as g (host_id, service_id, state, version, digest, tables_digest, deadline, serial, applied_at, awaits)
+join hosts h on h.host_id = g.host_id and h.released_at is null
+on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
+    tables_digest = excluded.tables_digest, deadline = excluded.deadline, ack_serial = excluded.ack_serial,
+    since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end,
+    ack_version = excluded.ack_version, ack_digest = excluded.ack_digest, ack_at = excluded.ack_at,
+    ack_stored_at = excluded.ack_stored_at, awaits = excluded.awaits,
+    confirmed_at = case when r.ack_digest is distinct from excluded.ack_digest then null else r.confirmed_at end
+where r.ack_serial <= excluded.ack_serial
+
+-- name: store_nacks
+insert into reports as r (host_id, service_id, state, since, nack_serial, nack_version, nack_reason, nack_detail, nack_at)
+select g.host_id, g.service_id, 'nacked', $7, g.serial, g.version, g.reason, g.detail, $7
+from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
+    as g (host_id, service_id, serial, version, reason, detail)
+join hosts h on h.host_id = g.host_id and h.released_at is null
+on conflict (host_id, service_id) do update set nack_serial = excluded.nack_serial, nack_version = excluded.nack_version,
+    nack_reason = excluded.nack_reason, nack_detail = excluded.nack_detail, nack_at = excluded.nack_at
+
+-- name: store_heartbeats
+update hosts h set seen_at = $5, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial
+from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[]) as g (host_id, every, body, serial)
+where h.host_id = g.host_id and h.released_at is null
+
+-- name: store_reports
+insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, cgroups, conflicts, drift)
+select g.host_id, g.service_id, g.state, g.version, g.digest, g.tables_digest, g.deadline, $11,
+    string_to_array(g.cgroups, e'\n'), string_to_array(g.conflicts, e'\n'), g.drift
+from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[],
+    $10::boolean[])
+    as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift)
+join hosts h on h.host_id = g.host_id and h.released_at is null
+on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
+    tables_digest = excluded.tables_digest, deadline = excluded.deadline, cgroups = excluded.cgroups,
+    conflicts = excluded.conflicts, drift = excluded.drift,
+    since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end
+
+-- name: awaiting
+select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at
+from reports r join hosts h using (host_id)
+where r.awaits and h.released_at is null and r.confirmed_at is null and r.host_id = any($1::text[])
+
+-- name: confirmed_lately
+select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at
+from reports r join hosts h using (host_id) where r.awaits and h.released_at is null and r.confirmed_at > $1
+
+-- name: confirmed
+update reports r set confirmed_at = $3 from unnest($1::text[], $2::bigint[]) as g (host_id, service_id)
+where r.host_id = g.host_id and r.service_id = g.service_id
+
+-- name: joiners
+select r.host_id, r.service_id from reports r
+join services s on s.id = r.service_id
+join hosts h on h.host_id = r.host_id and h.released_at is null
+where cardinality(r.cgroups) > 0 and (s.stable is not null or s.open_until > $1)
+and not exists (select 1 from assignments a where a.host_id = r.host_id and a.service_id = r.service_id)
+
+-- name: renewal_due
+select 1 as due from assignments a join contents c on c.service_id = a.service_id and c.version = a.version
+where a.renewed and (a.lease_until - $1::bigint) * 2 <= least(c.ttl_seconds, $2::bigint) limit 1

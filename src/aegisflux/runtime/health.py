@@ -1,0 +1,41 @@
+"""Readiness: a line for each thing that we need."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+
+from msgspec import Struct
+
+from aegisflux.domain.errors import AegisError
+
+CHECK_SECONDS = 2.0
+Check = Callable[[], Awaitable[str]]
+
+
+class Dependency(Struct, frozen=True):
+    """Whether something that we need can be used, and what it says."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+class Readiness(Struct, frozen=True):
+    """The answer of /readyz."""
+
+    ready: bool
+    dependencies: tuple[Dependency, ...]
+
+
+async def readiness(checks: Mapping[str, Check]) -> Readiness:
+    """Ask all at once; each has two seconds."""
+    found = await asyncio.gather(*(_asked(name, check) for name, check in checks.items()))
+    return Readiness(all(line.ok for line in found), tuple(found))
+
+
+async def _asked(name: str, check: Check) -> Dependency:
+    try:
+        return Dependency(name, True, await asyncio.wait_for(check(), CHECK_SECONDS))
+    except TimeoutError:
+        return Dependency(name, False, f"no answer within {CHECK_SECONDS:g} s")
+    except AegisError as error:
+        return Dependency(name, False, str(error))

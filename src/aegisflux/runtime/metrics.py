@@ -1,0 +1,44 @@
+"""Metrics of the control plane: names, meanings, one registry. No host, address or CVE is ever a label."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+REGISTRY = CollectorRegistry()
+SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
+
+requests = Counter(
+    "aegisflux_http_requests_total",
+    "Requests answered, by method and status.",
+    ["method", "status"],
+    registry=REGISTRY,
+)
+request_seconds = Histogram(
+    "aegisflux_http_request_seconds",
+    "Time from a request's head to its answer.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+posts = Counter("aegisflux_snapshots_total", "Snapshots by outcome.", ["outcome"], registry=REGISTRY)
+compile_seconds = Histogram(
+    "aegisflux_compile_seconds", "Time to read and compile a snapshot.", buckets=SECONDS, registry=REGISTRY
+)
+manifests = Counter("aegisflux_manifests_total", "Manifests signed and published.", registry=REGISTRY)
+announcements = Counter("aegisflux_announcements_total", "Announcements published.", registry=REGISTRY)
+renewals = Counter("aegisflux_lease_renewals_total", "Leases renewed.", registry=REGISTRY)
+acks = Counter("aegisflux_acks_total", "Acks stored.", registry=REGISTRY)
+nacks = Counter("aegisflux_nacks_total", "Nacks stored, by reason.", ["reason"], registry=REGISTRY)
+heartbeats = Counter("aegisflux_heartbeats_total", "Heartbeats stored.", registry=REGISTRY)
+dead_letters = Counter(
+    "aegisflux_dead_letters_total", "Messages refused to the dead-letter stream.", registry=REGISTRY
+)
+confirms = Counter("aegisflux_confirms_total", "Commit-confirms sent.", registry=REGISTRY)
+content_chunks = Counter("aegisflux_content_chunks_total", "Chunks of content served.", registry=REGISTRY)
+hosts = Gauge("aegisflux_hosts", "Hosts by whether they are heard.", ["state"], registry=REGISTRY)
+dirty_hosts = Gauge(
+    "aegisflux_dirty_hosts", "Hosts whose newest manifest is not published.", registry=REGISTRY
+)
+
+
+def page() -> bytes:
+    """All metrics in Prometheus's text format."""
+    return generate_latest(REGISTRY)

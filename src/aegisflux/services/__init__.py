@@ -1,0 +1,1 @@
+"""Services: thin shells around the domain."""

@@ -1,0 +1,1 @@
+"""The orchestrator: services, snapshots, rollouts, enrolment. It holds the signing keys."""

@@ -1,0 +1,226 @@
+"""What hosts say: acks, nacks and heartbeats, believed only when the host's own key signed them.
+
+A confirmation goes out when a host acked what it waits to have confirmed and a heartbeat from after the flip says the same.
+"""
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import msgspec
+
+from aegisflux.domain.errors import Refused
+from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
+from aegisflux.domain.trust import Signed
+from aegisflux.ports.bus import Message
+from aegisflux.ports.store import Row
+from aegisflux.runtime import logs, metrics
+from aegisflux.services.orchestrator.core import Core
+from aegisflux.services.orchestrator.keys import verified
+from aegisflux.wire import envelope, subjects
+
+T = TypeVar("T")
+MAX_BYTES = 1 << 20
+CONFIRM_AGAIN_SECONDS = 120
+log = logs.get("answers")
+
+
+class Answers:
+    """Handlers of the ack and heartbeat consumers. What is off becomes a dead letter; the rest is stored in one go."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def on_acks(self, messages: Sequence[Message]) -> None:
+        """Store a batch of acks and nacks."""
+        good = await self._believed(messages, "ACKS", envelope.ANSWER, Answer)
+        acks = [answer for answer in good if isinstance(answer, Ack)]
+        nacks = [answer for answer in good if isinstance(answer, Nack)]
+        if acks:
+            await self._store_acks(acks)
+        if nacks:
+            await self._store_nacks(nacks)
+        if any(ack.awaits_confirm for ack in acks):
+            await self.confirm({ack.host_id for ack in acks if ack.awaits_confirm})
+
+    async def on_heartbeats(self, messages: Sequence[Message]) -> None:
+        """Store a batch of heartbeats: the newest of each host."""
+        good = await self._believed(messages, "HEARTBEATS", envelope.HEARTBEAT, Heartbeat)
+        newest = {beat.host_id: beat for beat in good}
+        if not newest:
+            return
+        beats = list(newest.values())
+        await self._core.store.run(
+            "store_heartbeats",
+            [b.host_id for b in beats],
+            [b.interval for b in beats],
+            [msgspec.msgpack.encode(b) for b in beats],
+            [b.serial for b in beats],
+            self._core.clock.now(),
+        )
+        await self._store_reports(beats)
+        metrics.heartbeats.inc(len(good))
+        await self.confirm(set(newest))
+
+    async def confirm(self, hosts: set[str]) -> None:
+        """Send what is due among these hosts."""
+        store = self._core.store
+        waiting = await store.rows("awaiting", list(hosts))
+        if not waiting:
+            return
+        beats = await self._heartbeats({row["host_id"] for row in waiting})
+        due = [row for row in waiting if _agrees(row, beats.get(row["host_id"]))]
+        for row in due:
+            await self._send_confirm(row)
+        if due:
+            now = self._core.clock.now()
+            await store.run("confirmed", [r["host_id"] for r in due], [r["service_id"] for r in due], now)
+
+    async def confirm_again(self) -> None:
+        """After a reconnect: what was confirmed lately may have been lost with the bus."""
+        since = self._core.clock.now() - CONFIRM_AGAIN_SECONDS
+        for row in await self._core.store.rows("confirmed_lately", since):
+            await self._send_confirm(row)
+
+    async def _send_confirm(self, row: Row) -> None:
+        host = row["host_id"]
+        said = Confirm(host, row["ack_serial"], row["service_id"], row["ack_version"], row["ack_digest"])
+        sealed = self._core.keys.seal(envelope.CONFIRM, msgspec.msgpack.encode(said))
+        msg_id = f"confirm:{host}:{said.serial}:{said.service_id}:{said.version}:{self._core.clock.now()}"
+        await self._core.bus.publish(subjects.confirm(host), envelope.encode(sealed), msg_id=msg_id)
+        metrics.confirms.inc()
+
+    async def _heartbeats(self, hosts: set[str]) -> dict[str, Heartbeat]:
+        found = {}
+        for host in hosts:
+            row = await self._core.store.row("host", host)
+            if row is not None and row["heartbeat"]:
+                found[host] = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat)
+        return found
+
+    async def _believed(self, messages: Sequence[Message], stream: str, kind: str, type_: Any) -> list[Any]:
+        good = []
+        for message in messages:
+            try:
+                good.append(await self._read(message, kind, type_))
+            except Refused as error:
+                await self._bury(message, stream, str(error))
+        return good
+
+    async def _read(self, message: Message, kind: str, type_: Any) -> Any:
+        host = subjects.host_of(message.subject)
+        sealed = envelope.opened(envelope.decode_envelope(message.payload, MAX_BYTES), kind)
+        public = await self._key_of(host)
+        if public is None:
+            raise Refused(f"host {host} is not enrolled")
+        if not self._signed(sealed, host, public):
+            raise Refused(f"not signed with the key of host {host}")
+        try:
+            said = msgspec.msgpack.decode(sealed.payload, type=type_)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise Refused(f"not as the schema says: {error}") from None
+        if said.host_id != host:
+            raise Refused(f"host {host} speaks for {said.host_id}")
+        return said
+
+    def _signed(self, sealed: Signed, host: str, public: bytes) -> bool:
+        return any(
+            keyid == host and verified(public, sealed.signed_bytes, sig) for keyid, sig in sealed.signatures
+        )
+
+    async def _key_of(self, host: str) -> bytes | None:
+        keys = self._core.host_keys
+        if host not in keys:
+            rows = await self._core.store.rows("host_keys")
+            keys.clear()
+            keys.update((row["host_id"], row["public_key"]) for row in rows if row["public_key"])
+        return keys.get(host)
+
+    async def _bury(self, message: Message, stream: str, reason: str) -> None:
+        log.warning("dead letter", subject=message.subject, reason=reason)
+        metrics.dead_letters.inc()
+        headers = {"Aegisflux-Reason": " ".join(reason.split())[:500], "Aegisflux-Subject": message.subject}
+        msg_id = f"dead:{stream}:orchestrator:{message.sequence}"
+        await self._core.bus.publish(subjects.dead(stream), message.payload, msg_id=msg_id, headers=headers)
+
+    async def _store_acks(self, acks: Sequence[Ack]) -> None:
+        newest: dict[tuple[str, int], Ack] = {}
+        for ack in acks:
+            known = newest.get((ack.host_id, ack.service_id))
+            if known is None or known.serial <= ack.serial:
+                newest[ack.host_id, ack.service_id] = ack
+        rows = list(newest.values())
+        await self._core.store.run(
+            "store_acks",
+            [a.host_id for a in rows],
+            [a.service_id for a in rows],
+            ["in_force"] * len(rows),
+            [a.version for a in rows],
+            [a.digest for a in rows],
+            [a.tables_digest for a in rows],
+            [a.deadline for a in rows],
+            [a.serial for a in rows],
+            [a.applied_at for a in rows],
+            self._core.clock.now(),
+            [a.awaits_confirm for a in rows],
+        )
+        metrics.acks.inc(len(acks))
+
+    async def _store_nacks(self, nacks: Sequence[Nack]) -> None:
+        newest = {(nack.host_id, nack.service_id): nack for nack in nacks}
+        rows: list[tuple[Nack, int]] = []
+        for (host, service_id), nack in newest.items():
+            if service_id is not None:
+                rows.append((nack, service_id))
+                continue
+            rows += [
+                (nack, r["service_id"]) for r in await self._core.store.rows("assignments_of_host", host)
+            ]
+        unique = {(nack.host_id, service_id): nack for nack, service_id in rows}
+        await self._core.store.run(
+            "store_nacks",
+            [host for host, _ in unique],
+            [service_id for _, service_id in unique],
+            [n.serial for n in unique.values()],
+            [n.version for n in unique.values()],
+            [n.reason for n in unique.values()],
+            [n.detail[:1000] for n in unique.values()],
+            self._core.clock.now(),
+        )
+        for nack in nacks:
+            log.warning("nack", host_id=nack.host_id, reason=nack.reason, detail=nack.detail[:300])
+            metrics.nacks.labels(nack.reason).inc()
+
+    async def _store_reports(self, beats: Sequence[Heartbeat]) -> None:
+        rows = [(beat, report) for beat in beats for report in beat.services[:256]]
+        unique = {(beat.host_id, report.service_id): (beat, report) for beat, report in rows}
+        if not unique:
+            return
+        reports: list[ServiceReport] = [report for _, report in unique.values()]
+        await self._core.store.run(
+            "store_reports",
+            [host for host, _ in unique],
+            [service_id for _, service_id in unique],
+            [_state(beat, report) for beat, report in unique.values()],
+            [r.version for r in reports],
+            [r.digest for r in reports],
+            [r.tables_digest for r in reports],
+            [r.deadline for r in reports],
+            ["\n".join(r.cgroups[:64]) for r in reports],
+            ["\n".join(r.conflicts[:64]) for r in reports],
+            [r.drift for r in reports],
+            self._core.clock.now(),
+        )
+
+
+def _state(beat: Heartbeat, report: ServiceReport) -> HostState:
+    return "panicked" if beat.panicked else report.state
+
+
+def _agrees(row: Row, beat: Heartbeat | None) -> bool:
+    """Whether a heartbeat from after the flip reports what was acked."""
+    if beat is None or beat.clock < row["ack_at"]:
+        return False
+    return any(
+        report.service_id == row["service_id"] and report.digest == row["ack_digest"]
+        for report in beat.services
+    )

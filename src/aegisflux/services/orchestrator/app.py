@@ -1,0 +1,87 @@
+"""The orchestrator as a whole: what runs while it lives."""
+
+from aegisflux.domain.manifest import PublicKey
+from aegisflux.runtime import logs
+from aegisflux.runtime.tasks import Tasks
+from aegisflux.services.orchestrator.access import Access
+from aegisflux.services.orchestrator.answers import Answers
+from aegisflux.services.orchestrator.contents import Contents
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.hosts import Hosts
+from aegisflux.services.orchestrator.registry import Registry
+from aegisflux.services.orchestrator.relay import Relay
+from aegisflux.services.orchestrator.rotation import Rotation
+from aegisflux.services.orchestrator.snapshots import Snapshots
+from aegisflux.services.orchestrator.upkeep import Upkeep
+from aegisflux.services.orchestrator.views import Views
+from aegisflux.wire import subjects
+
+DURABLE = "orchestrator"
+log = logs.get("orchestrator")
+
+
+class Orchestrator:
+    """`start` needs an open store and an opened bus (connected or not); `close` leaves both open."""
+
+    def __init__(self, core: Core) -> None:
+        self.core = core
+        self.access = Access(core)
+        self.hosts = Hosts(core)
+        self.registry = Registry(core)
+        self.snapshots = Snapshots(core)
+        self.views = Views(core)
+        self.relay = Relay(core)
+        self.answers = Answers(core)
+        self.contents = Contents(core)
+        self.rotation = Rotation(core, self.contents)
+        self.upkeep = Upkeep(core)
+        self._tasks = Tasks()
+
+    async def start(self) -> None:
+        """Load the keys, serve and consume, publish what is due."""
+        await load_keys(self.core)
+        await self.core.workshop.warm()
+        bus = self.core.bus
+        bus.on_connect(self._connected)
+        await bus.ensure_streams()
+        await bus.serve(subjects.ALL_CONTENT, self.contents.answer)
+        await bus.consume("ACKS", DURABLE, self.answers.on_acks)
+        await bus.consume("HEARTBEATS", DURABLE, self.answers.on_heartbeats)
+        self._tasks.loop("manifests", self.relay.manifests)
+        self._tasks.loop("announcements", self.relay.announcements)
+        self._tasks.loop("compare", self._compare)
+        self._tasks.loop("upkeep", self.upkeep.tick)
+        self._tasks.loop("rotation", self.rotation.step)
+
+    async def close(self) -> None:
+        """End all loops and workers."""
+        await self._tasks.close()
+        self.core.workshop.close()
+
+    async def _connected(self) -> None:
+        await self.core.bus.ensure_streams()
+        await self.relay.compare()
+        await self.answers.confirm_again()
+
+    async def _compare(self) -> None:
+        import asyncio
+
+        await self.relay.compare()
+        await asyncio.sleep(self.core.options.compare_every)
+
+
+async def load_keys(core: Core) -> None:
+    """Use the newest key set of the store; the first start makes one."""
+    row = await core.store.row("key_set")
+    if row is None:
+        now = core.now()
+        first: PublicKey = core.keys.made(f"s{now}", now)
+        encoded = core.keys.signed_set(1, (first,))
+        async with core.store.change() as db:
+            row = await db.row("key_set")
+            if row is None:
+                await db.run("add_key_set", 1, encoded, first.id, now)
+            await db.audit(Who().did("keys.first", "keys/1", after=first.id))
+        row = await core.store.row("key_set")
+        assert row is not None
+    core.keys.use(row["envelope"], row["signing"])

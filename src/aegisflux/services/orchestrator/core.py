@@ -1,0 +1,81 @@
+"""What the parts of the orchestrator share."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from aegisflux.domain.audit import Entry
+from aegisflux.domain.roles import SYSTEM, Principal
+from aegisflux.ports.accounts import AgentAccounts
+from aegisflux.ports.bus import Bus
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.store import Store
+from aegisflux.services.orchestrator.keys import Keys
+from aegisflux.services.orchestrator.prepare import Workshop
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """Settings of the orchestrator. Times in seconds; `max_lease` 0: as long as a snapshot says."""
+
+    max_lease: int = 0
+    confirm_seconds: int = 30
+    renew_every: float = 5.0
+    compare_every: float = 300.0
+    silent_after: float = 3.0
+    enroll_url: str
+    nats_urls: tuple[str, ...]
+    ca_pem: str
+    ca_sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who asks: for the audit log."""
+
+    principal: Principal = SYSTEM
+    source: str = ""
+    request_id: str = ""
+
+    def did(self, action: str, what: str, *, before: str = "", after: str = "", reason: str = "") -> Entry:
+        """A line of the audit log."""
+        return Entry(
+            actor=self.principal.name,
+            action=action,
+            object=what,
+            source=self.source,
+            before=before,
+            after=after,
+            reason=reason,
+            request_id=self.request_id,
+        )
+
+
+@dataclass(slots=True, kw_only=True)
+class Core:
+    """Ports, keys and the two bells that wake the relay."""
+
+    store: Store
+    bus: Bus
+    accounts: AgentAccounts
+    clock: Clock
+    keys: Keys
+    workshop: Workshop
+    options: Options
+    manifests_due: asyncio.Event = field(default_factory=asyncio.Event)
+    announcements_due: asyncio.Event = field(default_factory=asyncio.Event)
+    host_keys: dict[str, bytes] = field(default_factory=dict)
+    digests: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def now(self) -> int:
+        """Whole seconds since the epoch."""
+        return int(self.clock.now())
+
+    def lease(self, ttl_seconds: int) -> int:
+        """The length of a lease of a snapshot with this TTL, in seconds."""
+        longest = self.options.max_lease
+        return min(ttl_seconds, longest) if longest else ttl_seconds
+
+    def wake(self) -> None:
+        """Tell the relay that a transaction was committed."""
+        self.manifests_due.set()
+        self.announcements_due.set()

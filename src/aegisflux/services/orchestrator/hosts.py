@@ -1,0 +1,221 @@
+"""Hosts: enrolment tokens, enrolment, release. A host's name and its key belong together until it is released."""
+
+import secrets
+from collections.abc import Mapping, Sequence
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
+from aegisflux.domain.manifest import Heartbeat
+from aegisflux.ports.store import Change, Row
+from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.joining import join
+from aegisflux.services.orchestrator.keys import verified
+from aegisflux.wire import envelope, subjects
+from aegisflux.wire.token import (
+    EnrollAnswer,
+    EnrollRequest,
+    EnrollToken,
+    b64,
+    from_b64,
+    parse_token,
+    proof_bytes,
+    root_sha256,
+    token_hash,
+    token_text,
+)
+
+MAX_TOKEN_SECONDS = 3600
+MAX_LABELS = 64
+NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
+
+
+class EnrollmentToken(Struct, frozen=True):
+    """A new enrolment token, shown this once. A secret."""
+
+    token: str
+    expires_at: int
+    labels: dict[str, str]
+    host_id: str | None
+    command: str
+
+
+class HostView(Struct, frozen=True):
+    """An enrolled host, as people see it. Times are seconds since the epoch."""
+
+    host_id: str
+    labels: dict[str, str]
+    enrolled_at: int
+    serial: int
+    observed_serial: int
+    last_seen: float | None
+    silent: bool
+    agent_version: str | None
+    datapath: str | None
+    panicked: bool
+    clock_offset: float | None
+    services: tuple[int, ...]
+
+
+class Hosts:
+    """Enrolment and the list of hosts."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
+        """A token for one host, at most an hour old when it is used; `host` binds it to a name."""
+        if host is not None:
+            subjects.host_token(host)
+        if not 1 <= ttl <= MAX_TOKEN_SECONDS:
+            raise Invalid("ttl_seconds", f"1 to {MAX_TOKEN_SECONDS}", ttl)
+        _check_labels(labels)
+        options, now = self._core.options, self._core.now()
+        text = token_text(
+            EnrollToken(
+                options.enroll_url,
+                options.ca_sha256,
+                root_sha256(self._core.keys.root_public),
+                secrets.token_urlsafe(24),
+            )
+        )
+        async with self._core.store.change() as db:
+            await db.run(
+                "add_enroll_token", token_hash(text), dict(labels), host, now, who.principal.name, now + ttl
+            )
+            await db.audit(who.did("host.token", f"host/{host or '*'}", after=token_hash(text)[:16]))
+        command = "aegisflux agent enroll --token-file -" + (f" --host-id {host}" if host else "")
+        return EnrollmentToken(text, now + ttl, dict(labels), host, command)
+
+    async def enroll(self, request: EnrollRequest, who: Who) -> EnrollAnswer:
+        """Bind a name and a key; a retry with the same token and key gets the same answer.
+
+        Raises Invalid, Forbidden (token or proof) or Conflict (name or token used by another key).
+        """
+        host = subjects.host_token(request.host_id)
+        public = from_b64(request.agent_public_key, "agent_public_key", 32)
+        proof = from_b64(request.proof, "proof", 64)
+        parse_token(request.token)
+        if not verified(public, proof_bytes(request.token, host), proof):
+            raise Forbidden("proof: it is not made by agent_public_key for this token and host_id")
+        answer = await self._enrolled(token_hash(request.token), host, public, who)
+        self._core.host_keys.pop(host, None)
+        self._core.wake()
+        return answer
+
+    async def _enrolled(self, digest: str, host: str, public: bytes, who: Who) -> EnrollAnswer:
+        now = self._core.now()
+        async with self._core.store.change() as db:
+            token = await db.row("enroll_token", digest)
+            if token is None or (token["host_id"] or host) != host:
+                raise Forbidden(NOT_NOW)
+            if token["used_by"] is not None:
+                if (token["used_by"], token["used_key"]) != (host, public):
+                    raise Conflict("this enrolment token was used already, by another host or key")
+                await db.audit(who.did("host.enroll", f"host/{host}", reason="repeated"))
+                return msgspec.json.decode(token["answer"], type=EnrollAnswer)
+            if token["expires_at"] <= now:
+                raise Forbidden(NOT_NOW)
+            await self._check_free(db, host, public)
+            answer = self._answer(host, public, now)
+            await db.run("put_host", host, public, token["labels"], now)
+            await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
+            await join(self._core, db, host, now)
+            await db.audit(who.did("host.enroll", f"host/{host}", after=b64(public)))
+        return answer
+
+    async def _check_free(self, db: Change, host: str, public: bytes) -> None:
+        known = await db.row("host", host)
+        if known is not None and known["released_at"] is None and known["public_key"] != public:
+            raise Conflict(f"host {host} is enrolled with another key; an admin releases the name first")
+
+    def _answer(self, host: str, public: bytes, now: int) -> EnrollAnswer:
+        core = self._core
+        return EnrollAnswer(
+            host_id=host,
+            user_jwt=core.accounts.issue_agent(host, public, now),
+            nats_urls=core.options.nats_urls,
+            ca_pem=core.options.ca_pem,
+            root_public_key=b64(core.keys.root_public),
+            keys=b64(envelope.encode(core.keys.envelope)),
+        )
+
+    async def release(self, host: str, who: Who) -> None:
+        """Free the name and revoke the key; raises NotFound."""
+        now = self._core.now()
+        async with self._core.store.change() as db:
+            known = await db.row("host", host)
+            if known is None or known["released_at"] is not None:
+                raise NotFound(f"host {host} is not enrolled")
+            await db.run("unassign_host", host)
+            await db.run("delete_reports", host)
+            await db.run("release_host", host, now)
+            await db.audit(who.did("host.release", f"host/{host}", before=b64(known["public_key"])))
+        self._core.host_keys.pop(host, None)
+        self._core.digests.pop(host, None)
+        await self._core.accounts.revoke_agent(known["public_key"], now)
+
+    async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
+        """Give a host other labels; services that match them now reach it."""
+        _check_labels(labels)
+        async with self._core.store.change() as db:
+            known = await db.row("host", host)
+            if known is None or known["released_at"] is not None:
+                raise NotFound(f"host {host} is not enrolled")
+            await db.run("relabel_host", host, dict(labels))
+            await db.run("bump", [host])
+            await join(self._core, db, host, self._core.now())
+            await db.audit(
+                who.did("host.relabel", f"host/{host}", before=str(known["labels"]), after=str(labels))
+            )
+        self._core.wake()
+        return await self.one(host)
+
+    async def all(self) -> tuple[HostView, ...]:
+        """All enrolled hosts by name."""
+        return tuple([await self._view(row) for row in await self._core.store.rows("hosts")])
+
+    async def one(self, host: str) -> HostView:
+        """One enrolled host; raises NotFound."""
+        row = await self._core.store.row("host", host)
+        if row is None or row["released_at"] is not None:
+            raise NotFound(f"host {host} is not enrolled")
+        return await self._view(row)
+
+    async def _view(self, row: Row) -> HostView:
+        beat = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat) if row["heartbeat"] else None
+        given: Sequence[Row] = await self._core.store.rows("assignments_of_host", row["host_id"])
+        return HostView(
+            host_id=row["host_id"],
+            labels=row["labels"],
+            enrolled_at=row["enrolled_at"],
+            serial=row["serial"],
+            observed_serial=row["heartbeat_serial"],
+            last_seen=row["seen_at"] or None,
+            silent=is_silent(self._core, row),
+            agent_version=beat.agent_version if beat else None,
+            datapath=beat.datapath if beat else None,
+            panicked=beat.panicked if beat else False,
+            clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
+            services=tuple(sorted(r["service_id"] for r in given)),
+        )
+
+
+def is_silent(core: Core, row: Row) -> bool:
+    """Whether nothing was heard of a host for three of its heartbeats."""
+    return bool(core.clock.now() - row["seen_at"] > core.options.silent_after * row["every"])
+
+
+def _check_labels(labels: Mapping[str, str]) -> None:
+    if len(labels) > MAX_LABELS:
+        raise Invalid("labels", f"at most {MAX_LABELS} labels", len(labels))
+    for name, value in labels.items():
+        if not 0 < len(name) <= 63 or len(value) > 255:
+            raise Invalid(
+                f"labels.{name[:63]}", "a name of 1 to 63 and a value of at most 255 characters", value
+            )
+
+
+__all__ = ["HostView", "Hosts", "is_silent", "state"]

@@ -1,0 +1,82 @@
+"""The keys that sign: the root signs the key set, a key of the set signs manifests, contents and confirmations."""
+
+from collections.abc import Callable
+
+import msgspec
+from nacl.exceptions import BadSignatureError
+from nacl.signing import SigningKey, VerifyKey
+
+from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.manifest import KeySet, PublicKey
+from aegisflux.domain.trust import ROOT_KEY_ID
+from aegisflux.ports.secrets import Secrets
+from aegisflux.wire import envelope
+from aegisflux.wire.envelope import Envelope
+
+KEY_SECONDS = 10 * 365 * 86_400
+SKEW_SECONDS = 3600
+ROOT, AUDIT = "root-key", "audit-key"
+
+
+class Keys:
+    """The root key and the current signing key; `use` sets which key set and which key hold now."""
+
+    def __init__(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self._root = _signing(secrets, ROOT)
+        self.root_public = bytes(self._root.verify_key)
+        self.version = 0
+        self.set = KeySet(0, ())
+        self.envelope = Envelope("", b"", ())
+        self.signing = ""
+        self._sign: Callable[[bytes], bytes] = _unset
+
+    def use(self, encoded: bytes, signing: str) -> None:
+        """Take a stored key set and the id of the key to sign with; raises Unavailable when its secret is missing."""
+        self.envelope = msgspec.msgpack.decode(encoded, type=Envelope)
+        self.set = msgspec.msgpack.decode(self.envelope.payload, type=KeySet)
+        self.version = self.set.version
+        if self._secrets.read(_file(signing)) is None:
+            raise Unavailable(f"the secret {_file(signing)} is missing, and the store says that it signs")
+        key = _signing(self._secrets, _file(signing))
+        self.signing = signing
+        self._sign = lambda data: key.sign(data).signature
+
+    def made(self, key_id: str, now: int) -> PublicKey:
+        """A new snapshot key, kept in the secrets."""
+        key = _signing(self._secrets, _file(key_id))
+        return PublicKey(key_id, bytes(key.verify_key), now - SKEW_SECONDS, now + KEY_SECONDS)
+
+    def signed_set(self, version: int, keys: tuple[PublicKey, ...]) -> bytes:
+        """A key set, signed by the root, as it is stored and sent."""
+        payload = msgspec.msgpack.encode(KeySet(version, keys))
+        return envelope.encode(
+            envelope.seal(
+                envelope.KEY_SET, payload, ROOT_KEY_ID, lambda data: self._root.sign(data).signature
+            )
+        )
+
+    def seal(self, payload_type: str, payload: bytes) -> Envelope:
+        """Sign with the current key."""
+        return envelope.seal(payload_type, payload, self.signing, self._sign)
+
+
+def verified(public: bytes, message: bytes, signature: bytes) -> bool:
+    """Whether an Ed25519 signature holds."""
+    try:
+        VerifyKey(public).verify(message, signature)
+        return True
+    except (BadSignatureError, ValueError, TypeError):
+        return False
+
+
+def _file(key_id: str) -> str:
+    return f"snapshot-key-{key_id}"
+
+
+def _signing(secrets: Secrets, name: str) -> SigningKey:
+    return SigningKey(secrets.obtain(name, lambda: bytes(SigningKey.generate())))
+
+
+def _unset(_data: bytes) -> bytes:
+    raise Unavailable("the signing keys are not loaded yet")

@@ -1,0 +1,195 @@
+"""Heavy work on snapshots, in processes of their own: reading, compiling, judging never run on the event loop."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+import msgspec
+import zstandard
+from msgspec import Struct
+
+from aegisflux.domain import snapshot as snapshots
+from aegisflux.domain.errors import Invalid, OverLimit, Refused, Unavailable
+from aegisflux.domain.flow import Flow, Host
+from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.domain.verdict import Verdict, judge
+from aegisflux.runtime import metrics
+from aegisflux.wire.canonical import content_of, packed
+
+T = TypeVar("T")
+MAX_SNAPSHOT = 64 << 20
+
+
+class Prepared(Struct, frozen=True):
+    """A compiled snapshot: `payload` is what is signed, `snapshot` its canonical JSON, compressed."""
+
+    service_id: int
+    version: int
+    digest: str
+    rules_digest: str
+    tables_digest: str
+    tables_format: int
+    entries: int
+    ttl_seconds: int
+    mode: str
+    on_expiry: str
+    established: str
+    warnings: tuple[str, ...]
+    snapshot: bytes
+    payload: bytes
+
+
+class Fault(Struct, frozen=True):
+    """A refusal on its way out of a worker: exceptions of ours do not survive pickling."""
+
+    path: str = ""
+    expected: str = ""
+    got: str = ""
+    limit: str = ""
+    maximum: int = 0
+    count: int = 0
+    what: str = ""
+
+
+class Workshop:
+    """A pool of worker processes, made again when one of them was killed."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def warm(self) -> None:
+        """Start all workers before the first request needs one."""
+        loop = asyncio.get_running_loop()
+        pool = self._current()
+        await asyncio.gather(*(loop.run_in_executor(pool, os.getpid) for _ in range(self._workers)))
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+
+    async def prepare(self, body: bytes) -> Prepared:
+        """Read and compile a posted body; raises Invalid or OverLimit."""
+        started = time.monotonic()
+        answer = await self._call(_prepared, body)
+        metrics.compile_seconds.observe(time.monotonic() - started)
+        return _raised(answer)
+
+    async def copy(self, stored: bytes, version: int) -> Prepared:
+        """Compile a stored snapshot again under a new version."""
+        return _raised(await self._call(_copied, stored, version))
+
+    async def judge(self, stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
+        """The verdict of a flow by a stored snapshot, on a host with the default failsafe."""
+        return await self._call(_judged, stored, flow, expired, digest)
+
+    async def _call(self, function: Callable[..., T], *values: object) -> T:
+        loop = asyncio.get_running_loop()
+        for _ in range(2):
+            pool = self._current()
+            try:
+                return await loop.run_in_executor(pool, function, *values)
+            except BrokenProcessPool:
+                if self._pool is pool:
+                    self._pool = None
+        raise Unavailable("the compiler: its worker ended twice during this request")
+
+    def _current(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_quiet)
+        return self._pool
+
+
+def _quiet() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.nice(5)
+
+
+def _raised(answer: "Prepared | Fault") -> Prepared:
+    if isinstance(answer, Prepared):
+        return answer
+    if answer.limit:
+        raise OverLimit(answer.limit, answer.maximum, answer.count, answer.what)
+    if answer.what:
+        raise Refused(answer.what)
+    raise Invalid(answer.path, answer.expected, _Shown(answer.got))
+
+
+class _Shown(int):
+    """A picture of a value that was made in the worker."""
+
+    def __new__(cls, text: str) -> "_Shown":
+        made = super().__new__(cls, 0)
+        made.text = text
+        return made
+
+    text: str
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def _prepared(body: bytes) -> Prepared | Fault:
+    try:
+        return _compiled(snapshots.decode(body))
+    except Refused as error:
+        return _fault(error)
+
+
+def _copied(stored: bytes, version: int) -> Prepared | Fault:
+    try:
+        return _compiled(msgspec.structs.replace(_read(stored), version=version))
+    except Refused as error:
+        return _fault(error)
+
+
+def _judged(stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
+    return judge(snapshots.ruleset(_read(stored)), flow, Host(expired=expired), digest)
+
+
+def _read(stored: bytes) -> MapSnapshot:
+    return snapshots.decode(unpack(stored))
+
+
+def unpack(stored: bytes) -> bytes:
+    """Canonical JSON of a stored snapshot."""
+    return zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_SNAPSHOT)
+
+
+def _compiled(snapshot: MapSnapshot) -> Prepared:
+    content = content_of(snapshot)
+    return Prepared(
+        service_id=content.service_id,
+        version=content.version,
+        digest=content.digest,
+        rules_digest=content.rules_digest,
+        tables_digest=content.tables_digest,
+        tables_format=content.tables_format,
+        entries=content.entries,
+        ttl_seconds=content.ttl_seconds,
+        mode=content.mode,
+        on_expiry=content.on_expiry,
+        established=content.established,
+        warnings=tuple(snapshots.warnings_of(snapshot)),
+        snapshot=zstandard.ZstdCompressor(level=3).compress(content.snapshot),
+        payload=packed(content),
+    )
+
+
+def _fault(error: Refused) -> Fault:
+    if isinstance(error, Invalid):
+        from aegisflux.domain.errors import shown
+
+        return Fault(path=error.path, expected=error.expected, got=shown(error.got))
+    if isinstance(error, OverLimit):
+        return Fault(limit=error.limit, maximum=error.maximum, count=error.got, what=str(error).split(":")[0])
+    return Fault(what=str(error))

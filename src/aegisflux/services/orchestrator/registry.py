@@ -1,0 +1,111 @@
+"""The register of services: it owns their numbers."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.rollout import runs
+from aegisflux.ports.store import Change
+from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.joining import join_service
+from aegisflux.services.orchestrator.state import Service, service_of
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
+SELECTOR = re.compile(r"(unit|cgroup):[^\x00-\x20]{1,255}")
+MAX_SELECTORS, MAX_LABELS = 32, 64
+
+
+class Registry:
+    """Services: who they are, and where they run."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def put(
+        self,
+        service_id: int | None,
+        name: str,
+        selectors: Sequence[str],
+        host_labels: Mapping[str, str],
+        who: Who,
+    ) -> Service:
+        """Register a service, or change the one of that number; without a number it gets the next free one."""
+        _check(name, selectors, host_labels)
+        core, now = self._core, self._core.now()
+        async with core.store.change() as db:
+            number = await self._number(db, service_id, name)
+            before = await db.row("service", number)
+            await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
+            await self._join_all(db, number, dict(host_labels), now)
+            if selectors or (before and before["selectors"]):
+                await db.run("bump_all")
+            service, _ = await state.load(db, number)
+            await db.audit(
+                who.did(
+                    "service.put",
+                    f"service/{number}",
+                    before=_said(service_of(before) if before else None),
+                    after=_said(service),
+                )
+            )
+        core.wake()
+        return service
+
+    async def _number(self, db: Change, service_id: int | None, name: str) -> int:
+        named = await db.row("service_named", name)
+        if named is not None and named["id"] != service_id:
+            raise Conflict(f"the name {name} belongs to service {named['id']}")
+        if service_id is not None:
+            return service_id
+        free = await db.row("free_service_id")
+        assert free is not None
+        return int(free["id"])
+
+    async def _join_all(self, db: Change, number: int, host_labels: dict[str, str], now: int) -> None:
+        for row in await db.rows("host_labels"):
+            if runs(host_labels, row["labels"]):
+                await join_service(self._core, db, row["host_id"], number, now)
+
+    async def delete(self, service_id: int, who: Who) -> None:
+        """Forget a service and its snapshots; raises Conflict while a host is to run one."""
+        async with self._core.store.change() as db:
+            service, rollout = await state.load(db, service_id)
+            if rollout.hosts:
+                raise Conflict(
+                    f"service {service_id}: {len(rollout.hosts)} hosts have a snapshot; withdraw it first"
+                )
+            await db.run("delete_service", service_id)
+            await db.run("delete_service_row", service_id)
+            await db.run("bump_all")
+            await db.audit(who.did("service.delete", f"service/{service_id}", before=service.name))
+        self._core.wake()
+
+    async def all(self) -> tuple[Service, ...]:
+        """All services by number."""
+        return tuple(service_of(row) for row in await self._core.store.rows("services"))
+
+    async def one(self, service_id: int) -> Service:
+        """One service; raises NotFound."""
+        row = await self._core.store.row("service", service_id)
+        if row is None:
+            raise NotFound(f"service {service_id} is not registered")
+        return service_of(row)
+
+
+def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) -> None:
+    if not NAME.fullmatch(name):
+        raise Invalid("name", NAME.pattern, name)
+    if len(selectors) > MAX_SELECTORS:
+        raise Invalid("selectors", f"at most {MAX_SELECTORS}", len(selectors))
+    for index, selector in enumerate(selectors):
+        if not SELECTOR.fullmatch(selector):
+            raise Invalid(f"selectors[{index}]", "unit:<glob> or cgroup:<glob>", selector)
+    if len(host_labels) > MAX_LABELS:
+        raise Invalid("host_labels", f"at most {MAX_LABELS}", len(host_labels))
+
+
+def _said(service: Service | None) -> str:
+    if service is None:
+        return ""
+    return f"{service.name} {list(service.selectors)} {service.host_labels}"

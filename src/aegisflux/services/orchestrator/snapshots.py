@@ -1,0 +1,312 @@
+"""Changes of rollouts: post, promote, roll back, withdraw. Each is one transaction, announced and relayed afterwards."""
+
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Any
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.rollout import Rollout, Step
+from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.domain.trust import Nacked
+from aegisflux.ports.store import Change, Queries
+from aegisflux.runtime import metrics
+from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.announce import announcement
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.prepare import Prepared
+from aegisflux.services.orchestrator.state import Service
+from aegisflux.wire import envelope
+
+MAX_TARGETS = 10_000
+__all__ = ["Accepted", "Changed", "MapSnapshot", "Nacked", "Snapshots"]
+
+
+class Accepted(Struct, frozen=True):
+    """The answer to a posted snapshot."""
+
+    accepted: bool
+    service_id: int
+    target_hosts: tuple[str, ...]
+    timestamp: int
+    version: int
+    digest: str
+    warnings: tuple[str, ...]
+
+
+class Changed(Struct, frozen=True):
+    """The answer to promote, roll back and withdraw: what changes, and on which hosts."""
+
+    service_id: int
+    action: str
+    version: int | None
+    digest: str | None
+    from_version: int | None
+    stable: int | None
+    changed_hosts: tuple[str, ...]
+    unchanged_hosts: tuple[str, ...]
+    timestamp: int
+    warnings: tuple[str, ...] = ()
+
+
+class Snapshots:
+    """The write side of /seg/maps."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+
+    async def post(self, body: bytes, targets: Sequence[str] | None, key: str, who: Who) -> Accepted:
+        """Compile, then store with everything that follows from it; raises Refused by name."""
+        request = sha256(b"%s\0%s" % (",".join(targets or ()).encode(), body)).digest()
+        known = await self._remembered(self._core.store, key, request, who)
+        if known is not None:
+            return known
+        prepared = await self._core.workshop.prepare(body)
+        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
+        now = self._core.now()
+        async with self._core.store.change() as db:
+            known = await self._remembered(db, key, request, who)
+            if known is not None:
+                await db.audit(
+                    who.did("snapshot.repeat", f"service/{prepared.service_id}", after=known.digest)
+                )
+                return known
+            answer = await self._post(db, prepared, sealed, targets, now, who)
+            if key:
+                encoded = msgspec.json.encode(answer)
+                await db.run("remember", who.principal.name, key, request, encoded, now)
+        self._core.wake()
+        metrics.posts.labels("accepted").inc()
+        return answer
+
+    async def _post(
+        self,
+        db: Change,
+        prepared: Prepared,
+        sealed: envelope.Envelope,
+        targets: Sequence[str] | None,
+        now: int,
+        who: Who,
+    ) -> Accepted:
+        service, rollout, warnings = await self._service(db, prepared.service_id, now, who)
+        latest = await db.row("content", prepared.service_id, rollout.latest)
+        is_new = rollouts.check_version(
+            rollout, prepared.version, prepared.digest, latest["digest"] if latest else None
+        )
+        if targets is not None:
+            await _check_enrolled(db, targets)
+        runs = await state.running(db, service)
+        lease_until = now + self._core.lease(prepared.ttl_seconds)
+        step = rollouts.post(rollout, prepared.version, lease_until, targets, runs)
+        chosen = tuple(targets) if targets is not None else tuple(sorted(runs))
+        if is_new:
+            await _store_content(db, prepared, sealed, now, who, None)
+            await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)
+        await state.save(db, step, now)
+        before = latest["digest"] if latest else ""
+        await db.audit(
+            who.did(
+                "snapshot.post",
+                f"service/{service.id}/version/{prepared.version}",
+                before=before,
+                after=prepared.digest,
+                reason=f"{len(step.changed)} hosts changed",
+            )
+        )
+        if not chosen:
+            warnings.append(
+                f"no enrolled host runs service {service.id} yet: stored as desired state, "
+                "hosts get it when they begin to run it"
+            )
+        made_at = now if is_new or latest is None else latest["created_at"]
+        return Accepted(
+            True,
+            service.id,
+            chosen,
+            made_at,
+            prepared.version,
+            prepared.digest,
+            (*prepared.warnings, *warnings),
+        )
+
+    async def promote(self, service_id: int, version: int | None, who: Who) -> Changed:
+        """From the canary hosts to all, renewed from now on; raises NotFound or Conflict."""
+        now = self._core.now()
+        async with self._core.store.change() as db:
+            service, rollout = await state.load(db, service_id)
+            wanted = rollouts.promotable(rollout, version)
+            content = await _content(db, service_id, wanted)
+            lease_until = now + self._core.lease(content["ttl_seconds"])
+            runs = await state.running(db, service)
+            step = rollouts.promote(rollout, wanted, lease_until, runs)
+            await state.save(db, step, now)
+            answer = _changed("promote", rollout, step, wanted, content["digest"], now)
+            await db.audit(
+                who.did(
+                    "snapshot.promote",
+                    f"service/{service_id}/version/{wanted}",
+                    before=f"stable {rollout.stable or 'none'}",
+                    after=content["digest"],
+                    reason=f"{len(step.changed)} hosts changed",
+                )
+            )
+        self._core.wake()
+        return answer
+
+    async def rollback(self, service_id: int, to_version: int | None, who: Who) -> Changed:
+        """The content of an earlier version under a new, higher version; raises NotFound or Conflict."""
+        store = self._core.store
+        for _ in range(5):
+            _, rollout = await state.load(store, service_id)
+            source = rollouts.rollback_target(rollout, to_version)
+            stored = await store.row("snapshot", service_id, source)
+            if stored is None:
+                raise NotFound(f"service {service_id}: version {source} was never posted")
+            prepared = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1)
+            answer = await self._rolled_back(rollout, source, prepared, who)
+            if answer is not None:
+                self._core.wake()
+                return answer
+        raise Conflict(f"service {service_id}: it is changed all the time; try again")
+
+    async def _rolled_back(self, seen: Rollout, source: int, prepared: Prepared, who: Who) -> Changed | None:
+        now = self._core.now()
+        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
+        async with self._core.store.change() as db:
+            service, rollout = await state.load(db, prepared.service_id)
+            what = f"service/{service.id}/version/{prepared.version}"
+            if rollout.latest != seen.latest:
+                await db.audit(who.did("snapshot.rollback", what, reason="overtaken; tried again"))
+                return None
+            runs = await state.running(db, service)
+            lease_until = now + self._core.lease(prepared.ttl_seconds)
+            step = rollouts.rollback(rollout, prepared.version, lease_until, runs)
+            await _store_content(db, prepared, sealed, now, who, source)
+            await state.save(db, step, now)
+            hosts = step.rollout.on(prepared.version)
+            await db.run("add_outbox", *announcement(prepared, "rollback", hosts, now), now)
+            reason = f"content of version {source}; {len(step.changed)} hosts changed"
+            await db.audit(
+                who.did("snapshot.rollback", what, before=f"stable {rollout.stable or 'none'}",
+                        after=prepared.digest, reason=reason)
+            )  # fmt: skip
+        return _changed("rollback", rollout, step, prepared.version, prepared.digest, now, source)
+
+    async def withdraw(self, service_id: int, targets: Sequence[str] | None, who: Who) -> Changed:
+        """End enforcement of a service on the targets, or everywhere; raises NotFound."""
+        now = self._core.now()
+        async with self._core.store.change() as db:
+            _, rollout = await state.load(db, service_id)
+            if targets is not None:
+                await _check_enrolled(db, targets)
+            step = rollouts.withdraw(rollout, targets)
+            await state.save(db, step, now)
+            await db.audit(
+                who.did(
+                    "snapshot.withdraw",
+                    f"service/{service_id}",
+                    before=f"stable {rollout.stable or 'none'}",
+                    reason=f"{len(step.changed)} hosts changed",
+                )
+            )
+        self._core.wake()
+        return _changed("withdraw", rollout, step, None, None, now)
+
+    async def _service(
+        self, db: Change, service_id: int, now: int, who: Who
+    ) -> tuple[Service, Rollout, list[str]]:
+        warnings = []
+        if await db.row("service", service_id) is None:
+            name = f"service-{service_id}"
+            if await db.row("service_named", name) is not None:
+                raise Conflict(f"service {service_id} is not registered, and the name {name} is taken")
+            await db.run("put_service", service_id, name, [], {}, now)
+            await db.audit(who.did("service.register", f"service/{service_id}", after=name))
+            warnings.append(
+                f"service {service_id} was not registered: registered as {name} without selectors; "
+                "no host enforces it until it has some"
+            )
+        service, rollout = await state.load(db, service_id)
+        return service, rollout, warnings
+
+    async def _remembered(self, db: Queries, key: str, request: bytes, who: Who) -> Accepted | None:
+        if not key:
+            return None
+        row = await db.row("remembered", who.principal.name, key)
+        if row is None:
+            return None
+        if row["request"] != request:
+            raise Conflict("Idempotency-Key: it was used for another request")
+        return msgspec.json.decode(row["answer"], type=Accepted)
+
+
+async def _content(db: Queries, service_id: int, version: int) -> Any:
+    row = await db.row("content", service_id, version)
+    if row is None:
+        raise NotFound(f"service {service_id}: version {version} was never posted")
+    return row
+
+
+async def _check_enrolled(db: Queries, targets: Sequence[str]) -> None:
+    if len(targets) > MAX_TARGETS:
+        raise Invalid("target_host", f"at most {MAX_TARGETS} hosts", len(targets))
+    enrolled = {row["host_id"] for row in await db.rows("host_labels")}
+    missing = [host for host in targets if host not in enrolled]
+    if missing:
+        raise Invalid("target_host", "enrolled hosts", ", ".join(missing[:10]) + " is not enrolled")
+
+
+async def _store_content(
+    db: Change, prepared: Prepared, sealed: envelope.Envelope, now: int, who: Who, copy_of: int | None
+) -> None:
+    (signature,) = sealed.signatures
+    await db.run(
+        "put_content",
+        prepared.service_id,
+        prepared.version,
+        prepared.digest,
+        prepared.rules_digest,
+        prepared.tables_digest,
+        prepared.tables_format,
+        prepared.entries,
+        prepared.ttl_seconds,
+        prepared.mode,
+        prepared.on_expiry,
+        prepared.established,
+        now,
+        who.principal.name,
+        copy_of,
+        prepared.snapshot,
+        prepared.payload,
+        signature.keyid,
+        signature.sig,
+    )
+
+
+def _changed(
+    action: str,
+    before: Rollout,
+    step: Step,
+    version: int | None,
+    digest: str | None,
+    now: int,
+    source: int | None = None,
+) -> Changed:
+    after = step.rollout
+    unchanged = tuple(sorted(set(after.hosts) - set(step.changed)))
+    warnings = () if step.changed else (f"{action} changes no host: none runs service {after.service_id}",)
+    return Changed(
+        after.service_id,
+        action,
+        version,
+        digest,
+        source if source is not None else before.stable,
+        after.stable,
+        step.changed,
+        unchanged,
+        now,
+        () if unchanged else warnings,
+    )

@@ -1,0 +1,97 @@
+"""Rollouts as the store has them: loaded for a step of `domain.rollout`, and the step written back."""
+
+from collections.abc import Iterable, Sequence
+
+from msgspec import Struct
+
+from aegisflux.domain.errors import NotFound, OverLimit
+from aegisflux.domain.manifest import MAX_SERVICES
+from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
+from aegisflux.ports.store import Queries, Row
+
+
+class Service(Struct, frozen=True):
+    """A registered service."""
+
+    id: int
+    name: str
+    selectors: tuple[str, ...]
+    host_labels: dict[str, str]
+    created_at: int
+
+
+def service_of(row: Row) -> Service:
+    """From a row of `services`."""
+    return Service(row["id"], row["name"], tuple(row["selectors"]), row["host_labels"], row["created_at"])
+
+
+async def load(db: Queries, service_id: int) -> tuple[Service, Rollout]:
+    """A service and its rollout; raises NotFound."""
+    row = await db.row("service", service_id)
+    if row is None:
+        raise NotFound(f"service {service_id} is not registered")
+    given = await db.rows("assignments", service_id)
+    hosts = {r["host_id"]: Assigned(r["version"], r["lease_until"], r["renewed"]) for r in given}
+    return service_of(row), rollout_of(row, hosts)
+
+
+def rollout_of(row: Row, hosts: dict[str, Assigned]) -> Rollout:
+    """From a row of `services` and its assignments."""
+    return Rollout(
+        service_id=row["id"],
+        latest=row["latest"],
+        stable=row["stable"],
+        promotions=tuple(row["promotions"]),
+        open_version=row["open_version"],
+        open_until=row["open_until"],
+        hosts=hosts,
+    )
+
+
+async def running(db: Queries, service: Service) -> set[str]:
+    """The enrolled hosts that run a service: by their labels, or by a matched cgroup."""
+    found = {row["host_id"] for row in await db.rows("running", service.id)}
+    hosts = await db.rows("host_labels")
+    enrolled = {row["host_id"] for row in hosts}
+    return (found & enrolled) | {r["host_id"] for r in hosts if runs(service.host_labels, r["labels"])}
+
+
+async def save(db: Queries, step: Step, now: int) -> None:
+    """Write a step: the rollout, the assignments of the changed hosts, and their raised serials."""
+    rollout = step.rollout
+    await db.run(
+        "put_rollout",
+        rollout.service_id,
+        rollout.latest,
+        rollout.stable,
+        list(rollout.promotions),
+        rollout.open_version,
+        rollout.open_until,
+    )
+    given = [(host, rollout.hosts[host]) for host in step.changed if host in rollout.hosts]
+    gone = [host for host in step.changed if host not in rollout.hosts]
+    if given:
+        await _check_room(db, rollout.service_id, [host for host, _ in given])
+        await _assign(db, rollout.service_id, given, now)
+    if gone:
+        await db.run("unassign", rollout.service_id, gone)
+    if step.changed:
+        await db.run("bump", list(step.changed))
+
+
+async def _assign(db: Queries, service_id: int, given: Sequence[tuple[str, Assigned]], now: int) -> None:
+    await db.run(
+        "assign",
+        service_id,
+        [host for host, _ in given],
+        [a.version for _, a in given],
+        [a.lease_until for _, a in given],
+        [a.renewed for _, a in given],
+        now,
+    )
+
+
+async def _check_room(db: Queries, service_id: int, hosts: Iterable[str]) -> None:
+    full = await db.row("crowded", list(hosts), service_id, MAX_SERVICES)
+    if full is not None:
+        raise OverLimit("services_per_host", MAX_SERVICES, full["services"] + 1, f"host {full['host_id']}")
