@@ -3,7 +3,7 @@
 import random
 import re
 import struct
-from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -31,8 +31,8 @@ PAIRS = {
 
 
 @pytest.fixture(scope="module")
-def compiled() -> Iterator[dict[str, Shape]]:
-    yield shapes(object_path())
+def compiled() -> dict[str, Shape]:
+    return shapes(object_path())
 
 
 def offsets(form: struct.Struct) -> list[int]:
@@ -60,8 +60,8 @@ def test_a_mirror_has_the_size_and_the_fields_of_its_structure(compiled: dict[st
 
 def inner_words(shape: Shape, form: struct.Struct) -> set[int]:
     """Elements of arrays, which a mirror may list one by one or group with neighbours of their kind."""
-    at = sorted(shape.fields.values()) + [form.size]
-    return {o for a, b in zip(at, at[1:], strict=False) for o in range(a, b, 4)} | set(at)
+    at = [*sorted(shape.fields.values()), form.size]
+    return {o for a, b in pairwise(at) for o in range(a, b, 4)} | set(at)
 
 
 def zeros(shape: Shape) -> set[int]:

@@ -282,10 +282,7 @@ class BpfDatapath:
         head, tables, _ = found
         if tables is None:
             raise Unavailable(f"slot {slot}: the tables in the kernel are broken")
-        own = frozenset(
-            address_of(layout.OWN_KEY.unpack(key)[1])
-            for key in libbpf.keys(self._pins.maps["own"], layout.OWN_KEY.size)
-        )
+        own = frozenset(address_of(raw) for found in self._each_namespace(slot, addresses) for raw in found)
         expired = role == "active" and self.boot_ns() >= generations.deadline(head)
         host = Host(own, self._need(self._mapping).rules, expired)
         return judge_tables(tables, head, flow, host, head.digest)

@@ -1,0 +1,134 @@
+"""Each rule of the meaning, dropped in a copy of the oracle, must differ from the kernel on some probe."""
+# ruff: noqa: E501  (a mutant is one line of the oracle, however long)
+
+import inspect
+import random
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+import pytest
+from msgspec.structs import replace
+
+import aegisflux.domain.verdict as oracle
+from aegisflux.domain.flow import Flow, Host
+from aegisflux.domain.net import ICMPV6, TCP, UDP, Address, Cidr
+from aegisflux.domain.snapshot import Entry, Ruleset
+from aegisflux.ports.datapath import Binding
+from tests.bpf.bench_kernel import SLOT, Bench, same
+from tests.bpf.frames import CB_EXPIRED, frame
+from tests.support.snapshots import random_flow, random_ruleset
+
+pytestmark = pytest.mark.bpf
+MUTANTS = {
+    "the prefix is not looked at": ("if not entry.cidr.covers(flow.peer):", "if flow.peer.family != entry.cidr.family:"),
+    "the protocol is not looked at": ("    if flow.proto != (TCP if entry.proto == \"tcp\" else UDP):", "    if False:"),
+    "the port is not looked at": ("    return entry.port in (0, flow.port)", "    return True"),
+    "port 0 is no wildcard": ("    return entry.port in (0, flow.port)", "    return entry.port == flow.port"),
+    "any with a port is every protocol": ("(flow.proto in (TCP, UDP) and entry.port == flow.port)", "flow.port in (None, entry.port)"),
+    "any matches every port": ("return entry.port == 0 or (flow.proto", "return True or (flow.proto"),
+    "deny is forgotten": ("    if denied:", "    if False:"),
+    "deny ignores its direction": ("if e.direction in (flow.direction, \"both\")", "if True"),
+    "peers are not for ingress": ("best(\"allow_cidrs\", snapshot.peers, flow)", "best(\"allow_cidrs\", snapshot.peers if flow.direction == \"egress\" else (), flow)"),
+    "peers are forgotten": ("best(\"allow_cidrs\", snapshot.peers, flow)", "None"),
+    "edges are for ingress too": ("listed = snapshot.edges if flow.direction == \"egress\" else snapshot.ingress or ()", "listed = snapshot.edges"),
+    "ingress absent is ingress empty": ("flow.direction == \"ingress\" and snapshot.ingress is None", "False"),
+    "ingress empty is ingress absent": ("snapshot.ingress is None:\n        return \"allow\", \"unrestricted\"", "not snapshot.ingress:\n        return \"allow\", \"unrestricted\""),
+    "observe blocks": ("self.action == \"deny\" and self.mode == \"enforce\"", "self.action == \"deny\""),
+    "the lease is forgotten": ("    if host.expired:", "    if False:"),
+    "on_expiry is always open": ("if snapshot.on_expiry == \"closed\"", "if False"),
+    "the longest prefix is not named": ("        ((-e.cidr.plen,", "        ((e.cidr.plen,"),
+    "loopback is judged": ("LOOPBACK_V4.covers(flow.peer)", "False"),
+    "local flows are judged": ("        flow.local\n", "        False\n"),
+    "NDP with any hop limit": ("flow.hop_limit == NDP_HOP_LIMIT", "True"),
+    "NDP is judged": ("flow.icmp_type in NDP_TYPES and", "False and"),
+    "MLD is judged": ("flow.icmp_type in MLD_TYPES or", "False or"),
+    "DHCP is judged": ("(flow.peer.family, ours, theirs) in DHCP_PORTS", "False"),
+    "DHCP by ports of any family": ("(flow.peer.family, ours, theirs) in DHCP_PORTS", "(ours, theirs) in {(68, 67), (546, 547)}"),
+    "ICMP answers are judged": ("flow.icmp_type in ICMP_ANSWERS.get(flow.proto, ())", "False"),
+    "the host's list is forgotten": ("any(_listed(rule, f) for rule in h.failsafe)", "False"),
+    "live flows are never kept": ("flow.live and snapshot.established == \"keep\"", "False"),
+}  # fmt: skip
+
+
+def mutant(old: str, new: str) -> ModuleType:
+    source = inspect.getsource(oracle)
+    assert source.count(old) == 1, f"the oracle changed: {old!r} is in it {source.count(old)} times"
+    module = ModuleType("mutant")
+    exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)
+    return module
+
+
+Probe = tuple[Ruleset, Flow, bool]
+SPECIAL = (
+    Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 1), icmp_type=135, hop_limit=255),
+    Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 1), icmp_type=135, hop_limit=254),
+    Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 22), icmp_type=143, hop_limit=1),
+    Flow("egress", UDP, Address(4, 0xFFFFFFFF), 67, 68),
+    Flow("egress", UDP, Address(6, 0xFF02 << 112 | 1), 67, 68),
+    Flow("ingress", 1, Address(4, 0x0A000001), icmp_type=3),
+    Flow("ingress", TCP, Address(4, 0x0A000001), 22, 40_000),
+    Flow("egress", TCP, Address(4, 0x7F000001), 80, 40_000),
+    Flow("egress", TCP, Address(4, 0x0A000001), 80, 40_000, local=True),
+)
+
+
+def probes() -> Iterator[Probe]:
+    closed = Ruleset(1, 1, (), (), (), (), "enforce", "open", "keep")
+    yield from ((closed, flow, False) for flow in SPECIAL)
+    rng = random.Random(7)
+    for _ in range(60):
+        rules = random_ruleset(rng, 8)
+        for _ in range(40):
+            yield rules, random_flow(rng, rules), rng.random() < 0.05
+
+
+Seen = tuple[bool, str | None, str | None]
+
+
+@pytest.fixture(scope="module")
+def answers() -> list[tuple[Probe, Seen]]:
+    """What the kernel says to every probe."""
+    found: list[tuple[Probe, Seen]] = []
+    with Bench() as bench:
+        used: Ruleset | None = None
+        for probe in probes():
+            rules, flow, expired = probe
+            if rules is not used:
+                bench.use(rules)
+                used = rules
+            found.append((probe, bench.judge(flow, extra=CB_EXPIRED if expired else 0)))
+    return found
+
+
+def differs(judge: Callable[..., oracle.Verdict], answers: list[tuple[Probe, Seen]]) -> bool:
+    return any(not same(judge(r, f, replace(Host(), expired=e)), seen) for (r, f, e), seen in answers)
+
+
+def test_the_oracle_itself_agrees(answers: list[tuple[Probe, Seen]]) -> None:
+    assert not differs(oracle.judge, answers)
+
+
+@pytest.mark.parametrize("name", [n for n in MUTANTS if "kept" not in n])
+def test_a_mutant_is_caught(answers: list[tuple[Probe, Seen]], name: str) -> None:
+    assert differs(mutant(*MUTANTS[name]).judge, answers)
+
+
+def test_the_mutant_that_keeps_nothing_is_caught() -> None:
+    """A UDP flow that began under rules that allowed it, judged under rules that do not."""
+    flow = Flow("egress", UDP, Address(4, 0x0A000001), 443, 40_000)
+    entry = Entry(Cidr(4, 0x0A000000, 8), "udp", 443)
+    opened = Ruleset(1, 1, (entry,), (), None, (), "enforce", "open", "keep")
+    closed = replace(opened, edges=())
+    with Bench() as bench:
+        bench.use(opened)
+        bench.datapath.bind([Binding(bench.cgroup.stat().st_ino, f"/{bench.cgroup.name}", SLOT)])
+        assert bench.datapath.test_run("aegis_test_egress", frame(flow, False), (SLOT, 0))[0] == 1
+        bench.use(closed)
+        passed, _ = bench.datapath.test_run("aegis_test_egress", frame(flow, False), (SLOT, 0))
+        other, _ = bench.datapath.test_run(
+            "aegis_test_egress", frame(replace(flow, source_port=40_001), False), (SLOT, 0)
+        )
+    live = replace(flow, live=True)
+    assert (bool(passed), bool(other)) == (True, False)
+    assert oracle.judge(closed, live, Host()).action == "allow"
+    assert mutant(*MUTANTS["live flows are never kept"]).judge(closed, live, Host()).action == "deny"
