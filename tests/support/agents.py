@@ -201,6 +201,7 @@ class AgentLab:
             wall=lambda: self.clocks.wall,
             blocking=inline,
             prober=self.probe,
+            trim=lambda: None,
             log=self.logs.append,
             settings=self.settings,
         )

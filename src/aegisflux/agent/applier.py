@@ -1,5 +1,7 @@
 """Executes what `domain.converge` planned: load, prove, flip, answer. What fails changes nothing."""
 
+from typing import Final
+
 from msgspec.structs import replace
 
 from aegisflux.agent.contents import Contents
@@ -20,6 +22,8 @@ from aegisflux.domain.manifest import (
 )
 from aegisflux.domain.trust import Nacked, Trusted, now_of
 from aegisflux.ports.datapath import Generation, Held, Loaded, Role
+
+LARGE: Final = 2000
 
 
 class Applier:
@@ -155,7 +159,10 @@ class Applier:
             now,
         )
         loaded = await self._loaded(holding.slot, "active", content, deadline)
+        large = content.entries > LARGE
         del content
+        if large:
+            await self._parts.blocking(self._parts.trim)
         await self._keep(converge.intended(holding, next_one))
         await self._flip(loaded)
         await self._in_force(service, replace(next_one, applied_at=self._parts.wall()), trusted)

@@ -1,7 +1,7 @@
 """What can be said of a host without the network: its state folder, its identity, its kernel."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from aegisflux.agent import remember
 from aegisflux.agent.cgroups import own_cgroup, v2_root
@@ -9,11 +9,6 @@ from aegisflux.agent.identity import read_identity
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.datapath import Datapath
-
-NOT_GOVERNED: Final = (
-    "packet sockets, AF_XDP and vsock; holders of CAP_NET_RAW, CAP_BPF or CAP_NET_ADMIN; whoever can write "
-    "cgroup.procs outside of their own tree; proxies and passed descriptors act with their creator's rights"
-)
 
 
 class Finding(NamedTuple):
@@ -29,7 +24,7 @@ def examine(state: Path, datapath: Datapath) -> list[Finding]:
     """All checks of this host."""
     found = [*_state(state), *_cgroups()]
     found += [Finding(check.name, check.ok, check.detail, check.required) for check in datapath.doctor()]
-    return [*found, Finding("not governed", True, NOT_GOVERNED, False)]
+    return found
 
 
 def _state(state: Path) -> list[Finding]:

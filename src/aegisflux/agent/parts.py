@@ -90,7 +90,7 @@ class Prober(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything an agent works with; `log` hears what happens, in words."""
+    """Everything an agent works with; `log` hears what happens, in words, `trim` gives freed memory back."""
 
     host_id: str
     boot_id: str
@@ -104,6 +104,7 @@ class Parts:
     wall: Callable[[], float]
     blocking: Blocking
     prober: Prober
+    trim: Callable[[], object]
     log: Callable[[str], None]
     settings: AgentSettings
 

@@ -300,6 +300,7 @@ class Runner:
         await parts.blocking(parts.datapath.open)
         await parts.blocking(parts.datapath.failsafe, parts.settings.failsafe, parts.cgroups.own)
         await self.applier.recover(await parts.blocking(parts.datapath.held))
+        await parts.blocking(parts.trim)
         self._open = True
 
     async def _bind(self, *, anew: bool = False) -> None:
