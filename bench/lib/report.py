@@ -1,0 +1,98 @@
+"""What a benchmark prints: progress on stderr, a table, and one JSON object as the last line."""
+
+import json
+import sys
+import time
+from collections.abc import Iterable
+from typing import Any, Final, Literal
+
+from msgspec import Struct
+
+Better = Literal["<=", ">="]
+
+
+class Target(Struct, frozen=True):
+    """The figure is good when `figure better value`."""
+
+    better: Better
+    value: float
+
+    def met(self, figure: float) -> bool:
+        return figure <= self.value if self.better == "<=" else figure >= self.value
+
+    def __str__(self) -> str:
+        return f"{self.better} {self.value:g}"
+
+
+TARGETS: Final = {
+    "new_flow_ratio_100k": Target("<=", 2.0),
+    "established_ratio": Target("<=", 2.5),
+    "apply_ratio_nft": Target("<=", 0.25),
+    "post_100k_s": Target("<=", 5.0),
+    "enforce_p99_ms": Target("<=", 250.0),
+    "fleet_1000_s": Target("<=", 5.0),
+    "reconnect_storm_1000_s": Target("<=", 30.0),
+    "renewals_s": Target(">=", 500.0),
+    "rebind_gap_ms": Target("<=", 50.0),
+    "agent_rss_mb": Target("<=", 60.0),
+    "agent_idle_cpu_pct": Target("<=", 1.0),
+}
+
+
+class Report:
+    """Figures with their units and remarks; a figure that could not be measured says why, and is null."""
+
+    def __init__(self, name: str, *, quick: bool) -> None:
+        self.name, self.quick = name, quick
+        self._rows: list[tuple[str, float | None, str]] = []
+        self._began = time.monotonic()
+
+    def add(self, name: str, value: float | None, remark: str = "") -> None:
+        """One figure, or (None) why there is none."""
+        self._rows.append((name, value, remark))
+        self.say(f"{name} = {_shown(value)}  {remark}")
+
+    def say(self, text: str) -> None:
+        """Progress."""
+        print(f"[{time.monotonic() - self._began:6.1f} s] {text}", file=sys.stderr, flush=True)
+
+    def print(self) -> None:
+        """The table, then the JSON object."""
+        print(f"\nbench/{self.name}.py{' --quick (short runs: not for comparing)' if self.quick else ''}\n")
+        for line in _table([("figure", "measured", "target", "", "remark"), *map(_row, self._rows)]):
+            print(line)
+        print(json.dumps(self.as_json()))
+
+    def as_json(self) -> dict[str, Any]:
+        """Figures by name, their targets, and those that were missed or not measured."""
+        figures = {name: None if v is None else round(v, 4) for name, v, _ in self._rows}
+        targets = {name: str(TARGETS[name]) for name in figures if name in TARGETS}
+        return {
+            "bench": self.name,
+            "quick": self.quick,
+            "figures": figures,
+            "targets": targets,
+            "missed": [n for n in targets if (v := figures[n]) is not None and not TARGETS[n].met(v)],
+            "unmeasured": {name: remark for name, v, remark in self._rows if v is None},
+        }
+
+
+def _row(row: tuple[str, float | None, str]) -> tuple[str, ...]:
+    name, value, remark = row
+    target = TARGETS.get(name)
+    word = "" if target is None or value is None else "met" if target.met(value) else "MISSED"
+    return name, _shown(value), str(target or ""), word, remark
+
+
+def _shown(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _table(rows: Iterable[tuple[str, ...]]) -> list[str]:
+    kept = list(rows)
+    widths = [max(len(row[i]) for row in kept) for i in range(5)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in kept
+    ]
