@@ -38,6 +38,7 @@ class Machine:
     host: Host
     agent: "Popen[bytes] | None" = None
     environment: dict[str, str] = field(default_factory=dict)
+    talking: Talking | None = None
 
     @property
     def pins(self) -> str:

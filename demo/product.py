@@ -49,10 +49,10 @@ def clean_environment() -> dict[str, str]:
     return {name: text for name, text in os.environ.items() if not name.startswith("AEGISFLUX_")}
 
 
-def up(data: Path, address: str, shift: int) -> tuple[list[str], dict[str, str]]:
-    """Command and settings of the control plane: reachable at `address`, leases of seconds."""
+def up(data: Path, address: str, shift: int, lease: int = LEASE_SECONDS) -> tuple[list[str], dict[str, str]]:
+    """Command, settings of the control plane: at `address`, leases of `lease` seconds at most."""
     argv = [AEGISFLUX, "up", "--data-dir", str(data), "--port-base", str(shift)]
-    settings = {"AEGISFLUX_LISTEN": address, "AEGISFLUX_LEASES_MAX_SECONDS": str(LEASE_SECONDS)}
+    settings = {"AEGISFLUX_LISTEN": address, "AEGISFLUX_LEASES_MAX_SECONDS": str(lease)}
     return argv, settings
 
 

@@ -1,0 +1,159 @@
+"""A whole AegisFlux on one machine: `aegisflux up` in the hub of a lab, hosts with agents and kernels.
+
+    with Site(("alpha", "beta")) as site:
+        site.post(1, [site.allow("peer", "tcp", 7001)])
+
+Selectors are literal paths, so that a cgroup is governed from its first moment on.
+"""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from demo import product
+from demo.fleet import Machine, RealFleet
+from demo.inside import Answer, Api
+
+from tests.support.netns import cgroup_root
+
+SERVICE, UNIT = 201, "app"
+ENGINES = {"nats": "nats-server", "postgres": "bin/postgres", "orchestrator": "orchestrator"}
+
+
+class Site:
+    """Hosts run service 201 in the cgroup app.service; `peer` has no agent and answers on ports."""
+
+    def __init__(self, hosts: Sequence[str], lease: int = 0) -> None:
+        self.hosts, self.lease = tuple(hosts), lease
+        self.fleet = RealFleet((*hosts, "peer"))
+        self.data = self.fleet.folder / "control"
+        self.api = Api(None, product.api_port(self.fleet.port_base))
+
+    def __enter__(self) -> Self:
+        try:
+            self.fleet.open()
+            self.api.netns = self.fleet.netns
+            self.start_control()
+            self.api.token = product.admin_token(self.data)
+            for host in self.hosts:
+                self._enrol(host)
+            self._register()
+        except BaseException:
+            self.fleet.close()
+            raise
+        return self
+
+    def __exit__(
+        self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self.fleet.close()
+
+    def start_control(self) -> None:
+        """`aegisflux up`, until it is ready."""
+        argv, settings = product.up(self.data, self.fleet.control_address, self.fleet.port_base, self.lease)
+        self.fleet.start_control(argv, settings)
+        until(self.ready, 60, self.fleet.tail_of_log)
+
+    def ready(self) -> bool:
+        """Whether all that the control plane needs is reachable."""
+        with suppress(OSError):
+            return self.api.get("/readyz").status == 200
+        return False
+
+    def machine(self, host: str) -> Machine:
+        return self.fleet.machines[host]
+
+    def address(self, host: str) -> str:
+        return self.machine(host).address
+
+    def cgroup(self, host: str) -> Path:
+        """Where the service runs on a host."""
+        return self.machine(host).attach / f"{UNIT}.service"
+
+    def allow(self, host: str, proto: str, port: int) -> dict[str, Any]:
+        return {"dst_cidr": f"{self.address(host)}/32", "proto": proto, "port": port}
+
+    def body(self, version: int, edges: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        return {"version": version, "service_id": SERVICE, "ttl_seconds": 3600, "edges": edges, **more}
+
+    def post(self, version: int, edges: list[dict[str, Any]], **more: Any) -> Answer:
+        """Post a snapshot to all hosts of the service."""
+        return self.api.post("/seg/maps", self.body(version, edges, **more))
+
+    def next_version(self) -> int:
+        answer = self.api.get(f"/seg/maps/{SERVICE}")
+        return int(answer.body["next_version"]) if answer.status == 200 else 1
+
+    def status(self, host: str) -> dict[str, Any]:
+        """The control plane's word about the service on a host."""
+        hosts = self.api.get(f"/seg/maps/{SERVICE}/status").body["hosts"]
+        return next((h for h in hosts if h["host_id"] == host), {})
+
+    def in_force(self, host: str, version: int) -> bool:
+        """Whether the host's kernel holds the version, as the control plane knows from an ack."""
+        found = self.status(host)
+        return found.get("state") == "in_force" and found["observed"]["version"] == version
+
+    def start_agent(self, host: str) -> None:
+        self.machine(host).start_agent([product.AEGISFLUX, "agent", "run"])
+
+    def end_agent(self, host: str) -> None:
+        """kill -9 of an agent."""
+        agent = self.machine(host).agent
+        assert agent is not None
+        agent.send_signal(signal.SIGKILL)
+        agent.wait()
+
+    def pids(self, engine: str) -> list[int]:
+        """Processes of one of ENGINES below the control plane's cgroup, lowest first."""
+        found = []
+        for listing in self.fleet.lab.hub.below("control.service").rglob("cgroup.procs"):
+            for pid in map(int, listing.read_text().split()):
+                with suppress(OSError):
+                    command = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+                    if ENGINES[engine] in command:
+                        found.append(pid)
+        return sorted(found)
+
+    def kill(self, engine: str) -> None:
+        """kill -9 of an engine's first process."""
+        for pid in self.pids(engine)[:1]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _enrol(self, host: str) -> None:
+        machine = self.machine(host)
+        machine.environment.pop("AEGISFLUX_AGENT_CGROUP_ROOT")
+        answer = self.api.post("/api/v1/hosts/tokens", {"labels": {"role": UNIT}})
+        assert answer.status in (200, 201), answer
+        done = product.agent(machine, "enroll", "--host-id", host, stdin=answer.body["token"] + "\n")
+        assert done.returncode == 0, done.stderr
+        self.start_agent(host)
+
+    def _register(self) -> None:
+        selectors = [f"cgroup:{self.cgroup(h).relative_to(cgroup_root())}" for h in self.hosts]
+        body = {"id": SERVICE, "name": UNIT, "selectors": selectors, "host_labels": {"role": UNIT}}
+        answer = self.api.post("/api/v1/services", body)
+        assert answer.status in (200, 201), answer
+
+
+def until(look: Callable[[], Any], seconds: float = 20, why: Callable[[], str] = str) -> Any:
+    """Poll until there is something and give it; AssertionError with `why` after `seconds`."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        found = look()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"not within {seconds:g} s: {why() or getattr(look, '__name__', look)}")
+
+
+def say(text: str) -> None:
+    """A line that pytest shows when the test fails."""
+    print(text, file=sys.stderr, flush=True)
