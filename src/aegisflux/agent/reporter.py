@@ -42,6 +42,7 @@ class Reporter:
         self._filled = asyncio.Event()
         self._nacked: deque[tuple[object, ...]] = deque(maxlen=NACKS_KEPT)
         self._beats = 0
+        self._said = 0
         self.loss: Counter[str] = Counter()
         self.serial = 0
         self.cgroups: dict[int, tuple[str, ...]] = {}
@@ -94,7 +95,8 @@ class Reporter:
             self._outbox.popleft()
             self.loss["answers"] += 1
         payload = envelope.encode(sealed)
-        self._outbox.append((f"{host}:{sha256(payload).hexdigest()[:32]}", payload))
+        self._said += 1
+        self._outbox.append((f"{host}:{sha256(payload).hexdigest()[:32]}:{self._said}", payload))
         self._filled.set()
 
     async def send(self) -> None:

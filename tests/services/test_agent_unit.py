@@ -1,0 +1,25 @@
+"""The systemd unit says what the agent needs, and starts it before anything networked."""
+
+import configparser
+
+import pytest
+
+
+@pytest.fixture
+def unit(repository):
+    parser = configparser.ConfigParser(interpolation=None, strict=False)
+    parser.optionxform = str
+    parser.read_string((repository / "deploy" / "aegisflux-agent.service").read_text())
+    return parser
+
+
+def test_it_is_ready_when_it_says_so_and_before_the_network(unit):
+    assert unit["Service"]["Type"] == "notify"
+    assert "network-pre.target" in unit["Unit"]["Before"].split()
+    assert unit["Service"]["Restart"] == "always"
+
+
+def test_its_capabilities_are_few(unit):
+    ambient = set(unit["Service"]["AmbientCapabilities"].split())
+    assert ambient == {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
+    assert unit["Service"]["NoNewPrivileges"] == "yes"
