@@ -116,7 +116,8 @@ static __always_inline int conclude(struct __sk_buff *skb, struct view *v, struc
 	int answer = v->word & W_REFUSED ? DROP : PASS;
 
 	count_word(0, v->slot, v->word);
-	if (v->word & W_DENY)
+	/* what is let pass all the same (observe) is told once a flow, not once a packet */
+	if (v->word & W_REFUSED || (v->word & W_DENY && v->before >> W_BITS != v->generation))
 		tell_packet(skb, v);
 	if (bpf_map_lookup_elem(&generations, &candidate))
 		judge_candidate(skb, v, st, f);
@@ -207,6 +208,7 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *
 	if (!d || stamp >> W_BITS != d->generation || !same_peer(st, &v->p) || v->expired || is_expired(d, v->now))
 		return judge_anew(skb, sk, v, st, ctl, forced);
 	v->generation = d->generation;
+	v->before = stamp;
 	v->word = stamp & ((1 << W_BITS) - 1);
 	v->dir = (st->initiator - 1) & 1;
 	v->recorded = 1;

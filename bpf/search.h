@@ -4,16 +4,8 @@
 #define AEGIS_SEARCH_H
 
 #include "packet.h"
+#include "match.h"
 
-#define LIST_BIT 1
-#define LIST_ANY_BIT 2
-#define PEER_BIT 4
-#define PEER_ANY_BIT 8
-#define DENY_BIT 16
-#define DENY_ANY_BIT 32
-#define KIND_LIST 0
-#define KIND_PEER 1
-#define KIND_DENY 2
 #define STEPS 20	/* of a binary search over blocks */
 
 static __always_inline struct block *block_at(void *inner, __u32 index)
@@ -167,41 +159,6 @@ static __always_inline __u32 item_bits(void *inner, const struct descriptor *d, 
 
 	bpf_loop(17, item_step, &s, 0);
 	return s.bits;
-}
-
-/* Every way to match is one bit, the first to decide lowest: deny first, then an exact port before every
- * port, a named protocol before any, the list before the peers. HASH sends the 12 bits to 12 places. The
- * table is read by a variable index, so that the verifier sees one number and not twelve paths. */
-#define HASH 0x9ae0000U
-#define WAY(bit) ((1U << (bit)) * HASH >> 28)
-static const volatile __u32 FLAGS[16] = {
-	[WAY(0)] = W_MATCH | W_DENY,
-	[WAY(1)] = W_MATCH | W_DENY | W_ANY,
-	[WAY(2)] = W_MATCH | W_DENY | W_WILD,
-	[WAY(3)] = W_MATCH | W_DENY | W_WILD | W_ANY,
-	[WAY(4)] = W_MATCH,
-	[WAY(5)] = W_MATCH | W_PEER,
-	[WAY(6)] = W_MATCH | W_ANY,
-	[WAY(7)] = W_MATCH | W_PEER | W_ANY,
-	[WAY(8)] = W_MATCH | W_WILD,
-	[WAY(9)] = W_MATCH | W_WILD | W_PEER,
-	[WAY(10)] = W_MATCH | W_WILD | W_ANY,
-	[WAY(11)] = W_MATCH | W_WILD | W_ANY | W_PEER,
-};
-
-static __always_inline __u32 match_of(__u32 bits, __u32 wild, __u32 dir, __u32 proto)
-{
-	__u32 side = wild >> (dir * 9 & 31), named, any = side >> 6 & 7, ways, low;
-
-	named = proto == 2 ? 0 : side >> (proto * 3 & 31) & 7;
-	ways = bits >> 4 & 3;					/* deny, deny any */
-	ways |= (named >> KIND_DENY & 1) << 2 | (any >> KIND_DENY & 1) << 3;
-	ways |= (bits & 1) << 4 | (bits >> 2 & 1) << 5 | (bits >> 1 & 1) << 6 | (bits >> 3 & 1) << 7;
-	ways |= (named & 3) << 8 | (any & 3) << 10;
-	if (!ways)
-		return 0;
-	low = ways & -ways;
-	return FLAGS[low * HASH >> 28 & 15];
 }
 
 struct chain {

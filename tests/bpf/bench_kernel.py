@@ -32,6 +32,8 @@ class Bench:
         self.cgroup.mkdir()
         try:
             self.datapath.open()
+            assert self.datapath._control
+            self.datapath._control.words.events_per_tick = 1000  # every denial is looked at
         except BaseException:
             self.cgroup.rmdir()
             raise

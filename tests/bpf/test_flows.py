@@ -295,3 +295,37 @@ def connect_port(port: int) -> str:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
         s.settimeout(0.3)
         return probes.word(lambda: connected(s, port))
+
+
+def bulk(address: str, size: int) -> int:
+    """Send much and read it back at the same time."""
+    with socket.create_connection((address, 5432), 5) as s:
+        reader = threading.Thread(target=lambda: s.sendall(b"x" * size))
+        reader.start()
+        seen = 0
+        while seen < size:
+            part = s.recv(1 << 16)
+            if not part:
+                break
+            seen += len(part)
+        reader.join()
+        return seen
+
+
+@pytest.mark.parametrize("address", ["10.77.0.3", "fd77::3"])
+def test_large_segments_are_no_malformed_packets(kernel: Kernel, address: str) -> None:
+    kernel.enforce(SLOT, rules(edges="10.77.0.3/32 tcp 5432; fd77::3/128 tcp 5432", ingress=""))
+    before = kernel.datapath.counters(SLOT)["malformed"]
+    assert kernel.lab.hosts["app"].call(bulk, address, 8_000_000, cgroup="svc") == 8_000_000
+    assert kernel.datapath.counters(SLOT)["malformed"] == before
+
+
+def test_observe_tells_of_a_connection_once(kernel: Kernel) -> None:
+    kernel.enforce(SLOT, rules(mode="observe"))
+    kernel.datapath.drain_denied(100_000)
+    with kernel.talk(kernel.lab.hosts["app"], "svc", "10.77.0.3", 5432) as talk:
+        for _ in range(20):
+            assert talk.say("x") == "x"
+    events = [e for e in kernel.datapath.drain_denied(1000) if e.peer_port == 5432 and e.proto == 6]
+    assert 1 <= len(events) <= 2
+    assert (events[0].mode, events[0].reason) == ("observe", "no_match")

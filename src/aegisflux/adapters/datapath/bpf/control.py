@@ -6,7 +6,7 @@ from typing import Final
 
 from aegisflux.wire.layout import CONTROL
 
-EVENTS_PER_TICK: Final = 64
+EVENTS_PER_TICK: Final = 16
 PASS_JUDGE, PASS_LISTENERS, PASS_STAMP = 0, 1, 2
 
 

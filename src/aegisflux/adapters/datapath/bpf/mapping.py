@@ -146,6 +146,6 @@ class CgroupMap:
 
 def _literal_key(path: str) -> bytes:
     raw = ("/" + path.strip("/")).encode()
-    if len(raw) >= layout.MAX_PATH:
-        raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH}")
+    if len(raw) >= layout.MAX_PATH - 1:  # a longer path, cut off by the kernel, must equal none
+        raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH - 1}")
     return raw.ljust(layout.MAX_PATH, b"\0")
