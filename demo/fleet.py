@@ -140,6 +140,7 @@ class RealFleet:
             "forger",
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             cwd=ROOT,
         )
         return Talking(process, "the attacker on the bus")

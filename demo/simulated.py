@@ -159,7 +159,8 @@ class SimulatedFleet:
     def forger(self, secrets: Path, url: str) -> Talking:
         """Start the attacker on the bus."""
         argv = (sys.executable, "-m", "demo.forge", str(secrets), url)
-        process = Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+        pipe = subprocess.PIPE
+        process = Popen(argv, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, cwd=ROOT)
         self._others.append(process)
         return Talking(process, "the attacker on the bus")
 

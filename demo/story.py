@@ -5,6 +5,7 @@ import time
 from functools import partial
 
 from demo import product
+from demo.account import Failed
 from demo.scene import (
     BATCH,
     DB,
@@ -29,6 +30,7 @@ def build(scene: Scene) -> None:
     account, fleet = scene.account, scene.fleet
     with account.step("A fleet of five hosts"):
         fleet.open()
+        scene.api.netns = fleet.netns
         machines = fleet.machines
         machines["db"].serve("db", SQL)
         machines["batch"].serve("batch", STATS)
@@ -63,7 +65,7 @@ def control_plane(scene: Scene, again: bool = False) -> None:
 
 def _ready(scene: Scene) -> bool:
     if scene.fleet.control.poll() is not None:
-        return False
+        raise Failed(f"aegisflux up has ended: {scene.fleet.tail_of_log()}")
     try:
         return scene.api.get("/readyz").status == 200
     except OSError:
