@@ -32,7 +32,11 @@ async def test_a_post_ends_as_an_ack_in_the_store(plane):
     async def in_force():
         status = await plane.orchestrator.views.status(101)
         await agent.beat()
-        return status.hosts and status.hosts[0].state == "in_force" and status.hosts[0].observed.digest == answer.digest
+        return (
+            status.hosts
+            and status.hosts[0].state == "in_force"
+            and status.hosts[0].observed.digest == answer.digest
+        )
 
     await eventually(in_force)
     sealed = envelope.decode_envelope(await agent.fetch(answer.digest), 1 << 20)

@@ -80,7 +80,15 @@ class FakeAgent:
     async def apply(self, manifest, service) -> None:
         active = service.active
         if self.nack:
-            said = Nack(self.host, self.nack, "scripted", manifest.serial, service.service_id, active.version, active.digest)
+            said = Nack(
+                self.host,
+                self.nack,
+                "scripted",
+                manifest.serial,
+                service.service_id,
+                active.version,
+                active.digest,
+            )
         else:
             self.in_force[service.service_id] = active
             said = Ack(
@@ -93,14 +101,20 @@ class FakeAgent:
         """Publish an answer, by default with our own key on our own subject."""
         kind = envelope.HEARTBEAT if isinstance(said, Heartbeat) else envelope.ANSWER
         key = key or self.key
-        sealed = envelope.seal(kind, msgspec.msgpack.encode(said), self.host, lambda data: key.sign(data).signature)
+        sealed = envelope.seal(
+            kind, msgspec.msgpack.encode(said), self.host, lambda data: key.sign(data).signature
+        )
         default = subjects.heartbeat(self.host) if isinstance(said, Heartbeat) else subjects.acks(self.host)
-        await self.bus.publish(subject or default, envelope.encode(sealed), msg_id=f"{self.host}-{time.time_ns()}")
+        await self.bus.publish(
+            subject or default, envelope.encode(sealed), msg_id=f"{self.host}-{time.time_ns()}"
+        )
 
     async def beat(self, cgroups=(), state="in_force", services=None) -> None:
         """One heartbeat."""
         reports = tuple(
-            ServiceReport(number, state, a.version, a.digest, "sha256:" + "0" * 64, a.lease_until, tuple(cgroups))
+            ServiceReport(
+                number, state, a.version, a.digest, "sha256:" + "0" * 64, a.lease_until, tuple(cgroups)
+            )
             for number, a in self.in_force.items()
         )
         await self.send(
@@ -206,7 +220,9 @@ async def running_plane(directory: Path, **options):
 def body(service_id: int, version: int, **more) -> bytes:
     """A small snapshot as JSON."""
     edges = [{"dst_cidr": "10.1.0.0/16", "proto": "tcp", "port": 443}]
-    return msgspec.json.encode({"version": version, "service_id": service_id, "ttl_seconds": 600, "edges": edges} | more)
+    return msgspec.json.encode(
+        {"version": version, "service_id": service_id, "ttl_seconds": 600, "edges": edges} | more
+    )
 
 
 async def settled(seconds: float = 0.0) -> None:

@@ -36,6 +36,7 @@ class Orchestrator:
         self.rotation = Rotation(core, self.contents)
         self.upkeep = Upkeep(core)
         self._tasks = Tasks()
+        self.started = False
 
     async def start(self) -> None:
         """Load the keys, serve and consume, publish what is due."""

@@ -326,3 +326,6 @@ and not exists (select 1 from assignments a where a.host_id = r.host_id and a.se
 -- name: renewal_due
 select 1 as due from assignments a join contents c on c.service_id = a.service_id and c.version = a.version
 where a.renewed and (a.lease_until - $1::bigint) * 2 <= least(c.ttl_seconds, $2::bigint) limit 1
+
+-- name: dirty_count
+select count(*) as dirty from hosts where dirty and released_at is null

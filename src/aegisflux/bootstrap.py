@@ -1,0 +1,324 @@
+"""Settings -> adapters -> services of the control plane: the only module of it that names an adapter."""
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
+from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+from aegisflux.adapters.engines.nats import NatsEngine
+from aegisflux.adapters.engines.postgres import PostgresEngine
+from aegisflux.adapters.secrets.file import FileSecrets
+from aegisflux.adapters.secrets.pki import Pki
+from aegisflux.adapters.store.postgres import PostgresStore
+from aegisflux.domain import audit
+from aegisflux.domain.errors import Unavailable
+from aegisflux.ports.bus import Message
+from aegisflux.runtime import http, logs
+from aegisflux.runtime.clock import WallClock
+from aegisflux.runtime.supervise import Child, Observer, Supervisor
+from aegisflux.services.orchestrator.access import new_token
+from aegisflux.services.orchestrator.api import application
+from aegisflux.services.orchestrator.app import Orchestrator
+from aegisflux.services.orchestrator.core import Core, Options
+from aegisflux.services.orchestrator.keys import AUDIT, Keys
+from aegisflux.services.orchestrator.prepare import Workshop
+from aegisflux.settings import Settings, bracketed
+from aegisflux.wire import subjects
+from aegisflux.wire.natsjwt import Credentials
+
+ADMIN, VIEWER, VIEWER_CREDS = "admin-token", "viewer-token", "viewer.creds"
+T = TypeVar("T")
+log = logs.get("bootstrap")
+
+
+class Place:
+    """The data folder: secrets, CA, accounts, engines. Makes what is missing."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.data = settings.data
+        self.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.secrets = FileSecrets(self.data / "secrets")
+        self.pki = Pki(self.secrets, time.time())
+        self.accounts = NatsAccounts(self.secrets, int(time.time()))
+        self.postgres = PostgresEngine(self.data / "postgres", log=self.data / "log" / "postgres.log")
+
+    @property
+    def names(self) -> list[str]:
+        """The names that our certificates are for."""
+        return list(
+            dict.fromkeys(["localhost", "127.0.0.1", *self.settings.listen, self.settings.public_name])
+        )
+
+    @property
+    def nats(self) -> NatsEngine:
+        """Our own NATS; its accounts are read anew at each of its starts."""
+        files = self.pki.server("nats", self.names, time.time())
+        return NatsEngine(
+            data_dir=self.data / "nats",
+            host="0.0.0.0" if self.settings.outside else "127.0.0.1",  # noqa: S104 - TLS and JWT on each address
+            port=self.settings.nats_port,
+            certificate=files.certificate,
+            key=files.key,
+            accounts=lambda folder: NatsAccounts(self.secrets, int(time.time())).server_config(folder),
+            log=self.data / "log" / "nats.log",
+        )
+
+    def nats_urls(self, host: str) -> tuple[str, ...]:
+        """Where clients connect, seen from `host`."""
+        return self.settings.nats_urls or (f"nats://{bracketed(host)}:{self.settings.nats_port}",)
+
+    @property
+    def nats_ca(self) -> Path:
+        """The file of the CA that our NATS servers show."""
+        return Path(self.settings.nats_ca) if self.settings.nats_ca else self.pki.ca_file
+
+    @property
+    def dsn(self) -> str:
+        """Where the store is; a secret."""
+        return self.settings.database_url or self.postgres.dsn
+
+    def token(self, name: str) -> str:
+        """The text of a token that lies in a file of ours, made when missing. A secret."""
+        return self.secrets.obtain(name, lambda: new_token().encode()).decode().strip()
+
+    def bus(self, credentials: Credentials) -> NatsBus:
+        """A bus of the user, not opened."""
+        return NatsBus(
+            NatsOptions(
+                urls=self.nats_urls("localhost"),
+                credentials=credentials,
+                ca_pem=self.nats_ca.read_text(),
+                trouble=lambda words: log.warning("bus", detail=words),
+            )
+        )
+
+    def store(self) -> PostgresStore:
+        """The store, not opened."""
+        return PostgresStore(self.dsn, self.secrets.obtain(AUDIT, lambda: os.urandom(32)))
+
+
+def supervisor(settings: Settings, observe: Observer) -> Supervisor:
+    """Our engines, where none are given, and the orchestrator."""
+    place = Place(settings)
+    place.token(ADMIN)
+    place.token(VIEWER)
+    children: list[Child] = []
+    if not settings.nats_urls:
+        children.append(place.nats.child())
+    if not settings.database_url:
+        children.append(place.postgres.child())
+    children.append(_orchestrator_child(settings, place))
+    return Supervisor(children, place.data / "run", observe)
+
+
+def _orchestrator_child(settings: Settings, place: Place) -> Child:
+    async def ready() -> bool:
+        return await _status(settings.api_port, "/readyz") == 200
+
+    mine = {name: text for name, text in os.environ.items() if not name.startswith("AEGISFLUX_")}
+    return Child(
+        name="orchestrator",
+        argv=(sys.executable, "-m", "aegisflux", "orchestrator"),
+        ready=ready,
+        env=mine | settings.environment() | {"AEGISFLUX_DATA_DIR": str(place.data)},
+        log=place.data / "log" / "orchestrator.log",
+        port=settings.api_port,
+        stop_seconds=15,
+        ready_seconds=60,
+    )
+
+
+async def _status(port: int, path: str) -> int:
+    """The status of a GET on this machine; 0 when nothing answers."""
+    try:
+        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1)
+    except (OSError, TimeoutError):
+        return 0
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
+        line = await asyncio.wait_for(reader.readline(), 3)
+        return int(line.split()[1])
+    except (OSError, TimeoutError, ValueError, IndexError):
+        return 0
+    finally:
+        writer.close()
+
+
+async def run_orchestrator(settings: Settings) -> None:
+    """The orchestrator until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    place, stop = Place(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = place.store()
+    now = int(time.time())
+    control, system = (
+        place.bus(place.accounts.control_creds(now)),
+        place.bus(place.accounts.system_creds(now)),
+    )
+    accounts = LiveAccounts(place.accounts, pusher(system))
+    orchestrator = Orchestrator(_core(place, store, control, accounts))
+    app = application(orchestrator)
+    servers = [http.server(app, "127.0.0.1", settings.api_port, None)]
+    files = place.pki.server("orchestrator", place.names, time.time())
+    for address in settings.outside:
+        servers.append(http.server(app, address, settings.api_port, (files.certificate, files.key)))
+    serving = [asyncio.create_task(server.serve()) for server in servers]
+    system.on_connect(accounts.push_all)
+    control.open()
+    system.open()
+    starting = asyncio.create_task(_start(place, store, control, system, accounts, orchestrator))
+    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
+    stopping.cancel()
+    starting.cancel()
+    for server in servers:
+        server.stop()
+    await orchestrator.close()
+    await asyncio.wait_for(
+        asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
+    )
+    await asyncio.wait(serving, timeout=3)
+
+
+def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccounts) -> Core:
+    settings = place.settings
+    renew = settings.leases.renew_every
+    if settings.leases.max_seconds:
+        renew = min(renew, settings.leases.max_seconds / 10)
+    return Core(
+        store=store,
+        bus=bus,
+        accounts=accounts,
+        clock=WallClock(),
+        keys=Keys(place.secrets),
+        workshop=Workshop(settings.workers),
+        options=Options(
+            max_lease=settings.leases.max_seconds,
+            confirm_seconds=settings.confirm_seconds,
+            renew_every=renew,
+            compare_every=settings.compare_seconds,
+            enroll_url=settings.enroll_url,
+            nats_urls=place.nats_urls(settings.public_name),
+            ca_pem=place.pki.ca_pem,
+            ca_sha256=place.pki.ca_sha256,
+        ),
+    )
+
+
+async def _start(
+    place: Place,
+    store: PostgresStore,
+    control: NatsBus,
+    system: NatsBus,
+    accounts: LiveAccounts,
+    orchestrator: Orchestrator,
+) -> None:
+    """Wait for the engines as long as it takes, then start."""
+    await _until("store", store.open)
+    await _until("bus", lambda: control.ready(30))
+    await _until("orchestrator", orchestrator.start)
+    await orchestrator.access.keep("admin", "admin", place.token(ADMIN))
+    await orchestrator.access.keep("viewer", "viewer", place.token(VIEWER))
+    await _until("bus", lambda: system.ready(30))
+    await _until("accounts", accounts.push_all)
+    orchestrator.started = True
+    log.info("orchestrator is ready", url=place.settings.url)
+
+
+async def _until(what: str, call: Callable[[], Awaitable[T]]) -> T:
+    while True:
+        try:
+            return await call()
+        except Unavailable as error:
+            log.warning("waits", part=what, error=str(error))
+            await asyncio.sleep(0.2)
+
+
+def _told(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+    error = task.exception()
+    if error is not None:
+        log.error("cannot start", error=str(error), exc_info=error)
+        stop.set()
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """What `aegisflux env` exports: a viewer's token, NATS credentials and CA. Holds a secret."""
+    place = Place(settings)
+    creds = place.accounts.viewer_creds(int(time.time())).text.encode()
+    place.secrets.write(VIEWER_CREDS, creds)
+    return {
+        "AEGISFLUX_URL": settings.url,
+        "AEGISFLUX_TOKEN": place.token(VIEWER),
+        "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
+        "NATS_URL": place.nats_urls("localhost")[0],
+        "NATS_CREDS": str(place.secrets.path(VIEWER_CREDS)),
+        "NATS_CA": str(place.nats_ca),
+    }
+
+
+def admin_token(settings: Settings) -> str | None:
+    """The first admin's token, where this user may read it. A secret."""
+    path = settings.data / "secrets" / ADMIN
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None
+
+
+async def watch_maps(environ: dict[str, str], handle: Callable[[bytes], None], count: int) -> None:
+    """Hear announcements with the credentials that `aegisflux env` exports, `count` of them (0: for ever)."""
+    credentials = Credentials.parse(Path(environ["NATS_CREDS"]).read_text())
+    bus = NatsBus(
+        NatsOptions(
+            urls=[environ["NATS_URL"]],
+            credentials=credentials,
+            ca_pem=Path(environ["NATS_CA"]).read_text(),
+            trouble=lambda words: log.warning("bus", detail=words),
+        )
+    )
+    done, heard = asyncio.Event(), 0
+
+    async def told(message: Message) -> None:
+        nonlocal heard
+        handle(message.payload)
+        heard += 1
+        if heard == count:
+            done.set()
+
+    bus.open()
+    try:
+        await bus.ready(10)
+        await bus.watch(subjects.MAPS, told)
+        log.info("watching", subject=subjects.MAPS)
+        await done.wait()
+    finally:
+        await bus.close()
+
+
+async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
+    """How many lines the audit log has, and what is wrong with it."""
+    place = Place(settings)
+    store = place.store()
+    await store.open()
+    try:
+        head, lines = await store.audit_log()
+    finally:
+        await store.close()
+    key = place.secrets.obtain(AUDIT, lambda: os.urandom(32))
+    return len(lines), list(audit.problems(lines, head, key))
+
+
+def openapi_document() -> dict[str, object]:
+    """The OpenAPI document of the orchestrator."""
+    found: dict[str, object] = json.loads(json.dumps(application(None).openapi_schema.to_schema()))
+    return found

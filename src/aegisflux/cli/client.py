@@ -1,0 +1,101 @@
+"""The orchestrator's API for the command line: the token comes from AEGISFLUX_TOKEN, never from an argument."""
+
+import json
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import urlencode
+
+from aegisflux.cli.control import loaded
+from aegisflux.domain.errors import Forbidden, Refused, Unavailable
+
+SECONDS = 30.0
+
+
+def call(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
+    """One request; raises Refused with the problem's detail, or Unavailable."""
+    given = {name: value for name, value in (query or {}).items() if value is not None}
+    url = _url() + path + (f"?{urlencode(given, doseq=True)}" if given else "")
+    data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+    headers = {"Authorization": f"Bearer {_token()}", "Content-Type": "application/json"}
+    request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own URL
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=SECONDS) as answer:
+            text = answer.read()
+            return json.loads(text) if text else None
+    except urllib.error.HTTPError as error:
+        with error:
+            detail = _detail(error.read(), str(error.reason))
+        if error.code in (401, 403):
+            raise Forbidden(
+                f"{detail} (the token is that of AEGISFLUX_TOKEN, else the first admin's)"
+            ) from None
+        kind = Refused if error.code < 500 else Unavailable
+        raise kind(f"{error.code} {detail}") from None
+    except (urllib.error.URLError, OSError) as error:
+        raise Unavailable(f"{_url()}: {getattr(error, 'reason', error)}; is aegisflux up running?") from None
+
+
+def show(value: Any, output: str, columns: tuple[str, ...] = ()) -> None:
+    """Data on stdout: json, jsonl, or a table of some columns."""
+    rows = value if isinstance(value, list) else [value]
+    if output == "json":
+        print(json.dumps(value, indent=2))  # noqa: T201
+    elif output == "jsonl":
+        for row in rows:
+            print(json.dumps(row))  # noqa: T201
+    else:
+        _table(rows, columns)
+
+
+def say(text: str) -> None:
+    """Talk on stderr."""
+    print(text, file=sys.stderr)  # noqa: T201
+
+
+def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    cells = [[name.upper() for name in columns]]
+    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+    for row in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
+
+
+def _cell(value: Any) -> str:
+    if value is None or value in ([], {}):
+        return "-"
+    if isinstance(value, dict):
+        if "version" in value:
+            return str(value["version"])
+        return ",".join(f"{name}={item}" for name, item in value.items())
+    if isinstance(value, list):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+def _url() -> str:
+    return os.environ.get("AEGISFLUX_URL") or loaded().url
+
+
+def _token() -> str:
+    given = os.environ.get("AEGISFLUX_TOKEN")
+    if given:
+        return given
+    from aegisflux import bootstrap
+
+    found = bootstrap.admin_token(loaded())
+    if found is None:
+        raise Refused("no token: set AEGISFLUX_TOKEN")
+    return found
+
+
+def _detail(body: bytes, reason: str) -> str:
+    try:
+        problem = json.loads(body)
+        return str(problem.get("detail") or problem.get("title") or reason)
+    except (ValueError, AttributeError):
+        return reason

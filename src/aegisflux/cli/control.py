@@ -1,0 +1,102 @@
+"""`aegisflux up`, `orchestrator`, `env`: the control plane of this machine."""
+
+import asyncio
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from aegisflux import settings as settings_of
+from aegisflux.settings import Settings
+
+Config = Annotated[
+    Path | None, Parameter(name="--config", help="settings, instead of /etc/aegisflux/aegisflux.toml")
+]
+DataDir = Annotated[str | None, Parameter(name="--data-dir", help="where all data lies")]
+PortBase = Annotated[int | None, Parameter(name="--port-base", help="the HTTP port; NATS takes the next one")]
+
+
+def loaded(config: Path | None = None, data_dir: str | None = None, port_base: int | None = None) -> Settings:
+    """The settings, with what the command line says."""
+    return settings_of.load(config, os.environ, data_dir=data_dir, port_base=port_base)
+
+
+def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Start the control plane of this machine: NATS, PostgreSQL and the orchestrator, supervised, until SIGTERM.
+
+    Example: aegisflux up --data-dir /srv/aegisflux --port-base 9000
+    """
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+    from aegisflux.runtime.supervise import Event, run_until_signal
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    seen: set[str] = set()
+
+    def told(event: Event) -> None:
+        detail = f": {event.detail}" if event.detail else ""
+        _say(f"{event.child}: {event.what} (process {event.pid}){detail}")
+        if event.what == "ready":
+            seen.add(event.child)
+        if event.child == "orchestrator" and event.what == "ready" and "told" not in seen:
+            seen.add("told")
+            _say(_screen(given, seen))
+
+    _say(f"data in {given.data}")
+    asyncio.run(run_until_signal(bootstrap.supervisor(given, told)))
+    _say("stopped")
+
+
+def orchestrator(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run the orchestrator alone, against the engines that the settings name; `up` does this by itself."""
+    import uvloop
+
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    uvloop.run(bootstrap.run_orchestrator(given))
+
+
+def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Print exports for a shell: a viewer's token, NATS credentials and CA.
+
+    Example: eval "$(aegisflux env)"
+    """
+    from aegisflux import bootstrap
+
+    for name, value in bootstrap.environment(loaded(config, data_dir, port_base)).items():
+        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+
+
+def _screen(given: Settings, seen: set[str]) -> str:
+    nats = ", ".join(given.nats_urls) or f"nats://localhost:{given.nats_port}  (TLS, JetStream, JWT)"
+    store = "PostgreSQL, our own" if "postgres" in seen else "PostgreSQL of the settings"
+    where = f" --data-dir {shlex.quote(str(given.data))}" if given.data_dir else ""
+    where += f" --port-base {given.port_base}" if given.port_base else ""
+    return "\n".join(
+        (
+            "",
+            "AegisFlux is up",
+            f"  API           {given.url}   (its pages: {given.url}/schema)",
+            *([f"  for hosts     {given.enroll_url}"] if given.enroll_url != given.url else []),
+            f"  NATS          {nats}",
+            f"  store         {store}",
+            f"  data          {given.data}",
+            f"  admin token   in {given.data / 'secrets' / 'admin-token'}",
+            f'  a shell       eval "$(aegisflux env{where})"',
+            f"  enrol a host  aegisflux hosts token{where}, then on the host: aegisflux agent enroll --host-id NAME",
+            "  stop          Ctrl-C or SIGTERM",
+            "",
+        )
+    )
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

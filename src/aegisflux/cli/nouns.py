@@ -1,0 +1,277 @@
+"""Nouns of the control plane: snapshots, services, hosts, tokens, keys, the audit log, the bus."""
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter
+
+from aegisflux.cli.client import call, say, show
+from aegisflux.cli.control import Config, DataDir, PortBase, loaded
+
+Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output", "-o"])]
+Label = Annotated[
+    list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
+]
+Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
+
+snapshot_app = App(
+    name="snapshot", help="Snapshots and their rollout: post, promote, roll back, withdraw, look, ask why."
+)
+service_app = App(name="service", help="The register of services.")
+host_app = App(name=("hosts", "host"), help="Enrolled hosts and enrolment tokens.")
+token_app = App(name="token", help="API tokens.")
+keys_app = App(name="keys", help="The keys that sign.")
+audit_app = App(name="audit", help="The audit log.")
+bus_app = App(name="bus", help="What goes over the bus.")
+
+
+@snapshot_app.command
+def post(file: Path, *, host: Hosts = None, output: Output = "json") -> None:
+    """Post a snapshot from a file (- is stdin).
+
+    Example: aegisflux snapshot post web.json --host web-1
+    """
+    body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    answer = call("POST", "/seg/maps", body, {"target_host": host})
+    for warning in answer["warnings"]:
+        say(f"warning: {warning}")
+    show(answer, output, ("service_id", "version", "digest", "target_hosts"))
+
+
+@snapshot_app.command
+def promote(service_id: int, *, version: int | None = None, output: Output = "json") -> None:
+    """Give a posted version to all hosts of the service."""
+    show(call("POST", "/seg/maps/promote", {"service_id": service_id, "version": version}), output, CHANGED)
+
+
+@snapshot_app.command
+def rollback(service_id: int, *, to_version: int | None = None, output: Output = "json") -> None:
+    """Bring back earlier content under a new version."""
+    show(
+        call("POST", "/seg/maps/rollback", {"service_id": service_id, "to_version": to_version}),
+        output,
+        CHANGED,
+    )
+
+
+@snapshot_app.command
+def withdraw(service_id: int, *, host: Hosts = None, output: Output = "json") -> None:
+    """End enforcement of a service, everywhere or on some hosts."""
+    show(call("DELETE", f"/seg/maps/{service_id}", None, {"target_host": host}), output, CHANGED)
+
+
+CHANGED = ("service_id", "action", "version", "changed_hosts", "unchanged_hosts")
+
+
+@snapshot_app.command(name="list")
+def list_snapshots(*, output: Output = "table") -> None:
+    """Services that have a snapshot."""
+    show(call("GET", "/seg/maps"), output, ("service_id", "name", "latest", "stable", "candidate"))
+
+
+@snapshot_app.command(name="show")
+def show_snapshot(service_id: int, *, version: int | None = None, output: Output = "json") -> None:
+    """A service's versions; --version adds that snapshot."""
+    found = call("GET", f"/seg/maps/{service_id}", None, {"version": version})
+    show(found, output, ("service_id", "name", "latest", "stable", "candidate"))
+
+
+@snapshot_app.command
+def status(service_id: int, *, output: Output = "table") -> None:
+    """Each host's desired and observed version."""
+    found = call("GET", f"/seg/maps/{service_id}/status")
+    columns = ("host_id", "state", "desired", "observed", "since", "lease_until", "last_nack")
+    show(found["hosts"] if output == "table" else found, output, columns)
+
+
+@snapshot_app.command
+def why(
+    service_id: int,
+    proto: str,
+    peer: str,
+    port: int | None = None,
+    *,
+    ingress: Annotated[bool, Parameter(negative="")] = False,
+    host: str | None = None,
+    output: Output = "json",
+) -> None:
+    """The verdict of a flow, desired and observed.
+
+    Example: aegisflux snapshot why 101 tcp 10.0.0.5 443
+    """
+    direction = "ingress" if ingress else "egress"
+    query = {"proto": proto, "peer": peer, "port": port, "direction": direction, "host": host}
+    show(call("GET", f"/seg/maps/{service_id}/why", None, query), output, ("service_id", "differs"))
+
+
+@service_app.command(name="list")
+def list_services(*, output: Output = "table") -> None:
+    """All services."""
+    show(call("GET", "/api/v1/services"), output, ("id", "name", "selectors", "host_labels"))
+
+
+@service_app.command(name="put")
+def put_service(
+    name: str,
+    *,
+    service_id: Annotated[int | None, Parameter(name="--id")] = None,
+    selector: Annotated[list[str] | None, Parameter(help="unit:<glob> or cgroup:<glob>", negative="")] = None,
+    label: Label = None,
+    output: Output = "json",
+) -> None:
+    """Register or change a service.
+
+    Example: aegisflux service put web --id 101 --selector unit:web.service --label role=web
+    """
+    body = {"id": service_id, "name": name, "selectors": selector or [], "host_labels": labels_of(label)}
+    show(call("POST", "/api/v1/services", body), output, ("id", "name", "selectors", "host_labels"))
+
+
+@service_app.command(name="delete")
+def delete_service(service_id: int) -> None:
+    """Forget a service without snapshots on hosts."""
+    call("DELETE", f"/api/v1/services/{service_id}")
+
+
+@host_app.command(name="token")
+def host_token(
+    *,
+    label: Label = None,
+    host_id: str | None = None,
+    ttl_seconds: int = 3600,
+    config: Config = None,
+    data_dir: DataDir = None,
+    port_base: PortBase = None,
+) -> None:
+    """Make an enrolment token for one host and print it: a secret.
+
+    Example: aegisflux hosts token --label role=web | aegisflux agent enroll --host-id web-1
+    """
+    _place(config, data_dir, port_base)
+    body = {"labels": labels_of(label), "host_id": host_id, "ttl_seconds": ttl_seconds}
+    answer = call("POST", "/api/v1/hosts/tokens", body)
+    say(f"for one host, within {ttl_seconds} s; on the host: aegisflux agent enroll")
+    print(answer["token"])  # noqa: T201
+
+
+@host_app.command(name="list")
+def list_hosts(*, output: Output = "table") -> None:
+    """Enrolled hosts."""
+    columns = (
+        "host_id",
+        "labels",
+        "serial",
+        "observed_serial",
+        "silent",
+        "panicked",
+        "agent_version",
+        "services",
+    )
+    show(call("GET", "/api/v1/hosts"), output, columns)
+
+
+@host_app.command(name="release")
+def release_host(host_id: str) -> None:
+    """Free a host's name and revoke its key."""
+    call("DELETE", f"/api/v1/hosts/{host_id}")
+
+
+@token_app.command(name="list")
+def list_tokens(*, output: Output = "table") -> None:
+    """API tokens."""
+    show(
+        call("GET", "/api/v1/tokens"), output, ("id", "name", "role", "expires_at", "last_used", "revoked_at")
+    )
+
+
+@token_app.command(name="create")
+def create_token(
+    name: str, role: Literal["viewer", "operator", "approver", "admin"], *, ttl_seconds: int | None = None
+) -> None:
+    """Make an API token and print it: a secret."""
+    print(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])  # noqa: T201
+
+
+@token_app.command(name="revoke")
+def revoke_token(token_id: str) -> None:
+    """End a token."""
+    call("DELETE", f"/api/v1/tokens/{token_id}")
+
+
+@keys_app.command(name="list")
+def list_keys(*, output: Output = "json") -> None:
+    """The key set in force."""
+    show(call("GET", "/api/v1/keys"), output, ("version", "keys", "signing", "phase", "waiting_for"))
+
+
+@keys_app.command
+def rotate(*, seconds: Annotated[float, Parameter(help="how long to wait for the hosts")] = 300) -> None:
+    """Rotate the key that signs, and wait until the old one is gone."""
+    found = call("POST", "/api/v1/keys/rotate", {})
+    deadline, phase = time.monotonic() + seconds, ""
+    while found["phase"] != "none":
+        if found["phase"] != phase:
+            phase = found["phase"]
+            say(f"phase {phase}: waiting for {len(found['waiting_for'])} hosts")
+        if time.monotonic() > deadline:
+            say("it goes on in the background; aegisflux keys list shows how far it is")
+            sys.exit(4)
+        time.sleep(0.5)
+        found = call("GET", "/api/v1/keys")
+    show(found, "json")
+
+
+@audit_app.command
+def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
+    """Check the hash chain of the audit log in the store: edits, gaps, a cut-off tail. Exit status 1 when it is not whole."""
+    from aegisflux import bootstrap
+
+    count, problems = asyncio.run(bootstrap.audit_problems(loaded(config, data_dir)))
+    for problem in problems:
+        print(problem)  # noqa: T201
+    say(f"{count} lines, {len(problems)} problems")
+    sys.exit(1 if problems else 0)
+
+
+@audit_app.command(name="list")
+def list_audit(*, limit: int = 50, output: Output = "table") -> None:
+    """The newest lines."""
+    found: Any = call("GET", "/api/v1/audit", None, {"limit": limit})
+    show(found["items"], output, ("seq", "at", "actor", "action", "object", "reason"))
+
+
+@bus_app.command
+def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")] = 0) -> None:
+    """Show every announced snapshot, a line of JSON each, with the credentials of `aegisflux env`."""
+    from aegisflux import bootstrap
+
+    names = ("NATS_URL", "NATS_CREDS", "NATS_CA")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    if len(given) < len(names):
+        given = bootstrap.environment(loaded()) | given
+
+    def told(payload: bytes) -> None:
+        sys.stdout.write(payload.decode(errors="replace") + "\n")
+        sys.stdout.flush()
+
+    asyncio.run(bootstrap.watch_maps(given, told, count))
+
+
+def labels_of(given: list[str] | None) -> dict[str, str]:
+    """`name=value` as labels; a bare name has the value `true`."""
+    found = {}
+    for text in given or []:
+        name, equals, value = text.partition("=")
+        found[name] = value if equals else "true"
+    return found
+
+
+def _place(config: Path | None, data_dir: str | None, port_base: int | None) -> None:
+    if config or data_dir or port_base:
+        given = loaded(config, data_dir, port_base)
+        os.environ.setdefault("AEGISFLUX_URL", given.url)
+        os.environ["AEGISFLUX_DATA_DIR"] = str(given.data)

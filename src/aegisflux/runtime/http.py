@@ -1,0 +1,229 @@
+"""HTTP as all our services speak it: problems as RFC 9457, request ids, bodies with a bound, pages that load nothing."""
+
+import html
+import re
+import time
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from granian.constants import Interfaces
+from granian.server.embed import Server
+from litestar import Litestar, Request, Response
+from litestar.datastructures import MutableScopeHeaders
+from litestar.enums import ScopeType
+from litestar.exceptions import HTTPException
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
+from litestar.openapi.spec import Components, SecurityScheme
+from litestar.types import ASGIApp, Message, Receive, Scope, Send
+
+from aegisflux import __version__
+from aegisflux.domain.errors import (
+    AegisError,
+    Conflict,
+    Forbidden,
+    Invalid,
+    NotFound,
+    OverLimit,
+    Refused,
+    Unavailable,
+)
+from aegisflux.runtime import logs, metrics
+
+MAX_BODY: Final = 16 << 20
+PROBLEM: Final = "application/problem+json"
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
+STATUS: Final[tuple[tuple[type[AegisError], int, str], ...]] = (
+    (Invalid, 422, "A field is not as the schema says"),
+    (OverLimit, 422, "A limit is passed"),
+    (Conflict, 409, "The object is in another state"),
+    (NotFound, 404, "There is no such object"),
+    (Forbidden, 403, "This is not allowed"),
+    (Refused, 422, "The request is refused"),
+    (Unavailable, 503, "Something that we need cannot be used now"),
+)
+log = logs.get("http")
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """What is wrong with a field; `pointer` is a JSON pointer."""
+
+    pointer: str
+    detail: str
+
+
+class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
+    """RFC 9457. `current_version` and `next_version` come with a refused version of a snapshot."""
+
+    type: str
+    title: str
+    status: int
+    detail: str = ""
+    instance: str = ""
+    request_id: str = ""
+    errors: tuple[FieldError, ...] = ()
+    current_version: int | None = None
+    next_version: int | None = None
+
+
+def request_id(request: Request[Any, Any, Any]) -> str:
+    """The id of this request, as it is echoed."""
+    return str(request.scope.get("state", {}).get("request_id", ""))
+
+
+def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[bytes]:
+    """Our errors as problems."""
+    status, title = next((code, words) for kind, code, words in STATUS if isinstance(error, kind))
+    errors: tuple[FieldError, ...] = ()
+    if isinstance(error, Invalid) and error.path:
+        errors = (FieldError(pointer_of(error.path), str(error)),)
+    current = getattr(error, "current", None)
+    problem = Problem(
+        type=f"urn:aegisflux:problem:{type(error).__name__.lower()}",
+        title=title,
+        status=status,
+        detail=str(error),
+        instance=request.url.path,
+        request_id=request_id(request),
+        errors=errors,
+        current_version=current,
+        next_version=getattr(error, "following", None),
+    )
+    return _answer(problem, {"Retry-After": "1"} if status == 503 else {})
+
+
+def failed(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
+    """The framework's refusals as problems; a broken body or parameter is 422 with its path."""
+    status = error.status_code
+    extra = error.extra if isinstance(error.extra, list) else []
+    errors = tuple(
+        FieldError(pointer_of(str(e.get("key", ""))), str(e.get("message", "")))
+        for e in extra
+        if isinstance(e, dict)
+    )
+    if status == 400 and (errors or error.detail.startswith("Validation")):
+        status = 422
+    problem = Problem(
+        type="about:blank",
+        title=error.detail.split(":")[0][:80] if not errors else "A field is not as the schema says",
+        status=status,
+        detail="; ".join(f"{e.pointer}: {e.detail}" for e in errors) or error.detail,
+        instance=request.url.path,
+        request_id=request_id(request),
+        errors=errors,
+    )
+    return _answer(problem, dict(error.headers or {}))
+
+
+def broken(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
+    """A mistake of ours: logged, and told without its inside."""
+    log.error("request failed", path=request.url.path, request_id=request_id(request), exc_info=error)
+    problem = Problem(
+        "about:blank", "Internal error", 500, "the log says why", request.url.path, request_id(request)
+    )
+    return _answer(problem, {})
+
+
+def pointer_of(path: str) -> str:
+    """A field's path as a JSON pointer: `edges[3].dst_cidr` is `/edges/3/dst_cidr`."""
+    return "/" + "/".join(part for part in re.split(r"[.\[\]]+", path) if part)
+
+
+def _answer(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
+    return Response(
+        msgspec.json.encode(problem), status_code=problem.status, media_type=PROBLEM, headers=headers
+    )
+
+
+def accounted(app: ASGIApp) -> ASGIApp:
+    """Gives each request an id, echoes it, counts the answer."""
+
+    async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != ScopeType.HTTP:
+            await app(scope, receive, send)
+            return
+        started = time.monotonic()
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        number = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = number
+
+        async def tagged(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableScopeHeaders.from_message(message)["X-Request-Id"] = number
+                metrics.requests.labels(scope["method"], str(message["status"])).inc()
+                metrics.request_seconds.observe(time.monotonic() - started)
+            await send(message)
+
+        await app(scope, receive, tagged)
+
+    return wrapped
+
+
+class Page(OpenAPIRenderPlugin):
+    """The OpenAPI document as one page of plain HTML: no script, nothing from other hosts."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """The page."""
+        del request
+        rows = []
+        for path, methods in sorted(openapi_schema.get("paths", {}).items()):
+            for method, operation in methods.items():
+                words = operation.get("description") or operation.get("summary") or ""
+                rows.append(
+                    f"<section><h2><code>{html.escape(method.upper())} {html.escape(path)}</code></h2>"
+                    f"<p>{html.escape(words)}</p>{_answers(operation)}</section>"
+                )
+        title = html.escape(openapi_schema["info"]["title"])
+        return (
+            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
+            f"<title>{title}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
+            "padding:0 1rem}h2{font-size:1rem;border-top:1px solid #ccc;padding-top:1rem}</style>"
+            f"<h1>{title}</h1><p>The same as <a href='/schema/openapi.json'>OpenAPI 3.1 (JSON)</a>.</p>"
+            f"{''.join(rows)}</html>"
+        ).encode()
+
+
+def _answers(operation: dict[str, Any]) -> str:
+    given = "".join(
+        f"<li><code>{html.escape(code)}</code> {html.escape(answer.get('description', ''))}</li>"
+        for code, answer in sorted(operation.get("responses", {}).items())
+    )
+    return f"<ul>{given}</ul>"
+
+
+def openapi(title: str, words: str) -> OpenAPIConfig:
+    """The configuration of a service's OpenAPI document."""
+    return OpenAPIConfig(
+        title=title,
+        version=__version__,
+        description=words,
+        path="/schema",
+        render_plugins=[Page(), JsonRenderPlugin()],
+        components=Components(
+            security_schemes={
+                "bearer": SecurityScheme(type="http", scheme="bearer", description="an API token")
+            }
+        ),
+        security=[{"bearer": []}],
+        use_handler_docstrings=True,
+    )
+
+
+def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> Server:
+    """A server in this event loop: `serve()` until `stop()`. `tls` is certificate and key."""
+    return Server(
+        app,
+        address=address,
+        port=port,
+        interface=Interfaces.ASGINL,
+        websockets=False,
+        log_enabled=False,
+        backlog=1024,
+        ssl_cert=tls[0] if tls else None,
+        ssl_key=tls[1] if tls else None,
+    )

@@ -1,0 +1,327 @@
+"""Handlers that need a token: thin, each a call of one part of the orchestrator."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import msgspec
+from litestar import Request, delete, get, post, put
+from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
+from litestar.params import Parameter
+from msgspec import Meta, Struct
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.flow import Direction
+from aegisflux.domain.roles import Role
+from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.services.orchestrator.access import NewToken, TokenView
+from aegisflux.services.orchestrator.api import needs, orchestrator_of, who
+from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
+from aegisflux.services.orchestrator.rotation import KeyState
+from aegisflux.services.orchestrator.snapshots import Accepted, Changed
+from aegisflux.services.orchestrator.state import Service
+from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceStatus, Why
+
+Handler = Request[Any, Any, Any]
+ServiceNumber = Annotated[int, Parameter(ge=0, le=2**32 - 1, description="the service's number")]
+VersionNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
+Targets = Annotated[
+    list[str] | None,
+    Parameter(
+        query="target_host",
+        description="hosts, comma-separated, repeated, or both; absent: all of the service",
+    ),
+]
+Key = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        max_length=128,
+        description="the same key and request: the same answer, once",
+    ),
+]
+
+
+class PromoteRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Without `version`: the latest."""
+
+    service_id: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    version: VersionNumber | None = None
+
+
+class RollbackRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Without `to_version`: the stable one, or the one promoted before it."""
+
+    service_id: Annotated[int, Meta(ge=0, le=2**32 - 1)]
+    to_version: VersionNumber | None = None
+
+
+class ServiceRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A service; without `id` it gets the next free number."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+    id: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    selectors: Annotated[list[str], Meta(max_length=32)] = []
+    host_labels: dict[str, str] = {}
+
+
+class HostTokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """Labels that the host is to have; `host_id` binds the token to one name."""
+
+    labels: dict[str, str] = {}
+    host_id: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
+    ttl_seconds: Annotated[int, Meta(ge=1, le=3600)] = 3600
+
+
+class LabelsRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """All labels of a host."""
+
+    labels: dict[str, str]
+
+
+class TokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """A new API token."""
+
+    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    role: Role
+    ttl_seconds: Annotated[int, Meta(ge=60)] | None = None
+
+
+class AuditLine(Struct, frozen=True):
+    """A line of the audit log; `at` in milliseconds since the epoch, `hash` covers all lines before."""
+
+    seq: int
+    at: int
+    actor: str
+    source: str
+    action: str
+    object: str
+    before: str
+    after: str
+    reason: str
+    request_id: str
+    hash: str
+
+
+class AuditPage(Struct, frozen=True):
+    """Newest lines first; `next_cursor` is the `before` of the next page."""
+
+    items: tuple[AuditLine, ...]
+    next_cursor: int | None
+
+
+@dataclass
+class _SnapshotSchema(Schema):
+    """The schema of MapSnapshot as msgspec writes it, without references."""
+
+    def to_schema(self) -> dict[str, Any]:
+        """The schema as JSON."""
+        schema = msgspec.json.schema(MapSnapshot)
+        parts = schema.pop("$defs")
+        found: dict[str, Any] = _inlined(parts["MapSnapshot"], parts)
+        return found
+
+
+def _inlined(value: Any, parts: dict[str, Any]) -> Any:
+    if isinstance(value, dict):
+        if "$ref" in value:
+            return _inlined(parts[value["$ref"].rpartition("/")[2]], parts)
+        return {key: _inlined(item, parts) for key, item in value.items()}
+    return [_inlined(item, parts) for item in value] if isinstance(value, list) else value
+
+
+@dataclass
+class _PostOperation(Operation):
+    """The body is read as bytes, so that no snapshot is parsed on the event loop."""
+
+    def __post_init__(self) -> None:
+        self.request_body = RequestBody(
+            required=True, content={"application/json": OpenAPIMediaType(schema=_SnapshotSchema())}
+        )
+
+
+@post("/seg/maps", status_code=200, guards=[needs("operator")], operation_class=_PostOperation)
+async def post_maps(request: Handler, target_host: Targets = None, idempotency_key: Key = None) -> Accepted:
+    """Post a snapshot to the target hosts, or to every enrolled host that runs the service. 409 names the next version."""
+    body = await request.body()
+    return await orchestrator_of(request).snapshots.post(
+        body, _hosts(target_host), idempotency_key or "", who(request)
+    )
+
+
+@post("/seg/maps/promote", status_code=200, guards=[needs("approver")])
+async def promote(data: PromoteRequest, request: Handler) -> Changed:
+    """Give a posted version to every host of the service, and renew it from now on."""
+    return await orchestrator_of(request).snapshots.promote(data.service_id, data.version, who(request))
+
+
+@post("/seg/maps/rollback", status_code=200, guards=[needs("operator")])
+async def rollback(data: RollbackRequest, request: Handler) -> Changed:
+    """The content of an earlier version, under a new and higher version, to every host of the service."""
+    return await orchestrator_of(request).snapshots.rollback(data.service_id, data.to_version, who(request))
+
+
+@delete("/seg/maps/{service_id:int}", status_code=200, guards=[needs("operator")])
+async def withdraw(service_id: ServiceNumber, request: Handler, target_host: Targets = None) -> Changed:
+    """Withdraw a service's snapshot from the target hosts, or from all: they no longer govern the service."""
+    return await orchestrator_of(request).snapshots.withdraw(service_id, _hosts(target_host), who(request))
+
+
+@get("/seg/maps", guards=[needs("viewer")])
+async def list_maps(request: Handler) -> tuple[ServiceMaps, ...]:
+    """Every service that has a snapshot: its stable and its candidate version, and the hosts of each."""
+    return await orchestrator_of(request).views.all()
+
+
+@get("/seg/maps/{service_id:int}", guards=[needs("viewer")])
+async def get_maps(
+    service_id: ServiceNumber,
+    request: Handler,
+    version: Annotated[int | None, Parameter(ge=1, description="also this version's snapshot")] = None,
+) -> ServiceMaps:
+    """A service's stable and candidate version, and the hosts of each; `version` adds that snapshot."""
+    return await orchestrator_of(request).views.one(service_id, version)
+
+
+@get("/seg/maps/{service_id:int}/status", guards=[needs("viewer")])
+async def status(service_id: ServiceNumber, request: Handler) -> ServiceStatus:
+    """Each host: desired and observed version, since when, its state in a word, its last refusal."""
+    return await orchestrator_of(request).views.status(service_id)
+
+
+@get("/seg/maps/{service_id:int}/why", guards=[needs("viewer")])
+async def why(
+    service_id: ServiceNumber,
+    request: Handler,
+    peer: Annotated[str, Parameter(description="address of the other end", max_length=64)],
+    proto: Annotated[str, Parameter(description="tcp, udp, icmp, ... or a number")] = "tcp",
+    port: Annotated[
+        int | None, Parameter(ge=0, le=65535, description="the port that the initiator addresses")
+    ] = None,
+    direction: Annotated[Direction, Parameter(description="egress: the service initiates")] = "egress",
+    source_port: Annotated[
+        int | None, Parameter(ge=0, le=65535, description="the initiator's own port")
+    ] = None,
+    host: Annotated[str | None, Parameter(description="only this host", max_length=63)] = None,
+) -> Why:
+    """What happens to a flow and why, by the desired and by each observed snapshot; says when they differ."""
+    asked = Asked(peer, proto, port, direction, source_port)
+    return await orchestrator_of(request).views.why(service_id, host, asked)
+
+
+@get("/api/v1/services", guards=[needs("viewer")])
+async def list_services(request: Handler) -> tuple[Service, ...]:
+    """All registered services."""
+    return await orchestrator_of(request).registry.all()
+
+
+@post("/api/v1/services", status_code=200, guards=[needs("operator")])
+async def put_service(data: ServiceRequest, request: Handler) -> Service:
+    """Register a service, or change the one of this id."""
+    return await orchestrator_of(request).registry.put(
+        data.id, data.name, data.selectors, data.host_labels, who(request)
+    )
+
+
+@get("/api/v1/services/{service_id:int}", guards=[needs("viewer")])
+async def get_service(service_id: ServiceNumber, request: Handler) -> Service:
+    """One service."""
+    return await orchestrator_of(request).registry.one(service_id)
+
+
+@delete("/api/v1/services/{service_id:int}", status_code=204, guards=[needs("approver")])
+async def delete_service(service_id: ServiceNumber, request: Handler) -> None:
+    """Forget a service that no host has a snapshot of."""
+    await orchestrator_of(request).registry.delete(service_id, who(request))
+
+
+@get("/api/v1/hosts", guards=[needs("viewer")])
+async def list_hosts(request: Handler) -> tuple[HostView, ...]:
+    """All enrolled hosts, with what their last heartbeat said."""
+    return await orchestrator_of(request).hosts.all()
+
+
+@get("/api/v1/hosts/{host_id:str}", guards=[needs("viewer")])
+async def get_host(host_id: str, request: Handler) -> HostView:
+    """One enrolled host."""
+    return await orchestrator_of(request).hosts.one(host_id)
+
+
+@put("/api/v1/hosts/{host_id:str}/labels", guards=[needs("admin")])
+async def put_labels(host_id: str, data: LabelsRequest, request: Handler) -> HostView:
+    """Give a host other labels."""
+    return await orchestrator_of(request).hosts.relabel(host_id, data.labels, who(request))
+
+
+@delete("/api/v1/hosts/{host_id:str}", status_code=204, guards=[needs("admin")])
+async def release_host(host_id: str, request: Handler) -> None:
+    """Release a host's name and revoke its key."""
+    await orchestrator_of(request).hosts.release(host_id, who(request))
+
+
+@post("/api/v1/hosts/tokens", status_code=201, guards=[needs("admin")])
+async def host_token(data: HostTokenRequest, request: Handler) -> EnrollmentToken:
+    """An enrolment token for one host, shown this once; it lives at most an hour."""
+    return await orchestrator_of(request).hosts.token(
+        data.labels, data.host_id, data.ttl_seconds, who(request)
+    )
+
+
+@get("/api/v1/tokens", guards=[needs("admin")])
+async def list_tokens(request: Handler) -> tuple[TokenView, ...]:
+    """All API tokens, without their text."""
+    return await orchestrator_of(request).access.all()
+
+
+@post("/api/v1/tokens", status_code=201, guards=[needs("admin")])
+async def issue_token(data: TokenRequest, request: Handler) -> NewToken:
+    """A new API token, shown this once."""
+    return await orchestrator_of(request).access.issue(data.name, data.role, data.ttl_seconds, who(request))
+
+
+@delete("/api/v1/tokens/{token_id:str}", status_code=204, guards=[needs("admin")])
+async def revoke_token(token_id: str, request: Handler) -> None:
+    """End a token at once."""
+    await orchestrator_of(request).access.revoke(token_id, who(request))
+
+
+@get("/api/v1/keys", guards=[needs("viewer")])
+async def keys(request: Handler) -> KeyState:
+    """The key set in force, the key that signs, and how far a rotation is."""
+    return await orchestrator_of(request).rotation.state()
+
+
+@post("/api/v1/keys/rotate", status_code=202, guards=[needs("admin")])
+async def rotate(request: Handler) -> KeyState:
+    """Begin to rotate the key that signs: add, wait for the hosts, sign anew, wait, remove."""
+    return await orchestrator_of(request).rotation.begin(who(request))
+
+
+@get("/api/v1/audit", guards=[needs("approver")])
+async def audit(
+    request: Handler,
+    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
+    before: Annotated[int, Parameter(ge=1, le=2**62, description="only lines below this number")] = 2**62,
+) -> AuditPage:
+    """The audit log, newest first."""
+    rows = await orchestrator_of(request).core.store.rows("audit_newest", before, limit)
+    items = tuple(AuditLine(**{**dict(row), "hash": row["hash"].hex()}) for row in rows)
+    return AuditPage(items, items[-1].seq if len(items) == limit and items[-1].seq > 1 else None)
+
+
+def _hosts(given: Sequence[str] | None) -> list[str] | None:
+    """Both forms of `target_host` as one list, each host once, in the order of the request."""
+    if given is None:
+        return None
+    found = [part.strip() for text in given for part in text.split(",")]
+    if not all(found):
+        raise Invalid("target_host", "names of hosts", ",".join(given))
+    return list(dict.fromkeys(found))
+
+
+HANDLERS = (
+    post_maps, promote, rollback, withdraw, list_maps, get_maps, status, why,
+    list_services, put_service, get_service, delete_service,
+    list_hosts, get_host, put_labels, release_host, host_token,
+    list_tokens, issue_token, revoke_token, keys, rotate, audit,
+)  # fmt: skip

@@ -1,0 +1,154 @@
+"""Settings of the control plane: a TOML file, then the environment, then what the command line says."""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.net import parse_address
+
+CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
+PREFIX: Final = "AEGISFLUX_"
+SYSTEM_DATA: Final = Path("/var/lib/aegisflux/control")
+USER_DATA: Final = Path("~/.local/state/aegisflux/control")
+API_PORT, NATS_PORT = 8081, 4222
+LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+
+
+class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How long a snapshot holds; times in seconds.
+
+    max_seconds:   no lease is longer, whatever its snapshot says; 0 is no bound
+    renew_every:   between looks at leases that are to be renewed; with max_seconds at most a tenth of it
+    """
+
+    max_seconds: int = 0
+    renew_every: float = 5.0
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """The settings: /etc/aegisflux/aegisflux.toml, then AEGISFLUX_<NAME>; a list is comma-separated there.
+
+    data_dir:         where keys, tokens and the engines' data lie; mode 0700
+    port_base:        the HTTP port, NATS on the next one; 0 is 8081 and 4222
+    listen:           addresses beside 127.0.0.1; HTTP has TLS there
+    advertise:        the name or address that hosts reach us by; empty is the first of listen
+    database_url:     an existing PostgreSQL; empty starts one of our own
+    nats_urls:        existing NATS servers; empty starts one of our own
+    nats_ca:          file of the CA of existing NATS servers; empty is our own CA
+    confirm_seconds:  how long an agent waits for its confirmation before it goes back; 0 asks for none
+    compare_seconds:  between comparisons of the bus with the store
+    workers:          processes that compile snapshots
+    log_level:        debug, info, warning or error
+    log_format:       json, or text for people
+    leases:           see below
+    """
+
+    data_dir: str = ""
+    port_base: int = 0
+    listen: tuple[str, ...] = ()
+    advertise: str = ""
+    database_url: str = ""
+    nats_urls: tuple[str, ...] = ()
+    nats_ca: str = ""
+    confirm_seconds: int = 30
+    compare_seconds: float = 300.0
+    workers: int = 2
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "text"] = "json"
+    leases: Leases = Leases()
+
+    @property
+    def data(self) -> Path:
+        """The data folder: for root a system's, else the user's."""
+        if self.data_dir:
+            return Path(self.data_dir).absolute()
+        return SYSTEM_DATA if os.geteuid() == 0 else USER_DATA.expanduser()
+
+    @property
+    def api_port(self) -> int:
+        """Where HTTP is."""
+        return self.port_base or API_PORT
+
+    @property
+    def nats_port(self) -> int:
+        """Where NATS is."""
+        return self.port_base + 1 if self.port_base else NATS_PORT
+
+    @property
+    def outside(self) -> tuple[str, ...]:
+        """The addresses that are not this machine's loopback."""
+        return tuple(address for address in self.listen if address not in LOOPBACK)
+
+    @property
+    def public_name(self) -> str:
+        """The name or address that hosts reach us by."""
+        return self.advertise or (self.outside[0] if self.outside else "127.0.0.1")
+
+    @property
+    def url(self) -> str:
+        """Where programs on this machine reach the API."""
+        return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def enroll_url(self) -> str:
+        """Where hosts reach the API."""
+        if self.public_name in LOOPBACK:
+            return self.url
+        return f"https://{bracketed(self.public_name)}:{self.api_port}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings for a child process."""
+        found = {}
+        for name, value in msgspec.to_builtins(self).items():
+            for key, item in value.items() if isinstance(value, dict) else [("", value)]:
+                text = ",".join(item) if isinstance(item, (list, tuple)) else str(item)
+                found[PREFIX + "_".join(filter(None, (name, key))).upper()] = text
+        return found
+
+
+def bracketed(host: str) -> str:
+    """A host as it stands in a URL."""
+    return f"[{host}]" if ":" in host else host
+
+
+def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Settings:
+    """The settings; what `given` says (and is not None) wins. Raises Invalid by the name of the setting."""
+    raw: dict[str, Any] = {}
+    path = config or CONFIG
+    if config is not None or path.exists():
+        try:
+            raw = tomllib.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise Invalid(str(path), "a readable TOML file", str(error)) from None
+    _environment(raw, environ)
+    raw |= {name: value for name, value in given.items() if value is not None}
+    try:
+        settings = msgspec.convert(raw, Settings, strict=False)
+    except msgspec.ValidationError as error:
+        raise Invalid("settings", "the documented settings", str(error)) from None
+    for address in settings.listen:
+        parse_address(address, "listen")
+    if not 0 <= settings.port_base <= 65_000:
+        raise Invalid("port_base", "0 to 65000", settings.port_base)
+    return settings
+
+
+def _environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
+    for field in msgspec.structs.fields(Settings):
+        if field.type is Leases:
+            inner: dict[str, Any] = raw.setdefault(field.name, {})
+            for part in msgspec.structs.fields(Leases):
+                value = environ.get(f"{PREFIX}{field.name}_{part.name}".upper())
+                if value:
+                    inner[part.name] = value
+            continue
+        value = environ.get(PREFIX + field.name.upper())
+        if value:
+            many = field.name in {"listen", "nats_urls"}
+            raw[field.name] = [part.strip() for part in value.split(",")] if many else value
