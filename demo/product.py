@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 ROOT = Path(__file__).resolve().parent.parent
-AEGISFLUX = os.environ.get("DEMO_SHIM") or str(Path(sys.executable).parent / "aegisflux")
+AEGISFLUX = str(Path(sys.executable).parent / "aegisflux")
 LEASE_SECONDS = 15
 API_PORT, NATS_PORT = 8081, 4222
 
