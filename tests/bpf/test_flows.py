@@ -136,7 +136,9 @@ def test_a_change_of_mapping_does_not_end_a_kept_connection(kernel: Kernel) -> N
         assert talk.say("y") == "y"
 
 
-def test_cut_gives_the_caller_an_error(kernel: Kernel) -> None:
+@pytest.mark.parametrize("way", ["bpf_sock_destroy", "sock_diag"])
+def test_cut_gives_the_caller_an_error(kernel: Kernel, monkeypatch: pytest.MonkeyPatch, way: str) -> None:
+    monkeypatch.setattr(kernel.datapath._pins, "cutters", way == "bpf_sock_destroy")
     kernel.enforce(SLOT, rules(edges=ALL))
     with kernel.talk(kernel.lab.hosts["app"], "svc", "10.77.0.3", 5432) as talk:
         kernel.enforce(SLOT, rules(established="cut"))
@@ -329,3 +331,35 @@ def test_observe_tells_of_a_connection_once(kernel: Kernel) -> None:
     events = [e for e in kernel.datapath.drain_denied(1000) if e.peer_port == 5432 and e.proto == 6]
     assert 1 <= len(events) <= 2
     assert (events[0].mode, events[0].reason) == ("observe", "no_match")
+
+
+def connected_udp(pipe_in: int, pipe_out: int) -> str:
+    """A connected UDP socket that waits; what its next call says after the cut."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.connect(("10.77.0.3", 5432))
+        s.settimeout(1)
+        s.send(b"x")
+        os.write(pipe_out, s.recv(1))
+        os.read(pipe_in, 1)
+        return probes.word(lambda: str(s.recv(1)))
+
+
+@pytest.mark.parametrize("way", ["bpf_sock_destroy", "sock_diag"])
+def test_cut_reaches_a_connected_udp_socket(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(kernel.datapath._pins, "cutters", way == "bpf_sock_destroy")
+    kernel.enforce(SLOT, rules(edges=ALL))
+    (tell_in, tell), (answers, out) = os.pipe(), os.pipe()
+    seen: list[str] = []
+    app = kernel.lab.hosts["app"]
+    thread = threading.Thread(target=lambda: seen.append(app.call(connected_udp, tell_in, out, cgroup="svc")))
+    thread.start()
+    assert os.read(answers, 1) == b"x"
+    kernel.enforce(SLOT, rules(established="cut"))
+    assert kernel.datapath.cut(SLOT) >= 1
+    os.write(tell, b"!")
+    thread.join()
+    for fd in (tell_in, tell, answers, out):
+        os.close(fd)
+    assert seen == ["ECONNABORTED"]

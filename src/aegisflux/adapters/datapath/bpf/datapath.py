@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, TypeVar
 
-from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf import diag, libbpf
 from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, Control
 from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
 from aegisflux.adapters.datapath.bpf.doctor import examine
@@ -19,7 +19,7 @@ from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
-from aegisflux.domain.net import address_of
+from aegisflux.domain.net import TCP, UDP, address_of
 from aegisflux.domain.verdict import Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
 from aegisflux.ports.datapath import Binding, Check, DeniedFlow, Generation, Held, Loaded, Role
@@ -153,7 +153,7 @@ class BpfDatapath:
     def cut(self, slot: int) -> int:
         """See `Datapath.cut`: TCP and connected UDP, in the namespaces of the service's processes."""
         if not self._pins.cutters:
-            return 0
+            return self._cut_by_diag(slot)
         self._need(self._control).begin_pass(slot)
 
         def destroy() -> int:
@@ -163,6 +163,32 @@ class BpfDatapath:
             )
 
         return sum(self._each_namespace(slot, destroy))
+
+    def _cut_by_diag(self, slot: int) -> int:
+        """The same where the kernel has no bpf_sock_destroy."""
+        self.rejudge(slot)
+        flows = self._need(self._generations).flows_fd(slot)
+        states = self._pins.maps["states"]
+        tops = self._need(self._mapping).paths_of(slot)
+        cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
+
+        def refused(found: diag.Found) -> bool:
+            if found.proto == TCP:
+                return found.slot == slot and found.refused
+            if found.cgroup_id not in cgroups:
+                return False
+            flow = libbpf.lookup(flows, found.udp_key(), layout.UDP_FLOW.size) if flows is not None else None
+            return flow is not None and bool(layout.UDP_FLOW.unpack(flow)[0] & layout.W_REFUSED)
+
+        def destroy() -> int:
+            found = [s for proto in (TCP, UDP) for s in diag.sockets(proto, states) if refused(s)]
+            return sum(map(diag.destroy, found))
+
+        try:
+            return sum(self._each_namespace(slot, destroy))
+        finally:
+            if flows is not None:
+                os.close(flows)
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
         paths = self._need(self._mapping).paths_of(slot)

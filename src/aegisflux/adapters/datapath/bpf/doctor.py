@@ -68,8 +68,8 @@ def _cut() -> Check:
         found = libbpf.kernel_has_function("bpf_sock_destroy")
     except Unavailable:
         found = False
-    detail = "bpf_sock_destroy" if found else "needs kernel 6.5: cut flows end by silence, not by an error"
-    return Check("cut sockets at once", found, detail, required=False)
+    detail = "bpf_sock_destroy" if found else "through sock_diag: bpf_sock_destroy needs kernel 6.5"
+    return Check("cut sockets by BPF", found, detail, required=False)
 
 
 def _hidden() -> Check:
