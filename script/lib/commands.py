@@ -1,4 +1,4 @@
-"""The tree of commands of `aegisflux`, as its cyclopts application has it."""
+"""The tree of commands of `aegisflux`, as its cyclopts application has it, each under its first name."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -45,6 +45,8 @@ def tree(app: cyclopts.App, path: str = "") -> Iterator[Command]:
         if name.startswith("-") or app[name].show is False:
             continue
         inner = app[name]
+        if name in inner.name[1:]:
+            continue
         here = f"{path} {name}".strip()
         below = [verb for verb in inner if not verb.startswith("-")]
         text = inner.help or ""

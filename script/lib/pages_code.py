@@ -36,14 +36,21 @@ def cli_page() -> str:
         parts += [f"## `aegisflux {verb.path}`", _body(verb.help)]
         if verb.arguments:
             parts.append(table(("argument", "default", "meaning"), map(_argument, verb.arguments)))
-    return page("Commands", "`cli.py` and `agent/cli.py`", *filter(None, parts))
+    return page("Commands", "`cli/` and `agent/cli.py`", *filter(None, parts))
 
 
 def settings_page() -> str:
     """Settings of the control plane and of the agent."""
+    control: Any = import_module("aegisflux.settings")
     agent: Any = import_module("aegisflux.agent_bootstrap")
     inner: Any = import_module("aegisflux.agent.parts").AgentSettings
     parts = [
+        f"## The control plane: `{control.CONFIG}`",
+        f"Each can be set by the environment too: `{control.PREFIX}` and its name in capitals.",
+        "A list is comma-separated there. What the command line says wins.",
+        fields_table(control.Settings, control.PREFIX, None, ("leases",)),
+        "### `[leases]`",
+        fields_table(control.Leases, control.PREFIX + "LEASES_"),
         f"## The agent: `{agent.CONFIG}`",
         f"Each can be set by the environment too: `{agent.PREFIX}` and its name in capitals.",
         fields_table(agent.AgentConfig, agent.PREFIX, inner),
@@ -52,11 +59,13 @@ def settings_page() -> str:
     return page("Settings", "`settings.py` and `agent_bootstrap.py`", *parts)
 
 
-def fields_table(kind: Any, prefix: str, more: Any = None) -> str:
+def fields_table(kind: Any, prefix: str, more: Any = None, without: tuple[str, ...] = ()) -> str:
     """The fields of a Struct, explained by `name: sentence` lines of its docstring (else of `more`'s)."""
     said = {**_sentences(more), **_sentences(kind)}
     rows = []
     for field in msgspec.structs.fields(kind):
+        if field.name in without:
+            continue
         if field.name not in said:
             raise KeyError(f"{kind.__name__}.{field.name}: its docstring has no line for it")
         default = "" if field.default is msgspec.NODEFAULT else json.dumps(msgspec.to_builtins(field.default))
@@ -99,26 +108,58 @@ def metrics_page() -> str:
     )
 
 
-def openapi_page(title: str, source: str, document: dict[str, Any]) -> str:
-    """Every operation of an OpenAPI document."""
+def http_page() -> str:
+    """Every operation of the orchestrator."""
+    app = import_module("aegisflux.services.orchestrator.api").application(None)
+    document: dict[str, Any] = app.openapi_schema.to_schema()
+    roles = _roles(app)
+    bodies = document.get("components", {}).get("schemas", {})
     rows, parts = [], []
     for path, methods in sorted(document["paths"].items()):
         for method, operation in sorted(methods.items()):
-            name = f"{method.upper()} {path}"
-            rows.append((code(name), operation.get("summary", "")))
-            parts += [f"## `{name}`", _body(operation.get("description") or operation.get("summary") or "")]
+            name, said = f"{method.upper()} {path}", first_line(operation.get("description"))
+            rows.append((code(name), roles[name], said.split(". ")[0].rstrip(".")))
+            parts += [f"## `{name}`", _body(operation.get("description") or "")]
+            parts.append(f"Needs the role {code(roles[name])}." if roles[name] else "Needs no token.")
             if parameters := operation.get("parameters"):
                 parts.append(table(("parameter", "in", "required", "meaning"), map(_parameter, parameters)))
-            if answers := operation.get("responses"):
-                parts.append(_answers(answers))
-    return page(title, source, table(("operation", "what it does"), rows), *filter(None, parts))
-
-
-def _answers(answers: dict[str, Any]) -> str:
-    return table(
-        ("answer", "meaning"),
-        [(code(status), first_line(answer.get("description"))) for status, answer in sorted(answers.items())],
+            parts.append(_request(operation.get("requestBody"), bodies))
+    return page(
+        "HTTP",
+        "the OpenAPI document of the orchestrator, which it serves itself at `/schema`",
+        "Plain HTTP on 127.0.0.1, TLS on every other address. `Authorization: Bearer <token>` where a role"
+        " is needed; a higher role includes the lower ones: viewer, operator, approver, admin. Errors are"
+        " RFC 9457 problems (`application/problem+json`).",
+        table(("operation", "role", "what it does"), rows),
+        *filter(None, parts),
     )
+
+
+def _roles(app: Any) -> dict[str, str]:
+    """The role that each operation's guard asks for; "" where there is none."""
+    found: dict[str, str] = {}
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            asked = [
+                inspect.getclosurevars(guard).nonlocals.get("role", "") for guard in handler.guards or ()
+            ]
+            for method in handler.http_methods:
+                found[f"{method} {route.path_format}"] = next(filter(None, asked), "")
+    return found
+
+
+def _request(body: dict[str, Any] | None, bodies: dict[str, Any]) -> str:
+    """The fields of a request's body, unless it is a MapSnapshot."""
+    if body is None:
+        return ""
+    schema = body["content"]["application/json"]["schema"]
+    schema = bodies.get(str(schema.get("$ref", "")).rpartition("/")[2], schema)
+    if {"edges", "ttl_seconds"} <= schema.get("properties", {}).keys():
+        return "Body: a [MapSnapshot](mapsnapshot.md)."
+    required = schema.get("required", [])
+    rows = [(code(name), "yes" if name in required else "no") for name in schema.get("properties", {})]
+    head = "Body, a JSON object. " + first_line(schema.get("description"))
+    return head.strip() + "\n\n" + table(("field", "required"), rows)
 
 
 def _parameter(parameter: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -155,7 +196,8 @@ def _link(path: str) -> str:
 PAGES: dict[str, Callable[[], str]] = {}
 if find_spec("aegisflux.cli"):
     PAGES["docs/reference/cli.md"] = cli_page
-if find_spec("aegisflux.runtime.metrics"):
-    PAGES["docs/reference/metrics.md"] = metrics_page
-if find_spec("aegisflux.agent_bootstrap"):
-    PAGES["docs/reference/settings.md"] = settings_page
+PAGES |= {
+    "docs/reference/http.md": http_page,
+    "docs/reference/metrics.md": metrics_page,
+    "docs/reference/settings.md": settings_page,
+}
