@@ -157,8 +157,7 @@ __noinline int parse_slowly(struct __sk_buff *skb, __u32 dir, struct packet *p)
 	if (!p)
 		return 0;
 	__builtin_memset(p, 0, sizeof(*p));
-	p->family = 4;
-	p->peer[2] = MAPPED;
+	set_peer4(p, ~0U);	/* of nobody, until it is read: 0.0.0.0 would be the host's own */
 	if (bpf_skb_load_bytes(skb, 0, &first, 1))
 		p->malformed = 1;
 	else if (first >> 4 == 4)

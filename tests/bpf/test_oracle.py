@@ -1,9 +1,11 @@
 """The programs in the kernel against the oracle, by BPF_PROG_TEST_RUN."""
 
+import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
+from hypothesis import given, settings
 from msgspec.structs import replace
 
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, Flow, Host
@@ -13,7 +15,7 @@ from aegisflux.domain.verdict import judge
 from tests.bpf.bench_kernel import Bench, same
 from tests.bpf.frames import CB_EXPIRED
 from tests.support.cases import CASES, load_cases
-from tests.support.snapshots import random_flow, random_ruleset
+from tests.support.snapshots import random_flow, random_ruleset, seeds
 
 pytestmark = pytest.mark.bpf
 HOST = Host(failsafe=DEFAULT_FAILSAFE)
@@ -25,22 +27,18 @@ def bench() -> Iterator[Bench]:
         yield bench
 
 
-@pytest.mark.parametrize("batch", range(10))
-def test_random_snapshots_and_probes_agree_with_the_oracle(
-    bench: Bench, batch: int, scale: Callable[[str, int], int]
-) -> None:
-    for number in range(scale("snapshots", 500) // 10):
-        seed = batch * 1_000_000 + number
-        rng = random.Random(seed)
-        rules = random_ruleset(rng, rng.choice((3, 8, 40)))
-        bench.use(rules)
-        for _ in range(50):
-            flow = random_flow(rng, rules)
-            expired = rng.random() < 0.05
-            host = replace(HOST, expired=expired)
-            verdict = judge(rules, flow, host)
-            seen = bench.judge(flow, extra=CB_EXPIRED if expired else 0)
-            assert same(verdict, seen), f"seed {seed}: {flow}: oracle {verdict}, kernel {seen}, rules {rules}"
+@settings(max_examples=int(os.environ.get("AEGISFLUX_SNAPSHOTS", "500")))
+@given(seed=seeds)
+def test_random_snapshots_and_probes_agree_with_the_oracle(bench: Bench, seed: int) -> None:
+    rng = random.Random(seed)
+    rules = random_ruleset(rng, rng.choice((3, 8, 40)))
+    bench.use(rules)
+    for _ in range(50):
+        flow = random_flow(rng, rules)
+        expired = rng.random() < 0.05
+        verdict = judge(rules, flow, replace(HOST, expired=expired))
+        seen = bench.judge(flow, extra=CB_EXPIRED if expired else 0)
+        assert same(verdict, seen), f"{flow}: oracle {verdict}, kernel {seen}, rules {rules}"
 
 
 @pytest.mark.skipif(not CASES.exists(), reason="../shared/data is not here")
