@@ -30,7 +30,6 @@ from aegisflux.services.orchestrator.core import Core, Options
 from aegisflux.services.orchestrator.keys import AUDIT, Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 from aegisflux.settings import Settings, bracketed
-from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
 
 ADMIN, VIEWER, VIEWER_CREDS = "admin-token", "viewer-token", "viewer.creds"
@@ -153,7 +152,9 @@ async def _status(port: int, path: str) -> int:
 
 
 async def run_orchestrator(settings: Settings) -> None:
-    """The orchestrator until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    """The orchestrator until SIGTERM or SIGINT. It answers /healthz at once, and works
+    when its engines do.
+    """
     place, stop = Place(settings), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -169,8 +170,8 @@ async def run_orchestrator(settings: Settings) -> None:
     app = application(orchestrator)
     servers = [http.server(app, "127.0.0.1", settings.api_port, None)]
     files = place.pki.server("orchestrator", place.names, time.time())
-    for address in settings.outside:
-        servers.append(http.server(app, address, settings.api_port, (files.certificate, files.key)))
+    tls = files.certificate, files.key
+    servers += [http.server(app, address, settings.api_port, tls) for address in settings.outside]
     serving = [asyncio.create_task(server.serve()) for server in servers]
     system.on_connect(accounts.push_all)
     control.open()
@@ -182,7 +183,7 @@ async def run_orchestrator(settings: Settings) -> None:
     stopping.cancel()
     starting.cancel()
     for server in servers:
-        server.stop()
+        server.end()
     await orchestrator.close()
     await asyncio.wait_for(
         asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
@@ -275,8 +276,8 @@ def admin_token(settings: Settings) -> str | None:
         return None
 
 
-async def watch_maps(environ: dict[str, str], handle: Callable[[bytes], None], count: int) -> None:
-    """Hear announcements with the credentials that `aegisflux env` exports, `count` of them (0: for ever)."""
+async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes], None], count: int) -> None:
+    """Hear a subject with the credentials that `aegisflux env` exports, `count` of them (0: for ever)."""
     credentials = Credentials.parse(Path(environ["NATS_CREDS"]).read_text())
     bus = NatsBus(
         NatsOptions(
@@ -298,8 +299,8 @@ async def watch_maps(environ: dict[str, str], handle: Callable[[bytes], None], c
     bus.open()
     try:
         await bus.ready(10)
-        await bus.watch(subjects.MAPS, told)
-        log.info("watching", subject=subjects.MAPS)
+        await bus.watch(subject, told)
+        log.info("watching", subject=subject)
         await done.wait()
     finally:
         await bus.close()

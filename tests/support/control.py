@@ -1,4 +1,6 @@
-"""A real control plane for tests: NATS and PostgreSQL from their wheels, the orchestrator in this process, fake agents."""
+"""A real control plane for tests: NATS and PostgreSQL from their wheels, the orchestrator in this process,
+fake agents.
+"""
 
 import asyncio
 import time
@@ -92,7 +94,8 @@ class FakeAgent:
         else:
             self.in_force[service.service_id] = active
             said = Ack(
-                self.host, manifest.serial, service.service_id, active.version, active.digest, "sha256:" + "0" * 64,
+                self.host, manifest.serial, service.service_id, active.version, active.digest, "sha256:" +
+                "0" * 64,
                 active.lease_until, time.time(), active.confirm_seconds > 0,
             )  # fmt: skip
         await self.send(said)

@@ -1,6 +1,7 @@
 """`aegisflux`: one entry point; a noun, then a verb.
 
-Exit status: 0 fine, 1 findings, 2 error, 3 refused, 4 unavailable. Data goes to stdout, talk to stderr. Parts are imported
+Exit status: 0 fine, 1 findings, 2 error, 3 refused, 4 unavailable. Data goes to stdout, talk to stderr.
+Parts are imported
 when they are used, so that the agent stays small.
 """
 

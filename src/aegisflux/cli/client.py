@@ -1,4 +1,6 @@
-"""The orchestrator's API for the command line: the token comes from AEGISFLUX_TOKEN, never from an argument."""
+"""The orchestrator's API for the command line: the token comes from AEGISFLUX_TOKEN, never from an
+argument.
+"""
 
 import json
 import os

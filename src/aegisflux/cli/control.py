@@ -25,7 +25,8 @@ def loaded(config: Path | None = None, data_dir: str | None = None, port_base: i
 
 
 def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
-    """Start the control plane of this machine: NATS, PostgreSQL and the orchestrator, supervised, until SIGTERM.
+    """Start the control plane of this machine: NATS, PostgreSQL and the orchestrator, supervised, until
+    SIGTERM.
 
     Example: aegisflux up --data-dir /srv/aegisflux --port-base 9000
     """
@@ -90,7 +91,8 @@ def _screen(given: Settings, seen: set[str]) -> str:
             f"  data          {given.data}",
             f"  admin token   in {given.data / 'secrets' / 'admin-token'}",
             f'  a shell       eval "$(aegisflux env{where})"',
-            f"  enrol a host  aegisflux hosts token{where}, then on the host: aegisflux agent enroll --host-id NAME",
+            f"  enrol a host  aegisflux hosts token{where}",
+            "                then, on the host: aegisflux agent enroll --host-id NAME",
             "  stop          Ctrl-C or SIGTERM",
             "",
         )

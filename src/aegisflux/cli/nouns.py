@@ -227,7 +227,9 @@ def rotate(*, seconds: Annotated[float, Parameter(help="how long to wait for the
 
 @audit_app.command
 def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
-    """Check the hash chain of the audit log in the store: edits, gaps, a cut-off tail. Exit status 1 when it is not whole."""
+    """Check the hash chain of the audit log in the store: edits, gaps, a cut-off tail. Exit status 1 when
+    it is not whole.
+    """
     from aegisflux import bootstrap
 
     count, problems = asyncio.run(bootstrap.audit_problems(loaded(config, data_dir)))
@@ -248,6 +250,7 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")] = 0) -> None:
     """Show every announced snapshot, a line of JSON each, with the credentials of `aegisflux env`."""
     from aegisflux import bootstrap
+    from aegisflux.wire import subjects
 
     names = ("NATS_URL", "NATS_CREDS", "NATS_CA")
     given = {name: os.environ[name] for name in names if name in os.environ}
@@ -258,7 +261,7 @@ def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")
         sys.stdout.write(payload.decode(errors="replace") + "\n")
         sys.stdout.flush()
 
-    asyncio.run(bootstrap.watch_maps(given, told, count))
+    asyncio.run(bootstrap.watch(given, subjects.MAPS, told, count))
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:

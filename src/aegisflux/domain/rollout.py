@@ -1,7 +1,9 @@
 """Which host is to run which version of a service: posted, promoted, rolled back, withdrawn.
 
-Pure: every step takes a `Rollout` and gives the next one with the hosts whose manifest changes. A posted version ends
-with its lease; a promoted one is renewed (`Assigned.renewed`) until it is superseded. Versions on a host only rise.
+Pure: every step takes a `Rollout` and gives the next one with the hosts whose manifest changes. A posted
+version ends
+with its lease; a promoted one is renewed (`Assigned.renewed`) until it is superseded.
+Versions on a host only rise.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -16,7 +18,9 @@ MAX_PROMOTIONS: Final = 32
 
 
 class Assigned(Struct, frozen=True):
-    """The version that a host is to run, until when (seconds since the epoch), and whether its lease is renewed."""
+    """The version that a host is to run, until when (seconds since the epoch), and whether its lease is
+    renewed.
+    """
 
     version: int
     lease_until: int
@@ -62,7 +66,9 @@ class StaleVersion(Conflict):
 
 
 def check_version(rollout: Rollout, version: int, digest: str, latest_digest: str | None) -> bool:
-    """Whether the version is new; False when it is the latest one with the same digest; raises StaleVersion."""
+    """Whether the version is new; False when it is the latest one with the same digest; raises
+    StaleVersion.
+    """
     if version > rollout.latest:
         return True
     if version == rollout.latest and digest == latest_digest:
@@ -137,7 +143,7 @@ def rollback_target(rollout: Rollout, to_version: int | None) -> int:
     earlier = [version for version in rollout.promotions if version != stable]
     if stable is None or not earlier:
         raise Conflict(
-            f"service {rollout.service_id}: nothing was promoted before; name to_version, or withdraw the snapshot"
+            f"service {rollout.service_id}: nothing was promoted before; name to_version, or withdraw"
         )
     return earlier[-1]
 

@@ -1,4 +1,4 @@
-"""Where the control plane's truth lies. What can be asked is the list of named queries (adapters/store/sql/queries.sql).
+"""Where the control plane's truth lies: named queries (adapters/store/sql/queries.sql) and changes.
 
 Every method raises Unavailable when the store cannot be used.
 """
@@ -29,7 +29,9 @@ class Queries(Protocol):
 
 
 class Change(Queries, Protocol):
-    """One transaction that holds the head of the audit log, so that changes have one order: that of their commits."""
+    """One transaction that holds the head of the audit log, so that changes have one order: that of their
+    commits.
+    """
 
     async def audit(self, entry: Entry) -> None:
         """Append a line; a change without one is a programmer's error."""

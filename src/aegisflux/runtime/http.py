@@ -1,4 +1,6 @@
-"""HTTP as all our services speak it: problems as RFC 9457, request ids, bodies with a bound, pages that load nothing."""
+"""HTTP as all our services speak it: problems as RFC 9457, request ids, bodies with a bound, pages that
+load nothing.
+"""
 
 import html
 import re
@@ -161,6 +163,14 @@ def accounted(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
+class EmbeddedServer(Server):
+    """A server in this event loop: `serve()` until `stop()`."""
+
+    def end(self) -> None:
+        """Accept no more, and let `serve` return."""
+        self.stop()  # type: ignore[no-untyped-call]
+
+
 class Page(OpenAPIRenderPlugin):
     """The OpenAPI document as one page of plain HTML: no script, nothing from other hosts."""
 
@@ -180,8 +190,10 @@ class Page(OpenAPIRenderPlugin):
                 )
         title = html.escape(openapi_schema["info"]["title"])
         return (
-            "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
-            f"<title>{title}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
+            "<!doctype html><html lang=en><meta charset=utf-8>"
+            "<meta name=viewport content='width=device-width'>"
+            f"<title>{title}</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:60rem;"
+            "margin:2rem auto;"
             "padding:0 1rem}h2{font-size:1rem;border-top:1px solid #ccc;padding-top:1rem}</style>"
             f"<h1>{title}</h1><p>The same as <a href='/schema/openapi.json'>OpenAPI 3.1 (JSON)</a>.</p>"
             f"{''.join(rows)}</html>"
@@ -214,9 +226,9 @@ def openapi(title: str, words: str) -> OpenAPIConfig:
     )
 
 
-def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> Server:
+def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> EmbeddedServer:
     """A server in this event loop: `serve()` until `stop()`. `tls` is certificate and key."""
-    return Server(
+    return EmbeddedServer(
         app,
         address=address,
         port=port,

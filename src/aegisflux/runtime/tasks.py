@@ -38,8 +38,8 @@ async def _looped(name: str, step: Callable[[], Awaitable[None]]) -> None:
             log.warning("comes again", task=name, error=str(error))
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
-        except Exception:  # noqa: BLE001 - a loop's edge: logged, and tried again
-            log.error("failed", task=name, exc_info=True)
+        except Exception:
+            log.exception("failed", task=name)
             await asyncio.sleep(pause)
             pause = min(pause * 2, LAST_PAUSE)
 

@@ -100,7 +100,7 @@ class PostgresStore(_Queries):
 
     async def open(self) -> None:
         """Connect and bring the schema up to date; raises Unavailable."""
-        self._runner = await _here(
+        pool = await _here(
             lambda: asyncpg.create_pool(
                 self._dsn,
                 min_size=2,
@@ -110,7 +110,16 @@ class PostgresStore(_Queries):
                 timeout=10,
             )
         )
-        async with self._runner.acquire() as connection, connection.transaction():
+        try:
+            async with _leased(pool) as connection:
+                await _here(lambda: self._make(connection))
+        except BaseException:
+            pool.terminate()
+            raise
+        self._runner = pool
+
+    async def _make(self, connection: Any) -> None:
+        async with connection.transaction():
             await _migrate(connection)
             head = audit.first_head(self._key)
             await connection.execute(self._queries["first_head"], head.hash, head.mac)
@@ -146,10 +155,10 @@ class PostgresStore(_Queries):
 
     async def audit_log(self) -> tuple[Head, Sequence[Line]]:
         """See `Store.audit_log`."""
-        async with _leased(self._runner) as connection:
-            async with connection.transaction(isolation="repeatable_read", readonly=True):
-                found = await _here(lambda: connection.fetchrow("select seq, hash, mac from audit_head"))
-                rows = await _here(lambda: connection.fetch(self._queries["audit_lines"], -1, None))
+        read = {"isolation": "repeatable_read", "readonly": True}
+        async with _leased(self._runner) as connection, connection.transaction(**read):
+            found = await _here(lambda: connection.fetchrow("select seq, hash, mac from audit_head"))
+            rows = await _here(lambda: connection.fetch(self._queries["audit_lines"], -1, None))
         head = Head(found["seq"], found["hash"], found["mac"]) if found else Head(0, b"", b"")
         return head, [line_of(row) for row in rows]
 

@@ -1,4 +1,6 @@
-"""Bearer tokens: stored hashed, with a role and an end. Checked against the store, remembered for a few seconds."""
+"""Bearer tokens: stored hashed, with a role and an end. Checked against the store, remembered for a few
+seconds.
+"""
 
 import secrets
 from hashlib import sha256

@@ -12,7 +12,9 @@ MAX_HOSTS: Final = 100
 
 
 class SnapshotAnnouncement(Struct, frozen=True, omit_defaults=True):
-    """An accepted snapshot. The snapshot itself up to 256 kB, else `snapshot_bytes`; the first 100 target hosts."""
+    """An accepted snapshot. The snapshot itself up to 256 kB, else `snapshot_bytes`; the first 100 target
+    hosts.
+    """
 
     service_id: int
     version: int

@@ -1,6 +1,7 @@
 """What hosts say: acks, nacks and heartbeats, believed only when the host's own key signed them.
 
-A confirmation goes out when a host acked what it waits to have confirmed and a heartbeat from after the flip says the same.
+A confirmation goes out when a host acked what it waits to have confirmed and a heartbeat from after the
+flip says the same.
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,9 @@ log = logs.get("answers")
 
 
 class Answers:
-    """Handlers of the ack and heartbeat consumers. What is off becomes a dead letter; the rest is stored in one go."""
+    """Handlers of the ack and heartbeat consumers. What is off becomes a dead letter; the rest is stored in
+    one go.
+    """
 
     def __init__(self, core: Core) -> None:
         self._core = core

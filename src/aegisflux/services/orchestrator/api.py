@@ -1,4 +1,6 @@
-"""The orchestrator over HTTP (contracts §3): the application, who may call what, and what is open to everybody."""
+"""The orchestrator over HTTP (contracts §3): the application, who may call what, and what is open to
+everybody.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -112,13 +114,17 @@ def metrics_page() -> Response[bytes]:
 
 @get(CA_PATH, security=[{}], media_type=MediaType.TEXT, sync_to_thread=False)
 def authority(request: Handler) -> str:
-    """The certificate of our CA (PEM), for hosts that enrol: they compare it with their token. Needs no token."""
+    """The certificate of our CA (PEM), for hosts that enrol: they compare it with their token. Needs no
+    token.
+    """
     return orchestrator_of(request).core.options.ca_pem
 
 
 @post(ENROLL_PATH, status_code=200, security=[{}])
 async def enroll(data: EnrollRequest, request: Handler) -> EnrollAnswer:
-    """Enrol a host with an enrolment token. A retry with the same token and key gets the same answer; another key 409."""
+    """Enrol a host with an enrolment token. A retry with the same token and key gets the same answer;
+    another key 409.
+    """
     client = request.client
     asker = Who(source=client.host if client else "", request_id=http.request_id(request))
     return await orchestrator_of(request).hosts.enroll(data, asker)

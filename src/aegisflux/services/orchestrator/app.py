@@ -1,5 +1,7 @@
 """The orchestrator as a whole: what runs while it lives."""
 
+import asyncio
+
 from aegisflux.domain.manifest import PublicKey
 from aegisflux.runtime import logs
 from aegisflux.runtime.tasks import Tasks
@@ -17,6 +19,8 @@ from aegisflux.services.orchestrator.views import Views
 from aegisflux.wire import subjects
 
 DURABLE = "orchestrator"
+ACKS = subjects.stream_of(subjects.ALL_ACKS).name
+HEARTBEATS = subjects.stream_of(subjects.ALL_HEARTBEATS).name
 log = logs.get("orchestrator")
 
 
@@ -46,8 +50,8 @@ class Orchestrator:
         bus.on_connect(self._connected)
         await bus.ensure_streams()
         await bus.serve(subjects.ALL_CONTENT, self.contents.answer)
-        await bus.consume("ACKS", DURABLE, self.answers.on_acks)
-        await bus.consume("HEARTBEATS", DURABLE, self.answers.on_heartbeats)
+        await bus.consume(ACKS, DURABLE, self.answers.on_acks)
+        await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats)
         self._tasks.loop("manifests", self.relay.manifests)
         self._tasks.loop("announcements", self.relay.announcements)
         self._tasks.loop("compare", self._compare)
@@ -65,8 +69,6 @@ class Orchestrator:
         await self.answers.confirm_again()
 
     async def _compare(self) -> None:
-        import asyncio
-
         await self.relay.compare()
         await asyncio.sleep(self.core.options.compare_every)
 

@@ -1,4 +1,6 @@
-"""Answers `agent.content.<host>`: a chunk of a signed content, only of digests that the host's manifest names."""
+"""Answers `agent.content.<host>`: a chunk of a signed content, only of digests that the host's manifest
+names.
+"""
 
 from collections import OrderedDict
 

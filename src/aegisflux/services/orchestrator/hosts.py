@@ -1,4 +1,6 @@
-"""Hosts: enrolment tokens, enrolment, release. A host's name and its key belong together until it is released."""
+"""Hosts: enrolment tokens, enrolment, release. A host's name and its key belong together until it is
+released.
+"""
 
 import secrets
 from collections.abc import Mapping, Sequence

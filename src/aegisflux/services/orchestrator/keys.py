@@ -1,4 +1,6 @@
-"""The keys that sign: the root signs the key set, a key of the set signs manifests, contents and confirmations."""
+"""The keys that sign: the root signs the key set, a key of the set signs manifests, contents and
+confirmations.
+"""
 
 from collections.abc import Callable
 
@@ -32,7 +34,9 @@ class Keys:
         self._sign: Callable[[bytes], bytes] = _unset
 
     def use(self, encoded: bytes, signing: str) -> None:
-        """Take a stored key set and the id of the key to sign with; raises Unavailable when its secret is missing."""
+        """Take a stored key set and the id of the key to sign with; raises Unavailable when its secret is
+        missing.
+        """
         self.envelope = msgspec.msgpack.decode(encoded, type=Envelope)
         self.set = msgspec.msgpack.decode(self.envelope.payload, type=KeySet)
         self.version = self.set.version

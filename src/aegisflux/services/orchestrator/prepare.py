@@ -1,4 +1,6 @@
-"""Heavy work on snapshots, in processes of their own: reading, compiling, judging never run on the event loop."""
+"""Heavy work on snapshots, in processes of their own: reading, compiling, judging never run on the event
+loop.
+"""
 
 import asyncio
 import os

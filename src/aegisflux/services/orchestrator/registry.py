@@ -30,7 +30,7 @@ class Registry:
         host_labels: Mapping[str, str],
         who: Who,
     ) -> Service:
-        """Register a service, or change the one of that number; without a number it gets the next free one."""
+        """Register a service, or change the one of that number; without one it gets the next."""
         _check(name, selectors, host_labels)
         core, now = self._core, self._core.now()
         async with core.store.change() as db:

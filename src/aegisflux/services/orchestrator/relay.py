@@ -1,6 +1,8 @@
-"""From the store to the bus: the newest manifest of each dirty host, and announcements in the order of the commits.
+"""From the store to the bus: the newest manifest of each dirty host, and announcements in the order of the
+commits.
 
-The bus is a cache: at start, after each reconnect and every five minutes what it holds is compared and published again.
+The bus is a cache: at start, after each reconnect and every five minutes what it holds is compared and
+published again.
 """
 
 import asyncio

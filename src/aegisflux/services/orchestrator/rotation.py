@@ -1,4 +1,6 @@
-"""Rotation of the key that signs: add the new one, wait for the hosts, sign everything anew, wait, remove the old one."""
+"""Rotation of the key that signs: add the new one, wait for the hosts, sign everything anew, wait, remove
+the old one.
+"""
 
 import asyncio
 
@@ -41,7 +43,9 @@ class Rotation:
         return KeyState(keys.version, names, keys.signing, row["phase"] if row else "none", waiting)
 
     async def begin(self, who: Who) -> KeyState:
-        """Add a key to the set; the hosts learn it with their next manifest. Raises Conflict while one is under way."""
+        """Add a key to the set; the hosts learn it with their next manifest. Raises Conflict while one is
+        under way.
+        """
         core, now = self._core, self._core.now()
         async with core.store.change() as db:
             if await db.row("rotation") is not None:

@@ -142,7 +142,9 @@ class _PostOperation(Operation):
 
 @post("/seg/maps", status_code=200, guards=[needs("operator")], operation_class=_PostOperation)
 async def post_maps(request: Handler, target_host: Targets = None, idempotency_key: Key = None) -> Accepted:
-    """Post a snapshot to the target hosts, or to every enrolled host that runs the service. 409 names the next version."""
+    """Post a snapshot to the target hosts, or to every enrolled host that runs the service. 409 names the
+    next version.
+    """
     body = await request.body()
     return await orchestrator_of(request).snapshots.post(
         body, _hosts(target_host), idempotency_key or "", who(request)

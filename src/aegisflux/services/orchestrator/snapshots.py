@@ -1,4 +1,6 @@
-"""Changes of rollouts: post, promote, roll back, withdraw. Each is one transaction, announced and relayed afterwards."""
+"""Changes of rollouts: post, promote, roll back, withdraw. Each is one transaction, announced and relayed
+afterwards.
+"""
 
 from collections.abc import Sequence
 from hashlib import sha256

@@ -1,4 +1,6 @@
-"""What time brings: leases to renew, hosts that began to run a service, manifests that grow old, keys to rotate."""
+"""What time brings: leases to renew, hosts that began to run a service, manifests that grow old, keys to
+rotate.
+"""
 
 import asyncio
 

@@ -168,11 +168,11 @@ class Views:
         hosts = [h for h in status.hosts if host in (None, h.host_id)]
         if host is not None and not hosts:
             raise NotFound(f"service {service_id} has no snapshot on host {host}")
-        desired = await self._reasons(service_id, flow, [(h.desired, h.host_id) for h in hosts])
+        desired = await self._reasons(flow, [(h.desired, h.host_id) for h in hosts])
         if not hosts:
             desired = await self._open(service_id, flow)
         observed = await self._reasons(
-            service_id, flow, [(h.observed, h.host_id) for h in hosts], {h.host_id: h.state for h in hosts}
+            flow, [(h.observed, h.host_id) for h in hosts], {h.host_id: h.state for h in hosts}
         )
         differs = {_essence(r) for r in desired} != {_essence(r) for r in observed}
         return Why(service_id, msgspec.to_builtins(asked), desired, observed, differs)
@@ -182,11 +182,10 @@ class Views:
         version = rollout.stable or rollout.open_version or rollout.latest
         row = await self._core.store.row("content", service_id, version)
         named = Named(version, row["digest"]) if row else None
-        return await self._reasons(service_id, flow, [(named, "")])
+        return await self._reasons(flow, [(named, "")])
 
     async def _reasons(
         self,
-        service_id: int,
         flow: Flow,
         given: list[tuple[Named | None, str]],
         states: dict[str, str] | None = None,
@@ -196,11 +195,10 @@ class Views:
             expired = (states or {}).get(host) == "expired"
             key = (named.version, named.digest, expired) if named else (None, None, False)
             groups.setdefault(key, []).append(host)
-        return tuple([await self._reason(service_id, flow, *key, hosts) for key, hosts in groups.items()])
+        return tuple([await self._reason(flow, *key, hosts) for key, hosts in groups.items()])
 
     async def _reason(
         self,
-        service_id: int,
         flow: Flow,
         version: int | None,
         digest: str | None,

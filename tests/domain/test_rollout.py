@@ -1,0 +1,119 @@
+"""Transcripts of rollouts: each line is an event and what the hosts then have."""
+
+import pytest
+
+from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.errors import Conflict, NotFound
+from aegisflux.domain.rollout import Rollout, StaleVersion
+
+RUNNING = {"a", "b", "c"}
+NOW, LEASE = 1000, 1600
+
+
+def told(rollout: Rollout) -> str:
+    """Hosts as `a1* b2`: version, a star where the lease is renewed."""
+    return " ".join(f"{h}{g.version}{'*' if g.renewed else ''}" for h, g in sorted(rollout.hosts.items()))
+
+
+def play(lines: str) -> list[str]:
+    """Run a transcript; gives what each line left behind."""
+    rollout, found = Rollout(7), []
+    for line in filter(None, map(str.strip, lines.splitlines())):
+        event, _, expected = (part.strip() for part in line.partition("->"))
+        verb, *words = event.split()
+        if verb == "post":
+            targets = words[1].split(",") if len(words) > 1 else None
+            step = rollouts.post(rollout, int(words[0]), LEASE, targets, RUNNING)
+        elif verb == "promote":
+            version = rollouts.promotable(rollout, int(words[0]) if words else None)
+            step = rollouts.promote(rollout, version, LEASE, RUNNING)
+        elif verb == "rollback":
+            rollouts.rollback_target(rollout, int(words[0]) if words else None)
+            step = rollouts.rollback(rollout, rollout.latest + 1, LEASE, RUNNING)
+        elif verb == "withdraw":
+            step = rollouts.withdraw(rollout, words[0].split(",") if words else None)
+        else:
+            step = rollouts.joined(rollout, words[0], NOW, 600)
+        rollout = step.rollout
+        changed = ",".join(step.changed) or "none"
+        got = f"{told(rollout) or 'nothing'}; changed {changed}"
+        assert got == expected, f"{event}: expected {expected!r}, got {got!r}"
+        found.append(got)
+    return found
+
+
+def test_canary_then_promote():
+    play("""
+        post 1 a -> a1; changed a
+        post 1 a -> a1; changed none
+        post 1 b -> a1 b1; changed b
+        promote  -> a1* b1* c1*; changed a,b,c
+        promote  -> a1* b1* c1*; changed none
+        post 2 c -> a1* b1* c2; changed c
+        promote 2 -> a2* b2* c2*; changed a,b,c
+    """)
+
+
+def test_rollback_of_a_canary_takes_the_stable_content_under_a_new_version():
+    play("""
+        post 1 -> a1 b1 c1; changed a,b,c
+        promote -> a1* b1* c1*; changed a,b,c
+        post 2 a -> a2 b1* c1*; changed a
+        rollback -> a3* b3* c3*; changed a,b,c
+    """)
+
+
+def test_rollback_before_a_promotion_needs_a_version_and_reaches_only_who_has_one():
+    play("""
+        post 1 a -> a1; changed a
+        post 2 a -> a2; changed a
+        rollback 1 -> a3; changed a
+    """)
+    with pytest.raises(Conflict, match="name to_version"):
+        play("post 1 a -> a1; changed a\nrollback -> x")
+
+
+def test_withdraw_and_join():
+    play("""
+        post 1 -> a1 b1 c1; changed a,b,c
+        join d -> a1 b1 c1 d1; changed d
+        withdraw a -> b1 c1 d1; changed a
+        withdraw -> nothing; changed b,c,d
+        join e -> nothing; changed none
+    """)
+
+
+def test_a_late_host_gets_only_what_is_left_of_an_open_lease():
+    step = rollouts.post(Rollout(7), 1, LEASE, None, set())
+    assert rollouts.joined(step.rollout, "d", NOW, 0).rollout.hosts["d"].lease_until == LEASE
+    assert rollouts.joined(step.rollout, "d", LEASE, 0).changed == ()
+
+
+@pytest.mark.parametrize(
+    ("version", "digest", "new"), [(8, "x", True), (7, "same", False), (7, "other", None), (6, "same", None)]
+)
+def test_versions_rise(version, digest, new):
+    if new is None:
+        with pytest.raises(StaleVersion) as error:
+            rollouts.check_version(Rollout(1, latest=7), version, digest, "same")
+        assert (error.value.current, error.value.following) == (7, 8)
+    else:
+        assert rollouts.check_version(Rollout(1, latest=7), version, digest, "same") is new
+
+
+def test_promoting_what_is_older_than_a_host_has_is_refused():
+    rollout = rollouts.post(rollouts.post(Rollout(1), 1, 9, ["a"], ()).rollout, 2, 9, ["b"], ()).rollout
+    with pytest.raises(Conflict, match="roll back instead"):
+        rollouts.promotable(rollout, 1)
+    with pytest.raises(NotFound):
+        rollouts.promotable(rollout, 3)
+    with pytest.raises(NotFound):
+        rollouts.promotable(Rollout(1), None)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "labels", "runs"),
+    [({}, {"a": "1"}, False), ({"a": "1"}, {"a": "1", "b": "2"}, True), ({"a": "1"}, {"a": "2"}, False)],
+)
+def test_labels(wanted, labels, runs):
+    assert rollouts.runs(wanted, labels) is runs
