@@ -136,8 +136,9 @@ def _deadline(scene: Scene) -> float:
 
 def _lease_ends(scene: Scene, killed: float, deadline: float) -> None:
     account, web = scene.account, scene.programs["web-1"]
-    scene.fleet.stop_agent("web-1", signal.SIGSTOP)
-    account.note("the agent on web-1 is stopped (SIGSTOP): the kernel has to end the lease alone")
+    if scene.fleet.datapath == "bpf":
+        scene.fleet.stop_agent("web-1", signal.SIGSTOP)
+        account.note("the agent on web-1 is stopped (SIGSTOP): the kernel has to end the lease alone")
     found = web.until(REFUSED, "tcp", scene.address("db"), SQL, product.LEASE_SECONDS + 4.0)
     scene.fleet.stop_agent("web-1", signal.SIGCONT)
     late = found["at"] - deadline

@@ -45,7 +45,13 @@ def main(arguments: list[str]) -> int:
     reason = _refusal() if not options.simulated else "asked for by --simulated"
     fleet = _fleet(reason)
     account.opening(fleet.datapath, _opening(reason))
-    scene = Scene(account, fleet, Api(None, product.api_port(fleet.port_base)), fleet.folder / "control", fleet.port_base)
+    scene = Scene(
+        account,
+        fleet,
+        Api(None, product.api_port(fleet.port_base)),
+        fleet.folder / "control",
+        fleet.port_base,
+    )
     try:
         for chapter in CHAPTERS:
             chapter(scene)
