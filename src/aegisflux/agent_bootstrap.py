@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import logging
 import os
 import signal
 import time
@@ -182,6 +183,7 @@ def _trim() -> None:
 
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that ends
     locks, store = Locked(), FileStore(config.state)
     locks.take(config.state, "state folder")
     identity, seed = read_identity(store)

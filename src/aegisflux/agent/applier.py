@@ -24,6 +24,7 @@ from aegisflux.domain.trust import Nacked, Trusted, now_of
 from aegisflux.ports.datapath import Generation, Held, Loaded, Role
 
 LARGE: Final = 2000
+ROUNDS: Final = 3
 
 
 class Applier:
@@ -38,6 +39,7 @@ class Applier:
         self.book = book
         self.failures: dict[int, tuple[NackReason, str]] = {}
         self.drifted: set[int] = set()
+        self.reverts = 0
 
     async def recover(self, held: list[Held]) -> None:
         """Square the book with the kernel after a start."""
@@ -55,20 +57,32 @@ class Applier:
         await self._write(converge.enter(self.book, manifest))
 
     async def apply(self, manifest: HostManifest, trusted: Trusted) -> bool:
-        """Do what is needed; whether all was done that can be done now."""
-        await self.enter(manifest)
+        """Do what is needed; whether all was done that can be done now.
+
+        A second round follows where the first one freed slots or took something back.
+        """
         done = True
-        for step in converge.plan(manifest, self.book, self._boot_ns()):
-            try:
-                await self._do(step, manifest, trusted)
-            except Nacked as error:
-                await self._nack(manifest, step.service_id, error.reason, error.detail, step)
-            except (Unavailable, OSError) as error:
-                done = False
-                self._parts.log(f"service {step.service_id}: {error}")
-        if done and {s.service_id for s in manifest.services} - set(self.book.services):
-            return await self.apply(manifest, trusted)
+        for _ in range(ROUNDS):
+            await self.enter(manifest)
+            steps = converge.plan(manifest, self.book, self._boot_ns())
+            before = self.reverts
+            for step in steps:
+                done = await self._tried(step, manifest, trusted) and done
+            entered = all(service.service_id in self.book.services for service in manifest.services)
+            if entered and self.reverts == before:
+                break
         return done
+
+    async def _tried(self, step: converge.Step, manifest: HostManifest, trusted: Trusted) -> bool:
+        """Whether it need not be tried again by itself; a nack is an answer."""
+        try:
+            await self._do(step, manifest, trusted)
+        except Nacked as error:
+            await self._nack(manifest, step.service_id, error.reason, error.detail, step)
+        except (Unavailable, OSError) as error:
+            self._parts.log(f"service {step.service_id}: {error}")
+            return False
+        return True
 
     async def confirm(self, confirm: Confirm) -> bool:
         """End a trial well; False when the message is about none."""
@@ -125,7 +139,7 @@ class Applier:
             case converge.Renew():
                 await self._renew(step, trusted)
             case converge.Revert(service_id, _, why):
-                await self._revert(service_id, why, trusted)
+                await self._revert(service_id, why)
             case converge.Load(service_id, _, ref):
                 await self._load(_service(manifest, service_id), ref, manifest.serial, trusted)
             case converge.LoadCandidate(service_id, slot, ref):
@@ -165,9 +179,9 @@ class Applier:
             await self._parts.blocking(self._parts.trim)
         await self._keep(converge.intended(holding, next_one))
         await self._flip(loaded)
-        await self._in_force(service, replace(next_one, applied_at=self._parts.wall()), trusted)
+        await self._in_force(service, replace(next_one, applied_at=self._parts.wall()))
 
-    async def _in_force(self, service: ServiceState, active: InForce, trusted: Trusted) -> None:
+    async def _in_force(self, service: ServiceState, active: InForce) -> None:
         holding = converge.flipped(self.book.services[service.service_id], active, self._boot_ns())
         await self._keep(holding)
         self.failures.pop(service.service_id, None)
@@ -176,7 +190,7 @@ class Applier:
         if not holding.confirm_by_ns:
             await self._parts.blocking(self._parts.datapath.forget, holding.slot)
         elif failed := await self._probe(service):
-            await self._revert(service.service_id, failed, trusted)
+            await self._revert(service.service_id, failed)
             return
         await self._ack(holding)
 
@@ -220,19 +234,19 @@ class Applier:
             await self._parts.blocking(self._parts.datapath.discard, loaded)
             raise Nacked("load_failed", f"flip: {error}") from error
 
-    async def _revert(self, service_id: int, why: str, trusted: Trusted) -> None:
-        """Back to what was good: the kept generation, else loaded again from the cache, else nothing."""
+    async def _revert(self, service_id: int, why: str) -> None:
+        """Back to what was good: the kept generation; where that is gone, the next round loads it again."""
         holding, datapath = self.book.services[service_id], self._parts.datapath
-        good = holding.good
         await self._parts.blocking(datapath.flip_back, holding.slot)
         held = await self._parts.blocking(datapath.held)
         now = next((h for h in held if h.slot == holding.slot and h.role == "active"), None)
-        await self._keep(converge.reverted(holding))
-        if good is None and now is not None:
+        back = converge.reverted(holding)
+        if back.active is None and now is not None:
             await self._parts.blocking(datapath.remove, holding.slot, "active")
-        elif good is not None and (now is None or now.digest != good.digest):
-            content = await self._contents.get(trusted, service_id, CandidateRef(good.version, good.digest))
-            await self._flip(await self._loaded(holding.slot, "active", content, good.deadline_ns))
+        elif back.active is not None and (now is None or now.digest != back.active.digest):
+            back = replace(back, active=None)
+        await self._keep(back)
+        self.reverts += 1
         await self._parts.blocking(datapath.forget, holding.slot)
         await self._not_confirmed(holding, why)
 

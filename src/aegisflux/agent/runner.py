@@ -111,9 +111,9 @@ class Runner:
             await self._open_datapath()
             self.binder.follow(manifest)
             await self.applier.enter(manifest)
-            await self._bind()
+            await self._guarded(self._bind)
             done = await self.applier.apply(manifest, self.accepted.trusted)
-            await self._bind()
+            done = await self._guarded(self._bind) and done
             named = frozenset(_named(self.accepted, self.applier))
             await self.parts.blocking(self.parts.store.keep_only, named)
             done = done and manifest is self.accepted.manifest
