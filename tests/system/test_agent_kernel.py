@@ -3,6 +3,7 @@
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -198,6 +199,35 @@ async def test_what_is_not_confirmed_returns_in_the_kernel(bench):
         assert await bench.refused(web), "a confirmed one stays"
 
 
+async def test_a_trial_ends_although_the_agent_died_in_it(bench):
+    web = bench.cgroup("web")
+    async with fleet(bench.lab, bench.plane) as control:
+        await control.desire(bench.service(content(bench, 1, ["192.0.2.0/24 udp/9"])))
+        bench.agent.start()
+        await control.acked(1)
+        await control.desire(bench.service(content(bench, 2), confirm=4))
+        await control.acked(2)
+        bench.agent.kill()
+        assert await bench.refused(web)
+        bench.agent.start()
+        await eventually(lambda: bench.is_open(web), 10)
+
+
+async def test_a_probe_from_inside_the_cgroup_ends_a_trial_at_once(bench):
+    bench.cgroup("web")
+    async with fleet(bench.lab, bench.plane) as control:
+        bench.agent.start()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            good = f"127.0.0.1:{server.getsockname()[1]}"
+            await control.desire(bench.service(content(bench), confirm=60, probes=(good,)))
+            assert (await control.acked(1)).awaits_confirm
+        began = time.monotonic()
+        await control.desire(bench.service(content(bench, 2), confirm=60, probes=(f"{FORBIDDEN}:9",)))
+        nack = await eventually(lambda: next((a for a in control.answers if hasattr(a, "reason")), None))
+        assert (nack.reason, nack.version, time.monotonic() - began < 10) == ("not_confirmed", 2, True)
+        assert f"probe {FORBIDDEN}:9" in nack.detail
+
+
 async def test_a_restarted_glob_is_governed_within_50_ms(bench):
     async with fleet(bench.lab, bench.plane) as control:
         await control.desire(bench.service(content(bench), "job@*"))
@@ -253,7 +283,7 @@ async def _drifted(control):
     return beat and beat.loss.get("drift", 0) > 0
 
 
-async def test_it_stays_small_and_idle(bench):
+async def test_it_stays_small(bench):
     allow = [f"10.{n >> 16 & 255}.{n >> 8 & 255}.{n & 255}/32 tcp/{400 + n % 7}" for n in range(100_000)]
     made = await asyncio.to_thread(content, bench, 1, allow)
     async with fleet(bench.lab, bench.plane) as control:
