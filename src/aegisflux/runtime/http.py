@@ -18,7 +18,14 @@ from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin
-from litestar.openapi.spec import Components, SecurityScheme
+from litestar.openapi.spec import (
+    Components,
+    OpenAPIMediaType,
+    OpenAPIResponse,
+    OpenAPIType,
+    Schema,
+    SecurityScheme,
+)
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from aegisflux import __version__
@@ -224,6 +231,35 @@ def openapi(title: str, words: str) -> OpenAPIConfig:
         security=[{"bearer": []}],
         use_handler_docstrings=True,
     )
+
+
+def documented(app: Litestar) -> Litestar:
+    """State in the OpenAPI document that every operation may answer with a problem."""
+    properties = {
+        name: Schema(type=kind)
+        for name, kind in (
+            ("type", OpenAPIType.STRING),
+            ("title", OpenAPIType.STRING),
+            ("status", OpenAPIType.INTEGER),
+            ("detail", OpenAPIType.STRING),
+            ("instance", OpenAPIType.STRING),
+            ("request_id", OpenAPIType.STRING),
+            ("errors", OpenAPIType.ARRAY),
+            ("current_version", OpenAPIType.INTEGER),
+            ("next_version", OpenAPIType.INTEGER),
+        )
+    }
+    problem = Schema(type=OpenAPIType.OBJECT, required=["type", "title", "status"], properties={**properties})
+    answer = OpenAPIResponse(
+        description="a problem (RFC 9457); the status says which",
+        content={PROBLEM: OpenAPIMediaType(schema=problem)},
+    )
+    for item in (app.openapi_schema.paths or {}).values():
+        for operation in (item.get, item.put, item.post, item.delete):
+            if operation is not None and operation.responses is not None:
+                operation.responses.pop("400", None)
+                operation.responses["default"] = answer
+    return app
 
 
 def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> EmbeddedServer:

@@ -147,4 +147,4 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
         logging_config=None,
     )
     app.state["orchestrator"] = orchestrator
-    return app
+    return http.documented(app)
