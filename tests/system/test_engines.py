@@ -48,6 +48,16 @@ async def query(engine: PostgresEngine, text: str):
         await connection.close()
 
 
+async def test_a_socket_lock_that_names_a_living_pid_of_somebody_else_is_no_server(tmp_path):
+    """A killed server whose init is slow to bury it, or whose pid was given away."""
+    async with running_postgres(tmp_path) as (engine, process):
+        os.kill(process.pid, signal.SIGKILL)
+        await eventually(lambda: process.pid is None)
+        (engine.socket_dir / postgres.SOCKET_NAME).write_text(f"{os.getppid()}\n{engine.data_dir}\n0\n5432\n")
+        await process.start()
+        assert (await query(engine, "SELECT 1")) == 1
+
+
 async def test_postgres_keeps_what_was_committed_over_a_kill(tmp_path):
     async with running_postgres(tmp_path) as (engine, process):
         assert (await query(engine, "SHOW fsync")) == "on"

@@ -167,20 +167,19 @@ class PostgresEngine:
             os.chown(path, launch.uid, -1, follow_symlinks=False)
 
     def _forget_stale_lock(self) -> None:
-        """After a kill its pid may be somebody else's; only a process that sits in our cluster counts."""
+        """After a kill its pid may be somebody else's, or a zombie's that its init is slow to bury; only a
+        process that sits in our cluster counts. The socket's own lock names the same pid.
+        """
         lock = self._cluster / "postmaster.pid"
         try:
             pid = int(lock.read_text().split()[0])
-        except (OSError, ValueError, IndexError):
-            lock.unlink(missing_ok=True)
-            return
-        try:
             inside = Path(f"/proc/{pid}/cwd").readlink() == self._cluster.resolve()
-        except OSError:
-            inside = False
+        except (OSError, ValueError, IndexError):
+            pid, inside = 0, False
         if inside and pid != os.getpid():
             raise Unavailable(f"{self._cluster}: process {pid} serves it already; stop that one first")
-        lock.unlink(missing_ok=True)
+        for stale in (lock, self.socket_dir / SOCKET_NAME):
+            stale.unlink(missing_ok=True)
 
     def _remove_sockets(self) -> None:
         if self.socket_dir.parent != self.data_dir:
