@@ -39,6 +39,7 @@ class Machine:
     agent: "Popen[bytes] | None" = None
     environment: dict[str, str] = field(default_factory=dict)
     talking: Talking | None = None
+    started: "list[Popen[bytes]]" = field(default_factory=list)
 
     @property
     def pins(self) -> str:
@@ -84,6 +85,7 @@ class Machine:
         server = self.host.start(echo_argv(*ports), f"{service}.service", stdout=subprocess.PIPE)
         assert server.stdout
         assert server.stdout.readline() == b"ready\n"
+        self.started.append(server)
 
     def program(self, service: str) -> Talking:
         """Start a program of a service, that the story can ask to talk."""
@@ -95,7 +97,14 @@ class Machine:
             cwd=ROOT,
             env={"PYTHONPATH": str(ROOT), "PATH": os.environ["PATH"]},
         )
+        self.started.append(process)
         return Talking(process, f"{service} on {self.name}")
+
+    def reap(self) -> None:
+        """Let go of processes that have ended."""
+        for process in (*self.started, *([self.agent] if self.agent else [])):
+            process.kill()
+            process.communicate()
 
 
 class RealFleet:
@@ -175,6 +184,7 @@ class RealFleet:
         finally:
             self.lab.close()
             for machine in self.machines.values():
+                machine.reap()
                 remove_pins(PINS / machine.pins)
             drop_postgres(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -180,7 +180,8 @@ def database(scene: Scene) -> None:
 def _reported(scene: Scene, word: str) -> None:
     """Expect `aegisflux agent denied` to tell of the intruder."""
     if scene.fleet.datapath == "simulated":
-        return scene.account.note("no packets in a simulation: nothing for aegisflux agent denied")
+        scene.account.note("no packets in a simulation: nothing for aegisflux agent denied")
+        return
     machine, intruder = scene.fleet.machines["db"], scene.address("intruder")
     scene.provoke("intruder", "db", "tcp", SQL)
     found = scene.wait(

@@ -41,6 +41,11 @@ class Talking:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
+    def end(self) -> None:
+        """Kill it, and let go of its pipes."""
+        self.process.kill()
+        self.process.communicate()
+
     def attempt(self, proto: str, address: str, port: int) -> dict[str, Any]:
         """See `Attempts.attempt`."""
         return self.ask(do="try", proto=proto, address=address, port=port)

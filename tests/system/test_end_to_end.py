@@ -177,8 +177,7 @@ def test_a_unit_restarted_a_hundred_times_never_gets_through(site):
     """A literal path is bound by the kernel before the first process is in it."""
     put_in_force(site)
     host = site.machine("alpha").host
-    site.machine("alpha").talking.process.kill()
-    site.machine("alpha").talking.process.wait()
+    site.machine("alpha").talking.end()
     words = set()
     for _ in range(100):
         until(lambda: removed(site.cgroup("alpha")))
