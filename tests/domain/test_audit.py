@@ -32,12 +32,12 @@ def test_an_edit_is_found():
 def test_a_gap_is_found():
     lines, head = log(5)
     del lines[2]
-    assert list(audit.problems(lines, head, KEY))[0].startswith("gap: line 3")
+    assert next(iter(audit.problems(lines, head, KEY))).startswith("gap: line 3")
 
 
 def test_a_cut_off_tail_is_found():
     lines, head = log(5)
-    assert "cut-off" in list(audit.problems(lines[:3], head, KEY))[0]
+    assert "cut-off" in next(iter(audit.problems(lines[:3], head, KEY)))
 
 
 def test_a_tail_cut_off_with_its_head_is_found_by_the_mac():

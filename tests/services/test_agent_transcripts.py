@@ -2,6 +2,7 @@
 
 import asyncio
 
+import msgspec
 import pytest
 
 from aegisflux.domain.errors import OverLimit, Unavailable
@@ -272,3 +273,13 @@ async def test_a_running_agent_hears_applies_acks_and_beats(lab):
     stop.set()
     await life
     await acks.close()
+
+
+async def test_a_heartbeat_of_a_crowded_host_fits_into_a_message(lab):
+    made = [content(lab, service_id=i) for i in range(101, 357)]
+    lab.cgroups.tree = {f"slice-{i}/{'x' * 80}-{n}": i * 100 + n for i in range(101, 357) for n in range(20)}
+    await lab.desire(*(lab.plane.service(m, selectors=(f"cgroup:slice-{m.service_id}/*",)) for m in made))
+    assert len(lab.held()) == 256
+    assert len(msgspec.msgpack.encode(lab.heartbeat())) < 700_000
+    await lab.runner.beat()
+    assert not lab.heartbeat().loss

@@ -250,7 +250,10 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")] = 0) -> None:
     """Show every announced snapshot, a line of JSON each, with the credentials of `aegisflux env`."""
     from aegisflux import bootstrap
+    from aegisflux.runtime import logs
     from aegisflux.wire import subjects
+
+    logs.configure("warning", "text")
 
     names = ("NATS_URL", "NATS_CREDS", "NATS_CA")
     given = {name: os.environ[name] for name in names if name in os.environ}

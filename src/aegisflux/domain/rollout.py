@@ -110,7 +110,7 @@ def promotable(rollout: Rollout, version: int | None) -> int:
 
 
 def promote(rollout: Rollout, version: int, lease_until: int, running: Collection[str]) -> Step:
-    """Give the version to all hosts that run the service or have a version of it, and renew it from now on."""
+    """Give the version to all hosts that run the service or have one of it, and renew it from now on."""
     wanted = Assigned(version, lease_until, True)
     hosts = dict.fromkeys(sorted({*running, *rollout.hosts}), wanted)
     changed = tuple(host for host in hosts if not _holds(rollout, host, version))

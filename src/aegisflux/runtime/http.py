@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import msgspec
 from granian.constants import Interfaces
@@ -42,6 +42,7 @@ from aegisflux.domain.errors import (
 from aegisflux.runtime import logs, metrics
 
 MAX_BODY: Final = 16 << 20
+SCOPE_KEY: Final = "aegisflux.request_id"
 PROBLEM: Final = "application/problem+json"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 STATUS: Final[tuple[tuple[type[AegisError], int, str], ...]] = (
@@ -79,7 +80,7 @@ class Problem(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def request_id(request: Request[Any, Any, Any]) -> str:
     """The id of this request, as it is echoed."""
-    return str(request.scope.get("state", {}).get("request_id", ""))
+    return str(request.scope.get(SCOPE_KEY, ""))
 
 
 def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[bytes]:
@@ -156,7 +157,7 @@ def accounted(app: ASGIApp) -> ASGIApp:
         started = time.monotonic()
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         number = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = number
+        cast("dict[str, object]", scope)[SCOPE_KEY] = number
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -265,7 +266,7 @@ def documented(app: Litestar) -> Litestar:
 def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> EmbeddedServer:
     """A server in this event loop: `serve()` until `stop()`. `tls` is certificate and key."""
     return EmbeddedServer(
-        app,
+        accounted(app),
         address=address,
         port=port,
         interface=Interfaces.ASGINL,

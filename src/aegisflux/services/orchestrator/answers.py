@@ -4,6 +4,7 @@ A confirmation goes out when a host acked what it waits to have confirmed and a 
 flip says the same.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -22,6 +23,7 @@ from aegisflux.wire import envelope, subjects
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
 CONFIRM_AGAIN_SECONDS = 120
+AT_ONCE = 64
 log = logs.get("answers")
 
 
@@ -72,8 +74,7 @@ class Answers:
             return
         beats = await self._heartbeats({row["host_id"] for row in waiting})
         due = [row for row in waiting if _agrees(row, beats.get(row["host_id"]))]
-        for row in due:
-            await self._send_confirm(row)
+        await self._send_confirms(due)
         if due:
             now = self._core.clock.now()
             await store.run("confirmed", [r["host_id"] for r in due], [r["service_id"] for r in due], now)
@@ -81,8 +82,17 @@ class Answers:
     async def confirm_again(self) -> None:
         """After a reconnect: what was confirmed lately may have been lost with the bus."""
         since = self._core.clock.now() - CONFIRM_AGAIN_SECONDS
-        for row in await self._core.store.rows("confirmed_lately", since):
-            await self._send_confirm(row)
+        await self._send_confirms(await self._core.store.rows("confirmed_lately", since))
+
+    async def _send_confirms(self, rows: Sequence[Row]) -> None:
+        """Many at once: one after the other would cost a round trip each."""
+        room = asyncio.Semaphore(AT_ONCE)
+
+        async def one(row: Row) -> None:
+            async with room:
+                await self._send_confirm(row)
+
+        await asyncio.gather(*(one(row) for row in rows))
 
     async def _send_confirm(self, row: Row) -> None:
         host = row["host_id"]
@@ -93,12 +103,8 @@ class Answers:
         metrics.confirms.inc()
 
     async def _heartbeats(self, hosts: set[str]) -> dict[str, Heartbeat]:
-        found = {}
-        for host in hosts:
-            row = await self._core.store.row("host", host)
-            if row is not None and row["heartbeat"]:
-                found[host] = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat)
-        return found
+        rows = await self._core.store.rows("heartbeats_of", list(hosts))
+        return {r["host_id"]: msgspec.msgpack.decode(r["heartbeat"], type=Heartbeat) for r in rows}
 
     async def _believed(self, messages: Sequence[Message], stream: str, kind: str, type_: Any) -> list[Any]:
         good = []

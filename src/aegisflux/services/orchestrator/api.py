@@ -137,7 +137,6 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
     app = Litestar(
         route_handlers=[healthz, readyz, version, metrics_page, authority, enroll, *routes.HANDLERS],
         exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
-        middleware=[http.accounted],
         openapi_config=http.openapi(
             "AegisFlux orchestrator",
             "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",

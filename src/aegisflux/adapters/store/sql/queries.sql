@@ -308,6 +308,9 @@ select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack
 from reports r join hosts h using (host_id)
 where r.awaits and h.released_at is null and r.confirmed_at is null and r.host_id = any($1::text[])
 
+-- name: heartbeats_of
+select host_id, heartbeat from hosts where host_id = any($1::text[]) and heartbeat is not null
+
 -- name: confirmed_lately
 select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at
 from reports r join hosts h using (host_id) where r.awaits and h.released_at is null and r.confirmed_at > $1

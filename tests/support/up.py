@@ -1,0 +1,133 @@
+"""`aegisflux up` as its users start it, on ports and in a folder of its own."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.support.engines import free_port
+
+UP = "AegisFlux is up"
+AEGISFLUX = str(Path(sys.executable).parent / "aegisflux")
+
+
+class Answer:
+    """Status, headers and body of an answer."""
+
+    def __init__(self, status: int, headers, body: bytes) -> None:
+        self.status, self.headers, self.body = status, headers, body
+
+    @property
+    def json(self):
+        return json.loads(self.body)
+
+
+class Up:
+    """A running control plane."""
+
+    def __init__(self, data: Path, port: int, **settings: str) -> None:
+        self.data, self.port = data, port
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AEGISFLUX_")}
+        self.environ = clean | {"AEGISFLUX_DATA_DIR": str(data), "AEGISFLUX_PORT_BASE": str(port)} | settings
+        self.process: subprocess.Popen | None = None
+        self.log = data.parent / "up.log"
+
+    def start(self) -> None:
+        """Start and wait until it is ready."""
+        told = self.log.read_text().count(UP) if self.log.exists() else 0
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([AEGISFLUX, "up"], env=self.environ, stdout=log, stderr=log)
+        self.until(lambda: self.log.read_text().count(UP) > told, 40)
+        self.wait_ready()
+
+    def wait_ready(self, seconds: float = 40) -> None:
+        """Until /readyz answers 200."""
+        self.until(lambda: self.call("GET", "/readyz").status == 200, seconds)
+
+    def until(self, check, seconds: float = 20):
+        """The first true answer of a check."""
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                answer = check()
+            except OSError:
+                answer = None
+            if answer:
+                return answer
+            assert self.process is None or self.process.poll() is None, self.log.read_text()[-3000:]
+            assert time.monotonic() < deadline, f"not true within {seconds} s\n{self.log.read_text()[-3000:]}"
+            time.sleep(0.05)
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Ask it to stop; its exit status."""
+        assert self.process
+        self.process.send_signal(number)
+        return self.process.wait(40)
+
+    def pid(self, child: str) -> int:
+        """The process of a child."""
+        return json.loads((self.data / "run" / f"{child}.pid").read_text())["pid"]
+
+    @property
+    def admin(self) -> str:
+        return (self.data / "secrets" / "admin-token").read_text().strip()
+
+    def call(self, method: str, path: str, body=None, token: str | None = "admin", **headers: str) -> Answer:
+        """One request; `token` "admin" is the first admin's."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        if token is not None:
+            headers["Authorization"] = "Bearer " + (self.admin if token == "admin" else token)
+        url = f"http://127.0.0.1:{self.port}{path}"
+        request = urllib.request.Request(url, data=data, headers=headers, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return Answer(answer.status, answer.headers, answer.read())
+        except urllib.error.HTTPError as error:
+            with error:
+                return Answer(error.code, error.headers, error.read())
+
+    def run(self, *argv: str, **environ: str) -> subprocess.CompletedProcess:
+        """A command with this control plane's settings."""
+        return subprocess.run(
+            argv, env=self.environ | environ, capture_output=True, text=True, timeout=60, check=False
+        )
+
+    def exports(self) -> dict[str, str]:
+        """What `eval "$(aegisflux env)"` sets."""
+        script = f'eval "$({AEGISFLUX} env)" && env -0'
+        done = self.run("bash", "-c", script)
+        assert done.returncode == 0, done.stderr
+        pairs = (line.partition("=") for line in done.stdout.split("\0") if line)
+        return {name: value for name, _, value in pairs if name.startswith(("AEGISFLUX_", "NATS_"))}
+
+
+@contextmanager
+def running_up(folder: Path, **settings: str):
+    """Started, and ended however the test ends."""
+    up = Up(folder / "data", two_free_ports(), **settings)
+    up.start()
+    try:
+        yield up
+    finally:
+        if up.process and up.process.poll() is None:
+            up.stop()
+
+
+def two_free_ports() -> int:
+    """A port whose next one is free too."""
+    import socket
+
+    while True:
+        port = free_port()
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
