@@ -38,7 +38,7 @@ def enroll(
 ) -> None:
     """Enrol this host with a token from --token-file, AEGISFLUX_ENROLL_TOKEN or stdin.
 
-    Example: aegisflux host token --label web | aegisflux agent enroll --host-id web1
+    Example: aegisflux hosts token --label role=web | aegisflux agent enroll --host-id web1
     """
     from aegisflux.agent.enroll import enroll as enrol
     from aegisflux.agent.enroll import host_id_of

@@ -28,6 +28,7 @@ from aegisflux.wire import envelope, subjects
 OUTBOX: Final = 4096
 NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
+PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
@@ -152,9 +153,9 @@ class Reporter:
         parts = self._parts
         services = manifest.services if manifest else ()
         wanted = {s.service_id: s.active.digest for s in services if s.active is not None}
-        boot_ns = parts.datapath.boot_ns()
+        boot_ns, most = parts.datapath.boot_ns(), min(PATHS_EACH, PATHS_IN_ALL // max(1, len(holdings)))
         reports = tuple(
-            self._report(holding, wanted.get(i), i in failures, i in drifted, boot_ns, panicked)
+            self._report(holding, wanted.get(i), i in failures, i in drifted, boot_ns, panicked, most)
             for i, holding in sorted(holdings.items())
         )
         return Heartbeat(
@@ -180,15 +181,16 @@ class Reporter:
         drifted: bool,
         boot_ns: int,
         panicked: bool,
+        most: int,
     ) -> ServiceReport:
         active, i = holding.active, holding.service_id
         report = ServiceReport(
             i,
             state_of(holding, wanted, failed, boot_ns, panicked),
-            cgroups=self.cgroups.get(i, ()),
+            cgroups=self.cgroups.get(i, ())[:most],
             drift=drifted,
             verdicts=self.verdicts.get(i, {}),
-            conflicts=self.conflicts.get(i, ()),
+            conflicts=self.conflicts.get(i, ())[:most],
         )
         if active is None:
             return report
