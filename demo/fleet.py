@@ -20,7 +20,7 @@ from tests.support.probes import echo_argv
 
 from demo import product
 from demo.logs import drop_postgres, tail
-from demo.talking import Talking
+from demo.talking import Talking, finish
 
 ROOT = product.ROOT
 PINS = Path("/sys/fs/bpf/aegisflux")
@@ -103,8 +103,7 @@ class Machine:
     def reap(self) -> None:
         """Let go of processes that have ended."""
         for process in (*self.started, *([self.agent] if self.agent else [])):
-            process.kill()
-            process.communicate()
+            finish(process)
 
 
 class RealFleet:

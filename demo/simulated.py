@@ -5,7 +5,6 @@ A "connection" is what both agents say: EPERM where the caller's host refuses, s
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -20,7 +19,7 @@ import psutil
 
 from demo import product
 from demo.logs import drop_postgres, tail
-from demo.talking import Talking
+from demo.talking import Talking, finish
 
 ROOT = product.ROOT
 Popen = subprocess.Popen
@@ -128,7 +127,7 @@ class SimulatedFleet:
         self.served = {"db": "db", "batch": "batch", "web-1": "web", "web-2": "web"}
         self.folder = Path(tempfile.mkdtemp(prefix="aegisflux-demo-"))
         self.control: Popen[bytes] | None = None
-        self.port_base = 20_000 + os.getpid() % 20_000
+        self.port_base = 20_000 + os.getpid() % 6_000 * 2
         self._others: list[Popen[bytes]] = []
 
     def open(self) -> None:
@@ -180,8 +179,7 @@ class SimulatedFleet:
                 self.kill_control()
         agents = [m.agent for m in self.machines.values() if m.agent is not None]
         for process in (*agents, *self._others):
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            finish(process)
         self._others.clear()
         self.machines.clear()
         drop_postgres(self.folder)

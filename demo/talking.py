@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from contextlib import suppress
 from typing import Any, Protocol
 
 WORKS = ("connected", "answered")
@@ -43,8 +44,7 @@ class Talking:
 
     def end(self) -> None:
         """Kill it, and let go of its pipes."""
-        self.process.kill()
-        self.process.communicate()
+        finish(self.process)
 
     def attempt(self, proto: str, address: str, port: int) -> dict[str, Any]:
         """See `Attempts.attempt`."""
@@ -58,3 +58,13 @@ class Talking:
         return self.ask(
             do="until", words=words, proto=proto, address=address, port=port, within=within, wait=wait
         )
+
+
+def finish(process: "subprocess.Popen[bytes]") -> None:
+    """Kill a process and let go of it; safe to repeat."""
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with suppress(OSError):
+                pipe.close()
+    process.wait()

@@ -6,6 +6,8 @@
 Selectors are literal paths, so that a cgroup is governed from its first moment on.
 """
 
+import asyncio
+import json
 import os
 import signal
 import sys
@@ -20,6 +22,12 @@ from demo import product
 from demo.fleet import Machine, RealFleet
 from demo.inside import Answer, Api
 
+from aegisflux.adapters.bus.accounts import NatsAccounts
+from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+from aegisflux.adapters.secrets.file import FileSecrets
+from aegisflux.adapters.secrets.pki import CA_CERT
+from aegisflux.ports.bus import Message
+from aegisflux.wire import subjects
 from tests.support.netns import cgroup_root
 
 SERVICE, UNIT = 201, "app"
@@ -127,6 +135,13 @@ class Site:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def announced(self, service_id: int = SERVICE) -> list[int]:
+        """Versions of a service as actions.seg.maps holds them, in the order of the stream."""
+        url = f"nats://{self.fleet.control_address}:{product.nats_port(self.fleet.port_base)}"
+        secrets = product.secrets(self.data)
+        found = self.fleet.lab.hub.call(_announcements, secrets, url)
+        return [version for service, version in found if service == service_id]
+
     def _enrol(self, host: str) -> None:
         machine = self.machine(host)
         machine.environment.pop("AEGISFLUX_AGENT_CGROUP_ROOT")
@@ -141,6 +156,35 @@ class Site:
         body = {"id": SERVICE, "name": UNIT, "selectors": selectors, "host_labels": {"role": UNIT}}
         answer = self.api.post("/api/v1/services", body)
         assert answer.status in (200, 201), answer
+
+
+def _announcements(secrets: Path, url: str) -> list[tuple[int, int]]:
+    """(service, version) of all that the stream holds; runs in the hub's namespace."""
+
+    async def read() -> list[tuple[int, int]]:
+        accounts = FileSecrets(secrets)
+        credentials = NatsAccounts(accounts, int(time.time())).control_creds(int(time.time()))
+        authority = accounts.path(CA_CERT).read_text()
+        bus = NatsBus(NatsOptions(urls=[url], credentials=credentials, ca_pem=authority, trouble=say))
+        bus.open()
+        await bus.ready()
+        found: list[tuple[int, int]] = []
+        last = await bus.last(subjects.MAPS)
+        done = asyncio.Event()
+
+        async def told(batch: Sequence[Message]) -> None:
+            for message in batch:
+                told_of = json.loads(message.payload)
+                found.append((told_of["service_id"], told_of["version"]))
+                if last is None or message.sequence >= last.sequence:
+                    done.set()
+
+        await bus.consume("MAPS", f"reader-{os.getpid()}", told)
+        await asyncio.wait_for(done.wait(), 10)
+        await bus.close()
+        return found
+
+    return asyncio.run(read())
 
 
 def until(look: Callable[[], Any], seconds: float = 20, why: Callable[[], str] = str) -> Any:

@@ -108,7 +108,15 @@ def test_kills_at_random_points_of_a_stream_of_updates(site):
     for host in HOSTS:
         until(lambda host=host: judged_by(site, host, version), 60, site.machine(host).tail_of_log)
     assert site.api.get(f"/seg/maps/{SERVICE}").body["latest"] == version
+    assert until(lambda: everything_announced(site, version))
     check_load(site)
+
+
+def everything_announced(site, version):
+    """Each version once, in the order of the commits."""
+    found = site.announced()
+    assert found == sorted(set(found))
+    return found == list(range(1, version + 1))
 
 
 def accepted(site, version):
