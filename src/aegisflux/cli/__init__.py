@@ -26,10 +26,14 @@ app.command("aegisflux.agent.cli:app", name="agent")
 
 def main() -> None:
     """Run the command line."""
+    from cyclopts.exceptions import CycloptsError
+
     from aegisflux.domain.errors import Refused, Unavailable
 
     try:
-        app()
+        app(exit_on_error=False)
+    except CycloptsError:
+        sys.exit(2)
     except Refused as error:
         print(f"refused: {error}", file=sys.stderr)  # noqa: T201
         sys.exit(3)
