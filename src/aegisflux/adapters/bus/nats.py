@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 from nacl.signing import SigningKey
 from nats.aio.client import Client
@@ -33,6 +34,7 @@ from aegisflux.wire.natsjwt import Credentials
 OLDEST_SERVER = (2, 12)
 TRY_SECONDS, PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 10.0, 5
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
+CONNECTS_AT_ONCE = 32
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
 CLOSE_SECONDS = 1.0
@@ -202,7 +204,8 @@ class NatsBus:
         pause = FIRST_PAUSE
         while True:
             try:
-                nc = await self._connect()
+                async with _room():
+                    nc = await self._connect()
                 await self._attach_all(nc)
             except (OSError, NatsError, TimeoutError, Unavailable) as error:
                 if not isinstance(error, NoServersError):  # then the reason was heard before
@@ -340,6 +343,14 @@ class NatsBus:
         if denial.done():
             raise Forbidden(f"{subject}: {denial.result()}")
         raise Unavailable(f"{subject}: {lost.result()}")
+
+
+_ROOMS: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+
+
+def _room() -> asyncio.Semaphore:
+    """A process with hundreds of connections makes few at once: all together, none would be ready in time."""
+    return _ROOMS.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CONNECTS_AT_ONCE))
 
 
 def _stored(subject: str, answer: Msg) -> int:
