@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The control plane's figures, over `aegisflux up` as its users start it.
 
-    script/bench control [--quick] [--only onehost,fleet,renewals] [--fleet 1000]
+    script/bench control [--quick] [--only onehost,fleet] [--fleet 1000]
 
-Times run from a request to what it is for: a version in the kernel's own map, acks stored. Needs root and BPF.
-Leaves nothing behind.
+Times run from a request to what it is for: a version in the kernel's own map, acks stored. `--fleet 100`
+names its figures after its size. Needs root and BPF. Leaves nothing behind.
 """
 
 import argparse

@@ -65,7 +65,8 @@ def _renewals(report: Report, plane: Plane, size: int, version: int, rounds: int
         before, counter = time.perf_counter(), "aegisflux_manifests_total"
         start = plane.metric(counter)
         _posted(plane, version + number)
-        until(lambda start=start: plane.metric(counter) >= start + size, 60, every=0.01)
+        while plane.metric(counter) < start + size:
+            time.sleep(0.01)
         rates.append(size / (time.perf_counter() - before))
         report.say(f"{rates[-1]:.0f} manifests a second")
     report.add("renewals_s", median(rates), f"median of {rounds} rounds of {size} hosts, the post included")
@@ -89,11 +90,11 @@ def _acked(plane: Plane, size: int, version: int, seconds: float) -> None:
 @contextmanager
 def _agents(report: Report, plane: Plane, hosts: list[str]) -> Iterator[None]:
     """Agents of these names, enrolled and connected, in a process for each core."""
-    began, workers = time.monotonic(), []
+    began = time.monotonic()
+    workers: list[subprocess.Popen[bytes]] = []
     (plane.lab.cgroup / LABEL).mkdir()
     try:
-        for number in range(WORKERS):
-            workers.append(_worker(plane, number))
+        workers.extend(_worker(plane, number) for number in range(WORKERS))
         for number, worker in enumerate(workers):
             assert worker.stdin
             for host in hosts[number::WORKERS]:
@@ -116,7 +117,7 @@ def _worker(plane: Plane, number: int) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "bench.lib.fleet_worker"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, env=clean_environment(),
-            preexec_fn=lambda: enter(None, plane.lab.cgroup / LABEL),
+            preexec_fn=lambda: enter(None, plane.lab.cgroup / LABEL),  # noqa: PLW1509
         )  # fmt: skip
 
 

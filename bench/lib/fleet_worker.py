@@ -73,8 +73,8 @@ def _bus(store: MemoryStore) -> NatsBus:
 def _runner(host: str, store: MemoryStore, bus: NatsBus) -> Runner:
     identity, seed = read_identity(store)
 
-    async def no_probe(_cgroup: str, _target: str) -> str:
-        return "simulated"
+    async def no_probe(cgroup: str, target: str) -> str:
+        return f"{target}: not from the simulated {cgroup}"
 
     parts = Parts(
         host_id=host,

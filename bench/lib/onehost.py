@@ -108,7 +108,7 @@ def _agent(plane: Plane) -> Iterator[str]:
     with (plane.folder / "agent.log").open("wb") as log:
         process = subprocess.Popen(
             [COMMAND, "agent", "run"], env=env, stdout=log, stderr=log,
-            preexec_fn=lambda: enter(None, host / "agent.service"),
+            preexec_fn=lambda: enter(None, host / "agent.service"),  # noqa: PLW1509
         )  # fmt: skip
     try:
         yield instance

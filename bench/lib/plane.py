@@ -40,7 +40,7 @@ class Plane:
                 stdout=log,
                 stderr=log,
                 env=clean_environment(),
-                preexec_fn=lambda: enter(None, self._cgroup),
+                preexec_fn=lambda: enter(None, self._cgroup),  # noqa: PLW1509
             )
         try:
             until(self._ready, 60, lambda: (self.folder / "up.log").read_text()[-2000:])

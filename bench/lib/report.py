@@ -1,9 +1,11 @@
 """What a benchmark prints: progress on stderr, a table, and one JSON object as the last line."""
 
 import json
+import os
 import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from msgspec import Struct
@@ -46,6 +48,7 @@ class Report:
         self.name, self.quick = name, quick
         self._rows: list[tuple[str, float | None, str]] = []
         self._began = time.monotonic()
+        self._busy, self._ours = _busy_seconds(), _our_seconds()
 
     def add(self, name: str, value: float | None, remark: str = "") -> None:
         """One figure, or (None) why there is none."""
@@ -61,7 +64,13 @@ class Report:
         print(f"\nbench/{self.name}.py{' --quick (short runs: not for comparing)' if self.quick else ''}\n")
         for line in _table([("figure", "measured", "target", "", "remark"), *map(_row, self._rows)]):
             print(line)
+        print(f"\nother programs used {self.elsewhere():.2f} of {os.cpu_count()} cores meanwhile")
         print(json.dumps(self.as_json()))
+
+    def elsewhere(self) -> float:
+        """Cores that programs which are not ours used since the start, once ours have ended."""
+        used = (_busy_seconds() - self._busy) - (_our_seconds() - self._ours)
+        return max(0.0, used / (time.monotonic() - self._began))
 
     def as_json(self) -> dict[str, Any]:
         """Figures by name, their targets, and those that were missed or not measured."""
@@ -73,8 +82,23 @@ class Report:
             "figures": figures,
             "targets": targets,
             "missed": [n for n in targets if (v := figures[n]) is not None and not TARGETS[n].met(v)],
+            "cores": os.cpu_count(),
+            "cores_used_elsewhere": round(self.elsewhere(), 2),
             "unmeasured": {name: remark for name, v, remark in self._rows if v is None},
         }
+
+
+def _busy_seconds() -> float:
+    """Seconds of all cores that were neither idle nor waiting."""
+    fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    ticks = [int(field) for field in fields]
+    return (sum(ticks) - ticks[3] - ticks[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _our_seconds() -> float:
+    """CPU time of this process and of all that ended below it."""
+    now = os.times()
+    return now.user + now.system + now.children_user + now.children_system
 
 
 def _row(row: tuple[str, float | None, str]) -> tuple[str, ...]:
