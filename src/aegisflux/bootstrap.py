@@ -18,7 +18,7 @@ from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import http, logs
 from aegisflux.runtime.clock import WallClock
@@ -102,6 +102,13 @@ class Place:
     def store(self) -> PostgresStore:
         """The store, not opened."""
         return PostgresStore(self.dsn, self.secrets.obtain(AUDIT, lambda: os.urandom(32)))
+
+
+def existing(settings: Settings) -> Place:
+    """The data folder of a control plane that was started before; raises NotFound, and makes nothing."""
+    if not (settings.data / "secrets").is_dir():
+        raise NotFound(f"{settings.data} holds no control plane: give --data-dir, or start one by aegisflux up")
+    return Place(settings)
 
 
 def supervisor(settings: Settings, observe: Observer) -> Supervisor:
@@ -254,10 +261,11 @@ def _told(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
 
 def environment(settings: Settings) -> dict[str, str]:
     """What `aegisflux env` exports: a viewer's token, NATS credentials and CA. Holds a secret."""
-    place = Place(settings)
+    place = existing(settings)
     creds = place.accounts.viewer_creds(int(time.time())).text.encode()
     place.secrets.write(VIEWER_CREDS, creds)
     return {
+        "AEGISFLUX_DATA_DIR": str(place.data),
         "AEGISFLUX_URL": settings.url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
@@ -308,7 +316,7 @@ async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes],
 
 async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
     """How many lines the audit log has, and what is wrong with it."""
-    place = Place(settings)
+    place = existing(settings)
     store = place.store()
     await store.open()
     try:

@@ -336,8 +336,8 @@ async def test_nats_data_deleted_while_it_runs(up):
 
 
 async def test_kill_9_of_each_child_under_a_stream_of_posts(up):
-    seed = int(os.environ.get("AEGISFLUX_SEED", time.time()))
-    chance, kills = random.Random(seed), int(os.environ.get("AEGISFLUX_KILLS", 2))
+    seed = int(os.environ.get("AEGISFLUX_SEED") or time.time())
+    chance, kills = random.Random(seed), int(os.environ.get("AEGISFLUX_KILLS", "2"))
     print(f"seed {seed}")
     accepted: list[int] = []
     stop = threading.Event()

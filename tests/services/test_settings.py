@@ -1,0 +1,57 @@
+"""Settings of the control plane: file, environment, command line; refused by name."""
+
+import pytest
+
+from aegisflux import settings
+from aegisflux.domain.errors import Invalid
+
+
+def test_the_command_line_beats_the_environment_and_that_the_file(tmp_path):
+    file = tmp_path / "aegisflux.toml"
+    file.write_text('data_dir = "/a"\nport_base = 9000\nconfirm_seconds = 5\n[leases]\nmax_seconds = 20\n')
+    environ = {
+        "AEGISFLUX_DATA_DIR": "/b",
+        "AEGISFLUX_PORT_BASE": "9100",
+        "AEGISFLUX_LEASES_MAX_SECONDS": "30",
+    }
+    found = settings.load(file, environ, data_dir="/c", port_base=None)
+    assert (found.data_dir, found.api_port, found.nats_port) == ("/c", 9100, 9101)
+    assert (found.confirm_seconds, found.leases.max_seconds) == (5, 30)
+
+
+def test_defaults():
+    found = settings.load(None, {})
+    assert (found.api_port, found.nats_port, found.url) == (8081, 4222, "http://127.0.0.1:8081")
+    assert found.enroll_url == found.url
+
+
+def test_outside_addresses_have_tls():
+    found = settings.load(None, {"AEGISFLUX_LISTEN": "127.0.0.1, 192.0.2.7,2001:db8::1"})
+    assert found.outside == ("192.0.2.7", "2001:db8::1")
+    assert found.enroll_url == "https://192.0.2.7:8081"
+
+
+def test_settings_survive_the_way_through_an_environment():
+    given = settings.load(
+        None, {}, data_dir="/x", listen=("192.0.2.7",), nats_urls=("nats://a:1", "nats://b:2")
+    )
+    assert settings.load(None, given.environment()) == given
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("unknown = 1", "unknown"),
+        ('port_base = "x"', "port_base"),
+        ('log_level = "loud"', "log_level"),
+        ('listen = ["nowhere"]', "listen"),
+        ("port_base = 70000", "port_base"),
+        ("[leases]\nmax = 1", "leases"),
+        ("= 1", "toml"),
+    ],
+)
+def test_bad_settings_are_refused_by_name(tmp_path, text, named):
+    file = tmp_path / "aegisflux.toml"
+    file.write_text(text)
+    with pytest.raises(Invalid, match=named):
+        settings.load(file, {})
