@@ -107,7 +107,9 @@ class Place:
 def existing(settings: Settings) -> Place:
     """The data folder of a control plane that was started before; raises NotFound, and makes nothing."""
     if not (settings.data / "secrets").is_dir():
-        raise NotFound(f"{settings.data} holds no control plane: give --data-dir, or start one by aegisflux up")
+        raise NotFound(
+            f"{settings.data} holds no control plane: give --data-dir, or start one by aegisflux up"
+        )
     return Place(settings)
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -30,3 +31,17 @@ def test_the_status_says_what_happened(arguments: list[str], status: int, said: 
     )
     assert done.returncode == status, done
     assert said in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("verb", [["env"], ["audit", "verify"]])
+def test_a_wrong_data_folder_is_refused_and_not_made(tmp_path: Path, verb: list[str]) -> None:
+    environment = dict(os.environ) | {"AEGISFLUX_DATA_DIR": str(tmp_path / "wrong")}
+    done = subprocess.run(
+        [sys.executable, "-m", "aegisflux", *verb],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, "holds no control plane" in done.stderr) == (3, True), done
+    assert not (tmp_path / "wrong").exists()
