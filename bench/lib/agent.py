@@ -5,7 +5,6 @@ import json
 import os
 import socket
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,13 +13,13 @@ from typing import Any, Final
 
 from bench.lib.entries import RANDOM, entries
 from bench.lib.miniature import Miniature, miniature
+from bench.lib.plane import COMMAND, clean_environment
 from bench.lib.report import Report
 from tests.support.netns import Host, Lab, cgroup_root
 
 from aegisflux.domain.snapshot import from_builtins
 from aegisflux.wire.canonical import content_of
 
-COMMAND: Final = "import sys; from aegisflux.agent.cli import app; sys.argv[0] = 'aegisflux'; app()"
 COUNT: Final = 100_000
 REFUSED: Final = ("192.0.2.1", 9)
 TICKS: Final = os.sysconf("SC_CLK_TCK")
@@ -53,15 +52,13 @@ async def _measure(report: Report, lab: Lab, folder: Path) -> None:
 
 def _settings(state: Path, lab: Lab) -> dict[str, str]:
     found = {"STATE_DIR": str(state), "ATTACH_CGROUP": str(lab.cgroup), "INSTANCE": f"bench-{lab.name}"}
-    return {**os.environ, **{f"AEGISFLUX_AGENT_{name}": text for name, text in found.items()}}
+    return {**clean_environment(), **{f"AEGISFLUX_AGENT_{name}": text for name, text in found.items()}}
 
 
 def _agent(state: Path, lab: Lab) -> subprocess.Popen[bytes]:
     """The agent as its command line runs it. Its log is in the state folder."""
     with (state / "log").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-c", COMMAND, "run"], env=_settings(state, lab), stdout=log, stderr=log
-        )
+        return subprocess.Popen([COMMAND, "agent", "run"], env=_settings(state, lab), stdout=log, stderr=log)
 
 
 def _end(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
@@ -72,9 +69,7 @@ def _end(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    subprocess.run(
-        [sys.executable, "-c", COMMAND, "panic"], env=_settings(state, lab), check=False, capture_output=True
-    )
+    subprocess.run([COMMAND, "agent", "panic"], env=_settings(state, lab), check=False, capture_output=True)
 
 
 async def _put(control: Miniature, state: Path, count: int, lab: Lab, version: int, report: Report) -> None:
