@@ -34,10 +34,13 @@ class Keys:
         self._sign: Callable[[bytes], bytes] = _unset
 
     def use(self, encoded: bytes, signing: str) -> None:
-        """Take a stored key set and the id of the key to sign with; raises Unavailable when its secret is
-        missing.
+        """Take a stored key set and the id of the key to sign with; raises Unavailable when the secret of
+        either is missing.
         """
         self.envelope = msgspec.msgpack.decode(encoded, type=Envelope)
+        stated = envelope.opened(self.envelope, envelope.KEY_SET)
+        if not any(verified(self.root_public, stated.signed_bytes, sig) for _, sig in stated.signatures):
+            raise Unavailable(f"the store's key set is not signed by the secret {ROOT}: restore that file")
         self.set = msgspec.msgpack.decode(self.envelope.payload, type=KeySet)
         self.version = self.set.version
         if self._secrets.read(_file(signing)) is None:
