@@ -33,10 +33,11 @@ class Relay:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._room = asyncio.Semaphore(AT_ONCE)
+        self._one_writer = asyncio.Lock()
 
     async def manifests(self) -> None:
         """Publish until no host is dirty, then wait for the bell."""
-        while await self._publish_dirty():
+        while await self._next_dirty():
             pass
         await woken(self._core.manifests_due, IDLE_SECONDS)
 
@@ -56,13 +57,23 @@ class Relay:
         for start in range(0, len(rows), BATCH):
             part = rows[start : start + BATCH]
             lost = [row for row, held in zip(part, await self._held(part), strict=True) if not held]
-            await self._publish([(r["host_id"], r["serial"], r["message"]) for r in lost], "again")
-            again += len(lost)
+            again += await self._publish_again(lost)
         if again:
             log.info("published again", manifests=again)
         await self._compare_announcements()
         self._core.wake()
         return again
+
+    async def _publish_again(self, lost: Sequence[Row]) -> int:
+        """Of these, what is still the newest: a manifest published since then must not be overwritten."""
+        if not lost:
+            return 0
+        async with self._one_writer:
+            rows = await self._core.store.rows("built_of", [row["host_id"] for row in lost])
+            newest = {row["host_id"]: row["serial"] for row in rows}
+            still = [row for row in lost if newest.get(row["host_id"]) == row["serial"]]
+            await self._publish([(r["host_id"], r["serial"], r["message"]) for r in still], "again")
+        return len(still)
 
     async def _compare_announcements(self) -> None:
         newest = await self._core.store.row("newest_sent")
@@ -81,6 +92,10 @@ class Relay:
             return found is not None and found.payload == row["message"]
 
         return list(await asyncio.gather(*(one(row) for row in rows)))
+
+    async def _next_dirty(self) -> bool:
+        async with self._one_writer:
+            return await self._publish_dirty()
 
     async def _publish_dirty(self) -> bool:
         dirty = await self._core.store.rows("dirty", BATCH)

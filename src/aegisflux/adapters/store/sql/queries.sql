@@ -179,6 +179,9 @@ where h.host_id = g.host_id and h.serial = g.serial
 select host_id, serial, message from hosts where released_at is null and message is not null and built_serial = serial
 order by host_id
 
+-- name: built_of
+select host_id, serial from hosts where host_id = any($1::text[]) and built_serial = serial and released_at is null
+
 -- name: digests_of_host
 select digests from hosts where host_id = $1 and released_at is null
 
