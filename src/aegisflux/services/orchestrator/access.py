@@ -90,7 +90,7 @@ class Access:
     async def revoke(self, number: str, who: Who) -> None:
         """End a token at once; raises NotFound."""
         async with self._core.store.change() as db:
-            if await db.row("revoke_token", number, self._core.now()) is None:
+            if not number.isalnum() or await db.row("revoke_token", number, self._core.now()) is None:
                 raise NotFound(f"token {number} does not exist or is revoked")
             await db.audit(who.did("token.revoke", f"token/{number}"))
         self._known.clear()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
+from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.manifest import Heartbeat
 from aegisflux.ports.store import Change, Row
 from aegisflux.services.orchestrator import state
@@ -30,7 +30,6 @@ from aegisflux.wire.token import (
 )
 
 MAX_TOKEN_SECONDS = 3600
-MAX_LABELS = 64
 NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
 
 
@@ -73,7 +72,7 @@ class Hosts:
             subjects.host_token(host)
         if not 1 <= ttl <= MAX_TOKEN_SECONDS:
             raise Invalid("ttl_seconds", f"1 to {MAX_TOKEN_SECONDS}", ttl)
-        _check_labels(labels)
+        state.check_labels("labels", labels)
         options, now = self._core.options, self._core.now()
         text = token_text(
             EnrollToken(
@@ -145,25 +144,29 @@ class Hosts:
         )
 
     async def release(self, host: str, who: Who) -> None:
-        """Free the name and revoke the key; raises NotFound."""
+        """Free the name and revoke the key; raises NotFound.
+
+        The key is revoked before the commit: a kill between the two must not leave a released host's key
+        good. When the bus cannot take it nothing is released, and the admin tries again.
+        """
         now = self._core.now()
         async with self._core.store.change() as db:
-            known = await db.row("host", host)
+            known = await db.row("host", _name(host))
             if known is None or known["released_at"] is not None:
                 raise NotFound(f"host {host} is not enrolled")
             await db.run("unassign_host", host)
             await db.run("delete_reports", host)
             await db.run("release_host", host, now)
             await db.audit(who.did("host.release", f"host/{host}", before=b64(known["public_key"])))
+            await self._core.accounts.revoke_agent(known["public_key"], now)
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
-        await self._core.accounts.revoke_agent(known["public_key"], now)
 
     async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
         """Give a host other labels; services that match them now reach it."""
-        _check_labels(labels)
+        state.check_labels("labels", labels)
         async with self._core.store.change() as db:
-            known = await db.row("host", host)
+            known = await db.row("host", _name(host))
             if known is None or known["released_at"] is not None:
                 raise NotFound(f"host {host} is not enrolled")
             await db.run("relabel_host", host, dict(labels))
@@ -181,7 +184,7 @@ class Hosts:
 
     async def one(self, host: str) -> HostView:
         """One enrolled host; raises NotFound."""
-        row = await self._core.store.row("host", host)
+        row = await self._core.store.row("host", _name(host))
         if row is None or row["released_at"] is not None:
             raise NotFound(f"host {host} is not enrolled")
         return await self._view(row)
@@ -210,14 +213,12 @@ def is_silent(core: Core, row: Row) -> bool:
     return bool(core.clock.now() - row["seen_at"] > core.options.silent_after * row["every"])
 
 
-def _check_labels(labels: Mapping[str, str]) -> None:
-    if len(labels) > MAX_LABELS:
-        raise Invalid("labels", f"at most {MAX_LABELS} labels", len(labels))
-    for name, value in labels.items():
-        if not 0 < len(name) <= 63 or len(value) > 255:
-            raise Invalid(
-                f"labels.{name[:63]}", "a name of 1 to 63 and a value of at most 255 characters", value
-            )
+def _name(host: str) -> str:
+    """The name of a host in a path; raises NotFound for text that cannot be one."""
+    try:
+        return subjects.host_token(host)
+    except Refused:
+        raise NotFound(f"host {host!r} is not enrolled") from None
 
 
 __all__ = ["HostView", "Hosts", "is_silent", "state"]

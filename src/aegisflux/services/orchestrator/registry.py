@@ -13,7 +13,7 @@ from aegisflux.services.orchestrator.state import Service, service_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SELECTOR = re.compile(r"(unit|cgroup):[^\x00-\x20]{1,255}")
-MAX_SELECTORS, MAX_LABELS = 32, 64
+MAX_SELECTORS = 32
 
 
 class Registry:
@@ -101,8 +101,7 @@ def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) 
     for index, selector in enumerate(selectors):
         if not SELECTOR.fullmatch(selector):
             raise Invalid(f"selectors[{index}]", "unit:<glob> or cgroup:<glob>", selector)
-    if len(host_labels) > MAX_LABELS:
-        raise Invalid("host_labels", f"at most {MAX_LABELS}", len(host_labels))
+    state.check_labels("host_labels", host_labels)
 
 
 def _said(service: Service | None) -> str:

@@ -24,6 +24,7 @@ from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceSta
 
 Handler = Request[Any, Any, Any]
 ServiceNumber = Annotated[int, Parameter(ge=0, le=2**32 - 1, description="the service's number")]
+PRINTABLE = r"^[^\u0000-\u001f\u007f]+$"
 VersionNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Targets = Annotated[
     list[str] | None,
@@ -82,9 +83,9 @@ class LabelsRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class TokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A new API token."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64)]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=PRINTABLE)]
     role: Role
-    ttl_seconds: Annotated[int, Meta(ge=60)] | None = None
+    ttl_seconds: Annotated[int, Meta(ge=60, le=10 * 365 * 86_400)] | None = None
 
 
 class AuditLine(Struct, frozen=True):

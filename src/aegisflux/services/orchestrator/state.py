@@ -1,13 +1,15 @@
 """Rollouts as the store has them: loaded for a step of `domain.rollout`, and the step written back."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
 
-from aegisflux.domain.errors import NotFound, OverLimit
+from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
 from aegisflux.ports.store import Queries, Row
+
+MAX_LABELS = 64
 
 
 class Service(Struct, frozen=True):
@@ -18,6 +20,19 @@ class Service(Struct, frozen=True):
     selectors: tuple[str, ...]
     host_labels: dict[str, str]
     created_at: int
+
+
+def check_labels(path: str, labels: Mapping[str, str]) -> None:
+    """Raises Invalid by path for labels that are too many, too long or not printable."""
+    if len(labels) > MAX_LABELS:
+        raise Invalid(path, f"at most {MAX_LABELS} labels", len(labels))
+    for name, value in labels.items():
+        if not 0 < len(name) <= 63 or len(value) > 255 or not (name + value).isprintable():
+            raise Invalid(
+                f"{path}.{name[:63]}",
+                "a name of 1 to 63 and a value of at most 255 characters, all printable",
+                value,
+            )
 
 
 def service_of(row: Row) -> Service:
