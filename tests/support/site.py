@@ -108,6 +108,15 @@ class Site:
         found = self.status(host)
         return found.get("state") == "in_force" and found["observed"]["version"] == version
 
+    def confirmed(self, host: str, version: int) -> bool:
+        """Whether the host need not go back any more: the control plane confirmed what it acked."""
+        return self.in_force(host, version) and self.status(host)["confirmed"] is not False
+
+    def reported(self, host: str) -> dict[str, Any]:
+        """What the host's own agent says of the service; empty while it says nothing."""
+        found = self.machine(host).ask("status") or {}
+        return next(iter(found.get("services", [])), {})
+
     def start_agent(self, host: str) -> None:
         self.machine(host).start_agent([product.AEGISFLUX, "agent", "run"])
 
@@ -139,7 +148,7 @@ class Site:
         """Versions of a service as actions.seg.maps holds them, in the order of the stream."""
         url = f"nats://{self.fleet.control_address}:{product.nats_port(self.fleet.port_base)}"
         secrets = product.secrets(self.data)
-        found = self.fleet.lab.hub.call(_announcements, secrets, url)
+        found = self.fleet.lab.hub.call(_announcements, secrets, url, timeout=40)
         return [version for service, version in found if service == service_id]
 
     def _enrol(self, host: str) -> None:
@@ -170,6 +179,7 @@ def _announcements(secrets: Path, url: str) -> list[tuple[int, int]]:
         await bus.ready()
         found: list[tuple[int, int]] = []
         last = await bus.last(subjects.MAPS)
+        say(f"announcements: the last one is {last.sequence if last else 0}")
         done = asyncio.Event()
 
         async def told(batch: Sequence[Message]) -> None:
@@ -180,8 +190,11 @@ def _announcements(secrets: Path, url: str) -> list[tuple[int, int]]:
                     done.set()
 
         await bus.consume("MAPS", f"reader-{os.getpid()}", told)
-        await asyncio.wait_for(done.wait(), 10)
-        await bus.close()
+        try:
+            await asyncio.wait_for(done.wait(), 10)
+        finally:
+            say(f"announcements: read {len(found)}")
+            await bus.close()
         return found
 
     return asyncio.run(read())

@@ -3,9 +3,11 @@
 import os
 import random
 import shutil
+import signal
 import time
 
 import pytest
+from demo import product
 from demo.talking import REFUSED, WORKS
 from tests.support import probes
 from tests.support.site import SERVICE, UNIT, Site, say, until
@@ -169,16 +171,48 @@ def test_all_hosts_converge_after_the_bus_lost_its_data(site):
 
 def test_a_host_boots_without_a_control_plane(site):
     version, _ = put_in_force(site)
+    until(lambda: site.confirmed("alpha", version))
     site.fleet.kill_control()
     try:
         site.end_agent("alpha")
         site.start_agent("alpha")
-        until(lambda: site.machine("alpha").ask("status"), 20)
+        until(
+            lambda: site.reported("alpha").get("state") == "in_force", 20, site.machine("alpha").tail_of_log
+        )
+        assert site.reported("alpha")["version"] == version
         assert judged_by(site, "alpha", version)
-        assert site.machine("alpha").ask("status")["services"][0]["state"] == "in_force"
     finally:
         site.start_control()
     put_in_force(site)
+
+
+def test_all_hosts_converge_after_the_bus_lost_its_data_between_two_starts(site):
+    version, _ = put_in_force(site)
+    site.fleet.kill_control()
+    shutil.rmtree(site.data / "nats")
+    site.start_control()
+    version += 1
+    accepted(site, version)
+    for host in HOSTS:
+        until(lambda host=host: judged_by(site, host, version), 60, site.machine(host).tail_of_log)
+
+
+def test_a_lease_ends_in_the_kernel_while_the_agent_is_stopped():
+    """A posted snapshot is not renewed; nobody has to be alive for its end."""
+    with Site(("gamma",), lease=5) as site:
+        site.machine("peer").serve("peer", ALWAYS, NEVER)
+        agent, talking = site.machine("gamma"), site.machine("gamma").program(UNIT)
+        address = site.address("peer")
+        assert site.post(1, [site.allow("peer", "tcp", ALWAYS)], on_expiry="closed").status == 200
+        assert talking.until(REFUSED, "tcp", address, NEVER, 20)["word"] == "EPERM"
+        assert talking.attempt("tcp", address, ALWAYS)["word"] == "connected"
+        ends = until(lambda: agent.ask("status")["services"][0]["deadline"])
+        agent.agent.send_signal(signal.SIGSTOP)
+        found = talking.until(REFUSED, "tcp", address, ALWAYS, 10)
+        late = time.time() - ends
+        agent.agent.send_signal(signal.SIGCONT)
+        assert (found["word"], -1.5 < late < 1.5) == ("EPERM", True), late
+        assert product.why(agent, UNIT, "tcp", address, ALWAYS)["reason"] == "expired_closed"
 
 
 def test_a_unit_restarted_a_hundred_times_never_gets_through(site):
