@@ -211,7 +211,8 @@ def test_a_lease_ends_in_the_kernel_while_the_agent_is_stopped():
         found = talking.until(REFUSED, "tcp", address, ALWAYS, 10)
         late = time.time() - ends
         agent.agent.send_signal(signal.SIGCONT)
-        assert (found["word"], -1.5 < late < 1.5) == ("EPERM", True), late
+        assert found["word"] in REFUSED, "the connect itself, or its first packet"
+        assert -1.5 < late < 1.5
         assert product.why(agent, UNIT, "tcp", address, ALWAYS)["reason"] == "expired_closed"
 
 
