@@ -23,6 +23,7 @@ from aegisflux.wire import envelope, subjects
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
 CONFIRM_AGAIN_SECONDS = 120
+SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 300.0
 AT_ONCE = 64
 log = logs.get("answers")
 
@@ -57,7 +58,7 @@ class Answers:
         await self._core.store.run(
             "store_heartbeats",
             [b.host_id for b in beats],
-            [b.interval for b in beats],
+            [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
             [msgspec.msgpack.encode(b) for b in beats],
             [b.serial for b in beats],
             self._core.clock.now(),
@@ -226,8 +227,10 @@ def _state(beat: Heartbeat, report: ServiceReport) -> HostState:
 
 
 def _agrees(row: Row, beat: Heartbeat | None) -> bool:
-    """Whether a heartbeat from after the flip reports what was acked."""
-    if beat is None or beat.clock < row["ack_at"]:
+    """Whether a heartbeat reports what was acked. A digest names its version, so it can only come from after
+    the flip; no clock is asked, because clocks step.
+    """
+    if beat is None or beat.serial < row["ack_serial"]:
         return False
     return any(
         report.service_id == row["service_id"] and report.digest == row["ack_digest"]
