@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from granian.constants import Interfaces
+from granian.http import HTTP1Settings
 from granian.server.embed import Server
 from litestar import Litestar, Request, Response
 from litestar.datastructures import MutableScopeHeaders
@@ -42,6 +43,8 @@ from aegisflux.domain.errors import (
 from aegisflux.runtime import logs, metrics
 
 MAX_BODY: Final = 16 << 20
+MAX_CONNECTIONS: Final = 8192
+HEADER_MILLISECONDS: Final = 10_000
 SCOPE_KEY: Final = "aegisflux.request_id"
 PROBLEM: Final = "application/problem+json"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -273,6 +276,8 @@ def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None
         websockets=False,
         log_enabled=False,
         backlog=1024,
+        backpressure=MAX_CONNECTIONS,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MILLISECONDS),
         ssl_cert=tls[0] if tls else None,
         ssl_key=tls[1] if tls else None,
     )
