@@ -434,3 +434,30 @@ def test_given_engines_are_used_and_none_is_started(up, tmp_path):
         assert other.call("POST", "/seg/maps", snapshot(1, 1)).status == 200
     finally:
         assert other.stop() == 0
+
+
+def test_other_addresses_have_tls_of_our_ca_and_hosts_enrol_there(tmp_path):
+    with running_up(tmp_path, AEGISFLUX_LISTEN="127.0.0.2") as up:
+        url = f"https://127.0.0.2:{up.port}"
+        ca = up.data / "secrets" / "ca.crt"
+        assert up.call("GET", "/healthz", token=None).status == 200
+        asked = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5"]
+        assert up.run(*asked, "--cacert", str(ca), f"{url}/healthz").stdout == "200"
+        assert up.run(*asked, f"{url}/healthz").returncode == 60
+        assert up.run(*asked, f"http://127.0.0.2:{up.port}/healthz").stdout != "200"
+        made = up.run(AEGISFLUX, "hosts", "token", "--label", "role=web")
+        assert made.returncode == 0, made.stderr
+        settings = {
+            "AEGISFLUX_AGENT_STATE_DIR": str(tmp_path / "agent"),
+            "AEGISFLUX_AGENT_DATAPATH": "simulated",
+        }
+        enrolled = up.run(
+            AEGISFLUX, "agent", "enroll", "--host-id", "tls-1", **settings, AEGISFLUX_ENROLL_TOKEN=made.stdout
+        )
+        assert enrolled.returncode == 0, enrolled.stderr
+        assert up.call("GET", "/api/v1/hosts/tls-1").json["labels"] == {"role": "web"}
+        again = settings | {"AEGISFLUX_AGENT_STATE_DIR": str(tmp_path / "other")}
+        second = up.run(
+            AEGISFLUX, "agent", "enroll", "--host-id", "tls-1", **again, AEGISFLUX_ENROLL_TOKEN=made.stdout
+        )
+        assert second.returncode == 3, second.stderr
