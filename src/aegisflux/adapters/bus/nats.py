@@ -299,14 +299,16 @@ class NatsBus:
         self._options.trouble(text)
 
     async def _client(self, deadline: float) -> Client:
-        if self._closing:
-            raise Unavailable("the bus is closed")
-        try:
-            await asyncio.wait_for(self._up.wait(), max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            raise Unavailable(f"the bus is not connected: {self._last_error}") from None
-        assert self._nc is not None
-        return self._nc
+        while True:
+            if self._closing:
+                raise Unavailable("the bus is closed")
+            try:
+                await asyncio.wait_for(self._up.wait(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                raise Unavailable(f"the bus is not connected: {self._last_error}") from None
+            # Between the event and our turn the connection may have been lost again.
+            if self._nc is not None and self._up.is_set():
+                return self._nc
 
     async def _ask(
         self,
