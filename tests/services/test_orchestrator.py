@@ -1,6 +1,8 @@
 """The orchestrator on a real NATS and a real PostgreSQL, with scripted agents."""
 
 import asyncio
+import os
+import signal
 import time
 
 import msgspec
@@ -132,6 +134,21 @@ async def test_a_host_that_reports_a_matched_cgroup_gets_the_snapshot(plane):
     await agent.beat(services=(report,))
     await eventually(lambda: 111 in agent.in_force)
     await core.registry.put(111, "worker", [], {}, WHO)
+
+
+async def test_an_observing_host_says_so_from_its_ack_on(plane):
+    agent = await plane.agent("observe-1")
+    await agent.beat()
+    await plane.orchestrator.snapshots.post(body(115, 1, mode="observe"), ["observe-1"], "", WHO)
+    await state_is(plane, 115, "observe-1", "observing")
+
+
+async def test_a_killed_compiler_is_replaced(plane):
+    workshop = plane.orchestrator.core.workshop
+    for pid in list(workshop._pool._processes):
+        os.kill(pid, signal.SIGKILL)
+    answer = await plane.orchestrator.snapshots.post(body(116, 1), None, "", WHO)
+    assert answer.accepted
 
 
 async def test_a_nack_is_told_with_its_reason(plane):

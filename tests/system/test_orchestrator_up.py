@@ -461,3 +461,12 @@ def test_other_addresses_have_tls_of_our_ca_and_hosts_enrol_there(tmp_path):
             AEGISFLUX, "agent", "enroll", "--host-id", "tls-1", **again, AEGISFLUX_ENROLL_TOKEN=made.stdout
         )
         assert second.returncode == 3, second.stderr
+
+
+def test_a_taken_port_and_a_second_supervisor_are_told(up, tmp_path):
+    same_port = up.run(AEGISFLUX, "up", AEGISFLUX_DATA_DIR=str(tmp_path / "other"))
+    assert same_port.returncode == 4
+    assert f"process {up.pid('nats')}" in same_port.stderr
+    same_folder = up.run(AEGISFLUX, "up")
+    assert same_folder.returncode == 4
+    assert f"already supervised by process {up.process.pid}" in same_folder.stderr

@@ -265,12 +265,13 @@ from reports r join hosts h using (host_id) where h.released_at is null and r.se
 -- name: store_acks
 insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, ack_serial, ack_version,
     ack_digest, ack_at, ack_stored_at, awaits)
-select g.host_id, g.service_id, g.state, g.version, g.digest, g.tables_digest, g.deadline, $10, g.serial, g.version, g.digest,
-    g.applied_at, $10, g.awaits
+select g.host_id, g.service_id, case when c.mode = 'observe' then 'observing' else g.state end, g.version, g.digest,
+    g.tables_digest, g.deadline, $10, g.serial, g.version, g.digest, g.applied_at, $10, g.awaits
 from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
     $9::double precision[], $11::boolean[])
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, serial, applied_at, awaits)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+left join contents c on c.digest = g.digest
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, ack_serial = excluded.ack_serial,
     since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end,
