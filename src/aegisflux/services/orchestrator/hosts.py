@@ -180,18 +180,22 @@ class Hosts:
 
     async def all(self) -> tuple[HostView, ...]:
         """All enrolled hosts by name."""
-        return tuple([await self._view(row) for row in await self._core.store.rows("hosts")])
+        given: dict[str, list[int]] = {}
+        for row in await self._core.store.rows("all_assigned"):
+            given.setdefault(row["host_id"], []).append(row["service_id"])
+        rows = await self._core.store.rows("hosts")
+        return tuple(self._view(row, given.get(row["host_id"], ())) for row in rows)
 
     async def one(self, host: str) -> HostView:
         """One enrolled host; raises NotFound."""
         row = await self._core.store.row("host", _name(host))
         if row is None or row["released_at"] is not None:
             raise NotFound(f"host {host} is not enrolled")
-        return await self._view(row)
+        given = await self._core.store.rows("assignments_of_host", host)
+        return self._view(row, [found["service_id"] for found in given])
 
-    async def _view(self, row: Row) -> HostView:
+    def _view(self, row: Row, services: Sequence[int]) -> HostView:
         beat = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat) if row["heartbeat"] else None
-        given: Sequence[Row] = await self._core.store.rows("assignments_of_host", row["host_id"])
         return HostView(
             host_id=row["host_id"],
             labels=row["labels"],
@@ -204,7 +208,7 @@ class Hosts:
             datapath=beat.datapath if beat else None,
             panicked=beat.panicked if beat else False,
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
-            services=tuple(sorted(r["service_id"] for r in given)),
+            services=tuple(sorted(services)),
         )
 
 
@@ -219,6 +223,3 @@ def _name(host: str) -> str:
         return subjects.host_token(host)
     except Refused:
         raise NotFound(f"host {host!r} is not enrolled") from None
-
-
-__all__ = ["HostView", "Hosts", "is_silent", "state"]

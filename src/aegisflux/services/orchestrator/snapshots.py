@@ -12,8 +12,6 @@ from msgspec import Struct
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.rollout import Rollout, Step
-from aegisflux.domain.snapshot import MapSnapshot
-from aegisflux.domain.trust import Nacked
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
 from aegisflux.services.orchestrator import state
@@ -24,7 +22,6 @@ from aegisflux.services.orchestrator.state import Service
 from aegisflux.wire import envelope
 
 MAX_TARGETS = 10_000
-__all__ = ["Accepted", "Changed", "MapSnapshot", "Nacked", "Snapshots"]
 
 
 class Accepted(Struct, frozen=True):

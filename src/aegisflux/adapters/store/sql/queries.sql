@@ -124,6 +124,9 @@ select host_id, version, lease_until, renewed, changed_at from assignments where
 -- name: assignments_of_host
 select service_id, version from assignments where host_id = $1
 
+-- name: all_assigned
+select host_id, service_id from assignments
+
 -- name: crowded
 select host_id, count(*) as services from assignments where host_id = any($1::text[]) and service_id <> $2
 group by host_id having count(*) >= $3 order by host_id limit 1
