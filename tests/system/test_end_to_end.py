@@ -95,8 +95,8 @@ def test_kills_at_random_points_of_a_stream_of_updates(site):
     seed = int(os.environ.get("AEGISFLUX_SEED", str(time.time_ns() % 10**9)))
     say(f"seed {seed} (AEGISFLUX_SEED repeats it)")
     chance, victims = random.Random(seed), ["agent", "orchestrator", "nats", "postgres"]
-    start_load(site)
     version, _ = put_in_force(site)
+    start_load(site)
     for kill in range(KILLS):
         victim = victims[kill % len(victims)] if kill < len(victims) else chance.choice(victims)
         at = chance.randrange(4)
