@@ -10,7 +10,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
-from aegisflux.adapters.bus.subscribed import described, header_text, message_of, unsubscribe
+from aegisflux.adapters.bus.subscribed import described, end, header_text, message_of, unsubscribe
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.ports.bus import BatchHandler, Message
 from aegisflux.wire import subjects
@@ -52,8 +52,7 @@ class Consumer:
 
     async def _cancel(self) -> None:
         if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+            await end(self._task)
             self._task = None
 
     async def _run(self, bus: "NatsBus", nc: Client) -> None:

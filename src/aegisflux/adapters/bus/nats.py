@@ -25,7 +25,7 @@ from nats.errors import NoRespondersError, NoServersError
 
 from aegisflux.adapters.bus import streams
 from aegisflux.adapters.bus.consumer import Consumer
-from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, message_of
+from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, end, message_of
 from aegisflux.domain.errors import Forbidden, OverLimit, Refused, Unavailable
 from aegisflux.ports.bus import BatchHandler, Callback, Handler, Message, Responder, Subscription
 from aegisflux.wire import subjects
@@ -187,10 +187,9 @@ class NatsBus:
         self._closing = True
         for attached in list(self._attached):
             await attached.close()
-        tasks = [task for task in (self._task, self._again) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        for task in (self._task, self._again):
+            if task is not None:
+                await end(task)
         self._up.clear()
         await self._discard()
 
