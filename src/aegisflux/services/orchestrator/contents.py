@@ -64,8 +64,11 @@ class Contents:
         row = await self._core.store.row("sealed", digest)
         if row is None:
             return None
-        signature = Signature(row["key_id"], row["signature"])
-        data = envelope.encode(Envelope(envelope.CONTENT, row["payload"], (signature,)))
+        if row["key_id"] == self._core.keys.signing:
+            signature = Signature(row["key_id"], row["signature"])
+            data = envelope.encode(Envelope(envelope.CONTENT, row["payload"], (signature,)))
+        else:  # posted before a rotation, and perhaps with a key that is gone
+            data = envelope.encode(self._core.keys.seal(envelope.CONTENT, row["payload"]))
         if digest not in self._cache:
             self._cache[digest] = data
             self._held += len(data)

@@ -11,7 +11,6 @@ from aegisflux.runtime import logs
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
-from aegisflux.wire import envelope
 
 STEP_SECONDS = 0.5
 GIVE_UP_SECONDS = 86_400
@@ -88,11 +87,6 @@ class Rotation:
         keys.use(encoded, new)
         async with core.store.change() as db:
             await db.run("add_key_set", keys.version, encoded, new, now)
-            for row in await db.rows("resign_list", new):
-                sealed = await db.row("sealed", row["digest"])
-                if sealed is not None:
-                    (signature,) = keys.seal(envelope.CONTENT, sealed["payload"]).signatures
-                    await db.run("resign", row["digest"], signature.keyid, signature.sig)
             await db.run("put_rotation", "switched", new, old, now, 0)
             await db.run("bump_all")
             await db.audit(Who().did("keys.switch", f"keys/{keys.version}", before=old, after=new))

@@ -22,6 +22,9 @@ from aegisflux.services.orchestrator.state import Service
 from aegisflux.wire import envelope
 
 MAX_TARGETS = 10_000
+NOBODY_YET = (
+    "no enrolled host runs service {} yet: stored as desired state, hosts get it when they begin to run it"
+)
 
 
 class Accepted(Struct, frozen=True):
@@ -105,31 +108,14 @@ class Snapshots:
             await _store_content(db, prepared, sealed, now, who, None)
             await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)
         await state.save(db, step, now)
-        before = latest["digest"] if latest else ""
-        await db.audit(
-            who.did(
-                "snapshot.post",
-                f"service/{service.id}/version/{prepared.version}",
-                before=before,
-                after=prepared.digest,
-                reason=f"{len(step.changed)} hosts changed",
-            )
-        )
+        what = f"service/{service.id}/version/{prepared.version}"
+        before, reason = latest["digest"] if latest else "", f"{len(step.changed)} hosts changed"
+        await db.audit(who.did("snapshot.post", what, before=before, after=prepared.digest, reason=reason))
         if not chosen:
-            warnings.append(
-                f"no enrolled host runs service {service.id} yet: stored as desired state, "
-                "hosts get it when they begin to run it"
-            )
+            warnings.append(NOBODY_YET.format(service.id))
         made_at = now if is_new or latest is None else latest["created_at"]
-        return Accepted(
-            True,
-            service.id,
-            chosen,
-            made_at,
-            prepared.version,
-            prepared.digest,
-            (*prepared.warnings, *warnings),
-        )
+        told = (*prepared.warnings, *warnings)
+        return Accepted(True, service.id, chosen, made_at, prepared.version, prepared.digest, told)
 
     async def promote(self, service_id: int, version: int | None, who: Who) -> Changed:
         """From the canary hosts to all, renewed from now on; raises NotFound or Conflict."""

@@ -73,13 +73,6 @@ select snapshot from contents where digest = $1
 -- name: sealed
 select payload, key_id, signature from contents where digest = $1
 
--- name: resign_list
-select digest from contents c where key_id <> $1
-and exists (select 1 from assignments a where a.service_id = c.service_id and a.version = c.version)
-
--- name: resign
-update contents set key_id = $2, signature = $3 where digest = $1
-
 -- name: hosts
 select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial
 from hosts where released_at is null order by host_id
