@@ -37,6 +37,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 			st->stamp = stamp_unmanaged(ctl);
 		return PASS;
 	}
+	v.remote = 1;
 	parse(skb, dir, &v.p);
 	return judge_packet(skb, sk, &v, st, ctl, 0);
 }

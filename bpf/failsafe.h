@@ -95,7 +95,8 @@ struct view {
 	__u8 expired;
 	__u8 hook;
 	__u8 candidate;
-	__u8 zero[6];
+	__u8 remote;		/* the packet uses a device other than loopback */
+	__u8 zero[5];
 };
 
 /* What can never be denied. */
@@ -105,7 +106,8 @@ static __always_inline int is_failsafe(const struct view *v)
 	struct failsafe_list *list;
 	__u32 zero = 0;
 
-	if (is_loopback(p))
+	/* on another device such an address is forged, or leads out of the host */
+	if (!v->remote && is_loopback(p))
 		return 1;
 	if (p->malformed)
 		return 0;

@@ -57,7 +57,7 @@ static __always_inline void continue_flow(struct udp_flow *f, const struct view 
 {
 	if (f->stamp != v->stamp)
 		f->stamp = v->stamp;
-	if (v->stamp & W_REFUSED)
+	if (v->word & W_REFUSED)
 		return;
 	f->last_ns = v->now;
 	if (v->packet_dir != v->dir && !f->both)

@@ -26,7 +26,8 @@ static __always_inline __u32 epoch_of(const struct control *ctl)
 	return ctl->epoch + ctl->mkdirs;
 }
 
-/* From the top to the deepest mapped cgroup, with any helper that names an ancestor by its level. */
+/* From the top to the deepest mapped cgroup, with any helper that names an ancestor by its level. What lies
+ * beyond the bound belongs to what was found above it: a service that digs deep stays itself. */
 #define DEEPEST_MAPPED(ancestor_at) ({ \
 	__u32 slot_ = SLOT_NONE, level_; \
 	for (level_ = 0; level_ <= MAX_DEPTH; level_++) { \
@@ -36,7 +37,6 @@ static __always_inline __u32 epoch_of(const struct control *ctl)
 			break; \
 		if (level_ == MAX_DEPTH) { \
 			count(0, SLOT_NONE, C_TOO_DEEP); \
-			slot_ = SLOT_NONE; \
 			break; \
 		} \
 		mapped_ = bpf_map_lookup_elem(&cgroups, &id_); \

@@ -96,7 +96,7 @@ static __always_inline __u32 finish(const struct descriptor *d, __u32 word, int 
 __noinline int judge_flow(struct view *v, __u32 role)
 {
 	struct descriptor *d;
-	__u32 index, word, zero = 0;
+	__u32 index, word, kept, zero = 0;
 	void *inner;
 
 	if (!v)
@@ -118,9 +118,10 @@ __noinline int judge_flow(struct view *v, __u32 role)
 
 		if (v->live)
 			word = keep_live(d, word, v->before);
+		kept = word;
 		word = finish(d, word, expired);
-		/* under an ended lease it is no cache entry, hence the odd number */
-		v->stamp = (d->generation | expired) << W_BITS | word;
+		/* under an ended lease it is no cache entry, hence the odd number; a renewal keeps what was kept */
+		v->stamp = (d->generation | expired) << W_BITS | (reason_of(kept) == KEPT ? kept : word);
 	} else {
 		v->stamp = d->generation << W_BITS | word;
 	}

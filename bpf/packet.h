@@ -6,6 +6,8 @@
 #include <bpf/bpf_endian.h>
 #include "objects.h"
 
+#define V4 bpf_htons(0x0800)
+#define V6 bpf_htons(0x86dd)
 #define P_TCP 6
 #define P_UDP 17
 #define P_ICMP 1
@@ -120,6 +122,8 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 dir, struct pac
 	if (bpf_skb_load_bytes(skb, 0, h, 40))
 		return 1;
 	set_peer6(p, dir == EGRESS ? h + 6 : h + 2);
+	if (p->family == 4)
+		return 1;		/* a mapped address never travels, but when forged */
 	next = b[6];
 	p->hop_limit = b[7];
 	p->proto = next;
@@ -160,9 +164,9 @@ __noinline int parse_slowly(struct __sk_buff *skb, __u32 dir, struct packet *p)
 	set_peer4(p, ~0U);	/* of nobody, until it is read: 0.0.0.0 would be the host's own */
 	if (bpf_skb_load_bytes(skb, 0, &first, 1))
 		p->malformed = 1;
-	else if (first >> 4 == 4)
+	else if (first >> 4 == 4 && skb->protocol == V4)
 		p->malformed = parse_v4(skb, dir, p);
-	else if (first >> 4 == 6)
+	else if (first >> 4 == 6 && skb->protocol == V6)
 		p->malformed = parse_v6(skb, dir, p);
 	else
 		p->malformed = 1;
@@ -207,7 +211,7 @@ static __always_inline void parse(struct __sk_buff *skb, __u32 dir, struct packe
 	p->malformed = 0;
 	p->icmp_type = 0;
 	p->has_ports = 0;
-	if (data + 28 <= end && b[0] == 0x45) {
+	if (data + 28 <= end && b[0] == 0x45 && skb->protocol == V4) {
 		__u32 total = bpf_ntohs(*(__u16 *)(b + 2));
 
 		p->proto = b[9];
@@ -217,14 +221,14 @@ static __always_inline void parse(struct __sk_buff *skb, __u32 dir, struct packe
 			if (fast_transport(data + 20, end, dir, total - 20, p))
 				return;
 		}
-	} else if (data + 48 <= end && b[0] >> 4 == 6) {
+	} else if (data + 48 <= end && b[0] >> 4 == 6 && skb->protocol == V6) {
 		__u32 left = bpf_ntohs(*(__u16 *)(b + 4));
 
 		p->proto = b[6];
 		p->hop_limit = b[7];
 		if (left + 40 == skb->len) {
 			set_peer6(p, dir == EGRESS ? w + 6 : w + 2);
-			if (fast_transport(data + 40, end, dir, left, p))
+			if (p->family == 6 && fast_transport(data + 40, end, dir, left, p))
 				return;
 		}
 	}

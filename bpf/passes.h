@@ -174,6 +174,7 @@ static __always_inline int pass_flow(struct bpf_iter__bpf_map_elem *ctx)
 	v.slot = ctl->pass_slot;
 	v.dir = v.packet_dir = (f->initiator - 1) & 1;
 	v.narrow = ~0U;
+	v.remote = 1;
 	v.live = 1;
 	v.reuse = 1;
 	v.before = f->stamp;

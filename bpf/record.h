@@ -41,6 +41,9 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ctx)
 		count(0, SLOT_NONE, C_NO_STORAGE);
 		return 1;
 	}
+	/* calls that cross end here too, and stay ours */
+	if (!active && st->initiator)
+		return 1;
 	if (ctx->family == 2) {
 		set_peer4(&p, ctx->remote_ip4);
 	} else {

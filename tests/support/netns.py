@@ -11,6 +11,7 @@ Leaving the block ends every process that was started below the lab's cgroup.
 """
 
 import ctypes
+import itertools
 import os
 import pickle
 import re
@@ -29,7 +30,7 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 NETNS = Path("/run/netns")
 _libc = ctypes.CDLL(None, use_errno=True)
-_labs = 0
+_labs = itertools.count(1)
 
 
 def cgroup_root() -> Path:
@@ -56,9 +57,7 @@ class Lab:
     """A bridge, its hosts, and one cgroup that holds everything."""
 
     def __init__(self, prefix: str = "af") -> None:
-        global _labs
-        _labs += 1
-        self.name = f"{prefix}{os.getpid()}-{_labs}"
+        self.name = f"{prefix}{os.getpid()}-{next(_labs)}"
         self.cgroup = cgroup_root() / f"aegisflux-{self.name}"
         self.hosts: dict[str, Host] = {}
 
@@ -166,7 +165,7 @@ class Host:
             capture_output=True,
             text=True,
             check=False,
-            **popen,  # noqa: PLW1509
+            **popen,
         )
 
     def call(

@@ -81,27 +81,36 @@ class Generations:
         if found is None:
             raise Unavailable(f"slot {loaded.slot}: generation {loaded.generation_id} is not loaded")
         _, ours = found
+        replaced = None
+        try:
+            if loaded.role == "active":
+                ours = self._newest(ours, loaded.slot)
+                replaced = self._open(loaded.slot, "active")
+            self._exchange(loaded.slot, loaded.role, ours)
+        except Unavailable:
+            if replaced is not None:
+                os.close(replaced.fd)
+            raise
+        finally:
+            os.close(ours.fd)
         if loaded.role == "active":
-            replaced = self._open(loaded.slot, "active")
-            previous = self._previous(loaded.slot, ours.head.generation, self.boot_ns())
-            if ours.head.generation <= self._control.generation or ours.head.previous != previous:
-                ours = self._again(ours, loaded.slot)
             self._drop_replaced(loaded.slot)
             self._replaced[loaded.slot] = replaced
-        self._exchange(loaded.slot, loaded.role, ours)
-        os.close(ours.fd)
 
     def flip_back(self, slot: int) -> bool:
-        """See `Datapath.flip_back`."""
+        """See `Datapath.flip_back`; after a fault the old generation is still there to go back to."""
         if slot not in self._replaced:
             return False
-        old = self._replaced.pop(slot)
+        old = self._replaced[slot]
         if old is None:
             self._delete(slot, "active")
-            return True
-        again = self._again(old, slot)
-        self._exchange(slot, "active", again)
-        os.close(again.fd)
+        else:
+            again = self._again(old, slot)
+            try:
+                self._exchange(slot, "active", again)
+            finally:
+                os.close(again.fd)
+        self._drop_replaced(slot)
         return True
 
     def forget(self, slot: int) -> None:
@@ -212,6 +221,15 @@ class Generations:
             raise OverLimit("generations", CELLS, CELLS + 1, f"slot {slot}")
         return free[0]
 
+    def _newest(self, ours: _Map, slot: int) -> _Map:
+        """`ours`, or made again in its place where another flip came between."""
+        previous = self._previous(slot, ours.head.generation, self.boot_ns())
+        if ours.head.generation > self._control.generation and ours.head.previous == previous:
+            return ours
+        again = self._again(ours, slot)
+        os.close(ours.fd)
+        return again
+
     def _again(self, old: _Map, slot: int) -> _Map:
         """The same tables as a new generation: numbers rise with every flip, and none is used twice."""
         try:
@@ -221,8 +239,6 @@ class Generations:
             fd, back = _created(layout.pack(tables, head))
         except OSError as err:
             raise Unavailable(f"slot {slot}: loading a generation again: {err}") from None
-        finally:
-            os.close(old.fd)
         self._remember(head)
         return _Map(fd, head, len(back) // BLOCK)
 

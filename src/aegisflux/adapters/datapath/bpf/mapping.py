@@ -42,20 +42,23 @@ class CgroupMap:
             raise Unavailable("the root cgroup cannot be mapped")
         wanted.pop(self._agent or 0, None)
         present = self._present()
-        changed = False
-        for number, binding in wanted.items():
-            if present.get(number) != binding.slot:
-                self._put(number, binding.slot)
-                changed = True
+        missing = {n: b.slot for n, b in wanted.items() if present.get(n) != b.slot}
         gone = [n for n, slot in present.items() if n not in wanted and slot != layout.SLOT_AGENT]
-        changed |= self._unbind(gone, len(present))
-        self._bound = wanted
-        if changed:
-            self._control.raise_epoch()
+        changed = bool(missing)
+        try:
+            for number, slot in missing.items():
+                self._put(number, slot)
+            changed |= self._unbind(gone, len(present))
+            self._bound = wanted
+        finally:
+            if changed:
+                self._control.raise_epoch()
 
     def bindings(self) -> list[Binding]:
-        """Of cgroups that exist."""
-        return sorted(self._bound.values(), key=lambda b: b.path)
+        """Those that were asked for and that the kernel holds."""
+        present = self._present()
+        held = (b for b in self._bound.values() if present.get(b.cgroup_id) == b.slot)
+        return sorted(held, key=lambda b: b.path)
 
     def paths_of(self, slot: int) -> list[Path]:
         return [self._root / b.path.strip("/") for b in self._bound.values() if b.slot == slot]
