@@ -1,4 +1,4 @@
-"""The store on a real PostgreSQL: changes are whole or not at all, in one order, and the audit log covers them."""
+"""The store on a real PostgreSQL: changes are whole or not at all, and the audit log covers them."""
 
 import asyncio
 

@@ -69,6 +69,14 @@ async def test_text_that_cannot_be_stored_is_refused_by_its_path(plane, text):
             await call
 
 
+@pytest.mark.parametrize(
+    "selector", ["cgroup:/", "cgroup:", "cgroup:../../x", "cgroup:a//b", "unit:a/b", "pod:x"]
+)
+async def test_a_selector_that_no_host_takes_is_refused_by_its_path(plane, selector):
+    with pytest.raises(Invalid, match=r"selectors\[1\]"):
+        await plane.orchestrator.registry.put(303, "selected", ["unit:fine", selector], {}, WHO)
+
+
 async def test_a_release_whose_revocation_fails_can_be_tried_again(plane, monkeypatch):
     await plane.enroll("release-1")
     accounts = plane.orchestrator.core.accounts

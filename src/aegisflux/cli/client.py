@@ -71,6 +71,8 @@ def _cell(value: Any) -> str:
     if value is None or value in ([], {}):
         return "-"
     if isinstance(value, dict):
+        if "reason" in value:
+            return str(value["reason"])
         if "version" in value:
             return str(value["version"])
         return ",".join(f"{name}={item}" for name, item in value.items())

@@ -16,6 +16,7 @@ Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output"
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
 ]
+File = Annotated[Path, Parameter(help="JSON; - is stdin", allow_leading_hyphen=True)]
 Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
 
 snapshot_app = App(
@@ -30,7 +31,7 @@ bus_app = App(name="bus", help="What goes over the bus.")
 
 
 @snapshot_app.command
-def post(file: Path, *, host: Hosts = None, output: Output = "json") -> None:
+def post(file: File, *, host: Hosts = None, output: Output = "json") -> None:
     """Post a snapshot from a file (- is stdin).
 
     Example: aegisflux snapshot post web.json --host web-1

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.rollout import runs
+from aegisflux.domain.selectors import parse_selector
 from aegisflux.ports.store import Change
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.core import Core, Who
@@ -101,6 +102,7 @@ def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) 
     for index, selector in enumerate(selectors):
         if not SELECTOR.fullmatch(selector):
             raise Invalid(f"selectors[{index}]", "unit:<glob> or cgroup:<glob>", selector)
+        parse_selector(selector, f"selectors[{index}]")
     state.check_labels("host_labels", host_labels)
 
 
