@@ -3,8 +3,8 @@
 import os
 import socket
 import struct
-from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -61,94 +61,77 @@ def test_io_uring_calls_are_governed(kernel: Kernel) -> None:
         assert seen == expected
 
 
-def every_call() -> dict[str, str]:
-    """Send the mark in every way that needs no listener."""
-    seen = {}
-    v4, v6 = ("10.77.0.3", 9), ("fd77::3", 9)
+V4, V6, MAPPED = ("10.77.0.3", 9), ("fd77::3", 9), ("::ffff:10.77.0.3", 9)
+SOL_IPV6, PADDING = 41, bytes([0, 0, 1, 4, 0, 0, 0, 0])
+REUSE, BROADCAST, ZERO_COPY = (1, 2, 1), (1, 6, 1), (1, 60, 1)
+Target = tuple[str, int]
 
-    def attempt(
-        title: str, family: int, kind: int, proto: int, call: Callable[[socket.socket], object]
-    ) -> None:
-        def tried() -> str:
-            with socket.socket(family, kind, proto) as s:
-                s.settimeout(0.3)
-                return str(call(s))
 
-        seen[title] = probes.word(tried)
+class Way(NamedTuple):
+    """One way to send the mark without a listener."""
 
-    def bare(s: socket.socket, level: int, option: int, value: bytes | int, to: tuple[str, int]) -> int:
-        s.setsockopt(level, option, value)
-        return s.sendto(MARK, to)
+    kind: socket.SocketKind
+    to: Target
+    proto: int = 0
+    options: tuple[tuple[int, int, int | bytes], ...] = ()
+    bound: int | None = None
+    data: bytes = MARK
+    ancillary: tuple[tuple[int, int, bytes], ...] = ()
+    flags: int = 0
+    connects: bool = False
 
-    inet, inet6, dgram, ip, ip6 = socket.AF_INET, socket.AF_INET6, socket.SOCK_DGRAM, 0, 41
+    def go(self) -> str:
+        """Send, and tell what the caller saw."""
+        family = socket.AF_INET6 if ":" in self.to[0] else socket.AF_INET
+        with socket.socket(family, self.kind, self.proto) as s:
+            s.settimeout(0.3)
+            for option in self.options:
+                s.setsockopt(*option)
+            if self.bound is not None:
+                s.bind(("", self.bound))
+            if self.connects:
+                return str(s.connect(self.to))
+            return str(s.sendmsg([self.data], self.ancillary, self.flags, self.to))
+
+
+def ways() -> dict[str, Way]:
+    """Needs the device eth0."""
     index = socket.if_nametoindex("eth0")
     info4 = struct.pack("@I4s4s", index, socket.inet_aton("10.77.0.2"), bytes(4))
-    info6 = socket.inet_pton(inet6, "fd77::2") + struct.pack("@I", index)
-    attempt("pktinfo", inet, dgram, 0, lambda s: s.sendmsg([MARK], [(0, 8, info4)], 0, v4))
-    attempt("pktinfo 6", inet6, dgram, 0, lambda s: s.sendmsg([MARK], [(41, 50, info6)], 0, v6))
-    attempt("mapped sendmsg", inet6, dgram, 0, lambda s: s.sendto(MARK, ("::ffff:10.77.0.3", 9)))
-    attempt(
-        "multicast",
-        inet,
-        dgram,
-        0,
-        lambda s: bare(s, ip, 32, struct.pack("@4s4sI", bytes(4), bytes(4), index), ("224.0.0.1", 9)),
-    )
-    attempt("multicast 6", inet6, dgram, 0, lambda s: bare(s, ip6, 17, index, ("ff02::1", 9)))
-    attempt("broadcast", inet, dgram, 0, lambda s: bare(s, 1, 6, 1, ("10.77.0.255", 9)))
-    attempt("all ones", inet, dgram, 0, lambda s: bare(s, 1, 6, 1, ("255.255.255.255", 9)))
-    attempt(
-        "options 6",
-        inet6,
-        dgram,
-        0,
-        lambda s: s.sendmsg([MARK], [(41, 59, bytes([0, 0, 1, 4, 0, 0, 0, 0]))], 0, v6),
-    )
-    attempt(
-        "hop options 6",
-        inet6,
-        dgram,
-        0,
-        lambda s: s.sendmsg([MARK], [(41, 54, bytes([0, 0, 1, 4, 0, 0, 0, 0]))], 0, v6),
-    )
-    attempt("UDP-Lite", inet, dgram, 136, lambda s: s.sendto(MARK, v4))
-    attempt(
-        "echo by ping socket", inet, dgram, 1, lambda s: s.sendto(b"\x08" + bytes(7) + MARK, ("10.77.0.3", 0))
-    )
-    attempt(
-        "echo by ping socket 6",
-        inet6,
-        dgram,
-        58,
-        lambda s: s.sendto(b"\x80" + bytes(7) + MARK, ("fd77::3", 0)),
-    )
-    attempt("corked", inet, dgram, 0, lambda s: (s.sendto(MARK, 0x8000, v4), s.sendto(b"", v4)))
-    attempt("zero copy", inet, dgram, 0, lambda s: (s.setsockopt(1, 60, 1), s.sendto(MARK, 0x4000000, v4)))
-    attempt(
-        "from port 68",
-        inet,
-        dgram,
-        0,
-        lambda s: (s.setsockopt(1, 2, 1), s.bind(("", 68)), s.sendto(MARK, v4)),
-    )
-    attempt("from port 67", inet, dgram, 0, lambda s: (s.bind(("", 67)), s.sendto(MARK, ("10.77.0.3", 68))))
-    attempt("from port 22", inet, dgram, 0, lambda s: (s.bind(("", 22)), s.sendto(MARK, v4)))
-    attempt("SCTP", inet, socket.SOCK_STREAM, 132, lambda s: s.connect(v4))
-    attempt("raw SCTP", inet, socket.SOCK_RAW, 132, lambda s: s.sendto(MARK, v4))
-    attempt(
-        "raw IPv6 in IPv4",
-        inet,
-        socket.SOCK_RAW,
-        41,
-        lambda s: s.sendto(udp6("fd77::2", "fd77::3", 9, 9), v4),
-    )
-    attempt(
-        "TCP from 22",
-        inet,
-        socket.SOCK_STREAM,
-        0,
-        lambda s: (s.setsockopt(1, 2, 1), s.bind(("", 22)), s.connect(("10.77.0.3", 5432))),
-    )
+    info6 = socket.inet_pton(socket.AF_INET6, "fd77::2") + struct.pack("@I", index)
+    by_device = struct.pack("@4s4sI", bytes(4), bytes(4), index)
+    dgram, raw, stream = socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_STREAM
+    return {
+        "pktinfo": Way(dgram, V4, ancillary=((0, 8, info4),)),
+        "pktinfo 6": Way(dgram, V6, ancillary=((SOL_IPV6, 50, info6),)),
+        "mapped sendmsg": Way(dgram, MAPPED),
+        "multicast": Way(dgram, ("224.0.0.1", 9), options=((0, 32, by_device),)),
+        "multicast 6": Way(dgram, ("ff02::1", 9), options=((SOL_IPV6, 17, index),)),
+        "broadcast": Way(dgram, ("10.77.0.255", 9), options=(BROADCAST,)),
+        "all ones": Way(dgram, ("255.255.255.255", 9), options=(BROADCAST,)),
+        "options 6": Way(dgram, V6, ancillary=((SOL_IPV6, 59, PADDING),)),
+        "hop options 6": Way(dgram, V6, ancillary=((SOL_IPV6, 54, PADDING),)),
+        "UDP-Lite": Way(dgram, V4, proto=136),
+        "echo by ping socket": Way(dgram, ("10.77.0.3", 0), proto=1, data=b"\x08" + bytes(7) + MARK),
+        "echo by ping socket 6": Way(dgram, ("fd77::3", 0), proto=58, data=b"\x80" + bytes(7) + MARK),
+        "zero copy": Way(dgram, V4, options=(ZERO_COPY,), flags=0x4000000),
+        "from port 68": Way(dgram, V4, options=(REUSE,), bound=68),
+        "from port 67": Way(dgram, ("10.77.0.3", 68), bound=67),
+        "from port 22": Way(dgram, V4, bound=22),
+        "SCTP": Way(stream, V4, proto=132, connects=True),
+        "raw SCTP": Way(raw, V4, proto=132),
+        "raw IPv6 in IPv4": Way(raw, V4, proto=41, data=udp6("fd77::2", "fd77::3", 9, 9)),
+        "TCP from 22": Way(stream, ("10.77.0.3", 5432), options=(REUSE,), bound=22, connects=True),
+    }
+
+
+def every_call() -> dict[str, str]:
+    """What the caller saw, by way."""
+    seen = {title: probes.word(way.go) for title, way in ways().items()}
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as corked:
+        seen["corked"] = probes.word(
+            lambda: str((corked.sendto(MARK, socket.MSG_MORE, V4), corked.sendto(b"", V4)))
+        )
     return seen
 
 
