@@ -181,6 +181,12 @@ def _trim() -> None:
         return
 
 
+def _ready(config: AgentConfig, host: str, log: Any) -> None:
+    where = config.attach_cgroup or "every cgroup"
+    log(f"running as {host}: datapath {config.datapath}, instance {config.instance}, attached to {where}")
+    systemd("READY=1")
+
+
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
     logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that ends
@@ -197,7 +203,7 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
     try:
         await control.open()
         bus.open()
-        await runner.run(stop, lambda: systemd("READY=1"))
+        await runner.run(stop, lambda: _ready(config, identity.host_id, log))
         systemd("STOPPING=1")
     finally:
         await control.close()

@@ -157,6 +157,7 @@ class Control:
 
     async def _denied(self, question: Question) -> AsyncIterator[Json]:
         ring, seen = self._runner.reporter.denied, 0
+        await self._runner.tick()
         for number, flow in list(ring)[-question.last :] if question.last > 0 else []:
             seen = number
             yield denied_json(flow)

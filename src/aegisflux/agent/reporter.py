@@ -44,6 +44,7 @@ class Reporter:
         self._nacked: deque[tuple[object, ...]] = deque(maxlen=NACKS_KEPT)
         self._beats = 0
         self._said = 0
+        self._said_of: dict[int, str] = {}
         self.loss: Counter[str] = Counter()
         self.serial = 0
         self.cgroups: dict[int, tuple[str, ...]] = {}
@@ -57,6 +58,11 @@ class Reporter:
         active, wall = holding.active, self._parts.wall()
         assert active is not None
         deadline = int(wall + (active.deadline_ns - boot_ns) / SECOND)
+        trial = ", waits to be confirmed" if holding.confirm_by_ns else ""
+        said = f"service {holding.service_id}: version {active.version} is in the kernel{trial}"
+        if said != self._said_of.get(holding.service_id):
+            self._said_of[holding.service_id] = said
+            self._parts.log(f"{said}; its lease ends in {round(deadline - wall)} s")
         self._answer(
             Ack(
                 self._parts.host_id,

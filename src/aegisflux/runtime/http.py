@@ -27,7 +27,8 @@ from litestar.openapi.spec import (
     Schema,
     SecurityScheme,
 )
-from litestar.types import ASGIApp, Message, Receive, Scope, Send
+from litestar.serialization import default_serializer
+from litestar.types import ASGIApp, Message, Receive, Scope, Send, Serializer
 
 from aegisflux import __version__
 from aegisflux.domain.errors import (
@@ -144,9 +145,18 @@ def pointer_of(path: str) -> str:
     return "/" + "/".join(part for part in re.split(r"[.\[\]]+", path) if part)
 
 
+class Line(Response[Any]):
+    """An answer whose JSON is one whole line, as terminals like it."""
+
+    def render(self, content: Any, media_type: str, enc_hook: Serializer = default_serializer) -> bytes:
+        """See `Response.render`."""
+        rendered = super().render(content, media_type, enc_hook)
+        return rendered + b"\n" if "json" in media_type and not isinstance(content, bytes) else rendered
+
+
 def _answer(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
     return Response(
-        msgspec.json.encode(problem), status_code=problem.status, media_type=PROBLEM, headers=headers
+        msgspec.json.encode(problem) + b"\n", status_code=problem.status, media_type=PROBLEM, headers=headers
     )
 
 

@@ -97,7 +97,7 @@ async def readyz(request: Handler) -> Response[health.Readiness]:
 
     checks = {"store": core.store.check, "bus": bus, "orchestrator": started}
     found = await health.readiness(checks)
-    return Response(found, status_code=200 if found.ready else 503)
+    return http.Line(found, status_code=200 if found.ready else 503)
 
 
 @get("/version", security=[{}], sync_to_thread=False)
@@ -142,6 +142,7 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
             "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",
         ),
         request_max_body_size=http.MAX_BODY,
+        response_class=http.Line,
         debug=False,
         logging_config=None,
     )
