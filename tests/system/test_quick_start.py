@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,7 +11,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-
 from tests.support.netns import Host, Lab, cgroup_root, kill_cgroup
 
 ROOT = Path(__file__).resolve().parents[2]
