@@ -1,4 +1,4 @@
-"""The README's quick start, as written: its own lines, typed in its own order, in a namespace of their own."""
+"""The README's quick start as written: its own lines in its own order, in a namespace of their own."""
 
 import json
 import os
