@@ -92,7 +92,7 @@ class Place:
         """A bus of the user, not opened."""
         return NatsBus(
             NatsOptions(
-                urls=self.nats_urls("localhost"),
+                urls=self.nats_urls("127.0.0.1"),
                 credentials=credentials,
                 ca_pem=self.nats_ca.read_text(),
                 trouble=lambda words: log.warning("bus", detail=words),

@@ -289,7 +289,7 @@ class NatsBus:
         denial = self._denials.get(found[1].lower()) if found else None
         if denial is not None and not denial.done():
             denial.set_result(text)
-        self._fail(described(error))
+        self._fail(f"{', '.join(self._options.urls)}: {described(error)}")
 
     def _fail(self, text: str) -> None:
         if text == self._last_error and not self._up.is_set():
