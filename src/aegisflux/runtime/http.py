@@ -151,7 +151,8 @@ class Line(Response[Any]):
     def render(self, content: Any, media_type: str, enc_hook: Serializer = default_serializer) -> bytes:
         """See `Response.render`."""
         rendered = super().render(content, media_type, enc_hook)
-        return rendered + b"\n" if "json" in media_type and not isinstance(content, bytes) else rendered
+        whole = content is None or isinstance(content, bytes)
+        return rendered if whole or "json" not in media_type else rendered + b"\n"
 
 
 def _answer(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
