@@ -8,6 +8,7 @@ import time
 import msgspec
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from nacl.signing import SigningKey
 from tests.support.control import WHO, body, request_of, running_plane
 from tests.support.engines import eventually
@@ -15,7 +16,9 @@ from tests.support.engines import eventually
 from aegisflux.domain import audit
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.manifest import Ack, ServiceReport
+from aegisflux.domain.roles import Principal
 from aegisflux.domain.rollout import StaleVersion
+from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.views import Asked
 from aegisflux.wire import envelope, subjects
 
@@ -101,7 +104,7 @@ async def test_canary_promote_rollback_withdraw(plane):
     await core.registry.put(110, "shop", [], {"role": "shop"}, WHO)
     agents = {name: await plane.agent(name, {"role": "shop"}) for name in ("shop-1", "shop-2")}
     await core.snapshots.post(body(110, 1), ["shop-1"], "", WHO)
-    promoted = await core.snapshots.promote(110, None, WHO)
+    promoted = await core.changes.promote(110, None, WHO)
     assert promoted.changed_hosts == ("shop-1", "shop-2")
     await eventually(
         lambda: all(a.in_force.get(110) and a.in_force[110].version == 1 for a in agents.values())
@@ -109,16 +112,58 @@ async def test_canary_promote_rollback_withdraw(plane):
     await core.snapshots.post(body(110, 2, edges=[]), ["shop-2"], "", WHO)
     await eventually(lambda: agents["shop-2"].in_force[110].version == 2)
     assert agents["shop-1"].in_force[110].version == 1
-    back = await core.snapshots.rollback(110, None, WHO)
+    back = await core.changes.rollback(110, None, WHO)
     assert (back.version, back.from_version) == (3, 1)
     await eventually(lambda: all(a.in_force[110].version == 3 for a in agents.values()))
     maps = await core.views.one(110)
     assert (maps.stable.version, maps.stable.copy_of, maps.next_version) == (3, 1, 4)
     late = await plane.agent("shop-3", {"role": "shop"})
     await eventually(lambda: 110 in late.in_force)
-    gone = await core.snapshots.withdraw(110, None, WHO)
+    gone = await core.changes.withdraw(110, None, WHO)
     assert gone.changed_hosts == ("shop-1", "shop-2", "shop-3")
     await eventually(lambda: agents["shop-1"].manifests[-1].services == ())
+
+
+async def test_an_author_never_approves_their_own_change(plane):
+    core = plane.orchestrator
+    ada, bob = (Who(Principal(name, "approver"), "test", name) for name in ("ada", "bob"))
+    await core.registry.put(141, "pair", [], {"role": "pair"}, WHO)
+    await plane.agent("pair-1", {"role": "pair"})
+    await core.snapshots.post(body(141, 1), ["pair-1"], "", ada)
+    for promote in (core.changes.try_promote, core.changes.promote):
+        with pytest.raises(Forbidden, match="posted by ada"):
+            await promote(141, None, ada)
+    assert (await core.changes.promote(141, None, bob)).warnings == ()
+    await core.snapshots.post(body(141, 2, edges=[]), ["pair-1"], "", WHO)
+    promoted = await core.changes.promote(141, None, WHO)
+    assert promoted.warnings == ("promoted by its author, as an admin may",)
+    (line,) = await core.core.store.rows("audit_newest", 2**62, 1)
+    assert line["reason"].startswith("promoted by its author")
+
+
+async def test_a_dry_run_tells_and_changes_nothing(plane):
+    core, store = plane.orchestrator, plane.orchestrator.core.store
+    await core.registry.put(142, "tried", [], {"role": "tried"}, WHO)
+    for name in ("tried-1", "tried-2"):
+        await plane.agent(name, {"role": "tried"})
+    await core.snapshots.post(body(142, 1), ["tried-1"], "", WHO)
+
+    async def state():
+        return await core.views.one(142), [row["seq"] for row in await store.rows("audit_newest", 2**62, 1)]
+
+    async def same(tried, act):
+        before = await state()
+        told = await tried
+        assert told.dry_run
+        assert await state() == before
+        done = await act
+        assert replace(told, dry_run=False, timestamp=done.timestamp) == done
+
+    changes = core.changes
+    await same(changes.try_promote(142, None, WHO), changes.promote(142, None, WHO))
+    await core.snapshots.post(body(142, 2, edges=[]), ["tried-2"], "", WHO)
+    await same(changes.try_rollback(142, None), changes.rollback(142, None, WHO))
+    await same(changes.try_withdraw(142, None), changes.withdraw(142, None, WHO))
 
 
 async def test_a_host_that_reports_a_matched_cgroup_gets_the_snapshot(plane):
@@ -247,7 +292,7 @@ async def test_leases_of_promoted_snapshots_are_renewed_and_posted_ones_are_not(
     agent = await plane.agent("lease-1")
     await core.snapshots.post(body(120, 1), ["lease-1"], "", WHO)
     await core.snapshots.post(body(121, 1), ["lease-1"], "", WHO)
-    await core.snapshots.promote(121, None, WHO)
+    await core.changes.promote(121, None, WHO)
     await eventually(lambda: 120 in agent.in_force and 121 in agent.in_force)
     near = int(time.time()) + 200
     await plane.store._runner.execute(

@@ -37,3 +37,15 @@ def test_a_file_that_is_not_there_is_told_in_one_line(tmp_path):
 def test_a_refusal_is_shown_by_its_reason(capsys):
     show([{"last_nack": {"reason": "map_full", "version": None}}], "table", ("last_nack",))
     assert capsys.readouterr().out.splitlines() == ["LAST_NACK", "map_full"]
+
+
+def test_times_in_a_table_are_for_people(capsys):
+    show(
+        [{"lease_until": 1795490141, "since": None, "at": 1795490141500}],
+        "table",
+        ("lease_until", "since", "at"),
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "LEASE_UNTIL           SINCE  AT",
+        "2026-11-24T03:15:41Z  -      2026-11-24T03:15:41Z",
+    ]

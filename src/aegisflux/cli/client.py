@@ -5,6 +5,7 @@ argument.
 import json
 import os
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -15,6 +16,15 @@ from aegisflux.cli.control import loaded
 from aegisflux.domain.errors import Forbidden, Refused, Unavailable
 
 SECONDS = 30.0
+TIMES = {
+    "since": 1,
+    "lease_until": 1,
+    "created_at": 1,
+    "expires_at": 1,
+    "last_used": 1,
+    "revoked_at": 1,
+    "at": 1000,
+}
 
 
 def call(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
@@ -61,15 +71,17 @@ def say(text: str) -> None:
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     cells = [[name.upper() for name in columns]]
-    cells += [[_cell(row.get(name)) for name in columns] for row in rows]
+    cells += [[_cell(row.get(name), TIMES.get(name)) for name in columns] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, per_second: int | None = None) -> str:
     if value is None or value in ([], {}):
         return "-"
+    if per_second is not None:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value / per_second))
     if isinstance(value, dict):
         if "reason" in value:
             return str(value["reason"])

@@ -17,6 +17,9 @@ Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
 ]
 File = Annotated[Path, Parameter(help="JSON; - is stdin", allow_leading_hyphen=True)]
+DryRun = Annotated[
+    bool, Parameter(name="--dry-run", help="say what would change, and change nothing", negative="")
+]
 Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
 
 snapshot_app = App(
@@ -44,25 +47,42 @@ def post(file: File, *, host: Hosts = None, output: Output = "json") -> None:
 
 
 @snapshot_app.command
-def promote(service_id: int, *, version: int | None = None, output: Output = "json") -> None:
+def promote(
+    service_id: int, *, version: int | None = None, dry_run: DryRun = False, output: Output = "json"
+) -> None:
     """Give a posted version to all hosts of the service."""
-    show(call("POST", "/seg/maps/promote", {"service_id": service_id, "version": version}), output, CHANGED)
+    body = {"service_id": service_id, "version": version}
+    _changed(call("POST", "/seg/maps/promote", body, _asked(dry_run)), output)
 
 
 @snapshot_app.command
-def rollback(service_id: int, *, to_version: int | None = None, output: Output = "json") -> None:
+def rollback(
+    service_id: int, *, to_version: int | None = None, dry_run: DryRun = False, output: Output = "json"
+) -> None:
     """Bring back earlier content under a new version."""
-    show(
-        call("POST", "/seg/maps/rollback", {"service_id": service_id, "to_version": to_version}),
-        output,
-        CHANGED,
-    )
+    body = {"service_id": service_id, "to_version": to_version}
+    _changed(call("POST", "/seg/maps/rollback", body, _asked(dry_run)), output)
 
 
 @snapshot_app.command
-def withdraw(service_id: int, *, host: Hosts = None, output: Output = "json") -> None:
+def withdraw(
+    service_id: int, *, host: Hosts = None, dry_run: DryRun = False, output: Output = "json"
+) -> None:
     """End enforcement of a service, everywhere or on some hosts."""
-    show(call("DELETE", f"/seg/maps/{service_id}", None, {"target_host": host}), output, CHANGED)
+    query = {"target_host": host, **_asked(dry_run)}
+    _changed(call("DELETE", f"/seg/maps/{service_id}", None, query), output)
+
+
+def _asked(dry_run: bool) -> dict[str, object]:
+    return {"dry_run": "true"} if dry_run else {}
+
+
+def _changed(answer: Any, output: str) -> None:
+    for warning in answer["warnings"]:
+        say(f"warning: {warning}")
+    if answer["dry_run"]:
+        say("dry run: nothing was changed")
+    show(answer, output, CHANGED)
 
 
 CHANGED = ("service_id", "action", "version", "changed_hosts", "unchanged_hosts")
@@ -98,15 +118,26 @@ def why(
     *,
     ingress: Annotated[bool, Parameter(negative="")] = False,
     host: str | None = None,
-    output: Output = "json",
+    output: Output = "table",
 ) -> None:
-    """The verdict of a flow, desired and observed.
+    """The verdict of a flow, as it is wanted and as the hosts' kernels hold it.
 
     Example: aegisflux snapshot why 101 tcp 10.0.0.5 443
     """
     direction = "ingress" if ingress else "egress"
     query = {"proto": proto, "peer": peer, "port": port, "direction": direction, "host": host}
-    show(call("GET", f"/seg/maps/{service_id}/why", None, query), output, ("service_id", "differs"))
+    found = call("GET", f"/seg/maps/{service_id}/why", None, query)
+    if output != "table":
+        show(found, output)
+        return
+    rows = [
+        {"held": held, "verdict": row["word"]} | row
+        for held in ("desired", "observed")
+        for row in found[held]
+    ]
+    show(rows, output, ("held", "word", "reason", "rule", "mode", "version", "digest", "hosts"))
+    if found["differs"]:
+        say("the hosts do not hold what is desired: aegisflux snapshot status tells why")
 
 
 @service_app.command(name="list")

@@ -21,3 +21,10 @@ SYSTEM: Final = Principal("system", "admin")
 def may(role: Role, needed: Role) -> bool:
     """Whether the role includes the needed one."""
     return ROLES.index(role) >= ROLES.index(needed)
+
+
+def may_approve(principal: Principal, author: str) -> bool:
+    """Whether the change of an author may be approved: by another approver, or by an admin, who can make
+    approvers anyway and has to get out of a lock-out alone.
+    """
+    return may(principal.role, "admin") or (may(principal.role, "approver") and principal.name != author)

@@ -7,6 +7,7 @@ from aegisflux.runtime import logs
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.orchestrator.access import Access
 from aegisflux.services.orchestrator.answers import Answers
+from aegisflux.services.orchestrator.changes import Changes
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import Hosts
@@ -33,6 +34,7 @@ class Orchestrator:
         self.hosts = Hosts(core)
         self.registry = Registry(core)
         self.snapshots = Snapshots(core)
+        self.changes = Changes(core)
         self.views = Views(core)
         self.relay = Relay(core)
         self.answers = Answers(core)

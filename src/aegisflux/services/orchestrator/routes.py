@@ -16,9 +16,10 @@ from aegisflux.domain.roles import Role
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.services.orchestrator.access import NewToken, TokenView
 from aegisflux.services.orchestrator.api import needs, orchestrator_of, who
+from aegisflux.services.orchestrator.changes import Changed
 from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
 from aegisflux.services.orchestrator.rotation import KeyState
-from aegisflux.services.orchestrator.snapshots import Accepted, Changed
+from aegisflux.services.orchestrator.snapshots import Accepted
 from aegisflux.services.orchestrator.state import Service
 from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceStatus, Why
 
@@ -33,6 +34,7 @@ Targets = Annotated[
         description="hosts, comma-separated, repeated, or both; absent: all of the service",
     ),
 ]
+DryRun = Annotated[bool, Parameter(description="say what would change, and change nothing")]
 Key = Annotated[
     str | None,
     Parameter(
@@ -153,21 +155,33 @@ async def post_maps(request: Handler, target_host: Targets = None, idempotency_k
 
 
 @post("/seg/maps/promote", status_code=200, guards=[needs("approver")])
-async def promote(data: PromoteRequest, request: Handler) -> Changed:
-    """Give a posted version to every host of the service, and renew it from now on."""
-    return await orchestrator_of(request).snapshots.promote(data.service_id, data.version, who(request))
+async def promote(data: PromoteRequest, request: Handler, dry_run: DryRun = False) -> Changed:
+    """Give a posted version to every host of the service, and renew it from now on. Its author may not,
+    below an admin.
+    """
+    changes = orchestrator_of(request).changes
+    act = changes.try_promote if dry_run else changes.promote
+    return await act(data.service_id, data.version, who(request))
 
 
 @post("/seg/maps/rollback", status_code=200, guards=[needs("operator")])
-async def rollback(data: RollbackRequest, request: Handler) -> Changed:
+async def rollback(data: RollbackRequest, request: Handler, dry_run: DryRun = False) -> Changed:
     """The content of an earlier version, under a new and higher version, to every host of the service."""
-    return await orchestrator_of(request).snapshots.rollback(data.service_id, data.to_version, who(request))
+    changes = orchestrator_of(request).changes
+    if dry_run:
+        return await changes.try_rollback(data.service_id, data.to_version)
+    return await changes.rollback(data.service_id, data.to_version, who(request))
 
 
 @delete("/seg/maps/{service_id:int}", status_code=200, guards=[needs("operator")])
-async def withdraw(service_id: ServiceNumber, request: Handler, target_host: Targets = None) -> Changed:
+async def withdraw(
+    service_id: ServiceNumber, request: Handler, target_host: Targets = None, dry_run: DryRun = False
+) -> Changed:
     """Withdraw a service's snapshot from the target hosts, or from all: they no longer govern the service."""
-    return await orchestrator_of(request).snapshots.withdraw(service_id, _hosts(target_host), who(request))
+    changes = orchestrator_of(request).changes
+    if dry_run:
+        return await changes.try_withdraw(service_id, _hosts(target_host))
+    return await changes.withdraw(service_id, _hosts(target_host), who(request))
 
 
 @get("/seg/maps", guards=[needs("viewer")])

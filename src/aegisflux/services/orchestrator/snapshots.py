@@ -4,14 +4,13 @@ afterwards.
 
 from collections.abc import Sequence
 from hashlib import sha256
-from typing import Any
 
 import msgspec
 from msgspec import Struct
 
 from aegisflux.domain import rollout as rollouts
-from aegisflux.domain.errors import Conflict, Invalid, NotFound
-from aegisflux.domain.rollout import Rollout, Step
+from aegisflux.domain.errors import Conflict, Invalid
+from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
 from aegisflux.services.orchestrator import state
@@ -37,21 +36,6 @@ class Accepted(Struct, frozen=True):
     version: int
     digest: str
     warnings: tuple[str, ...]
-
-
-class Changed(Struct, frozen=True):
-    """The answer to promote, roll back and withdraw: what changes, and on which hosts."""
-
-    service_id: int
-    action: str
-    version: int | None
-    digest: str | None
-    from_version: int | None
-    stable: int | None
-    changed_hosts: tuple[str, ...]
-    unchanged_hosts: tuple[str, ...]
-    timestamp: int
-    warnings: tuple[str, ...] = ()
 
 
 class Snapshots:
@@ -99,13 +83,13 @@ class Snapshots:
             rollout, prepared.version, prepared.digest, latest["digest"] if latest else None
         )
         if targets is not None:
-            await _check_enrolled(db, targets)
+            await check_enrolled(db, targets)
         runs = await state.running(db, service)
         lease_until = now + self._core.lease(prepared.ttl_seconds)
         step = rollouts.post(rollout, prepared.version, lease_until, targets, runs)
         chosen = tuple(targets) if targets is not None else tuple(sorted(runs))
         if is_new:
-            await _store_content(db, prepared, sealed, now, who, None)
+            await store_content(db, prepared, sealed, now, who, None)
             await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)
         await state.save(db, step, now)
         what = f"service/{service.id}/version/{prepared.version}"
@@ -116,89 +100,6 @@ class Snapshots:
         made_at = now if is_new or latest is None else latest["created_at"]
         told = (*prepared.warnings, *warnings)
         return Accepted(True, service.id, chosen, made_at, prepared.version, prepared.digest, told)
-
-    async def promote(self, service_id: int, version: int | None, who: Who) -> Changed:
-        """From the canary hosts to all, renewed from now on; raises NotFound or Conflict."""
-        now = self._core.now()
-        async with self._core.store.change() as db:
-            service, rollout = await state.load(db, service_id)
-            wanted = rollouts.promotable(rollout, version)
-            content = await _content(db, service_id, wanted)
-            lease_until = now + self._core.lease(content["ttl_seconds"])
-            runs = await state.running(db, service)
-            step = rollouts.promote(rollout, wanted, lease_until, runs)
-            await state.save(db, step, now)
-            answer = _changed("promote", rollout, step, wanted, content["digest"], now)
-            await db.audit(
-                who.did(
-                    "snapshot.promote",
-                    f"service/{service_id}/version/{wanted}",
-                    before=f"stable {rollout.stable or 'none'}",
-                    after=content["digest"],
-                    reason=f"{len(step.changed)} hosts changed",
-                )
-            )
-        self._core.wake()
-        return answer
-
-    async def rollback(self, service_id: int, to_version: int | None, who: Who) -> Changed:
-        """The content of an earlier version under a new, higher version; raises NotFound or Conflict."""
-        store = self._core.store
-        for _ in range(5):
-            _, rollout = await state.load(store, service_id)
-            source = rollouts.rollback_target(rollout, to_version)
-            stored = await store.row("snapshot", service_id, source)
-            if stored is None:
-                raise NotFound(f"service {service_id}: version {source} was never posted")
-            prepared = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1)
-            answer = await self._rolled_back(rollout, source, prepared, who)
-            if answer is not None:
-                self._core.wake()
-                return answer
-        raise Conflict(f"service {service_id}: it is changed all the time; try again")
-
-    async def _rolled_back(self, seen: Rollout, source: int, prepared: Prepared, who: Who) -> Changed | None:
-        now = self._core.now()
-        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
-        async with self._core.store.change() as db:
-            service, rollout = await state.load(db, prepared.service_id)
-            what = f"service/{service.id}/version/{prepared.version}"
-            if rollout.latest != seen.latest:
-                await db.audit(who.did("snapshot.rollback", what, reason="overtaken; tried again"))
-                return None
-            runs = await state.running(db, service)
-            lease_until = now + self._core.lease(prepared.ttl_seconds)
-            step = rollouts.rollback(rollout, prepared.version, lease_until, runs)
-            await _store_content(db, prepared, sealed, now, who, source)
-            await state.save(db, step, now)
-            hosts = step.rollout.on(prepared.version)
-            await db.run("add_outbox", *announcement(prepared, "rollback", hosts, now), now)
-            reason = f"content of version {source}; {len(step.changed)} hosts changed"
-            await db.audit(
-                who.did("snapshot.rollback", what, before=f"stable {rollout.stable or 'none'}",
-                        after=prepared.digest, reason=reason)
-            )  # fmt: skip
-        return _changed("rollback", rollout, step, prepared.version, prepared.digest, now, source)
-
-    async def withdraw(self, service_id: int, targets: Sequence[str] | None, who: Who) -> Changed:
-        """End enforcement of a service on the targets, or everywhere; raises NotFound."""
-        now = self._core.now()
-        async with self._core.store.change() as db:
-            _, rollout = await state.load(db, service_id)
-            if targets is not None:
-                await _check_enrolled(db, targets)
-            step = rollouts.withdraw(rollout, targets)
-            await state.save(db, step, now)
-            await db.audit(
-                who.did(
-                    "snapshot.withdraw",
-                    f"service/{service_id}",
-                    before=f"stable {rollout.stable or 'none'}",
-                    reason=f"{len(step.changed)} hosts changed",
-                )
-            )
-        self._core.wake()
-        return _changed("withdraw", rollout, step, None, None, now)
 
     async def _service(
         self, db: Change, service_id: int, now: int, who: Who
@@ -228,14 +129,8 @@ class Snapshots:
         return msgspec.json.decode(row["answer"], type=Accepted)
 
 
-async def _content(db: Queries, service_id: int, version: int) -> Any:
-    row = await db.row("content", service_id, version)
-    if row is None:
-        raise NotFound(f"service {service_id}: version {version} was never posted")
-    return row
-
-
-async def _check_enrolled(db: Queries, targets: Sequence[str]) -> None:
+async def check_enrolled(db: Queries, targets: Sequence[str]) -> None:
+    """Raises Invalid with the names that are not enrolled."""
     if len(targets) > MAX_TARGETS:
         raise Invalid("target_host", f"at most {MAX_TARGETS} hosts", len(targets))
     enrolled = {row["host_id"] for row in await db.rows("host_labels")}
@@ -244,9 +139,10 @@ async def _check_enrolled(db: Queries, targets: Sequence[str]) -> None:
         raise Invalid("target_host", "enrolled hosts", ", ".join(missing[:10]) + " is not enrolled")
 
 
-async def _store_content(
+async def store_content(
     db: Change, prepared: Prepared, sealed: envelope.Envelope, now: int, who: Who, copy_of: int | None
 ) -> None:
+    """Keep a prepared snapshot; `copy_of` is the version that it brings back."""
     (signature,) = sealed.signatures
     await db.run(
         "put_content",
@@ -268,30 +164,4 @@ async def _store_content(
         prepared.payload,
         signature.keyid,
         signature.sig,
-    )
-
-
-def _changed(
-    action: str,
-    before: Rollout,
-    step: Step,
-    version: int | None,
-    digest: str | None,
-    now: int,
-    source: int | None = None,
-) -> Changed:
-    after = step.rollout
-    unchanged = tuple(sorted(set(after.hosts) - set(step.changed)))
-    warnings = () if step.changed else (f"{action} changes no host: none runs service {after.service_id}",)
-    return Changed(
-        after.service_id,
-        action,
-        version,
-        digest,
-        source if source is not None else before.stable,
-        after.stable,
-        step.changed,
-        unchanged,
-        now,
-        () if unchanged else warnings,
     )
