@@ -134,7 +134,7 @@ async def test_postgres_as_an_ordinary_user(tmp_path):
         [*become, sys.executable, "-c", script, str(deep)],
         capture_output=True, text=True, timeout=60, env=environment, cwd=REPOSITORY, check=False,
     )  # fmt: skip
-    uid = 1000 if ROOT else os.geteuid()
+    uid = postgres.NOBODY if ROOT else os.geteuid()
     assert done.stdout.startswith(f"{uid} 42 /tmp/aegisflux-{uid}-"), done.stderr
 
 

