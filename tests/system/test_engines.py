@@ -232,3 +232,19 @@ async def test_nats_publishes_wait_for_a_killed_server(tmp_path):
             assert (await bus.last(subjects.acks("web1"))).sequence == 60
     finally:
         await supervisor.stop()
+
+
+async def test_a_connection_that_ends_without_a_word_is_replaced(tmp_path):
+    """nats-py under a storm: the connection is closed, and its callback never called."""
+    lab = NatsLab.make(tmp_path)
+    supervisor = Supervisor([lab.process.child], tmp_path / "run")
+    await supervisor.start()
+    try:
+        async with lab.control() as bus:
+            await bus.ensure_streams()
+            ended = bus._nc
+            await ended._close(ended.CLOSED, do_cbs=False)
+            await eventually(lambda: bus.connected and bus._nc is not ended)
+            assert await bus.publish(subjects.acks("web1"), b"one", msg_id="1") == 1
+    finally:
+        await supervisor.stop()

@@ -37,7 +37,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 CONNECTS_AT_ONCE = 32
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
-CLOSE_SECONDS = 1.0
+CLOSE_SECONDS = LOOK_SECONDS = 1.0
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
 Trouble = Callable[[str], None]
@@ -215,10 +215,18 @@ class NatsBus:
             pause = FIRST_PAUSE
             self._up.set()
             self._again = asyncio.create_task(self._call_back())
-            assert self._lost is not None
-            await asyncio.wait({self._lost})
+            await self._until_lost(nc)
             self._up.clear()
             self._again.cancel()
+
+    async def _until_lost(self, nc: Client) -> None:
+        """Two tasks of nats-py that see the end at once may cancel each other before its callback: so look."""
+        lost = self._lost
+        assert lost is not None
+        while not lost.done():
+            await asyncio.wait({lost}, timeout=LOOK_SECONDS)
+            if nc.is_closed and not lost.done():
+                lost.set_result("the connection ended")
 
     async def _attach_all(self, nc: Client) -> None:
         """Put every subscription on the connection, those too that come while this is under way."""
