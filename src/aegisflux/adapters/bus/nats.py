@@ -220,7 +220,7 @@ class NatsBus:
             self._again.cancel()
 
     async def _until_lost(self, nc: Client) -> None:
-        """Two tasks of nats-py that see the end at once may cancel each other before its callback: so look."""
+        """Two tasks of nats-py that see the end at once may cancel each other before its callback: look."""
         lost = self._lost
         assert lost is not None
         while not lost.done():
