@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf.control import Control
 from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
 from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.flow import FailsafeRule, Flow
@@ -109,6 +110,7 @@ def test_two_instances_on_one_kernel_do_not_touch_each_other(lab: Lab) -> None:
 PANIC = """
 import sys
 from pathlib import Path
+from aegisflux.adapters.datapath.bpf.control import Control
 from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
 BpfDatapath(Path(sys.argv[1]), sys.argv[2]).panic()
 """
@@ -141,6 +143,30 @@ def test_a_batch_that_fails_half_way_leaves_the_old_generation(
             kernel.enforce(SLOT, rules(edges="0.0.0.0/0 any 0"))
         assert len(os.listdir("/proc/self/fd")) == open_before
         assert app.call(probes.tcp, "10.77.0.3", 5432, cgroup="svc") == "EPERM"
+
+
+def test_a_death_inside_a_flip_gives_no_number_twice(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pointer is exchanged, the call has not returned: sockets remember the new number already."""
+    with Kernel(lab) as kernel:
+        app = governed(kernel)
+        kernel.enforce(SLOT, rules(established="cut"))
+        with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+            m.setattr(Control, "raise_generation", dies)
+            kernel.enforce(SLOT, rules(edges="10.77.0.3/32 tcp 5432"))
+        (before,) = kernel.datapath.held()
+        with kernel.talk(app, "svc", "10.77.0.3", 5432) as talk:
+            assert talk.say("x") == "x"
+            kernel.datapath.close()
+            kernel.datapath = again(kernel)
+            kernel.datapath.open()
+            kernel.enforce(SLOT, rules(established="cut"))
+            (after,) = kernel.datapath.held()
+            assert after.generation_id > before.generation_id
+            assert talk.say("y") is None
+
+
+def dies(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_a_full_map_of_cgroups_is_said_by_name(lab: Lab) -> None:

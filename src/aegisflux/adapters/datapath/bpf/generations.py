@@ -36,7 +36,6 @@ class Generations:
 
     def __init__(self, maps: dict[str, int], control: Control) -> None:
         self._maps, self._control = maps, control
-        self._next = control.generation + 2 & ~1
         self._pending: dict[int, tuple[int, _Map]] = {}
         self._replaced: dict[int, _Map | None] = {}
         self.known: dict[int, Descriptor] = {}
@@ -45,6 +44,9 @@ class Generations:
                 head = self.head(slot, role)
                 if head is not None:
                     self.known[head.generation] = head
+                    if role == "active":  # who flipped it may have died before it said so
+                        control.raise_generation(head.generation)
+        self._next = control.generation + 2 & ~1
 
     def load(self, slot: int, role: Role, g: Generation) -> Loaded:
         """See `Datapath.load`."""
