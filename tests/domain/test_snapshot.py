@@ -48,6 +48,11 @@ REFUSED = [
     ({"ttl_seconds": 2_592_001}, "ttl_seconds: expected an integer <= 2592000"),
     ({"mode": "audit"}, "mode: expected one of the documented words"),
     ({"ingress": None}, "ingress: expected an array"),
+    ({"version": 2**53}, "version: expected an integer <= 9007199254740991"),
+    ({"on_expiry": "shut"}, "on_expiry: expected one of the documented words"),
+    ({"established": "drop"}, "established: expected one of the documented words"),
+    ({"meta": []}, "meta: expected an object, got an array of 0"),
+    ({"meta": {"a": "x" * 70_000}}, "meta: over the limit meta_bytes"),
     (
         {"deny": [{"cidr": "::/0", "proto": "any", "port": 0}]},
         "deny[0].direction: expected a value (the field is required)",
@@ -59,9 +64,47 @@ REFUSED = [
 ]
 
 
+LISTS = {"edges": "dst_cidr", "allow_cidrs": "cidr", "ingress": "src_cidr", "deny": "cidr"}
+BAD = {
+    "cidr": ["10.0.0.1", "10.0.0.0/33", "::/129", "010.0.0.0/8", "fe80::1%eth0/64", "", None, 7],
+    "proto": ["icmp", "TCP", None, 6],
+    "port": [-1, 65_536, 1.5, "443", None, True],
+    "direction": ["in", None, 1],
+    "extra": [1],
+}
+
+
+def _bad_entries() -> list[tuple[str, str, Any]]:
+    found = []
+    for name, cidr in LISTS.items():
+        for field, values in BAD.items():
+            if field != "direction" or name == "deny":
+                found += [(name, cidr if field == "cidr" else field, value) for value in values]
+    return found
+
+
+@pytest.mark.parametrize(("name", "field", "value"), _bad_entries())
+def test_a_bad_field_of_an_entry_is_refused_by_its_path(name: str, field: str, value: Any) -> None:
+    good = {LISTS[name]: "10.0.0.0/8", "proto": "tcp", "port": 443}
+    good |= {"direction": "both"} if name == "deny" else {}
+    from_builtins({**MINIMAL, name: [good]})
+    with pytest.raises(Invalid) as err:
+        decode(msgspec.json.encode({**MINIMAL, name: [good, {**good, field: value}]}))
+    assert str(err.value).startswith(f"{name}[1].{field}: expected "), err.value
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_a_missing_field_of_an_entry_is_named(name: str) -> None:
+    good = {LISTS[name]: "10.0.0.0/8", "proto": "tcp", "port": 443, "direction": "both"}
+    for field in good if name == "deny" else list(good)[:3]:
+        entry = {k: v for k, v in good.items() if k != field and (k != "direction" or name == "deny")}
+        with pytest.raises(Invalid, match=rf"^{name}\[0\]\.{field}: expected a value"):
+            from_builtins({**MINIMAL, name: [entry]})
+
+
 @pytest.mark.parametrize(("change", "message"), REFUSED, ids=[m[:40] for _, m in REFUSED])
 def test_a_bad_field_is_refused_by_its_path(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(Invalid) as err:
+    with pytest.raises((Invalid, OverLimit)) as err:
         decode(msgspec.json.encode({**MINIMAL, **change}))
     assert str(err.value).startswith(message)
 

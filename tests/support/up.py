@@ -92,6 +92,21 @@ class Up:
             with error:
                 return Answer(error.code, error.headers, error.read())
 
+    def curl(self, method: str, path: str, body=None) -> tuple[int, str, str]:
+        """The same with curl, as a user types it: status, content type, text."""
+        data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
+        line = f"curl -s -w '\\n%{{http_code}} %{{content_type}}' -X {method} 'localhost:{self.port}{path}'"
+        line += ' -H "Authorization: Bearer $TOKEN"'
+        if data is not None:
+            line += " -H 'Content-Type: application/json' -d @-"
+        done = subprocess.run(
+            ["bash", "-c", line], input=data or b"", capture_output=True, timeout=40, check=True,
+            env=self.environ | {"TOKEN": self.admin},
+        )  # fmt: skip
+        text, _, end = done.stdout.decode().rpartition("\n")
+        status, _, kind = end.partition(" ")
+        return int(status), kind, text
+
     def run(self, *argv: str, **environ: str) -> subprocess.CompletedProcess:
         """A command with this control plane's settings."""
         return subprocess.run(

@@ -97,6 +97,7 @@ def test_the_documented_requests(up):
         ("POST", "/seg/maps?target_host=a,b&target_host=c", snapshot(101, 7), 200),
         ("POST", "/seg/maps", snapshot(101, 7, ttl_seconds=601), 409),
         ("POST", "/seg/maps", snapshot(101, 6), 409),
+        ("POST", "/seg/maps?target_host=c,a&target_host=a", snapshot(104, 1), 200),
         ("POST", "/seg/maps?target_host=nobody", snapshot(101, 8), 422),
         ("POST", "/seg/maps?target_host=", snapshot(101, 8), 422),
         ("POST", "/seg/maps", {"version": 8, "service_id": 101}, 422),
@@ -131,12 +132,21 @@ def test_the_documented_requests(up):
         ("GET", "/schema/openapi.json", None, 200),
         ("GET", "/nowhere", None, 404),
     ]
-    for method, path, body, status in table:
-        answer = up.call(method, path, body)
-        assert answer.status == status, (method, path, answer.status, answer.body[:500])
+    for method, path, body, wanted in table:
+        status, kind, text = up.curl(method, path, body)
+        assert status == wanted, (method, path, status, text[:500])
         if status >= 400:
-            assert answer.headers["Content-Type"] == "application/problem+json"
-            assert answer.json["request_id"] == answer.headers["X-Request-Id"]
+            assert kind == "application/problem+json"
+            assert json.loads(text)["status"] == status
+        if path.endswith("=a,b&target_host=c"):
+            assert json.loads(text)["target_hosts"] == ["a", "b", "c"]
+        if path.endswith("=c,a&target_host=a"):
+            assert json.loads(text)["target_hosts"] == ["c", "a"]
+
+
+def test_a_problem_names_its_request(up):
+    answer = up.call("GET", "/nowhere")
+    assert answer.json["request_id"] == answer.headers["X-Request-Id"]
 
 
 def test_the_answer_of_a_post_has_exactly_the_documented_fields(up):
@@ -168,6 +178,22 @@ def test_a_body_over_16_mib_is_refused(up):
     assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=False).stdout == "413"
 
 
+def test_every_route_with_a_role_is_in_the_table(up):
+    described = up.call("GET", "/schema/openapi.json", token=None).json["paths"]
+    documented = {
+        (method.upper(), re.sub(r"{[^}]*}", "*", path))
+        for path, methods in described.items()
+        for method in methods
+    }
+    tabled = {
+        (method, re.sub(r"/(4242|nobody|none)(?=/|$)", "/*", path.partition("?")[0]))
+        for method, path, _, _ in NEEDED
+    }
+    assert documented - tabled == {
+        ("GET", path) for path in ("/healthz", "/readyz", "/version", "/api/v1/enroll/ca")
+    } | {("POST", "/api/v1/enroll")}
+
+
 def test_request_ids_are_echoed_and_bad_ones_replaced(up):
     assert up.call("GET", "/healthz", **{"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
     assert up.call("GET", "/healthz", **{"X-Request-Id": "a b<"}).headers["X-Request-Id"] != "a b<"
@@ -176,25 +202,37 @@ def test_request_ids_are_echoed_and_bad_ones_replaced(up):
 ROLES = ("viewer", "operator", "approver", "admin")
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body", "needed"),
-    [
-        ("GET", "/seg/maps", None, "viewer"),
-        ("GET", "/metrics", None, "viewer"),
-        ("POST", "/seg/maps", {}, "operator"),
-        ("POST", "/seg/maps/rollback", {}, "operator"),
-        ("DELETE", "/seg/maps/4242", None, "operator"),
-        ("POST", "/api/v1/services", {}, "operator"),
-        ("POST", "/seg/maps/promote", {}, "approver"),
-        ("GET", "/api/v1/audit", None, "approver"),
-        ("POST", "/api/v1/hosts/tokens", {"ttl_seconds": 0}, "admin"),
-        ("DELETE", "/api/v1/hosts/nobody", None, "admin"),
-        ("POST", "/api/v1/tokens", {}, "admin"),
-        ("GET", "/api/v1/tokens", None, "admin"),
-    ],
-)
+NEEDED = [
+    ("GET", "/seg/maps", None, "viewer"),
+    ("GET", "/seg/maps/4242", None, "viewer"),
+    ("GET", "/seg/maps/4242/status", None, "viewer"),
+    ("GET", "/seg/maps/4242/why?peer=10.0.0.1", None, "viewer"),
+    ("GET", "/api/v1/services", None, "viewer"),
+    ("GET", "/api/v1/services/4242", None, "viewer"),
+    ("GET", "/api/v1/hosts", None, "viewer"),
+    ("GET", "/api/v1/hosts/nobody", None, "viewer"),
+    ("GET", "/api/v1/keys", None, "viewer"),
+    ("GET", "/metrics", None, "viewer"),
+    ("DELETE", "/api/v1/services/4242", None, "approver"),
+    ("PUT", "/api/v1/hosts/nobody/labels", {"labels": {}}, "admin"),
+    ("DELETE", "/api/v1/tokens/none", None, "admin"),
+    ("POST", "/api/v1/keys/rotate", {}, "admin"),
+    ("POST", "/seg/maps", {}, "operator"),
+    ("POST", "/seg/maps/rollback", {}, "operator"),
+    ("DELETE", "/seg/maps/4242", None, "operator"),
+    ("POST", "/api/v1/services", {}, "operator"),
+    ("POST", "/seg/maps/promote", {}, "approver"),
+    ("GET", "/api/v1/audit", None, "approver"),
+    ("POST", "/api/v1/hosts/tokens", {"ttl_seconds": 0}, "admin"),
+    ("DELETE", "/api/v1/hosts/nobody", None, "admin"),
+    ("POST", "/api/v1/tokens", {}, "admin"),
+    ("GET", "/api/v1/tokens", None, "admin"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "needed"), NEEDED)
 def test_roles(up, method, path, body, needed):
-    for role in ROLES:
+    for role in ROLES[:-1] if path.endswith("rotate") else ROLES:
         token = _token(up, role)
         answer = up.call(method, path, body, token=token)
         enough = ROLES.index(role) >= ROLES.index(needed)
@@ -247,7 +285,7 @@ def test_healthz_answers_within_50_ms_while_100_000_entries_compile(up):
         assert answers[0].status == 200, answers[0].body[:300]
         assert asked > 10
         worst.append(slowest)
-    assert min(worst) < 0.05, worst
+    assert sorted(worst)[1] < 0.05, worst
 
 
 def test_env_and_bus_watch(up):
