@@ -1,9 +1,13 @@
 """The store on a real PostgreSQL: changes are whole or not at all, and the audit log covers them."""
 
 import asyncio
+import os
+import signal
+from collections import Counter
 
 import pytest
 import pytest_asyncio
+from tests.support.engines import eventually
 
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.store import postgres
@@ -137,6 +141,33 @@ async def test_a_server_that_is_away_is_unavailable_and_comes_back(server, store
     await process.start()
     assert (await store.row("service", 600))["id"] == 600
     await register(store, 700)
+
+
+async def test_a_server_that_is_killed_under_load_is_unavailable_and_nothing_else(server, store, scale):
+    """Whatever the driver says of a lost connection, in whatever call it hears of it."""
+    _, process = server
+    counted, done = Counter(), asyncio.Event()
+
+    async def hammer(number):
+        while not done.is_set():
+            for act, *values in ((store.row, "service", 1), (store.check,), (register, store, number)):
+                try:
+                    await act(*values)
+                    counted["fine"] += 1
+                except Unavailable:
+                    counted["away"] += 1
+                    await asyncio.sleep(0.005)
+
+    tasks = [asyncio.create_task(hammer(800 + number)) for number in range(12)]
+    for _ in range(scale("kills", 4)):
+        before = counted["fine"]
+        await eventually(lambda before=before: counted["fine"] > before + 50)
+        os.kill(process.pid, signal.SIGKILL)
+        await eventually(lambda: process.pid is None)
+        await process.start()
+    done.set()
+    await asyncio.gather(*tasks)
+    assert counted["away"] > 0
 
 
 async def test_a_store_that_was_never_opened_is_unavailable():

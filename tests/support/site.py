@@ -26,6 +26,7 @@ from aegisflux.adapters.bus.accounts import NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import CA_CERT
+from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.wire import subjects
 from tests.support.netns import cgroup_root
@@ -151,6 +152,11 @@ class Site:
         found = self.fleet.lab.hub.call(_announcements, secrets, url, timeout=40)
         return [version for service, version in found if service == service_id]
 
+    def desired(self, host: str) -> bytes | None:
+        """The manifest of a host that the bus holds now."""
+        url = f"nats://{self.fleet.control_address}:{product.nats_port(self.fleet.port_base)}"
+        return self.fleet.lab.hub.call(_last, product.secrets(self.data), url, subjects.desired(host))
+
     def _enrol(self, host: str) -> None:
         machine = self.machine(host)
         machine.environment.pop("AEGISFLUX_AGENT_CGROUP_ROOT")
@@ -171,12 +177,7 @@ def _announcements(secrets: Path, url: str) -> list[tuple[int, int]]:
     """(service, version) of all that the stream holds; runs in the hub's namespace."""
 
     async def read() -> list[tuple[int, int]]:
-        accounts = FileSecrets(secrets)
-        credentials = NatsAccounts(accounts, int(time.time())).control_creds(int(time.time()))
-        authority = accounts.path(CA_CERT).read_text()
-        bus = NatsBus(NatsOptions(urls=[url], credentials=credentials, ca_pem=authority, trouble=say))
-        bus.open()
-        await bus.ready()
+        bus = await _bus(secrets, url)
         found: list[tuple[int, int]] = []
         last = await bus.last(subjects.MAPS)
         say(f"announcements: the last one is {last.sequence if last else 0}")
@@ -196,6 +197,35 @@ def _announcements(secrets: Path, url: str) -> list[tuple[int, int]]:
             say(f"announcements: read {len(found)}")
             await bus.close()
         return found
+
+    return asyncio.run(read())
+
+
+async def _bus(secrets: Path, url: str) -> NatsBus:
+    accounts = FileSecrets(secrets)
+    credentials = NatsAccounts(accounts, int(time.time())).control_creds(int(time.time()))
+    authority = accounts.path(CA_CERT).read_text()
+    bus = NatsBus(NatsOptions(urls=[url], credentials=credentials, ca_pem=authority, trouble=say))
+    bus.open()
+    await bus.ready()
+    return bus
+
+
+def _last(secrets: Path, url: str, subject: str) -> bytes | None:
+    """The last value of a subject; None while there is none, or no bus; runs in the hub's namespace."""
+
+    async def read() -> bytes | None:
+        try:
+            bus = await _bus(secrets, url)
+        except Unavailable:
+            return None
+        try:
+            found = await bus.last(subject)
+        except Unavailable:
+            return None
+        finally:
+            await bus.close()
+        return found.payload if found else None
 
     return asyncio.run(read())
 

@@ -17,7 +17,8 @@ from aegisflux.wire import canonical
 
 pytestmark = [pytest.mark.engines, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 ALWAYS, NEVER, ODD, EVEN = 7000, 7001, 7003, 7002
-KILLS = int(os.environ.get("AEGISFLUX_KILLS", "6"))
+KILLS_EACH = int(os.environ.get("AEGISFLUX_KILLS", "2"))
+VICTIMS = ("agent", "orchestrator", "nats", "postgres")
 HOSTS = ("alpha", "beta")
 
 
@@ -71,7 +72,7 @@ def test_both_forms_of_target_host(site):
     version = site.next_version()
     body = site.body(version, marked(site, version))
     answer = site.api.post("/seg/maps?target_host=alpha,beta&target_host=beta", body)
-    assert (answer.status, sorted(set(answer.body["target_hosts"]))) == (200, sorted(HOSTS))
+    assert (answer.status, answer.body["target_hosts"]) == (200, ["alpha", "beta"])
     for host in HOSTS:
         until(lambda host=host: judged_by(site, host, version))
 
@@ -94,11 +95,11 @@ def test_kills_at_random_points_of_a_stream_of_updates(site):
     """Nothing is lost, nothing forbidden gets through, nothing allowed is refused."""
     seed = int(os.environ.get("AEGISFLUX_SEED", str(time.time_ns() % 10**9)))
     say(f"seed {seed} (AEGISFLUX_SEED repeats it)")
-    chance, victims = random.Random(seed), ["agent", "orchestrator", "nats", "postgres"]
+    chance, victims = random.Random(seed), list(VICTIMS) * KILLS_EACH
+    chance.shuffle(victims)
     version, _ = put_in_force(site)
     start_load(site)
-    for kill in range(KILLS):
-        victim = victims[kill % len(victims)] if kill < len(victims) else chance.choice(victims)
+    for victim in victims:
         at = chance.randrange(4)
         for step in range(4):
             version += 1
@@ -130,7 +131,7 @@ def accepted(site, version):
             answer = site.api.post("/seg/maps", body)
         except OSError:
             return False
-        assert answer.status in (200, 500, 502, 503), answer
+        assert answer.status in (200, 503), answer
         return answer.status == 200
 
     until(posted, 60, site.fleet.tail_of_log)
@@ -162,7 +163,12 @@ def check_load(site):
 
 def test_all_hosts_converge_after_the_bus_lost_its_data(site):
     version, _ = put_in_force(site)
-    shutil.rmtree(site.data / "nats" / "jetstream", ignore_errors=True)
+    before = {host: site.desired(host) for host in HOSTS}
+    assert all(before.values())
+    assert (site.data / "nats" / "jetstream").is_dir()
+    shutil.rmtree(site.data / "nats" / "jetstream", ignore_errors=True)  # the server writes meanwhile
+    until(lambda: site.desired("alpha") is None, 10)
+    until(lambda: {host: site.desired(host) for host in HOSTS} == before, 60, site.fleet.tail_of_log)
     version += 1
     accepted(site, version)
     for host in HOSTS:
@@ -191,6 +197,7 @@ def test_all_hosts_converge_after_the_bus_lost_its_data_between_two_starts(site)
     site.fleet.kill_control()
     shutil.rmtree(site.data / "nats")
     site.start_control()
+    until(lambda: all(site.desired(host) for host in HOSTS), 60, site.fleet.tail_of_log)
     version += 1
     accepted(site, version)
     for host in HOSTS:

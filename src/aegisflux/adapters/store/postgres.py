@@ -25,6 +25,7 @@ AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # of a connection that was lost in the middle of a statement
     asyncpg.PostgresConnectionError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
@@ -200,7 +201,7 @@ async def _leased(pool: Any) -> AsyncIterator[Any]:
     try:
         yield connection
     finally:
-        await pool.release(connection)
+        await _here(lambda: pool.release(connection))
 
 
 async def _rolled_back(transaction: Any) -> None:
