@@ -165,9 +165,10 @@ def test_all_hosts_converge_after_the_bus_lost_its_data(site):
     version, _ = put_in_force(site)
     before = {host: site.desired(host) for host in HOSTS}
     assert all(before.values())
+    server = site.pids("nats")
     assert (site.data / "nats" / "jetstream").is_dir()
     shutil.rmtree(site.data / "nats" / "jetstream", ignore_errors=True)  # the server writes meanwhile
-    until(lambda: site.desired("alpha") is None, 10)
+    until(lambda: site.pids("nats") != server, 20, site.fleet.tail_of_log)
     until(lambda: {host: site.desired(host) for host in HOSTS} == before, 60, site.fleet.tail_of_log)
     version += 1
     accepted(site, version)
