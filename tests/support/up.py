@@ -36,13 +36,14 @@ class Up:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AEGISFLUX_")}
         self.environ = clean | {"AEGISFLUX_DATA_DIR": str(data), "AEGISFLUX_PORT_BASE": str(port)} | settings
         self.process: subprocess.Popen | None = None
+        self.become: tuple[str, ...] = ()
         self.log = data.parent / "up.log"
 
     def start(self) -> None:
         """Start and wait until it is ready."""
         told = self.log.read_text().count(UP) if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([AEGISFLUX, "up"], env=self.environ, stdout=log, stderr=log)
+            self.process = subprocess.Popen([*self.become, AEGISFLUX, "up"], env=self.environ, stdout=log, stderr=log)
         self.until(lambda: self.log.read_text().count(UP) > told, 40)
         self.wait_ready()
 

@@ -20,6 +20,7 @@ from tests.support.engines import eventually
 from tests.support.up import AEGISFLUX, Up, running_up, two_free_ports
 
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+from aegisflux.adapters.engines import postgres
 from aegisflux.domain.errors import Unavailable
 from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
@@ -439,6 +440,17 @@ def test_a_clean_stop_and_a_killed_supervisor(tmp_path):
     finally:
         if up.process and up.process.poll() is None:
             assert up.stop() == 0
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="then every test here is one of an ordinary user")
+def test_an_ordinary_user_has_it_all(tmp_path):
+    """By a uid that is not root's, without any capability."""
+    up = Up(tmp_path / "data", two_free_ports())
+    up.become = (*postgres.NAMESPACE, "setpriv", "--bounding-set=-all", "--inh-caps=-all")
+    up.start()
+    enroll(up, "plain")
+    assert up.call("POST", "/seg/maps?target_host=plain", snapshot(1, 1)).status == 200
+    assert up.stop() == 0
 
 
 def test_given_engines_are_used_and_none_is_started(up, tmp_path):
