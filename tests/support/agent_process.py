@@ -131,10 +131,13 @@ class Fleet:
 
 
 class AgentProcess:
-    """`aegisflux agent` in a process of its own, with its own state folder."""
+    """`aegisflux agent` in a process of its own, with its own state folder.
+
+    `prelude` is Python that its next `start` runs first: another clock, a fault of the kernel.
+    """
 
     def __init__(self, directory: Path, **settings: str) -> None:
-        self.directory, self.state = directory, directory / "state"
+        self.directory, self.state, self.prelude = directory, directory / "state", ""
         self.env = {
             **os.environ,
             "PYTHONPATH": str(REPOSITORY / "src"),
@@ -167,7 +170,9 @@ class AgentProcess:
 
     def start(self) -> None:
         log = (self.directory / "agent.log").open("ab")
-        self.process = subprocess.Popen(self.command("run"), env=self.env, stderr=log, stdout=log)
+        python, option, code, *words = self.command("run")
+        argv = [python, option, f"{self.prelude}\n{code}", *words]
+        self.process = subprocess.Popen(argv, env=self.env, stderr=log, stdout=log)
         log.close()
 
     def kill(self) -> None:

@@ -3,18 +3,23 @@
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 import msgspec
 
+from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.domain.compile import compile_tables
 from aegisflux.domain.snapshot import Ruleset
 from aegisflux.ports.datapath import Binding, Generation
+from aegisflux.wire import layout
+from aegisflux.wire.layout import BLOCK
 from tests.support.netns import Host, Lab, cgroup_root
 
 HOUR_NS = 3600 * 10**9
@@ -131,3 +136,66 @@ class Kernel:
         until = self.datapath.boot_ns() + int(seconds * 1e9) + 8_000_000
         while self.datapath.boot_ns() < until:
             time.sleep(0.005)
+
+
+class InForce(NamedTuple):
+    """What a slot judges by."""
+
+    generation_id: int
+    version: int
+    deadline_ns: int
+
+
+class Pinned:
+    """Reads an instance's pinned maps, whoever holds the instance, or nobody.
+
+    Inside of `with`, `seen` gets every (generation, version) of the slot, in the order of their times.
+    """
+
+    def __init__(self, instance: str, slot: int = 0) -> None:
+        self.maps = Path(f"/sys/fs/bpf/aegisflux/{instance}/v1/maps")
+        self.slot, self.seen = slot.to_bytes(4, "little"), list[tuple[int, int]]()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def look(self) -> InForce | None:
+        """What is in force now."""
+        with suppress(FileNotFoundError):  # the map may go between its number and its descriptor
+            number = self._lookup("generations", self.slot, 4)
+            if number is None:
+                return None
+            fd = libbpf.map_fd_by_id(int.from_bytes(number, "little"))
+            if fd is None:
+                return None
+            try:
+                head = layout.head_of(
+                    b"".join(libbpf.lookup(fd, bytes([i, 0, 0, 0]), BLOCK) or b"" for i in (0, 1))
+                )
+            finally:
+                os.close(fd)
+            deadline = self._lookup("deadlines", head.deadline_cell.to_bytes(4, "little"), 8) or bytes(8)
+            return InForce(head.generation, head.version, int.from_bytes(deadline, "little"))
+        return None
+
+    def _lookup(self, name: str, key: bytes, size: int) -> bytes | None:
+        fd = libbpf.obj_get(str(self.maps / name))
+        try:
+            return libbpf.lookup(fd, key, size)
+        finally:
+            os.close(fd)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.001):
+            now = self.look()
+            if now is not None and self.seen[-1:] != [now[:2]]:
+                self.seen.append((now.generation_id, now.version))
