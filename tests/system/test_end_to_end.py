@@ -5,11 +5,13 @@ import random
 import shutil
 import signal
 import time
+from contextlib import ExitStack
 
 import pytest
 from demo import product
 from demo.talking import REFUSED, WORKS
 from tests.support import probes
+from tests.support.kernel import Pinned
 from tests.support.site import SERVICE, UNIT, Site, say, until
 
 from aegisflux.domain import snapshot
@@ -92,27 +94,45 @@ def test_a_partition_changes_nothing_and_ends_by_convergence(site):
 
 
 def test_kills_at_random_points_of_a_stream_of_updates(site):
-    """Nothing is lost, nothing forbidden gets through, nothing allowed is refused."""
+    """Nothing is lost or applied twice, nothing forbidden gets through, nothing allowed is refused."""
     seed = int(os.environ.get("AEGISFLUX_SEED", str(time.time_ns() % 10**9)))
     say(f"seed {seed} (AEGISFLUX_SEED repeats it)")
     chance, victims = random.Random(seed), list(VICTIMS) * KILLS_EACH
     chance.shuffle(victims)
     version, _ = put_in_force(site)
     start_load(site)
-    for victim in victims:
-        at = chance.randrange(4)
-        for step in range(4):
-            version += 1
-            if step == at:
-                time.sleep(chance.random() * 0.05)
-                say(f"version {version}: kill -9 of {victim}")
-                end(site, victim, chance)
-            accepted(site, version)
-    for host in HOSTS:
-        until(lambda host=host: judged_by(site, host, version), 60, site.machine(host).tail_of_log)
+    with ExitStack() as stack:
+        kernels = [stack.enter_context(Pinned(site.machine(host).pins)) for host in HOSTS]
+        for victim in victims:
+            version = four_more(site, version, victim, chance)
+        for host in HOSTS:
+            until(lambda host=host: judged_by(site, host, version), 60, site.machine(host).tail_of_log)
+    for kernel in kernels:
+        applied_once(kernel.seen)
     assert site.api.get(f"/seg/maps/{SERVICE}").body["latest"] == version
     assert until(lambda: everything_announced(site, version))
     check_load(site)
+
+
+def four_more(site, version, victim, chance):
+    """Post four versions; before one of them the victim dies."""
+    at = chance.randrange(4)
+    for step in range(4):
+        version += 1
+        if step == at:
+            time.sleep(chance.random() * 0.05)
+            say(f"version {version}: kill -9 of {victim}")
+            end(site, victim, chance)
+        accepted(site, version)
+    return version
+
+
+def applied_once(seen):
+    """The kernel got each version as one generation, and never an older one after a newer one."""
+    numbers, versions = zip(*seen, strict=True)
+    assert list(numbers) == sorted(set(numbers)), seen
+    assert list(versions) == sorted(set(versions)), seen
+    assert (numbers[-1] - numbers[0]) // 2 == len(seen) - 1, "none was in force unseen"
 
 
 def everything_announced(site, version):
