@@ -20,7 +20,40 @@ ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 90
 BPFFS = Path("/sys/fs/bpf/aegisflux")
 REAL = [pytest.mark.bpf, pytest.mark.netns]
-WORLDS = [pytest.param((), id="kernel", marks=REAL), pytest.param(("--simulated",), id="simulated")]
+# Root without what a kernel's world needs; others lack it anyway. The demo finds that out by itself.
+LESS = ("setpriv", "--bounding-set=-sys_admin,-net_admin,-bpf,-perfmon") if os.geteuid() == 0 else ()
+WORLDS = [pytest.param("bpf", (), id="kernel", marks=REAL), pytest.param("simulated", LESS, id="refused")]
+TITLES = [
+    "A fleet of five hosts",
+    "aegisflux up: NATS, PostgreSQL and the orchestrator",
+    "Enrolment: one token, one host, one key",
+    "Traffic before any snapshot: everybody reaches everybody",
+    "The database: observe first, then enforce",
+    "A canary: web version 1 on web-1 only",
+    "Promotion: all hosts of the service",
+    "Bad snapshots are refused, and say why",
+    "An attacker on the bus: a tampered and a replayed manifest for web-1",
+    "A mistake, and the way back",
+    "The control plane is killed (kill -9, every process)",
+    "Panic on web-1, without any network",
+    "The control plane comes back",
+    "All hosts converge again",
+    "What the traffic saw all along",
+]
+# A story that expects what the control plane refuses.
+MISTAKEN = """
+import sys
+sys.path.insert(0, sys.argv.pop(1))
+from demo import main, story
+def mistaken(scene):
+    with scene.account.step("A service without a name"):
+        scene.post("it is accepted", "/api/v1/services", {})
+def after(scene):
+    with scene.account.step("Afterwards"):
+        scene.account.expect("it goes on", True, "as told")
+main.CHAPTERS = (story.build, story.control_plane, mistaken, after)
+sys.exit(main.main(sys.argv[1:]))
+"""
 pytestmark = [pytest.mark.engines, pytest.mark.slow]
 
 
@@ -35,10 +68,15 @@ def folder():
 class Demo:
     """One run of demo/run.py, and what it could leave behind."""
 
-    def __init__(self, folder: Path, *arguments: str) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, under: tuple[str, ...] = (), code: str | None = None
+    ) -> None:
         self.folder = folder
-        argv = [sys.executable, str(ROOT / "demo" / "run.py"), *arguments]
+        script = [str(ROOT / "demo" / "run.py")] if code is None else ["-c", code, str(ROOT)]
+        argv = [*under, sys.executable, *script, *arguments]
         environment = {**os.environ, "TMPDIR": str(folder), "NO_COLOR": "1"}
+        if under:  # what was found out about us is not true of it
+            environment = {k: v for k, v in environment.items() if not k.startswith("AEGISFLUX_CAN_")}
         self.process = subprocess.Popen(
             argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
         )
@@ -71,10 +109,10 @@ def sockets(text):
     return PostgresEngine(Path(data[1]) / "postgres").socket_dir
 
 
-@pytest.mark.parametrize("world", WORLDS)
-def test_the_story_ends_well_and_leaves_nothing(folder, world):
+@pytest.mark.parametrize(("world", "under"), WORLDS)
+def test_the_story_ends_well_and_leaves_nothing(folder, world, under):
     began = time.monotonic()
-    demo = Demo(folder, "-o", "json", *world)
+    demo = Demo(folder, "-o", "json", under=under)
     code, text, complaints = demo.told()
     seconds = time.monotonic() - began
     assert complaints == ""
@@ -82,10 +120,24 @@ def test_the_story_ends_well_and_leaves_nothing(folder, world):
     facts = [(step["title"], fact) for step in told["steps"] for fact in step["facts"]]
     failed = [f"{title}: {fact['claim']}: {fact['seen']}" for title, fact in facts if not fact["ok"]]
     assert (code, failed, told["ended"]) == (0, [], None), text[-3000:]
-    assert told["datapath"] == ("simulated" if world else "bpf")
+    assert told["datapath"] == world
+    assert [step["title"] for step in told["steps"]] == TITLES
+    assert all(step["facts"] for step in told["steps"][1:])
     assert seconds < LIMIT
     assert demo.leftovers() == []
     assert not sockets(text).exists()
+
+
+def test_what_is_not_as_expected_is_told_and_fails_it(folder):
+    demo = Demo(folder, "--simulated", code=MISTAKEN)
+    code, text, complaints = demo.told()
+    assert (code, complaints) == (1, ""), text
+    assert "asked for by --simulated" in text
+    assert "FAIL it is accepted" in text
+    assert "ok   it goes on" in text, "one failure does not end the story"
+    assert "not as expected: it is accepted" in text
+    assert re.search(r" 1 failed; \d+ s; FAILED$", text.rstrip()), text
+    assert demo.leftovers() == []
 
 
 @pytest.mark.bpf
