@@ -43,7 +43,8 @@ class Up:
         """Start and wait until it is ready."""
         told = self.log.read_text().count(UP) if self.log.exists() else 0
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([*self.become, AEGISFLUX, "up"], env=self.environ, stdout=log, stderr=log)
+            argv = [*self.become, AEGISFLUX, "up"]
+            self.process = subprocess.Popen(argv, env=self.environ, stdout=log, stderr=log)
         self.until(lambda: self.log.read_text().count(UP) > told, 40)
         self.wait_ready()
 

@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
 from aegisflux.adapters.engines import postgres
@@ -248,3 +249,19 @@ async def test_a_connection_that_ends_without_a_word_is_replaced(tmp_path):
             assert await bus.publish(subjects.acks("web1"), b"one", msg_id="1") == 1
     finally:
         await supervisor.stop()
+
+
+async def test_postgres_waits_for_the_children_of_a_killed_server(tmp_path):
+    """One of them is slow to notice: its shared memory is in use until then."""
+    async with running_postgres(tmp_path) as (engine, process):
+        children = psutil.Process(process.pid).children(recursive=True)
+        slow = next(child for child in children if "writer" in " ".join(child.cmdline()))
+        slow.suspend()
+        os.kill(process.pid, signal.SIGKILL)
+        await eventually(lambda: process.pid is None)
+        starting = asyncio.create_task(process.start())
+        await asyncio.sleep(0.3)
+        assert not starting.done()
+        slow.kill()
+        await starting
+        assert (await query(engine, "SELECT 1")) == 1

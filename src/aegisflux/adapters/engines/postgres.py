@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -32,6 +33,7 @@ NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}
 SOCKET_NAME, SOCKET_LIMIT = ".s.PGSQL.5432.lock", 107
 CACHE = Path("/var/cache/aegisflux")
 INIT_SECONDS = 60.0
+CHILDREN_SECONDS = 10.0
 SETTINGS = {
     "listen_addresses": "",
     "unix_socket_permissions": "0700",
@@ -172,17 +174,37 @@ class PostgresEngine:
         lock = self._cluster / "postmaster.pid"
         try:
             pid = int(lock.read_text().split()[0])
-            inside = Path(f"/proc/{pid}/cwd").readlink() == self._cluster.resolve()
         except (OSError, ValueError, IndexError):
-            pid, inside = 0, False
-        if inside and pid != os.getpid():
+            pid = 0
+        if pid not in (0, os.getpid()) and _folder_of(pid) == self._cluster.resolve():
             raise Unavailable(f"{self._cluster}: process {pid} serves it already; stop that one first")
+        self._await_children()
         for stale in (lock, self.socket_dir / SOCKET_NAME):
             stale.unlink(missing_ok=True)
+
+    def _await_children(self) -> None:
+        """Children of a killed server hold its shared memory until they notice, which takes them a moment."""
+        cluster, until = self._cluster.resolve(), time.monotonic() + CHILDREN_SECONDS
+        while left := [pid for pid in _all_pids() if _folder_of(pid) == cluster and pid != os.getpid()]:
+            if time.monotonic() > until:
+                raise Unavailable(f"{cluster}: processes {left} of a killed server are still alive; end them")
+            time.sleep(0.02)
 
     def _remove_sockets(self) -> None:
         if self.socket_dir.parent != self.data_dir:
             shutil.rmtree(self.socket_dir, ignore_errors=True)
+
+
+def _all_pids() -> list[int]:
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def _folder_of(pid: int) -> Path | None:
+    """Where a process works; None when it is gone or not ours to see."""
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink()
+    except OSError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
