@@ -268,7 +268,7 @@ def test_a_flow_is_judged_by_one_version_while_agents_swap_and_are_killed(
     load = kernel.served(app, "svc", [sys.executable, "-S", "-c", PAIRS, *ports])
     denials.start()
     try:
-        for _ in range(scale("swap_kills", 2)):
+        for _ in range(scale("swap_kills", 1)):
             agents.swaps(chance.randint(2, 8))
             time.sleep(chance.random() * 0.05)
             agents.kill()
