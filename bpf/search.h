@@ -20,9 +20,10 @@ struct halving {
 	__u32 first;
 	__u32 last;
 	__u32 address;
-	__u32 zero;
+	__u32 guess;
 };
 
+/* The first two looks are where evenly spread leaves would have it, and next to that. */
 static int halve(__u32 i, struct halving *s)
 {
 	__u32 mid = (s->first + s->last + 1) / 2;
@@ -30,13 +31,20 @@ static int halve(__u32 i, struct halving *s)
 
 	if (s->first >= s->last)
 		return 1;
+	if (i == 0)
+		mid = s->guess;
+	else if (i == 1)
+		mid = s->first == s->guess ? s->guess + 1 : s->last;
 	b = block_at(s->inner, s->d->v4_leaves + mid);
 	if (!b)
 		return 1;
-	if (b->leaves[0].start <= s->address)
-		s->first = mid;
-	else
+	if (b->leaves[0].start > s->address) {
 		s->last = mid - 1;
+		return 0;
+	}
+	s->first = mid;
+	if (b->leaves[15].start > s->address)
+		s->last = mid;
 	return 0;
 }
 
@@ -61,6 +69,7 @@ static __always_inline __u32 class_of_v4(void *inner, const struct descriptor *d
 	hi = b->words[bucket & 31];
 	s.first = (lo ? lo - 1 : 0) >> 4;
 	s.last = (hi ? hi - 1 : 0) >> 4;
+	s.guess = s.first + ((__u64)(address << (d->index_bits & 31)) * (s.last - s.first + 1) >> 32);
 	if (s.first < s.last)
 		bpf_loop(STEPS, halve, &s, 0);
 	b = block_at(inner, d->v4_leaves + s.first);
