@@ -4,8 +4,9 @@
     script/bench datapath [--quick] [--only flows,apply,agent]
 
 Costs of packets are BPF_PROG_TEST_RUN over the programs' judging core, in rounds of all cases, each with
-an empty program; every figure is a median of rounds. A run repeats one packet, so its caches are warm;
-`new_flow_cold_ratio` is of single packets. Needs root and BPF. Leaves nothing behind.
+an empty program; every figure is a median of rounds. For new flows every packet of a run is another flow,
+in random order; `new_flow_hot_ratio` repeats one, `new_flow_cold_ratio` is of single packets after other
+work. Needs root and BPF. Leaves nothing behind.
 """
 
 import argparse

@@ -1,16 +1,20 @@
 """What a packet costs: new flows by the size of the tables, established flows against an empty program."""
 
 import random
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from statistics import median
 from typing import Final
 
+from bench.lib import rotation
 from bench.lib.entries import CLUSTERED, PREFIXES, RANDOM, RANDOM_V6, Entries, Shape, entries, hit, miss
 from bench.lib.report import Report
 from tests.bpf.bench_kernel import Bench
 from tests.bpf.frames import cb_of, frame
 from tests.support.kernel import HOUR_NS, generation_of
 
+from aegisflux.adapters.datapath.bpf.control import EVENTS_PER_TICK
 from aegisflux.domain.flow import Flow
 from aegisflux.ports.datapath import Generation
 from aegisflux.wire.layout import CB_STORAGE, CB_TCP
@@ -23,12 +27,15 @@ Costs = dict[str, list[float]]
 
 
 def measure(report: Report) -> None:
-    """All of it: about a minute, or ten seconds when quick."""
+    """All of it: about two minutes, or ten seconds when quick."""
     rounds, runs = (3, 50_000) if report.quick else (9, 1_000_000)
-    with Bench() as bench:
+    passes = 2 if report.quick else 15
+    with tempfile.TemporaryDirectory() as folder, Bench(rotation.programs(Path(folder))) as bench:
+        bench.datapath._control.words.events_per_tick = EVENTS_PER_TICK
         loaded = _loaded(bench, report)
+        _tell_new(report, _rotated(bench, loaded, report, rounds, passes))
         costs = _rounds(bench, loaded, report, rounds, runs)
-        _tell_new(report, costs)
+        _tell_hot(report, costs)
         _tell_established(report, costs)
         _tell_single(bench, loaded, report, 500 if report.quick else 4000)
 
@@ -81,27 +88,53 @@ def _chosen(rng: random.Random, made: Entries, generation: Generation) -> dict[s
     return found
 
 
-def _mixed(costs: Costs, case: str) -> float:
-    """Hits (hosts and prefixes as their numbers are) and misses in equal parts."""
-    share = 0.9 if f"{case}/host" in costs else 0.0
-    hits = (share * median(costs[f"{case}/host"]) if share else 0) + (1 - share) * median(
-        costs[f"{case}/prefix"]
-    )
-    return (hits + median(costs[f"{case}/miss"])) / 2
+def _rotated(
+    bench: Bench, loaded: dict[str, tuple[int, Entries, Generation]], report: Report, rounds: int, passes: int
+) -> Costs:
+    """ns of each case where every packet is another flow, both sizes in each round."""
+    costs, lists = Costs(), {}
+    for case, (_, made, generation) in loaded.items():
+        for kind in rotation.KINDS if case.startswith("random") else ("mixed",):
+            chosen = rotation.flows(kind, made, generation, 3)
+            lists[f"{case}/{kind}"] = chosen, rotation.packed(chosen)
+    for number in range(rounds):
+        report.say(f"new flows, round {number + 1} of {rounds}")
+        for case, (chosen, listed) in lists.items():
+            shape, size, kind = case.split("/")
+            rotation.fill(bench, listed)
+            ns = rotation.cost(bench, loaded[f"{shape}/{size}"][0], chosen, kind, passes)
+            costs.setdefault(case, []).append(ns)
+        costs.setdefault("fetching", []).append(rotation.fetching(bench, chosen[0], passes))
+        bench.datapath.drain_denied(100_000)
+    return costs
 
 
 def _tell_new(report: Report, costs: Costs) -> None:
-    for shape, name, what in (
-        ("random", "new_flow_ratio_100k", "hosts and prefixes over all of IPv4"),
-        ("clustered", "new_flow_ratio_100k_clustered", "the same inside 10.0.0.0/8"),
-        ("prefixes", "new_flow_ratio_100k_prefixes", "100,000 prefixes, no host"),
-        ("v6", "new_flow_ratio_100k_v6", "IPv6 inside 2000::/4"),
-    ):
-        many, few = _mixed(costs, f"{shape}/{MANY}"), _mixed(costs, f"{shape}/{FEW}")
+    fetching = median(costs["fetching"])
+
+    def tell(name: str, shape: str, kind: str, what: str) -> tuple[float, float]:
+        many, few = (median(costs[f"{shape}/{size}/{kind}"]) - fetching for size in (MANY, FEW))
         report.add(name, many / few, f"{many:.0f} ns / {few:.0f} ns; {what}")
+        return many, few
+
+    what = f"{rotation.FLOWS} flows in random order; 90,000 hosts and 10,000 prefixes over all of IPv4"
+    many, few = tell("new_flow_ratio_100k", "random", "mixed", what)
+    report.add("new_flow_100k_ns", many, "of it, with 100,000 entries")
+    report.add("new_flow_10_ns", few, "of it, with 10")
     for kind in ("host", "prefix", "miss"):
-        many, few = median(costs[f"random/{MANY}/{kind}"]), median(costs[f"random/{FEW}/{kind}"])
-        report.add(f"new_flow_{kind}_ratio", many / few, f"{many:.0f} ns / {few:.0f} ns; over all of IPv4")
+        tell(f"new_flow_{kind}_ratio", "random", kind, f"the same, but each flow a {kind}")
+    for shape, what in (
+        ("clustered", "hits and misses as above, all inside 10.0.0.0/8"),
+        ("prefixes", "100,000 prefixes, no host"),
+        ("v6", "IPv6 inside 2000::/4"),
+    ):
+        tell(f"new_flow_ratio_100k_{shape}", shape, "mixed", what)
+
+
+def _tell_hot(report: Report, costs: Costs) -> None:
+    kinds = ("host", "prefix", "miss")
+    many, few = (sum(median(costs[f"random/{size}/{kind}"]) for kind in kinds) / 3 for size in (MANY, FEW))
+    report.add("new_flow_hot_ratio", many / few, f"{many:.0f} ns / {few:.0f} ns; one flow again and again")
 
 
 def _tell_established(report: Report, costs: Costs) -> None:
@@ -121,12 +154,12 @@ def _tell_single(
             report.say(f"single packets, {number} of {count}")
         for size in (FEW, MANY):
             slot, made, generation = loaded[f"random/{size}"]
-            flow = hit(rng, made.hosts) if number % 2 else miss(rng, generation.tables, made.space)
             for case, program, extra in (
                 (f"empty/{size}", "aegis_empty", 0),
                 (f"verdict/{size}", "aegis_test_egress", 0),
                 (f"storage/{size}", "aegis_test_egress", CB_TCP | CB_STORAGE),
             ):
+                flow = hit(rng, made.hosts) if number % 2 else miss(rng, generation.tables, made.space)
                 _, ns = bench.datapath.test_run(program, frame(flow, False), cb_of(slot, flow, extra))
                 costs.setdefault(case, []).append(ns)
         if number % 256 == 0:
@@ -142,3 +175,4 @@ def _tell_single(
     report.add(
         "first_packet_ns", first, "the same creating its socket storage: the first packet of a connection"
     )
+    report.add("storage_creation_ns", first - many, "of it, creating the storage")

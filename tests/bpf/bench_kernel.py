@@ -22,11 +22,13 @@ _numbers = itertools.count(1)
 class Bench:
     """`judge` is one verdict by the programs' judging core."""
 
-    def __init__(self) -> None:
+    def __init__(self, programs: Path | None = None) -> None:
         number = next(_numbers)
         sweep()
         self.cgroup: Path = cgroup_root() / f"aegisflux-af{os.getpid()}-{number}b"
-        self.datapath = BpfDatapath(attach=self.cgroup, instance=f"test-bench-{os.getpid()}-{number}")
+        self.datapath = BpfDatapath(
+            attach=self.cgroup, instance=f"test-bench-{os.getpid()}-{number}", object_path=programs
+        )
 
     def __enter__(self) -> Self:
         self.cgroup.mkdir()
