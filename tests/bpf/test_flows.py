@@ -265,40 +265,6 @@ def test_what_the_kernel_itself_fragments_passes(kernel: Kernel) -> None:
     assert kernel.lab.hosts["app"].call(large, 5000, cgroup="svc") == "answered"
 
 
-def test_a_swap_under_load_never_stalls_an_allowed_flow_and_never_lets_a_denied_one_pass(
-    kernel: Kernel,
-) -> None:
-    always = "10.77.0.3/32 tcp 5432"
-    kernel.enforce(SLOT, rules(edges=always))
-    stop, wrong = threading.Event(), []
-    app = kernel.lab.hosts["app"]
-
-    def load() -> None:
-        with kernel.talk(app, "svc", "10.77.0.3", 5432) as talk:
-            while not stop.is_set():
-                began = time.monotonic()
-                if talk.say("x") != "x" or time.monotonic() - began > 1:
-                    wrong.append("an allowed flow stalled")
-                if app.call(connect_port, 5433, cgroup="svc") != "EPERM":
-                    wrong.append("a denied flow got through")
-
-    thread = threading.Thread(target=load)
-    thread.start()
-    for number in range(30):
-        extra = "; ".join(f"192.0.2.{i}/32 tcp {number + 1}" for i in range(20))
-        kernel.enforce(SLOT, rules(edges=f"{always}; {extra}"))
-        time.sleep(0.03)
-    stop.set()
-    thread.join()
-    assert not wrong
-
-
-def connect_port(port: int) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as s:
-        s.settimeout(0.3)
-        return probes.word(lambda: connected(s, port))
-
-
 def bulk(address: str, size: int) -> int:
     """Send much and read it back at the same time."""
     with socket.create_connection((address, 5432), 5) as s:
