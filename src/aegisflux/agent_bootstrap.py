@@ -2,7 +2,6 @@
 
 import asyncio
 import ctypes
-import logging
 import os
 import signal
 import time
@@ -15,9 +14,11 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux import __version__
-from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, own_cgroup, v2_root
+from aegisflux.agent import notes
+from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, leave, own_cgroup, settle, v2_root
 from aegisflux.agent.control import SOCKET, Control
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
+from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
 from aegisflux.agent.parts import AgentSettings, Cgroups, Parts, in_thread
 from aegisflux.agent.runner import Runner
@@ -125,11 +126,34 @@ def make_datapath(config: AgentConfig) -> Datapath:
     return BpfDatapath(attach, config.instance, Path(config.bpffs))
 
 
-def make_cgroups(config: AgentConfig) -> Cgroups:
+def remove_pins(bpffs: Path, instance: str) -> None:
+    """Detach and unpin everything of an instance, whoever attached it."""
+    from aegisflux.adapters.datapath.bpf.pins import Pinned
+
+    Pinned(Path("/"), instance, bpffs).remove()
+
+
+def note_of(config: AgentConfig, host_id: str = "-") -> Note:
+    """What a command needs to know of an agent with these settings."""
+    state = str(config.state.absolute())
+    return Note(host_id, state, config.instance, config.attach_cgroup, config.bpffs, config.datapath)
+
+
+def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
     """The host's tree; without one (only for the simulation) an empty one."""
     if config.datapath == "simulated" and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
-        return FixedCgroups(own=own_cgroup(Path("/proc/self/cgroup").read_text()))
-    return CgroupTree(v2_root(Path("/proc/self/mountinfo").read_text()))
+        return FixedCgroups(own=own)
+    tree = CgroupTree(v2_root(Path("/proc/self/mountinfo").read_text()))
+    tree.own = own
+    return tree
+
+
+def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
+    """The agent's own cgroup, and its path where it had to make one. Raises Unavailable."""
+    if config.datapath == "simulated":
+        return own_cgroup(Path("/proc/self/cgroup").read_text()), None
+    root = v2_root(Path("/proc/self/mountinfo").read_text())
+    return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
 def make_bus(config: AgentConfig, identity: Identity, seed: bytes, trouble: Any) -> Any:
@@ -148,11 +172,17 @@ def make_bus(config: AgentConfig, identity: Identity, seed: bytes, trouble: Any)
 
 
 def make_runner(
-    config: AgentConfig, store: FileStore, bus: Bus, datapath: Datapath, pool: ThreadPoolExecutor, log: Any
+    config: AgentConfig,
+    store: FileStore,
+    bus: Bus,
+    datapath: Datapath,
+    pool: ThreadPoolExecutor,
+    log: Any,
+    own: str | None = None,
 ) -> Runner:
-    """An agent on this host's identity; raises NotFound on one that is not enrolled."""
+    """An agent on this host's identity, in its own cgroup; raises NotFound on one that is not enrolled."""
     identity, seed = read_identity(store)
-    cgroups = make_cgroups(config)
+    cgroups = make_cgroups(config, own)
     parts = Parts(
         host_id=identity.host_id,
         boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
@@ -189,19 +219,20 @@ def _ready(config: AgentConfig, host: str, log: Any) -> None:
 
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
-    logging.getLogger("asyncio").setLevel(logging.ERROR)  # it warns of every TLS connection that ends
     locks, store = Locked(), FileStore(config.state)
     locks.take(config.state, "state folder")
     identity, seed = read_identity(store)
+    (own, made), note = settled(config), note_of(config, identity.host_id)
     datapath, pool = make_datapath(config), ThreadPoolExecutor(1, "datapath")
     bus = make_bus(config, identity, seed, log)
-    runner = make_runner(config, store, bus, datapath, pool, log)
+    runner = make_runner(config, store, bus, datapath, pool, log, own)
     control, stop = Control(runner, config.state / SOCKET), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
         await control.open()
+        _noted(note, log)
         bus.open()
         await runner.run(stop, lambda: _ready(config, identity.host_id, log))
         systemd("STOPPING=1")
@@ -210,4 +241,15 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
         await bus.close()
         pool.submit(datapath.close).result()
         pool.shutdown()
+        notes.take_away(note)
+        leave(made)
         locks.release()
+
+
+def _noted(note: Note, log: Any) -> None:
+    """Commands of root look here; an agent of somebody else is found by its settings alone."""
+    if os.geteuid() == 0:
+        try:
+            notes.leave(note)
+        except OSError as error:
+            log(f"commands find this agent only by its settings: {notes.NOTES}: {error.strerror}")

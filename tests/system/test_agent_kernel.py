@@ -9,95 +9,19 @@ import socket
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from tests.support.kernel import Pinned
-from tests.support.netns import cgroup_root, kill_cgroup
 
-from support.agent_process import AgentProcess, EnrollServer, fleet
-from support.agents import Plane, body, edges
+from support.agent_bench import ALLOWED, FORBIDDEN, Bench, content
+from support.agent_process import fleet
+from support.agents import Plane
 from support.engines import eventually, running_nats
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
-FAST = {"heartbeat_seconds": "0.5", "tick_seconds": "0.2", "refresh_seconds": "2", "drift_seconds": "0.5"}
-ALLOWED, FORBIDDEN = "127.0.0.1", "192.0.2.1"
 DAY = 86_400
 KILLS = int(os.environ.get("AEGISFLUX_KILLS", "3"))
-
-# Joins the cgroup, then says how a connect by a new UDP socket ends. EPERM is the connect hook's word.
-CONNECT = """
-import errno, socket, sys, time
-procs, address, until = sys.argv[1:4]
-open(procs, "w").write("0")
-begin = time.monotonic()
-tries = 0
-while True:
-    tries += 1
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        try:
-            s.connect((address, 9))
-            word = "open"
-        except OSError as error:
-            word = "refused" if error.errno == errno.EPERM else "open"
-    if word == until or until == "-" or time.monotonic() - begin > 5:
-        break
-print(word, tries, (time.monotonic() - begin) * 1000)
-"""
-
-
-class Bench:
-    """An agent's process with programs attached at a cgroup of its own, and the other end of its bus."""
-
-    def __init__(self, directory: Path, lab, plane: Plane) -> None:
-        self.name = f"aegisflux-agent-{os.getpid()}-{directory.name[-1]}"
-        self.top = cgroup_root() / self.name
-        self.plane, self.lab = plane, lab
-        self.top.mkdir()
-        self.agent = AgentProcess(
-            directory, datapath="bpf", attach_cgroup=str(self.top), instance=self.name, **FAST
-        )
-        self.enrolment = EnrollServer(lab, plane)
-
-    async def enroll(self) -> None:
-        token = self.enrolment.token()
-        done = await self.agent.acall("enroll", "--host-id", "web1", AEGISFLUX_ENROLL_TOKEN=token)
-        assert done.returncode == 0, done.stderr
-
-    def cgroup(self, name: str) -> Path:
-        path = self.top / name
-        path.mkdir(exist_ok=True)
-        return path
-
-    def service(self, content, *selectors: str, **changes):
-        wanted = tuple(f"cgroup:{self.name}/{s}" for s in selectors or ("web",))
-        return self.plane.service(content, selectors=wanted, **changes)
-
-    def connect(self, cgroup: Path, address: str, until: str = "-") -> tuple[str, int, float]:
-        done = subprocess.run(
-            [sys.executable, "-I", "-S", "-c", CONNECT, str(cgroup / "cgroup.procs"), address, until],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-        word, tries, ms = done.stdout.split()
-        return word, int(tries), float(ms)
-
-    async def refused(self, cgroup: Path, address: str = FORBIDDEN) -> bool:
-        return (await asyncio.to_thread(self.connect, cgroup, address))[0] == "refused"
-
-    async def is_open(self, cgroup: Path, address: str = FORBIDDEN) -> bool:
-        return not await self.refused(cgroup, address)
-
-    def close(self) -> None:
-        if self.agent.process is not None:
-            self.agent.process.send_signal(signal.SIGCONT)
-        self.agent.call("panic")
-        self.agent.kill()
-        self.enrolment.close()
-        kill_cgroup(self.top)
 
 
 @pytest_asyncio.fixture
@@ -109,10 +33,6 @@ async def bench(tmp_path):
             yield found
         finally:
             await asyncio.to_thread(found.close)
-
-
-def content(bench, version=1, allow=(), **fields):
-    return bench.plane.content(body(version, edges=edges(*allow), **fields))
 
 
 async def test_a_post_ends_as_a_verdict_and_panic_ends_it(bench):
@@ -459,29 +379,6 @@ async def test_denied_flows_are_told_while_they_happen_and_counted_by_reason(ben
             return counts == {"deny": 1, "no_match": 2}
 
         await eventually(counted)
-
-
-async def test_drift_in_the_kernel_is_repaired(bench):
-    """Somebody else takes the slot's tables away."""
-    from aegisflux.adapters.datapath.bpf import libbpf
-
-    web = bench.cgroup("web")
-    async with fleet(bench.lab, bench.plane) as control:
-        await control.desire(bench.service(content(bench)))
-        bench.agent.start()
-        await control.acked(1)
-        fd = libbpf.obj_get(f"/sys/fs/bpf/aegisflux/{bench.name}/v1/maps/generations")
-        try:
-            libbpf.delete(fd, bytes(4))
-        finally:
-            os.close(fd)
-        await eventually(lambda: bench.refused(web))
-        await eventually(lambda: _drifted(control))
-
-
-async def _drifted(control):
-    beat = await control.heartbeat()
-    return beat and beat.loss.get("drift", 0) > 0
 
 
 async def test_it_stays_small(bench):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import shutil
 import signal
+import subprocess
 import time
 
 import pytest
@@ -11,6 +12,8 @@ import pytest_asyncio
 from msgspec.structs import replace
 from nacl.signing import SigningKey
 
+from aegisflux.agent import remember
+from aegisflux.agent.state import FileStore
 from aegisflux.wire import token as tokens
 from support.agent_process import AgentProcess, EnrollServer, fleet
 from support.agents import Plane, body, edges
@@ -114,10 +117,118 @@ async def test_plain_http_beyond_this_machine_is_refused(agent, enrolment):
 
 
 async def test_exit_statuses_without_an_agent(agent):
-    assert (await agent.acall("status")).returncode == 4
+    assert (await agent.acall("status", "--instance", "nobody")).returncode == 4
     assert (await agent.acall("run")).returncode == 3
     assert (await agent.acall("enroll", "--token-file", "/nonexistent")).returncode == 2
-    assert (await agent.acall("doctor")).returncode == 1
+    assert (await agent.acall("panic", "--instance", "nobody")).returncode == 3
+
+
+async def examined(agent) -> tuple[int, str | None, dict[str, tuple[str, bool]]]:
+    done = await agent.acall("doctor", "-o", "json")
+    found = json.loads(done.stdout)
+    checks = {check["name"]: (check["about"], check["ok"]) for check in found["checks"]}
+    return done.returncode, found["next"], checks
+
+
+async def test_doctor_tells_what_the_host_can_do_from_how_its_agent_is(lab, plane, enrolment, agent):
+    status, step, checks = await examined(agent)
+    assert (status, checks["enrolment"]) == (0, ("agent", False)), "able, and not enrolled yet"
+    assert checks["root"] == checks["cgroup v2"] == ("host", True)
+    assert "aegisflux agent enroll" in step
+    assert not agent.state.exists(), "looking changes nothing"
+    text = (await agent.acall("doctor")).stdout.splitlines()
+    assert text[-1] == f"next: {step}"
+    await enrolled(agent, enrolment)
+    status, step, checks = await examined(agent)
+    assert (status, step, checks["running"]) == (0, "aegisflux agent run", ("agent", False))
+    async with fleet(lab, plane) as control:
+        await control.desire(plane.service(content(plane)))
+        agent.start()
+        await control.acked(1)
+        assert (await examined(agent))[:2] == (0, None)
+        await agent.acall("panic")
+        assert (await examined(agent))[:2] == (1, "aegisflux agent resume")
+        await agent.acall("resume")
+        agent.kill()
+        assert (await examined(agent))[:2] == (1, "aegisflux agent run")
+
+
+async def test_doctor_fails_on_a_real_obstacle(agent):
+    agent.env["AEGISFLUX_AGENT_DATAPATH"] = "bpf"
+    agent.env["AEGISFLUX_AGENT_CONFIG"] = "/nonexistent"
+    argv = ["setpriv", "--reuid", "65534", "--clear-groups", *agent.command("doctor", "-o", "json")]
+    done = await asyncio.to_thread(
+        subprocess.run, argv, env=agent.env, capture_output=True, text=True, check=False, timeout=30
+    )
+    assert done.returncode == 1, done.stderr
+    assert "run as root" in json.loads(done.stdout)["next"]
+
+
+async def test_a_withdrawn_service_is_said_to_be(lab, plane, enrolment, agent):
+    await enrolled(agent, enrolment)
+    async with fleet(lab, plane) as control:
+        await control.desire(plane.service(content(plane)))
+        agent.start()
+        await control.acked(1)
+        await control.desire(plane.service(None, service_id=101))
+
+        async def told():
+            status = await agent.status()
+            return [s["state"] for s in status["services"]] == ["withdrawn"]
+
+        await eventually(told)
+        assert (await agent.acall("status")).returncode == 0
+
+
+async def test_no_noise_when_the_bus_ends(lab, plane, enrolment, agent):
+    await enrolled(agent, enrolment)
+    async with fleet(lab, plane) as control:
+        await control.desire(plane.service(content(plane)))
+        agent.start()
+        await control.acked(1)
+        await lab.process.stop()
+        await eventually(lambda: _disconnected(agent))
+        assert "eof_received" not in agent.log()
+        assert all(line.startswith("{") for line in agent.log().splitlines()), agent.log()
+        await lab.process.start()
+
+
+async def _disconnected(agent):
+    status = await agent.status()
+    return status and not status["connected"]
+
+
+async def test_a_clock_that_was_far_ahead_is_believed_again_by_hand(lab, plane, enrolment, agent):
+    """And nothing that is older than what was accepted comes back by it."""
+    await enrolled(agent, enrolment)
+    async with fleet(lab, plane) as control:
+        first = plane.desired(plane.service(content(plane)))
+        await control.send(first)
+        await control.desire(plane.service(content(plane, 2)))
+        agent.start()
+        await control.acked(2)
+        for running, version in ((True, 3), (False, 4)):
+            agent.kill()
+            remember.write_clock(FileStore(agent.state), time.time() + 90 * 86_400)
+            agent.start()
+            await eventually(agent.status)
+            await control.desire(plane.service(content(plane, version)))
+            await eventually(lambda: "nack expired: not_after" in agent.log())
+            (agent.directory / "agent.log").write_text("")
+            assert (await examined(agent))[:2] == (1, "aegisflux agent reset-clock")
+            if not running:
+                agent.kill()
+            done = await agent.acall("reset-clock")
+            assert (done.returncode, "it was believed" in done.stderr) == (0, True), done.stderr
+            if not running:
+                agent.start()
+            await control.acked(version)
+            status = await agent.status()
+            (service,) = status["services"]
+            assert service["deadline"] <= time.time() + 601
+            assert (await examined(agent))[0] == 0
+        await control.send(first)
+        await eventually(lambda: "nack stale_serial" in agent.log())
 
 
 async def test_the_story_of_a_host(lab, plane, enrolment, agent):

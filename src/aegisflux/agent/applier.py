@@ -112,6 +112,15 @@ class Applier:
                 await self._parts.blocking(self._parts.datapath.renew, holding.slot, known.deadline_ns)
         return found
 
+    async def retime(self, trusted: Trusted) -> None:
+        """Give every lease the end that it has by the time that is believed now."""
+        now = now_of(trusted, self._parts.wall())
+        for holding in list(self.book.services.values()):
+            if (active := holding.active) is not None:
+                ends = converge.deadline_of(self._boot_ns(), now, active.lease_until, active.ttl_seconds)
+                await self._parts.blocking(self._parts.datapath.renew, holding.slot, ends)
+                await self._keep(converge.renewed(holding, active.lease_until, ends))
+
     async def panicked(self) -> None:
         """Everything was removed by hand: nothing is active, what was good is remembered."""
         services = {

@@ -5,6 +5,7 @@ import ctypes
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -37,6 +38,36 @@ def own_cgroup(text: str) -> str | None:
         if line.startswith("0::"):
             return line[3:].strip("/") or None
     return None
+
+
+def settle(root: Path, attach: Path, name: str) -> tuple[str | None, Path | None]:
+    """The agent's own cgroup, and its path where it was made now.
+
+    An agent that lives where the programs are attached cannot be told from its services by that cgroup: it
+    moves to one of its own below it. One that lives above is not judged at all. Raises Unavailable.
+    """
+    own = own_cgroup(Path("/proc/self/cgroup").read_text())
+    home = (root / (own or "")).resolve()
+    if attach.resolve() != home:
+        return (None if home in attach.resolve().parents else own), None
+    made = home / name
+    try:
+        made.mkdir(exist_ok=True)
+        (made / "cgroup.procs").write_text("0")
+    except OSError as error:
+        raise Unavailable(
+            f"the agent lives in {home}, where its programs are attached, and cannot move to {made} "
+            f"({error.strerror}): start it in a cgroup of its own, as deploy/aegisflux-agent.service does"
+        ) from error
+    return str(made.relative_to(root.resolve())), made
+
+
+def leave(made: Path | None) -> None:
+    """Go back to where `settle` found us, and remove what it made."""
+    if made is not None:
+        with suppress(OSError):
+            (made.parent / "cgroup.procs").write_text("0")
+            made.rmdir()
 
 
 class CgroupTree:

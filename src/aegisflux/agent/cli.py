@@ -17,6 +17,7 @@ from cyclopts import App, Parameter
 from aegisflux.domain.errors import Refused, Unavailable
 
 if TYPE_CHECKING:
+    from aegisflux.agent.rescue import Meant
     from aegisflux.agent_bootstrap import AgentConfig
 
 app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, stop its enforcement.")
@@ -24,6 +25,7 @@ app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, 
 Json = dict[str, Any]
 Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output", "-o"])]
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="settings, instead of agent.toml")]
+Instance = Annotated[str | None, Parameter(help="which agent, where several are on this host")]
 FINDINGS, ERROR, REFUSED, UNAVAILABLE = 1, 2, 3, 4
 TOKEN_VARIABLE = "AEGISFLUX_ENROLL_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -67,12 +69,12 @@ def run(*, config: ConfigFile = None) -> None:
 
 
 @app.command
-def status(*, output: Output = "table", config: ConfigFile = None) -> None:
+def status(*, output: Output = "table", instance: Instance = None, config: ConfigFile = None) -> None:
     """What is in force on this host, by service; exit 1 when something is not as it should be."""
     with _exits():
-        (found,) = _asked(_config(config), {"do": "status"})
+        (found,) = _asked(_found(config, instance), {"do": "status"})
         _print(output, found, _status_table)
-        bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing")]
+        bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing", "withdrawn")]
         if bad or found["panicked"] or not found["connected"]:
             sys.exit(FINDINGS)
 
@@ -89,6 +91,7 @@ def why(
     ] = False,
     candidate: Annotated[bool, Parameter(negative="", help="by the candidate instead")] = False,
     output: Output = "table",
+    instance: Instance = None,
     config: ConfigFile = None,
 ) -> None:
     """The verdict of a flow from what the kernel holds now; exit 1 when it is blocked.
@@ -111,7 +114,7 @@ def why(
         "role": "candidate" if candidate else "active",
     }
     with _exits():
-        (found,) = _asked(_config(config), question)
+        (found,) = _asked(_found(config, instance), question)
         _print(output, found, _why_text)
         if found["verdict"] != "allowed":
             sys.exit(FINDINGS)
@@ -123,67 +126,100 @@ def denied(
     follow: Annotated[bool, Parameter(name=["--follow", "-f"], negative="")] = False,
     limit: int = 100,
     output: Output = "table",
+    instance: Instance = None,
     config: ConfigFile = None,
 ) -> None:
     """Denied (or would-be denied) flows of this host, newest last; -f goes on."""
     with _exits():
         question = {"do": "denied", "follow": follow, "last": limit}
-        for found in _asked(_config(config), question, timeout=None if follow else 10.0):
+        for found in _asked(_found(config, instance), question, timeout=None if follow else 10.0):
             print(json.dumps(found) if output != "table" else _denied_line(found), flush=True)  # noqa: T201
 
 
 @app.command
-def doctor(*, output: Output = "table", config: ConfigFile = None) -> None:
-    """What this host can and cannot enforce, and why; exit 1 on findings."""
-    from aegisflux.agent.doctor import examine
+def doctor(*, output: Output = "table", instance: Instance = None, config: ConfigFile = None) -> None:
+    """What this host can and cannot enforce, and how its agent is.
+
+    Exit 1 when this host cannot run an agent, or its agent is not as it should be; 0 on a host that is
+    able and not enrolled yet. What to do next is said.
+    """
+    from aegisflux.agent.doctor import examine, next_step
     from aegisflux.agent_bootstrap import make_datapath
 
     with _exits():
-        settings = _config(config)
-        checks = examine(settings.state, make_datapath(settings))
-        found = {"checks": [{"name": n, "ok": ok, "detail": d, "required": r} for n, ok, d, r in checks]}
+        settings = _found(config, instance, new=True)
+        checks = examine(settings.state, lambda: make_datapath(settings))
+        found: Json = {"checks": [check._asdict() for check in checks], "next": next_step(checks)}
         _print(output, found, _doctor_table)
-        if any(not check["ok"] and check["required"] for check in found["checks"]):
+        if any(not check.ok and check.required for check in checks):
             sys.exit(FINDINGS)
 
 
 @app.command
-def panic(*, why: str = "by hand", config: ConfigFile = None) -> None:
+def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile = None) -> None:
     """Remove every enforcement on this host at once, and keep it so until `aegisflux agent resume`.
 
-    Needs no network and no running agent.
+    Needs no network and no running agent. Ends every instance that is pinned here, unless one is named: by
+    --instance, or by --config or the environment where they agree with an agent of this host.
     """
-    from aegisflux.agent import remember
-    from aegisflux.agent.state import FileStore
-    from aegisflux.agent_bootstrap import make_datapath
+    from aegisflux.agent import rescue
+    from aegisflux.agent_bootstrap import remove_pins
 
     with _exits():
-        settings = _config(config)
-        store = FileStore(settings.state)
-        if remember.read_panic(store) is None:
-            remember.write_panic(store, remember.Panic(time.time(), why))
-        try:
-            list(_asked(settings, {"do": "panic", "why": why}, timeout=3.0))
-            _say("panic: the agent removed every enforcement; aegisflux agent resume ends it")
-        except Unavailable:
-            make_datapath(settings).panic()
-            _say("panic: every enforcement is removed (no agent answered); aegisflux agent resume ends it")
+        about = _meant(config, instance)
+        failed = rescue.panic(about, why, remove_pins)
+        names = {note.instance: str(note) for note in about.agents}
+        for name in sorted(
+            {*names, *(name for _, name in about.pins)} - {f.partition(":")[0] for f in failed}
+        ):
+            _say(f"panic: every enforcement is removed of {names.get(name, f'{name} (of no known agent)')}")
+        if not names and not about.pins:
+            raise Refused(f"nothing of instance {instance} is on this host")
+        for name in about.others:
+            _say(f"still enforced: instance {name}; aegisflux agent panic --instance {name}")
+        _say("aegisflux agent resume ends it")
+        if failed:
+            raise Unavailable("; ".join(failed))
 
 
 @app.command
-def resume(*, config: ConfigFile = None) -> None:
-    """End a panic: the last accepted manifest is applied again."""
-    from aegisflux.agent import remember
-    from aegisflux.agent.state import FileStore
+def resume(*, instance: Instance = None, config: ConfigFile = None) -> None:
+    """End a panic, of all instances unless one is named: the last accepted manifest is applied again."""
+    from aegisflux.agent import rescue
 
     with _exits():
-        settings = _config(config)
-        FileStore(settings.state).delete(remember.PANIC)
+        running, idle = rescue.resume(_meant(config, instance))
+        for note in running:
+            _say(f"resumed: {note}")
+        for note in idle:
+            _say(f"resumed: {note}; enforcement returns when its agent runs")
+        if not running and not idle:
+            _say("nothing to resume: no agent of this host is in panic")
+
+
+@app.command
+def reset_clock(*, instance: Instance = None, config: ConfigFile = None) -> None:
+    """Believe the wall clock again, after it was far ahead for a while.
+
+    The agent never believes an earlier time than it once did, so that nobody lengthens a lease by setting
+    the clock back. Set the clock right first. What this costs stands in SECURITY.md.
+    """
+    from aegisflux.agent import remember
+    from aegisflux.agent.state import FileStore, Locked
+
+    with _exits():
+        settings = _found(config, instance)
         try:
-            list(_asked(settings, {"do": "resume"}))
-            _say("resumed")
+            (told,) = _asked(settings, {"do": "reset-clock"}, timeout=30.0)
         except Unavailable:
-            _say("resumed: enforcement returns when the agent runs")
+            locks, store = Locked(), FileStore(settings.state)
+            locks.take(settings.state, "state folder")
+            told = remember.reset_clock(store, time.time())
+        then, now = (time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(told[k])) for k in ("believed", "now"))
+        if told["believed"] > told["now"]:
+            _say(f"it was believed to be at least {then}; it is {now} now")
+        else:
+            _say(f"nothing to reset: no later time than {now} was believed")
 
 
 @contextmanager
@@ -210,6 +246,46 @@ def _config(path: Path | None) -> "AgentConfig":
     from aegisflux.agent_bootstrap import load_config
 
     return load_config(path)
+
+
+def _said(path: Path | None) -> bool:
+    """Whether who typed the command named an agent, by a file of settings or in the environment."""
+    return path is not None or any(
+        f"AEGISFLUX_AGENT_{name}" in os.environ for name in ("STATE_DIR", "INSTANCE")
+    )
+
+
+def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "AgentConfig":
+    """The settings of the agent that is meant, as it really runs or ran; where it may be `new`, what somebody
+    said is believed although no agent was enrolled there."""
+    from msgspec.structs import replace
+
+    from aegisflux.agent import notes
+
+    settings = _config(path)
+    if new and instance is None and _said(path) and not notes.is_enrolled(settings.state):
+        return settings
+    note = notes.choose(notes.read(), settings.state, instance, said=_said(path))
+    if note is not None:
+        return replace(
+            settings,
+            state_dir=note.state_dir,
+            instance=note.instance,
+            attach_cgroup=note.attach_cgroup,
+            bpffs=note.bpffs,
+            datapath=note.datapath,
+        )
+    return settings if instance is None else replace(settings, instance=instance)
+
+
+def _meant(path: Path | None, instance: str | None) -> "Meant":
+    from aegisflux.agent import notes, rescue
+    from aegisflux.agent_bootstrap import note_of
+
+    known, settings = notes.read(), _config(path)
+    folders = notes.bpf_file_systems(Path("/proc/self/mountinfo").read_text())
+    folders += [Path(settings.bpffs), *(Path(note.bpffs) for note in known)]
+    return rescue.meant(note_of(settings), known, notes.pinned(folders), instance, said=_said(path))
 
 
 def _token(path: Path | None) -> str:
@@ -293,8 +369,8 @@ def _denied_line(found: Json) -> str:
 
 
 def _doctor_table(found: Json) -> str:
-    rows = [["CHECK", "RESULT", "DETAIL"]]
+    rows = [["ABOUT", "CHECK", "RESULT", "DETAIL"]]
     for check in found["checks"]:
         word = "ok" if check["ok"] else "FAILED" if check["required"] else "missing"
-        rows.append([check["name"], word, check["detail"]])
-    return _columns(rows)
+        rows.append([check["about"], check["name"], word, check["detail"]])
+    return "\n".join([_columns(rows), *([f"next: {found['next']}"] if found["next"] else [])])

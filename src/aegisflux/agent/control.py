@@ -104,8 +104,11 @@ class Control:
                 self._runner.parts.store.delete(remember.PANIC)
                 await self._runner.heed_panic()
                 yield {"panicked": self._runner.panic is not None}
+            case "reset-clock":
+                believed, now = await self._runner.reset_clock()
+                yield {"believed": believed, "now": now}
             case other:
-                raise Invalid("do", "status, why, denied, panic or resume", other)
+                raise Invalid("do", "status, why, denied, panic, resume or reset-clock", other)
 
     def _status(self) -> Json:
         runner = self._runner
@@ -113,9 +116,12 @@ class Control:
         found["connected"] = runner.parts.bus.connected
         found["failures"] = {str(i): f"{r}: {d}" for i, (r, d) in runner.applier.failures.items()}
         manifest = runner.accepted.manifest
-        names = {s.service_id: s.name for s in manifest.services} if manifest else {}
+        services = {s.service_id: s for s in manifest.services} if manifest else {}
         for report in found["services"]:
-            report["name"] = names.get(report["service_id"], "")
+            service = services.get(report["service_id"])
+            report["name"] = service.name if service else ""
+            if report["state"] == "pending" and (service is None or service.active is None):
+                report["state"] = "withdrawn"  # known here, and nothing is wanted of it
         if runner.panic is not None:
             found["panic"] = {"at": runner.panic.at, "why": runner.panic.why}
         return found

@@ -1,56 +1,125 @@
-"""What can be said of a host without the network: its state folder, its identity, its kernel."""
+"""What can be said of a host without the network: whether its kernel can do it, and how its agent is."""
 
+import os
+import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from aegisflux.agent import remember
 from aegisflux.agent.cgroups import own_cgroup, v2_root
-from aegisflux.agent.identity import read_identity
+from aegisflux.agent.control import SOCKET, ask
+from aegisflux.agent.identity import IDENTITY, read_identity
 from aegisflux.agent.state import FileStore
-from aegisflux.domain.errors import NotFound, Unavailable
+from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.ports.datapath import Datapath
+
+ATTACHED: Final = "programs attached"
+ENROL: Final = "aegisflux hosts token (on the control plane), then here: aegisflux agent enroll"
+RUN: Final = "aegisflux agent run"
+CLOCK: Final = "aegisflux agent reset-clock"
+CLOCK_SECONDS: Final = 60
 
 
 class Finding(NamedTuple):
-    """One line; `required` ones make the exit status 1."""
+    """One line: of the `host`, whether it can run an agent, or of its `agent`. `required` ones make the exit
+    status 1."""
 
     name: str
     ok: bool
     detail: str
     required: bool
+    about: Literal["host", "agent"] = "host"
 
 
-def examine(state: Path, datapath: Datapath) -> list[Finding]:
-    """All checks of this host."""
-    found = [*_state(state), *_cgroups()]
-    found += [Finding(check.name, check.ok, check.detail, check.required) for check in datapath.doctor()]
-    return found
-
-
-def _state(state: Path) -> list[Finding]:
+def examine(state: Path, make_datapath: Callable[[], Datapath]) -> list[Finding]:
+    """All checks: of the host first, then of its agent."""
+    agent = _agent(state)
+    running = any(found.name == "running" and found.ok for found in agent)
+    found = [_permitted(), _cgroups()]
     try:
+        checks = make_datapath().doctor()
+    except AegisError as error:
+        return [*found, Finding("datapath", False, str(error), True), *agent]
+    for check in checks:
+        if check.name == ATTACHED:  # nothing is, before an agent ran and after a panic
+            agent.append(
+                Finding(check.name, check.ok, check.detail, running and not _panicked(agent), "agent")
+            )
+        elif check.name not in {one.name for one in found}:
+            found.append(Finding(check.name, check.ok, check.detail, check.required))
+    return [*found, *agent]
+
+
+def next_step(findings: list[Finding]) -> str | None:
+    """The command that leads on, None when there is nothing to do."""
+    failed = [found for found in findings if not found.ok and found.required]
+    if first := next((found for found in failed if found.about == "host"), None):
+        return f"see to {first.name}: {first.detail}"
+    bad = {found.name for found in findings if not found.ok and found.about == "agent"}
+    steps = {
+        "enrolment": ENROL,
+        "panic": "aegisflux agent resume",
+        "clock": CLOCK,
+        "running": RUN,
+        ATTACHED: RUN,
+    }
+    return next((step for name, step in steps.items() if name in bad), None)
+
+
+def _permitted() -> Finding:
+    if os.geteuid() == 0:
+        return Finding("root", True, "yes", True)
+    return Finding("root", False, f"user {os.geteuid()}: the agent must load programs; run as root", True)
+
+
+def _agent(state: Path) -> list[Finding]:
+    try:
+        if not (state / IDENTITY).exists():
+            return [Finding("enrolment", False, f"no, in {state}", False, "agent")]
         store = FileStore(state)
         identity, _ = read_identity(store)
         accepted, panic = remember.read_accepted(store), remember.read_panic(store)
-    except NotFound as error:
-        return [Finding("enrolment", False, str(error), True)]
-    except Unavailable as error:
-        return [Finding("state", False, str(error), True)]
+    except (AegisError, OSError) as error:
+        return [Finding("state", False, str(error), True, "agent")]
     serial = accepted.trusted.serial if accepted else 0
+    where = f"{identity.host_id}, control plane {', '.join(identity.nats_urls)}"
+    calm = "no" if panic is None else f"nothing is enforced: {panic.why}"
     return [
-        Finding(
-            "enrolment", True, f"{identity.host_id}, control plane {', '.join(identity.nats_urls)}", True
-        ),
-        Finding("state", True, f"{state}, last accepted serial {serial}", True),
-        Finding("panic", panic is None, "no" if panic is None else f"nothing is enforced: {panic.why}", True),
+        Finding("enrolment", True, where, True, "agent"),
+        Finding("state", True, f"{state}, last accepted serial {serial}", True, "agent"),
+        Finding("panic", panic is None, calm, True, "agent"),
+        _clock(accepted),
+        _running(state, began=accepted is not None),
     ]
 
 
-def _cgroups() -> list[Finding]:
+def _clock(accepted: remember.Accepted | None) -> Finding:
+    """A wall clock that once was far ahead, or is behind now: leases end too soon, manifests have expired."""
+    ahead = (accepted.trusted.clock_floor if accepted else 0) - int(time.time())
+    detail = f"a time {ahead} s ahead of this clock was believed: set the clock, or believe it again"
+    return Finding("clock", ahead <= CLOCK_SECONDS, detail if ahead > CLOCK_SECONDS else "ok", True, "agent")
+
+
+def _running(state: Path, *, began: bool) -> Finding:
+    """One that never ran is no finding; one that ran and does not is."""
+    try:
+        (status,) = ask(state / SOCKET, {"do": "status"}, 5.0)
+    except (AegisError, ValueError) as error:
+        return Finding("running", False, str(error) if began else "never yet", began, "agent")
+    link = "connected" if status["connected"] else "not connected to the control plane"
+    return Finding("running", True, link, True, "agent")
+
+
+def _panicked(agent: list[Finding]) -> bool:
+    return any(found.name == "panic" and not found.ok for found in agent)
+
+
+def _cgroups() -> Finding:
     try:
         root = v2_root(Path("/proc/self/mountinfo").read_text())
     except Unavailable as error:
-        return [Finding("cgroup v2", False, str(error), True)]
+        return Finding("cgroup v2", False, str(error), True)
     own = own_cgroup(Path("/proc/self/cgroup").read_text())
-    where = own or "the root cgroup (so the agent's own traffic is not exempt)"
-    return [Finding("cgroup v2", True, f"{root}; this process lives in {where}", True)]
+    where = own or "the root cgroup; the agent moves to one of its own"
+    return Finding("cgroup v2", True, f"{root}; this process lives in {where}", True)

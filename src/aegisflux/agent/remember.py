@@ -7,6 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from aegisflux.agent.parts import Store
+from aegisflux.domain import trust
 from aegisflux.domain.converge import Book
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import HostManifest
@@ -57,6 +58,21 @@ def write_book(store: Store, book: Book) -> None:
 def write_clock(store: Store, wall: float) -> None:
     """Remember that it is at least this late."""
     store.write(CLOCK, msgspec.msgpack.encode(int(wall)))
+
+
+def with_clock_reset(accepted: Accepted, wall: float) -> Accepted:
+    """See `trust.with_clock_reset`."""
+    return replace(accepted, trusted=trust.with_clock_reset(accepted.trusted, wall))
+
+
+def reset_clock(store: Store, wall: float) -> dict[str, int]:
+    """The same on disk, while no agent runs; the time that was believed, and the time now."""
+    accepted = read_accepted(store)
+    believed = accepted.trusted.clock_floor if accepted else 0
+    if accepted is not None:
+        write_clock(store, wall)
+        write_accepted(store, with_clock_reset(accepted, wall))
+    return {"believed": believed, "now": int(wall)}
 
 
 def read_panic(store: Store) -> Panic | None:

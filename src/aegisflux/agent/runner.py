@@ -17,7 +17,7 @@ from aegisflux.agent.parts import Parts
 from aegisflux.agent.remember import Accepted, Panic
 from aegisflux.agent.reporter import Reporter
 from aegisflux.domain.errors import AegisError
-from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat
+from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.trust import Nacked, Trusted, accept_confirm, accept_keys, accept_manifest
 from aegisflux.ports.bus import Message
 from aegisflux.wire import envelope, subjects
@@ -116,10 +116,18 @@ class Runner:
             done = await self._guarded(self._bind) and done
             named = frozenset(_named(self.accepted, self.applier))
             await self.parts.blocking(self.parts.store.keep_only, named)
+            if self._all_judge(manifest) and await self.parts.blocking(self.parts.datapath.retire):
+                self.parts.log("upgrade: all that was accepted judges in the new layout; the old one is gone")
             done = done and manifest is self.accepted.manifest
         self.applied.set()
         self._beat_now.set()
         return done
+
+    def _all_judge(self, manifest: HostManifest) -> bool:
+        """Whether each service holds what can be held of it."""
+        known = self.applier.book.services
+        wanted = (known.get(s.service_id) for s in manifest.services if s.active is not None)
+        return all(h is not None and (h.active is not None or h.refused is not None) for h in wanted)
 
     async def bind(self) -> None:
         """The tree may have changed."""
@@ -138,13 +146,18 @@ class Runner:
 
     async def drift(self) -> None:
         """Read back everything, and repair what differs."""
+        await self.heed_panic()
         if self.panic is not None or not self._open:
             return
         async with self._turn:
+            for what in await self.parts.blocking(self.parts.datapath.mend):
+                self.reporter.loss["drift"] += 1
+                self.parts.log(f"drift: somebody took away or changed {what}; put back")
             found = await self.applier.drift()
             bound = await self.parts.blocking(self.parts.datapath.bindings)
             if self.binder.differs(bound):
                 self.reporter.loss["drift"] += 1
+                self.parts.log("drift: somebody changed which cgroup is whose; bound again")
                 await self._bind(anew=True)
         if found:
             await self.converge()
@@ -159,6 +172,24 @@ class Runner:
             confirm = await bus.last(subjects.confirm(host))
             if confirm is not None:
                 await self.confirm(confirm.payload)
+
+    async def reset_clock(self) -> tuple[int, int]:
+        """Believe the wall clock again although a later time was once believed: (that time, now).
+
+        The serial stays, so nothing older comes back. Leases end when they should by this clock.
+        """
+        wall = int(self.parts.wall())
+        async with self._receiving:
+            known, self.accepted = self.accepted, remember.with_clock_reset(self.accepted, wall)
+            await self.parts.blocking(remember.write_accepted, self.parts.store, self.accepted)
+            await self.parts.blocking(remember.write_clock, self.parts.store, wall)
+            self._last_message = b""
+        async with self._turn:
+            if self.panic is None and self._open:
+                await self.applier.retime(self.accepted.trusted)
+        await self._guarded(self._refresh_quietly)
+        self._wake.set()
+        return known.trusted.clock_floor, wall
 
     def heartbeat(self) -> Heartbeat:
         """What the next heartbeat says."""

@@ -80,6 +80,15 @@ def now_of(trusted: Trusted, wall: float) -> int:
     return max(int(wall), trusted.clock_floor)
 
 
+def with_clock_reset(trusted: Trusted, wall: float) -> Trusted:
+    """Believe the wall clock again, by hand: the floor comes down to it, and nothing else changes.
+
+    Serials, digests and the version of the key set still refuse all that is older. What the floor refused
+    besides (a lease, a key or a manifest that ended between this time and that) is no longer refused.
+    """
+    return msgspec.structs.replace(trusted, clock_floor=min(trusted.clock_floor, int(wall)))
+
+
 def accept_keys(trusted: Trusted, message: Signed, verify: Verify) -> Trusted:
     """Take a newer key set; raises Nacked."""
     _check_size(message, MAX_MANIFEST_BYTES)

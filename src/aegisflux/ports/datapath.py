@@ -105,6 +105,15 @@ class Datapath(Protocol):
         """Load and attach, or take over what is pinned; idempotent."""
         ...
 
+    def mend(self) -> list[str]:
+        """Put back what somebody took away beside generations and bindings (programs that were detached, the
+        lists of literals and of the failsafe); what it was, in words."""
+        ...
+
+    def retire(self) -> bool:
+        """All that was accepted judges here: take away what an agent of another layout left judging."""
+        ...
+
     def close(self) -> None:
         """Let go without ending enforcement."""
         ...

@@ -8,6 +8,7 @@ import asyncio
 import base64
 import contextlib
 import json
+import logging
 import random
 import re
 import ssl
@@ -61,10 +62,16 @@ class Attachable(Subscription, Protocol):
         ...
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """nats-py makes its TLS streams of a kind that lets asyncio warn of every one that ends, to no effect."""
+    return "eof_received() has no effect" not in record.getMessage()
+
+
 class NatsBus:
     """`Bus` on NATS. `open` connects in the background; `ready` waits for the first connection."""
 
     def __init__(self, options: NatsOptions) -> None:
+        logging.getLogger("asyncio").addFilter(_is_news)
         self._options = options
         self._signing = SigningKey(options.credentials.seed)
         self._name = options.credentials.name

@@ -66,6 +66,16 @@ class SimulatedDatapath:
         self._fault("open")
         self.is_open = True
 
+    def mend(self) -> list[str]:
+        """See `Datapath.mend`: nobody can take anything away."""
+        self._need_open()
+        return []
+
+    def retire(self) -> bool:
+        """See `Datapath.retire`."""
+        self._need_open()
+        return False
+
     def close(self) -> None:
         """See `Datapath.close`."""
         self.is_open = False

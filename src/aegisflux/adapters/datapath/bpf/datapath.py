@@ -68,6 +68,16 @@ class BpfDatapath:
         self._denied = DeniedFlows(maps["events"])
         self._mapping.failsafe(*self._failsafe)
 
+    def mend(self) -> list[str]:
+        """See `Datapath.mend`."""
+        mapping = self._need(self._mapping)
+        return [*self._pins.mend(), *mapping.mend()]
+
+    def retire(self) -> bool:
+        """See `Datapath.retire`."""
+        self._need(self._control)
+        return self._pins.retire()
+
     def close(self) -> None:
         """See `Datapath.close`."""
         for part in (self._denied, self._generations, self._control):

@@ -160,6 +160,13 @@ def prog_id(fd: int) -> int:
     return info[1]
 
 
+def link_info(fd: int) -> tuple[int, int]:
+    """(number of the program, of the cgroup: 0 for a detached link, and for one of another kind)."""
+    info = (c_uint32 * 32)()
+    bpf(BPF_OBJ_GET_INFO_BY_FD, {0: fd, 1: ctypes.sizeof(info)}, {1: ctypes.addressof(info)})
+    return info[2], info[4] | info[5] << 32
+
+
 def lookup(fd: int, key: bytes, size: int) -> bytes | None:
     """The value, or None where the key is not there."""
     value = ctypes.create_string_buffer(size)

@@ -13,6 +13,7 @@ from aegisflux.ports.datapath import Binding
 from aegisflux.wire import layout
 
 MANY: Final = 8192
+FAILSAFE_SIZE: Final = layout.FAILSAFE_LIST.size + layout.MAX_FAILSAFE * layout.FAILSAFE_RULE.size
 _PROTOS: Final = {"tcp": 6, "udp": 17, "any": 0}
 
 
@@ -33,6 +34,7 @@ class CgroupMap:
         self._bound: dict[int, Binding] = {}
         self._literals: dict[str, int] = {}
         self._agent: int | None = None
+        self._failsafe = b""
         self.rules: tuple[FailsafeRule, ...] = ()
 
     def bind(self, bindings: Iterable[Binding]) -> None:
@@ -68,14 +70,42 @@ class CgroupMap:
 
     def literals(self, paths: Mapping[str, int]) -> None:
         """See `Datapath.literals`."""
-        wanted = {_literal_key(path): slot for path, slot in paths.items()}
-        fd = self._maps["literals"]
+        self._put_literals({_literal_key(path): slot.to_bytes(4, "little") for path, slot in paths.items()})
+        self._literals = {"/" + path.strip("/"): slot for path, slot in paths.items()}
+
+    def mend(self) -> list[str]:
+        """Put back what somebody changed in the lists, and take away mappings that nobody asked for."""
+        found = []
+        literals = {_literal_key(path): slot.to_bytes(4, "little") for path, slot in self._literals.items()}
+        if self._put_literals(literals):
+            found.append("literals")
+        if (
+            self._failsafe
+            and libbpf.lookup(self._maps["failsafes"], bytes(4), FAILSAFE_SIZE) != self._failsafe
+        ):
+            libbpf.update(self._maps["failsafes"], bytes(4), self._failsafe)
+            found.append("failsafe")
+        present = self._present()
+        if self._agent is not None and present.pop(self._agent, None) != layout.SLOT_AGENT:
+            self._put(self._agent, layout.SLOT_AGENT)
+            found.append("agent cgroup")
+        strange = [n for n in present if n not in self._bound]
+        if self._unbind(strange, 0):
+            found.append("mappings that nobody asked for")
+        if found:
+            self._control.raise_epoch()
+        return found
+
+    def _put_literals(self, wanted: Mapping[bytes, bytes]) -> bool:
+        fd, changed = self._maps["literals"], False
         for key in libbpf.keys(fd, layout.MAX_PATH):
             if key not in wanted:
-                libbpf.delete(fd, key)
+                changed |= libbpf.delete(fd, key)
         for key, slot in wanted.items():
-            libbpf.update(fd, key, slot.to_bytes(4, "little"))
-        self._literals = {"/" + path.strip("/"): slot for path, slot in paths.items()}
+            if libbpf.lookup(fd, key, 4) != slot:
+                libbpf.update(fd, key, slot)
+                changed = True
+        return changed
 
     def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:
         """See `Datapath.failsafe`."""
@@ -84,8 +114,8 @@ class CgroupMap:
             raise OverLimit("failsafe_rules", layout.MAX_FAILSAFE, len(listed), "failsafe list")
         raw = [self._rule(rule) for rule in listed]
         head = layout.FAILSAFE_LIST.pack(len(raw), sum(rule.cgroup is not None for rule in listed))
-        size = layout.FAILSAFE_LIST.size + layout.MAX_FAILSAFE * layout.FAILSAFE_RULE.size
-        libbpf.update(self._maps["failsafes"], bytes(4), (head + b"".join(raw)).ljust(size, b"\0"))
+        self._failsafe = (head + b"".join(raw)).ljust(FAILSAFE_SIZE, b"\0")
+        libbpf.update(self._maps["failsafes"], bytes(4), self._failsafe)
         self.rules = listed
         self._agent_is(agent_cgroup)
         self._control.raise_epoch()

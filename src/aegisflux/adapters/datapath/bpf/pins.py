@@ -70,7 +70,7 @@ class Pinned:
         self.programs: dict[str, int] = {}
         self.cutters = False
         self._object: libbpf.Object | None = None
-        self._lock: int | None = None
+        self._locks: list[int] = []
 
     @property
     def is_open(self) -> bool:
@@ -81,20 +81,17 @@ class Pinned:
         return self._object.programs()[name]
 
     def open(self, prepare: Callable[[], None]) -> bool:
-        """Load, let the caller prepare the maps, attach; True where nothing of this instance was attached
-        before. Raises Unavailable."""
+        """Load, let the caller prepare the maps, attach; True where nothing of this layout was attached
+        before. What another layout has attached judges on, until `retire`. Raises Unavailable."""
         if self._object is not None:
             return False
         mounted_bpffs(self.bpffs)
-        for folder in (self.home / "maps", self.home / "links"):
-            folder.mkdir(parents=True, exist_ok=True)
-        self._take_lock()
+        self._make_home()
         try:
             self._load()
             prepare()
             fresh = not any((self.home / "links").iterdir())
             self._attach_all()
-            self._remove_others()
         except OSError as err:
             self.close()
             raise Unavailable(f"datapath at {self.attach}: {err}") from None
@@ -106,39 +103,74 @@ class Pinned:
             self._object.close()
         self._object = None
         self.maps, self.programs = {}, {}
-        if self._lock is not None:
-            os.close(self._lock)
-        self._lock = None
+        while self._locks:
+            os.close(self._locks.pop())
 
     def remove(self) -> None:
         """Detach everything at once and unpin it, whoever attached it."""
-        for links in self.top.glob("v*/links"):
-            names = sorted(p.name for p in links.iterdir())
-            for name in sorted(names, key=lambda n: n not in ("aegis_egress", "aegis_ingress")):
-                with suppress(OSError):
-                    fd = libbpf.obj_get(str(links / name))
-                    libbpf.lib().bpf_link_detach(fd)
-                    os.close(fd)
-                (links / name).unlink(missing_ok=True)
+        for home in self.top.glob("v*"):
+            _detach(home)
         self.close()
-        for path in sorted(self.top.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-        with suppress(OSError):
-            self.top.rmdir()
+        _erase(self.top)
+
+    def retire(self) -> bool:
+        """Detach and unpin what other layouts left; whether there was anything."""
+        others = [home for home in self.top.glob("v*") if home != self.home]
+        for home in others:
+            _detach(home)
+            _erase(home)
+        return bool(others)
+
+    def mend(self) -> list[str]:
+        """Attach and pin again what somebody took away; its names. Raises Unavailable."""
+        assert self._object is not None
+        try:
+            missing = [name for name in self.maps if not (self.home / "maps" / name).exists()]
+            if missing:
+                self._make_home()
+                for name in missing:
+                    libbpf.pin(self.maps[name], str(self.home / "maps" / name))
+            loose = [name for name in (*ORDER, MKDIR) if not self._is_attached(name)]
+            if loose:
+                self._attach_all()
+        except OSError as err:
+            raise Unavailable(f"datapath at {self.attach}: {err}") from None
+        return loose or missing
+
+    def _is_attached(self, name: str) -> bool:
+        try:
+            link = libbpf.obj_get(str(self.home / "links" / name))
+        except OSError:
+            return False
+        try:
+            program, cgroup = libbpf.link_info(link)
+        finally:
+            os.close(link)
+        return program == libbpf.prog_id(self.programs[name]) and (name == MKDIR or cgroup != 0)
 
     def attached(self) -> list[str]:
         """Names of the links that are pinned."""
         folder = self.home / "links"
         return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
 
-    def _take_lock(self) -> None:
-        self._lock = os.open(self.home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    def _make_home(self) -> None:
+        """Our folders, and the locks: ours, and those of agents of other layouts."""
+        for folder in (self.home / "maps", self.home / "links"):
+            folder.mkdir(parents=True, exist_ok=True)
+        held = {os.fstat(fd).st_ino for fd in self._locks}
+        for home in self.top.glob("v*"):
+            if home.stat().st_ino not in held:
+                self._take_lock(home)
+
+    def _take_lock(self, home: Path) -> None:
+        fd = os.open(home, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            os.close(self._lock)
-            self._lock = None
-            raise Unavailable(f"{self.home}: another agent of this instance holds the datapath") from None
+            os.close(fd)
+            self.close()
+            raise Unavailable(f"{home}: another agent of this instance holds the datapath") from None
+        self._locks.append(fd)
 
     def _load(self) -> None:
         libbpf.last_words()
@@ -205,10 +237,28 @@ class Pinned:
         finally:
             os.close(link)
 
-    def _remove_others(self) -> None:
-        """Other layouts' links and maps: ours are attached now."""
-        for other in self.top.glob("v*"):
-            if other != self.home:
-                for path in sorted(other.rglob("*"), reverse=True):
-                    path.rmdir() if path.is_dir() else path.unlink(missing_ok=True)
-                other.rmdir()
+
+def _detach(home: Path) -> None:
+    """End all links of a layout, those that judge packets first; a link that another process holds too."""
+    for name in sorted(_names(home / "links"), key=lambda n: n not in ("aegis_egress", "aegis_ingress")):
+        pin = home / "links" / name
+        with suppress(OSError):
+            fd = libbpf.obj_get(str(pin))
+            libbpf.lib().bpf_link_detach(fd)
+            os.close(fd)
+        pin.unlink(missing_ok=True)
+
+
+def _erase(top: Path) -> None:
+    """Unpin everything; somebody else may be doing the same."""
+    for path in sorted(top.rglob("*"), reverse=True):
+        with suppress(FileNotFoundError):
+            path.rmdir() if path.is_dir() else path.unlink()
+    with suppress(FileNotFoundError):
+        top.rmdir()
+
+
+def _names(folder: Path) -> list[str]:
+    with suppress(FileNotFoundError):
+        return sorted(path.name for path in folder.iterdir())
+    return []
