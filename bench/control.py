@@ -31,6 +31,8 @@ def main() -> int:
     parser.add_argument("--only", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
     parser.add_argument("--fleet", type=int, help="agents of the fleet; 1000, or 50 when quick")
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(PARTS):
+        parser.error(f"expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     size = args.fleet or (50 if args.quick else 1000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report("control", quick=args.quick)

@@ -29,6 +29,8 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="short runs, to see that everything works")
     parser.add_argument("--only", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
     args = parser.parse_args()
+    if unknown := set(args.only.split(",")) - set(PARTS):
+        parser.error(f"expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     report = Report("datapath", quick=args.quick)
     try:
