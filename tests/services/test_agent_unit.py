@@ -4,6 +4,8 @@ import configparser
 
 import pytest
 
+from aegisflux.agent.notes import NOTES
+
 
 @pytest.fixture
 def unit(repository):
@@ -23,3 +25,8 @@ def test_its_capabilities_are_few(unit):
     ambient = set(unit["Service"]["AmbientCapabilities"].split())
     assert ambient == {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
     assert unit["Service"]["NoNewPrivileges"] == "yes"
+
+
+def test_commands_can_find_it_while_it_does_not_run(unit):
+    assert str(NOTES.parent) == "/run/" + unit["Service"]["RuntimeDirectory"]
+    assert unit["Service"]["RuntimeDirectoryPreserve"] == "yes"
