@@ -242,6 +242,25 @@ def test_what_is_broken_in_the_kernel_is_seen(lab: Lab) -> None:
         assert seen.tables_digest != held.tables_digest
 
 
+def test_a_namespace_that_cannot_be_entered_stops_no_flip(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went away, or we may not: its live flows are judged at their next packet."""
+
+    def refused(_fd: int, _call: object) -> None:
+        raise OSError(1, "setns")
+
+    with Kernel(lab) as kernel:
+        app = governed(kernel)
+        kernel.enforce(SLOT, rules(edges="0.0.0.0/0 any 0"))
+        monkeypatch.setattr("aegisflux.adapters.datapath.bpf.datapath.inside", refused)
+        with kernel.talk(app, "svc", "10.77.0.3", 5432) as talk:
+            assert talk.say("x") == "x"
+            kernel.enforce(SLOT, rules(established="cut"))
+            assert kernel.datapath.cut(SLOT) == 0
+            kernel.datapath.refresh_addresses()
+            assert talk.say("y") is None
+        assert app.call(probes.tcp, "10.77.0.3", 5432, cgroup="svc") == "EPERM"
+
+
 def test_doctor_says_what_works(lab: Lab) -> None:
     with Kernel(lab) as kernel:
         checks = {check.name: check for check in kernel.datapath.doctor()}

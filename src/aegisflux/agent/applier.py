@@ -98,7 +98,7 @@ class Applier:
         held = await self._parts.blocking(self._parts.datapath.held)
         active = {h.slot: h for h in held if h.role == "active"}
         candidates = {h.slot: h.digest for h in held if h.role == "candidate"}
-        found = False
+        found = await self._remove_strays(held)
         for holding in list(self.book.services.values()):
             fixed = _without_lost(holding, active.get(holding.slot), candidates.get(holding.slot))
             if fixed != holding:
@@ -111,6 +111,21 @@ class Applier:
             if known and seen and seen.deadline_ns != known.deadline_ns:
                 await self._parts.blocking(self._parts.datapath.renew, holding.slot, known.deadline_ns)
         return found
+
+    async def _remove_strays(self, held: list[Held]) -> bool:
+        """Take away what judges in a slot or role that nothing was put into; whether any."""
+        known = {
+            (h.slot, role)
+            for h in self.book.services.values()
+            for role, what in (("active", h.active or h.intent or h.good), ("candidate", h.candidate))
+            if what is not None
+        }
+        strays = [h for h in held if (h.slot, h.role) not in known]
+        for stray in strays:
+            self._parts.log(f"drift: slot {stray.slot} judges by what nobody asked for; removed")
+            self._reporter.loss["drift"] += 1
+            await self._parts.blocking(self._parts.datapath.remove, stray.slot, stray.role)
+        return bool(strays)
 
     async def retime(self, trusted: Trusted) -> None:
         """Give every lease the end that it has by the time that is believed now."""
@@ -195,13 +210,20 @@ class Applier:
         await self._keep(holding)
         self.failures.pop(service.service_id, None)
         if active.established == "cut" and active.mode == "enforce":
-            await self._parts.blocking(self._parts.datapath.cut, holding.slot)
+            await self._cut(holding)
         if not holding.confirm_by_ns:
             await self._parts.blocking(self._parts.datapath.forget, holding.slot)
         elif failed := await self._probe(service):
             await self._revert(service.service_id, failed)
             return
         await self._ack(holding)
+
+    async def _cut(self, holding: Holding) -> None:
+        """A courtesy: what is not destroyed has its packets refused."""
+        try:
+            await self._parts.blocking(self._parts.datapath.cut, holding.slot)
+        except (Unavailable, OSError) as error:
+            self._parts.log(f"service {holding.service_id}: sockets are not cut, only their packets: {error}")
 
     async def _load_candidate(self, service_id: int, slot: int, ref: CandidateRef, trusted: Trusted) -> None:
         content = await self._contents.get(trusted, service_id, ref)
@@ -316,8 +338,8 @@ def _without_lost(holding: Holding, active: Held | None, candidate: str | None) 
     known = holding.active
     if known is not None and (
         active is None
-        or (active.digest, active.tables_digest, active.mode)
-        != (known.digest, known.tables_digest, known.mode)
+        or (active.digest, active.tables_digest, active.mode, active.on_expiry, active.established)
+        != (known.digest, known.tables_digest, known.mode, known.on_expiry, known.established)
     ):
         holding = replace(holding, active=None, confirm_by_ns=0)
     if holding.candidate is not None and candidate != holding.candidate.digest:

@@ -55,9 +55,12 @@ class Binder:
         self._note(owned.services, owned.conflicts)
         changed = await self._bind_literals(services, slots, anew=anew)
         self._remember_gone(wanted, set(tree.values()), set(slots.values()))
-        every = {**{b.cgroup_id: b for b in self._gone.values()}, **wanted}
+        every = {**wanted, **{b.cgroup_id: b for b in self._gone.values()}}
+        if len(every) > MAX_BINDINGS:
+            self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
+            every = dict(list(every.items())[:MAX_BINDINGS])
         if every != self._bound or anew:
-            await self._parts.blocking(self._parts.datapath.bind, list(every.values())[:MAX_BINDINGS])
+            await self._parts.blocking(self._parts.datapath.bind, list(every.values()))
             self._bound, changed = every, True
         return changed
 

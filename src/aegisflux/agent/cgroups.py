@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -71,7 +72,10 @@ def leave(made: Path | None) -> None:
 
 
 class CgroupTree:
-    """`Cgroups` of the host. Where inotify works, the tree is kept from events; `scan` then costs nothing."""
+    """`Cgroups` of the host. Where inotify works, the tree is kept from events; `scan` then costs nothing.
+
+    It is `blind` where the kernel had no watch left for some cgroup: then only reading the tree tells.
+    """
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or v2_root(Path("/proc/self/mountinfo").read_text())
@@ -79,18 +83,19 @@ class CgroupTree:
         self._tree: dict[str, int] = {}
         self._watches: dict[int, str] = {}
         self._fd = -1
+        self.blind = False
         self._call: Callable[[], None] | None = None
         self._libc = ctypes.CDLL(None, use_errno=True)
 
     def scan(self) -> Mapping[str, int]:
         """See `Cgroups.scan`."""
-        if self._fd < 0:
+        if self._fd < 0 or self.blind:
             self._tree = dict(self._walk(""))
         return dict(self._tree)
 
     def rescan(self) -> bool:
-        """Read the whole tree again, in case an event was missed; whether it differed."""
-        before = self._tree
+        """See `Cgroups.rescan`: in case an event was missed, and whether watches have come free."""
+        before, self.blind = self._tree, False
         self._tree = dict(self._walk(""))
         return before != self._tree
 
@@ -128,6 +133,8 @@ class CgroupTree:
         number = self._libc.inotify_add_watch(self._fd, target.encode(), IN_FLAGS)
         if number >= 0:
             self._watches[number] = path
+        elif ctypes.get_errno() != errno.ENOENT:
+            self.blind = True
         return int(number) >= 0
 
     def _walk(self, path: str) -> Iterator[tuple[str, int]]:
@@ -189,6 +196,8 @@ class CgroupTree:
 class FixedCgroups:
     """`Cgroups` that somebody else decides: simulations and tests change `tree` and call `changed`."""
 
+    blind = False
+
     def __init__(self, tree: dict[str, int] | None = None, own: str | None = None) -> None:
         self.tree = tree or {}
         self.own = own
@@ -197,6 +206,10 @@ class FixedCgroups:
     def scan(self) -> Mapping[str, int]:
         """See `Cgroups.scan`."""
         return dict(self.tree)
+
+    def rescan(self) -> bool:
+        """See `Cgroups.rescan`."""
+        return False
 
     def on_change(self, call: Callable[[], None]) -> bool:
         """See `Cgroups.on_change`."""

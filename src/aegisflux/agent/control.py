@@ -54,7 +54,7 @@ class Control:
         try:
             self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE)
         except OSError as error:
-            raise Unavailable(f"{self._path}: {error.strerror}") from error
+            raise Unavailable(f"{self._path}: {error.strerror or error}") from error
         finally:
             os.umask(mask)
 

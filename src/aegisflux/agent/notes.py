@@ -77,7 +77,9 @@ def is_running(note: Note) -> bool:
     """Whether an agent listens there; one that is stopped (SIGSTOP) does."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(1.0)
-        return line.connect_ex(f"{note.state_dir}/{SOCKET}") == 0
+        with suppress(OSError):  # a path that is too long for a socket
+            return line.connect_ex(f"{note.state_dir}/{SOCKET}") == 0
+        return False
 
 
 def choose(

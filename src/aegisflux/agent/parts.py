@@ -61,8 +61,15 @@ class Cgroups(Protocol):
     own: str | None
     """The agent's own cgroup, None where it lives in the root."""
 
+    blind: bool
+    """Whether the kernel does not tell of all changes."""
+
     def scan(self) -> Mapping[str, int]:
         """Id by path (relative, without a leading slash) of every cgroup but the root."""
+        ...
+
+    def rescan(self) -> bool:
+        """Read the whole tree, whatever events told; whether it differed."""
         ...
 
     def on_change(self, call: Callable[[], None]) -> bool:

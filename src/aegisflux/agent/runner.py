@@ -6,6 +6,7 @@ datapath, and one task calls it. Each method below is a step that a test can tak
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from hashlib import sha256
 from typing import Final
@@ -24,6 +25,7 @@ from aegisflux.wire import envelope, subjects
 
 FIRST_RETRY, LAST_RETRY = 0.25, 15.0
 CLOCK_SECONDS: Final = 60.0
+SCAN_SECONDS: Final = 1.0
 MESSAGE_BYTES: Final = 2 * MAX_MANIFEST_BYTES
 
 
@@ -45,6 +47,7 @@ class Runner:
         self._bind_turn = asyncio.Lock()
         self._last_message = b""
         self._tree_changed = asyncio.Event()
+        self._scanned, self._scan_seconds = 0.0, parts.settings.scan_seconds
         self._beat_now = asyncio.Event()
 
     # Steps
@@ -55,6 +58,8 @@ class Runner:
         self.reporter.serial = self.accepted.trusted.serial
         if self.panic is None:
             await self._open_datapath()
+        if self.accepted.manifest is None and self._open:
+            await self.parts.blocking(self.parts.datapath.retire)
         await self.converge()
         for holding in self.applier.book.services.values():
             if holding.active is not None:
@@ -108,7 +113,8 @@ class Runner:
             if self.panic is not None:
                 await self.reporter.nack("panicked", self.panic.why or "panic", manifest.serial)
                 return True
-            await self._open_datapath()
+            if not await self._open_datapath():
+                return False
             self.binder.follow(manifest)
             await self.applier.enter(manifest)
             await self._guarded(self._bind)
@@ -223,7 +229,8 @@ class Runner:
         ]
         parts.bus.on_connect(self._connected)
         told = parts.cgroups.on_change(self._tree_changed.set)
-        scan = settings.scan_seconds if told else min(settings.scan_seconds, 1.0)
+        if not told:
+            self._scan_seconds = min(settings.scan_seconds, SCAN_SECONDS)
         tasks = [
             self.reporter.send(),
             self._converging(),
@@ -232,7 +239,7 @@ class Runner:
             self._every(settings.tick_seconds, self.tick),
             self._every(settings.drift_seconds, self.drift),
             self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
-            self._every(scan, self.rescan),
+            self._every(min(self._scan_seconds, SCAN_SECONDS), self.rescan),
             self._every(settings.addresses_seconds, self._addresses),
             self._every(CLOCK_SECONDS, self._persist_clock),
         ]
@@ -251,8 +258,12 @@ class Runner:
             parts.cgroups.close()
 
     async def rescan(self) -> None:
-        """Compare the tree with what events told."""
-        self._tree_changed.set()
+        """Read the tree in case an event was missed: now and then, or always where not all is told."""
+        now = time.monotonic()
+        if self.parts.cgroups.blind or now - self._scanned >= self._scan_seconds:
+            self._scanned = now
+            self.parts.cgroups.rescan()
+            self._tree_changed.set()
 
     async def _heard_manifest(self, message: Message) -> None:
         await self.receive(message.payload)
@@ -324,15 +335,21 @@ class Runner:
             self.parts.log(f"{getattr(step, '__name__', 'step')}: {type(error).__name__}: {error}")
             return False
 
-    async def _open_datapath(self) -> None:
+    async def _open_datapath(self) -> bool:
+        """Whether it is open; a panic may come while programs are being attached."""
         if self._open:
-            return
+            return True
         parts = self.parts
         await parts.blocking(parts.datapath.open)
+        if (flag := remember.read_panic(parts.store)) is not None:  # it came while we attached
+            self.panic = flag
+            await parts.blocking(parts.datapath.panic)
+            return False
         await parts.blocking(parts.datapath.failsafe, parts.settings.failsafe, parts.cgroups.own)
         await self.applier.recover(await parts.blocking(parts.datapath.held))
         await parts.blocking(parts.trim)
         self._open = True
+        return True
 
     async def _bind(self, *, anew: bool = False) -> None:
         async with self._bind_turn:

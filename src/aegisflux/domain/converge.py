@@ -174,7 +174,7 @@ def _overdue(holding: Holding, boot_ns: int) -> Revert | None:
 def _active_steps(service: ServiceState, holding: Holding) -> Iterable[Step]:
     ref, active = service.active, holding.active
     if ref is None:
-        if active is not None:
+        if active is not None or holding.good is not None:  # then the kernel may hold what nobody knows
             yield Clear(holding.service_id, holding.slot, "active")
         return
     if holding.refused == CandidateRef(ref.version, ref.digest):
@@ -280,13 +280,20 @@ def recovered(book: Book, boot_id: str, seen: Iterable[Seen], boot_ns: int) -> t
     return Book(boot_id, services), ended
 
 
+def _is(known: InForce | None, seen: Seen) -> bool:
+    return known is not None and (known.digest, known.tables_digest) == (seen.digest, seen.tables_digest)
+
+
 def _borne_out(holding: Holding, seen: Seen | None, boot_ns: int) -> Holding:
+    if (
+        holding.confirm_by_ns
+        and seen is not None
+        and _is(holding.good, seen)
+        and not _is(holding.active, seen)
+    ):
+        holding = reverted(holding)  # it went back, and died before it could say so
     for known, is_intent in ((holding.intent, True), (holding.active, False)):
-        if (
-            known is not None
-            and seen is not None
-            and (known.digest, known.tables_digest) == (seen.digest, seen.tables_digest)
-        ):
+        if known is not None and seen is not None and _is(known, seen):
             known = replace(known, deadline_ns=seen.deadline_ns)
             if is_intent:
                 return flipped(holding, known, boot_ns)

@@ -156,7 +156,8 @@ class BpfDatapath:
         fd = self._need(self._generations).flows_fd(slot)
         if fd is not None:
             try:
-                libbpf.run_iterator(self._pins.program("aegis_pass_flows"), fd)
+                with suppress(OSError):
+                    libbpf.run_iterator(self._pins.program("aegis_pass_flows"), fd)
             finally:
                 os.close(fd)
 
@@ -202,9 +203,16 @@ class BpfDatapath:
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
         paths = self._need(self._mapping).paths_of(slot)
-        found = namespaces(pid for path in paths for pid in processes(path))
+        return self._visited(namespaces(pid for path in paths for pid in processes(path)), call)
+
+    def _visited(self, found: Mapping[int, int], call: Callable[[], T]) -> list[T]:
+        """What each namespace answers; one that cannot be entered (it went, or we may not) is left out."""
+        answers = []
         try:
-            return [inside(fd, call) for fd in found.values()]
+            for fd in found.values():
+                with suppress(OSError):
+                    answers.append(inside(fd, call))
+            return answers
         finally:
             for fd in found.values():
                 os.close(fd)
@@ -212,16 +220,16 @@ class BpfDatapath:
     def _stamp_existing(self) -> None:
         """Sockets that live at the first attachment existed before; listeners tell who began them."""
         control = self._need(self._control)
-        found = namespaces(processes(self._pins.attach))
+
+        def stamp() -> None:
+            for kind in (PASS_LISTENERS, PASS_STAMP):
+                control.begin_pass(0, kind)
+                libbpf.run_iterator(self._pins.program("aegis_pass_tcp"))
+
         try:
-            for fd in found.values():
-                for kind in (PASS_LISTENERS, PASS_STAMP):
-                    control.begin_pass(0, kind)
-                    inside(fd, lambda: libbpf.run_iterator(self._pins.program("aegis_pass_tcp")))
+            self._visited(namespaces(processes(self._pins.attach)), stamp)
         finally:
             control.begin_pass(0)
-            for fd in found.values():
-                os.close(fd)
 
     # identity
 
@@ -268,11 +276,7 @@ class BpfDatapath:
         """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""
         paths = self._need(self._mapping).paths()
         found = namespaces([os.getpid(), *(pid for path in paths for pid in processes(path))], named=True)
-        try:
-            return [inside(fd, lambda: (cookie(), addresses())) for fd in found.values()]
-        finally:
-            for fd in found.values():
-                os.close(fd)
+        return self._visited(found, lambda: (cookie(), addresses()))
 
     # what it tells
 

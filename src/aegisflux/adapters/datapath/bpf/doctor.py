@@ -6,6 +6,7 @@ from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import v2_root
+from aegisflux.adapters.datapath.bpf.namespaces import inside
 from aegisflux.adapters.datapath.bpf.pins import ORDER, Pinned, object_path
 from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.datapath import Check
@@ -19,7 +20,17 @@ NOT_GOVERNED: Final = (
 
 def examine(pins: Pinned) -> list[Check]:
     """See `Datapath.doctor`."""
-    return [_kernel(), _libbpf(), _object(), _cgroups(), _bpffs(pins), _attached(pins), _cut(), _hidden()]
+    return [
+        _kernel(),
+        _libbpf(),
+        _object(),
+        _cgroups(),
+        _bpffs(pins),
+        _attached(pins),
+        _cut(),
+        _namespaces(),
+        _hidden(),
+    ]
 
 
 def _kernel() -> Check:
@@ -70,6 +81,17 @@ def _cut() -> Check:
         found = False
     detail = "bpf_sock_destroy" if found else "through sock_diag: bpf_sock_destroy needs kernel 6.5"
     return Check("cut sockets by BPF", found, detail, required=False)
+
+
+def _namespaces() -> Check:
+    """Entering them takes CAP_SYS_ADMIN: without, live sockets there are judged at their next packet only."""
+    try:
+        with Path("/proc/self/ns/net").open("rb") as own:
+            inside(own.fileno(), lambda: None)
+    except OSError as err:
+        detail = f"{err.strerror}: cut, and refusing at connect, do not reach into services' namespaces"
+        return Check("enter network namespaces", False, detail, required=False)
+    return Check("enter network namespaces", True, "yes", required=False)
 
 
 def _hidden() -> Check:
