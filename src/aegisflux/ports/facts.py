@@ -1,0 +1,98 @@
+"""Where facts about hosts lie: events, flows and their roll-ups, inventories, and what was seen already.
+
+Every method raises Unavailable when the store cannot be used. Writing is one process's (`Conflict` at
+`open_writer` when another one is); reading is anybody's.
+"""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from msgspec import Struct
+
+from aegisflux.domain.enriched import EnrichedBatch
+from aegisflux.domain.inventory import PackageDelta, PackageInventory
+
+Row = Mapping[str, Any]
+
+
+class KnownHost(Struct, frozen=True):
+    """An enrolled host: its labels and its own addresses."""
+
+    host_id: str
+    labels: Mapping[str, str]
+    addresses: tuple[str, ...]
+
+
+class KnownService(Struct, frozen=True):
+    """A service of the registry."""
+
+    service_id: int
+    name: str
+    selectors: tuple[str, ...]
+    host_labels: Mapping[str, str]
+
+
+class KnownListener(Struct, frozen=True):
+    """A socket that listens on a host, as events said last; `service_id` None: of no service."""
+
+    host_id: str
+    proto: int
+    address: str
+    port: int
+    service_id: int | None
+    cgroup: str
+
+
+class Known(Struct, frozen=True):
+    """What enrichment joins with, as one moment has it."""
+
+    hosts: tuple[KnownHost, ...]
+    services: tuple[KnownService, ...]
+    listeners: tuple[KnownListener, ...]
+    inventories: tuple[PackageInventory, ...]
+
+
+class Stored(Struct, frozen=True):
+    """What a commit did: events that became rows, and events that were stored before."""
+
+    new: int
+    known: int
+
+
+class Facts(Protocol):
+    """The store of facts."""
+
+    async def open_writer(self) -> None:
+        """Become the one writer; loads what was seen already."""
+        ...
+
+    async def known(self) -> Known:
+        """What enrichment joins with."""
+        ...
+
+    async def watch(self, changed: Callable[[str], Awaitable[None]]) -> None:
+        """Call with "hosts", "services" or "inventories" after each commit that changed them, and with all
+        of them after a reconnect."""
+        ...
+
+    async def commit(self, batches: Sequence[EnrichedBatch]) -> Stored:
+        """Rows, roll-ups, listeners and the marks of (host, boot id, sequence), in one transaction. Events
+        that were seen before are left out, however long ago that was."""
+        ...
+
+    async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:
+        """Replace the host's inventory; what changed, None when its digest is known already."""
+        ...
+
+    async def rows(self, query: str, *values: object) -> Sequence[Row]:
+        """A named query for readers."""
+        ...
+
+    async def upkeep(self, now: float, keep_seconds: Mapping[str, int]) -> Sequence[str]:
+        """Make the partitions that are due, drop those older than the retention of their table; what was
+        done, in words."""
+        ...
+
+    async def check(self) -> str:
+        """What serves us, in words."""
+        ...
