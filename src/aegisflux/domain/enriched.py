@@ -1,6 +1,6 @@
 """An event with what was known about it at that time. Enrichment adds, and never overwrites.
 
-A join that found nothing leaves its field at the default, and is counted by whoever joins; nothing is guessed.
+A join that found nothing leaves its field at the default and is counted; nothing is guessed.
 """
 
 from typing import Final, Literal
