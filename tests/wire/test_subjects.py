@@ -23,6 +23,8 @@ def test_an_agent_may_do_this_and_no_more():
         "agent.content.web1",
         "agent.acks.web1",
         "agent.heartbeat.web1",
+        "telemetry.web1",
+        "inventory.packages.web1",
         "$JS.API.DIRECT.GET.DESIRED.actions.seg.desired.web1",
         "$JS.API.DIRECT.GET.CONFIRM.actions.seg.confirm.web1",
     }
