@@ -82,7 +82,7 @@ class FlowSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="flow"
     port:        the one that the initiator addressed; 0 where the protocol has none
     first_ns, last_ns: of the packets counted here
     connections: how many began
-    pid:         the process that made the last socket of it, 0 unknown
+    pid:         the process that made the last socket of it, 0 unknown; `path` is its binary
     """
 
     direction: Direction
@@ -103,6 +103,7 @@ class FlowSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="flow"
     cgroup: Text = ""
     pid: Pid = 0
     start_ns: Nanoseconds = 0
+    path: Text = ""
 
 
 class Listen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="listen"):
