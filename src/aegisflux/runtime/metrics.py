@@ -37,6 +37,22 @@ hosts = Gauge("aegisflux_hosts", "Hosts by whether they are heard.", ["state"], 
 dirty_hosts = Gauge(
     "aegisflux_dirty_hosts", "Hosts whose newest manifest is not published.", registry=REGISTRY
 )
+events_stored = Counter("aegisflux_events_stored_total", "Events that became rows.", registry=REGISTRY)
+events_repeated = Counter(
+    "aegisflux_events_repeated_total", "Events that came again and were known.", registry=REGISTRY
+)
+join_misses = Counter(
+    "aegisflux_join_misses_total",
+    "Joins that found nothing, by what was missing.",
+    ["join"],
+    registry=REGISTRY,
+)
+enrich_seconds = Histogram(
+    "aegisflux_enrich_seconds",
+    "Time from a pull of raw batches to their rows and their enriched form.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
 
 
 def page() -> bytes:
