@@ -44,8 +44,8 @@ def flow(
     **more,
 ):
     return FlowSeen(
-        seq=1, time_ns=1, direction=direction, proto=6, local=local, peer=peer, port=port, first_ns=1, last_ns=1,
-        cgroup=cgroup, **more,
+        seq=1, time_ns=1, direction=direction, proto=6, local=local, peer=peer, port=port,
+        first_ns=1, last_ns=1, cgroup=cgroup, **more,
     )  # fmt: skip
 
 
