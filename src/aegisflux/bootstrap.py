@@ -21,9 +21,9 @@ from aegisflux.domain import audit
 from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import http, logs
+from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Child, Observer, Supervisor
-from aegisflux.services.orchestrator.access import new_token
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options

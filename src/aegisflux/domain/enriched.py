@@ -75,10 +75,18 @@ class Enriched(Struct, frozen=True):
 
 
 class EnrichedBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events of one host and boot, in their order. `labels` are the host's, `received_ns` is ingest's."""
+    """Events of one host and boot, in their order.
+
+    labels:      of the host
+    received_ns: when ingest had it, by ingest's clock
+    offset_ns:   how far the host's clock is behind that, by the least delay seen lately
+    lost:        as `EventBatch.lost`
+    """
 
     host_id: HostId
     boot_id: str
     received_ns: int
     events: tuple[Enriched, ...]
     labels: dict[str, str] = {}
+    offset_ns: int = 0
+    lost: dict[str, int] = {}

@@ -118,7 +118,7 @@ class Joins:
 
     # events
 
-    def enrich(self, batch: EventBatch, received_ns: int) -> EnrichedBatch:
+    def enrich(self, batch: EventBatch, received_ns: int, offset_ns: int = 0) -> EnrichedBatch:
         """Each event with its context, in order. Later events of a batch know the earlier ones."""
         host = self._host(batch.host_id)
         programs = host.processes.setdefault(batch.boot_id, {})
@@ -131,6 +131,8 @@ class Joins:
             received_ns=received_ns,
             events=joined,
             labels=host.labels,
+            offset_ns=offset_ns,
+            lost=batch.lost,
         )
 
     def _context(self, host: _Host, programs: dict[tuple[int, int], Program], event: Event) -> Context:

@@ -1,4 +1,4 @@
-"""Questions to the graph: who reaches a service, and what a compromise of a host exposes. Edges in, answers out.
+"""Questions to the graph: who reaches a service, what a compromise of a host exposes. Edges in, answers out.
 
 Two kinds of edges: what was seen (allowed traffic), and what could be (no snapshot in force on either side
 forbids it). A path of several hops is one an intruder could walk, through each service it stops at.

@@ -10,6 +10,8 @@ from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, BootId, Event, EventBatch
 from aegisflux.domain.manifest import HostId
 
+# ValidationError is a DecodeError; what is nested too deeply for msgspec is neither.
+BROKEN: Final = (msgspec.DecodeError, RecursionError)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _BATCH: Final = msgspec.msgpack.Decoder(EventBatch)
 _EVENT: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)
@@ -40,7 +42,7 @@ def decode_batch(data: bytes) -> EventBatch:
         raise OverLimit("batch_bytes", MAX_BATCH_BYTES, len(data), "events")
     try:
         return _BATCH.decode(data)
-    except msgspec.DecodeError as error:  # of which ValidationError is one
+    except BROKEN as error:
         raise Invalid("batch", "an EventBatch", str(error)) from None
 
 
@@ -50,18 +52,23 @@ def decode_loose(data: bytes) -> Loose:
         raise OverLimit("batch_bytes", MAX_BATCH_BYTES, len(data), "events")
     try:
         loose = _LOOSE.decode(data)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Invalid("batch", "an EventBatch", str(error)) from None
     if not 1 <= len(loose.events) <= MAX_BATCH:
         raise OverLimit("batch_events", MAX_BATCH, len(loose.events), "events")
     return loose
 
 
-def decode_event(data: bytes) -> Event:
+def encode_event(event: Event) -> bytes:
+    """One event as it stands in a batch."""
+    return _ENCODER.encode(event)
+
+
+def decode_event(data: bytes | Raw) -> Event:
     """One event; raises Invalid with the path of the field."""
     try:
         return _EVENT.decode(data)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Invalid("event", "an event of the schema", str(error)) from None
 
 
@@ -74,5 +81,5 @@ def decode_enriched(data: bytes) -> EnrichedBatch:
     """An enriched batch; raises Invalid."""
     try:
         return _ENRICHED.decode(data)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Invalid("batch", "an EnrichedBatch", str(error)) from None

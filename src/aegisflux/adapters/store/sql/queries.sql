@@ -209,13 +209,14 @@ select request, answer from idempotency where actor = $1 and key = $2
 insert into idempotency (actor, key, request, answer, created_at) values ($1, $2, $3, $4, $5)
 
 -- name: token
-select id, name, role, expires_at, revoked_at from tokens where hash = $1
+select id, name, role, host_id, expires_at, revoked_at from tokens where hash = $1
 
 -- name: tokens
-select id, name, role, created_at, created_by, expires_at, last_used, revoked_at from tokens order by created_at, id
+select id, name, role, created_at, created_by, expires_at, last_used, revoked_at, host_id from tokens order by created_at, id
 
 -- name: add_token
-insert into tokens (id, name, role, hash, created_at, created_by, expires_at) values ($1, $2, $3, $4, $5, $6, $7)
+insert into tokens (id, name, role, hash, created_at, created_by, expires_at, host_id)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (hash) do nothing
 
 -- name: revoke_token
