@@ -1,6 +1,7 @@
 """A durable pull consumer that makes itself again when the bus's data was deleted."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,14 +19,16 @@ from aegisflux.wire import subjects
 if TYPE_CHECKING:
     from aegisflux.adapters.bus.nats import NatsBus
 
-ACK_SECONDS, PULL_SECONDS = 30.0, 5.0
+ACK_SECONDS, PROGRESS_SECONDS, PULL_SECONDS = 10.0, 3.0, 5.0
 MAX_DELIVERIES = 5
 RETRY_NANOSECONDS, RETRY_LIMIT = 100_000_000, 8
 PENDING_BYTES = 64 << 20
 
 
 class Consumer:
-    """Pulls batches, hands them over, and acknowledges what was handled."""
+    """Pulls batches, hands them over, and acknowledges what was handled; tells the server meanwhile that it
+    is at work, so that what a killed process held comes again soon.
+    """
 
     def __init__(
         self,
@@ -95,10 +98,17 @@ class Consumer:
                 while wanted > 0:
                     batch, ended = _sorted(await _arrived(sub, wanted))
                     if batch:
-                        await self._handle(nc, batch)
+                        await self._hold(nc, batch)
                     wanted = 0 if ended else wanted - len(batch)
         finally:
             await unsubscribe(sub)
+
+    async def _hold(self, nc: Client, batch: Sequence[Msg]) -> None:
+        beating = asyncio.create_task(_at_work(nc, batch))
+        try:
+            await self._handle(nc, batch)
+        finally:
+            beating.cancel()
 
     async def _handle(self, nc: Client, batch: Sequence[Msg]) -> None:
         try:
@@ -129,6 +139,15 @@ class Consumer:
         headers = {"Aegisflux-Reason": header_text(reason), "Aegisflux-Subject": message.subject}
         msg_id = f"dead:{self._stream}:{self._durable}:{message.sequence}"
         await self._bus.publish(subjects.dead(self._stream), message.payload, msg_id=msg_id, headers=headers)
+
+
+async def _at_work(nc: Client, batch: Sequence[Msg]) -> None:
+    """Until cancelled; what was acknowledged already is not in the server's hand any more, and ignored."""
+    with contextlib.suppress(NatsError):
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            for raw in batch:
+                await nc.publish(raw.reply, b"+WPI")
 
 
 async def _arrived(sub: object, most: int) -> list[Msg]:

@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 
-from aegisflux.adapters.bus import streams
+from aegisflux.adapters.bus import reading, streams
 from aegisflux.adapters.bus.consumer import Consumer
 from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, end, message_of
 from aegisflux.domain.errors import Forbidden, OverLimit, Refused, Unavailable
@@ -46,12 +46,15 @@ Trouble = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsOptions:
-    """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions."""
+    """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions.
+    `makes_streams`: False for a user who may not; another one makes them.
+    """
 
     urls: Sequence[str]
     credentials: Credentials
     ca_pem: str
     trouble: Trouble
+    makes_streams: bool = True
 
 
 class Attachable(Subscription, Protocol):
@@ -112,7 +115,7 @@ class NatsBus:
     ) -> int:
         """See `Bus.publish`; gives up after 10 s."""
         deadline = time.monotonic() + PUBLISH_SECONDS
-        tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
+        tagged, pause = {**(headers or {}), "Nats-Msg-Id": msg_id}, FIRST_PAUSE
         while True:
             try:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
@@ -120,7 +123,8 @@ class NatsBus:
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(FIRST_PAUSE * (1 + random.random()))
+                await asyncio.sleep(pause * (1 + random.random()))
+                pause = min(pause * 2, LAST_PAUSE)
 
     async def last(self, subject: str) -> Message | None:
         """See `Bus.last`."""
@@ -172,8 +176,23 @@ class NatsBus:
         """See `Bus.consume`."""
         return await self._attach(Consumer(self, stream, durable, handler, batch, self._options.trouble))
 
+    async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
+        """See `Bus.read`."""
+        nc = await self._client(time.monotonic() + PUBLISH_SECONDS)
+        try:
+            return await reading.read(nc, stream, after, limit, subject)
+        except NatsError as error:
+            raise Unavailable(f"{stream}: {described(error)}") from error
+
+    async def lag(self, stream: str, durable: str) -> int:
+        """See `Bus.lag`."""
+        where = f"$JS.API.CONSUMER.INFO.{stream}.{durable}"
+        return reading.lag_of(await self.call(where, b"", TRY_SECONDS))
+
     async def ensure_streams(self) -> tuple[str, ...]:
         """See `Bus.ensure_streams`."""
+        if not self._options.makes_streams:
+            return ()
         nc = await self._client(time.monotonic() + PUBLISH_SECONDS)
         try:
             return await streams.ensure(nc.jetstream(timeout=CONNECT_SECONDS))
