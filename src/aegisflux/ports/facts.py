@@ -17,10 +17,11 @@ Row = Mapping[str, Any]
 
 
 class Stored(Struct, frozen=True):
-    """What a commit did: events that became rows, and events that were stored before."""
+    """What a commit did: how many events became rows and how many were stored before, and the former."""
 
     new: int
     known: int
+    fresh: tuple[EnrichedBatch, ...] = ()
 
 
 class Facts(Protocol):

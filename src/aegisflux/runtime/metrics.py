@@ -47,6 +47,11 @@ join_misses = Counter(
     ["join"],
     registry=REGISTRY,
 )
+graph_dropped = Counter(
+    "aegisflux_graph_edges_dropped_total",
+    "Edges that the graph could not take in time; the store has their events.",
+    registry=REGISTRY,
+)
 enrich_seconds = Histogram(
     "aegisflux_enrich_seconds",
     "Time from a pull of raw batches to their rows and their enriched form.",

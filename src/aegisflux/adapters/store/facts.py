@@ -14,6 +14,7 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 import zstandard
+from msgspec.structs import replace
 
 from aegisflux.adapters.store import partitions
 from aegisflux.adapters.store.postgres import AWAY, named_queries
@@ -165,7 +166,7 @@ class PostgresFacts:
                 await self._write(connection, plan)
         for source, seen in plan.marks.items():
             source.seen = seen
-        return Stored(plan.new, plan.known)
+        return Stored(plan.new, plan.known, tuple(plan.fresh))
 
     async def _source(self, connection: Any, batch: EnrichedBatch) -> _Source:
         name = (batch.host_id, batch.boot_id)
@@ -284,6 +285,7 @@ class _Plan:
         self.ranges: dict[_Source, list[Range]] = {}
         self.lost: dict[_Source, dict[str, int]] = {}
         self.offsets: dict[_Source, int] = {}
+        self.fresh: list[EnrichedBatch] = []
         self.new = self.known = 0
 
     def add(self, source: _Source, batch: EnrichedBatch) -> None:
@@ -309,6 +311,8 @@ class _Plan:
             if type(enriched.event) is Listen:
                 self._listen(batch.host_id, enriched.event, enriched.context.service_id)
         rolled_up(batch.host_id, fresh, self.sums)
+        whole = len(fresh) == len(batch.events)
+        self.fresh.append(batch if whole else replace(batch, events=tuple(fresh)))
 
     def _listen(self, host: str, event: Listen, service: int | None) -> None:
         key = (host, event.proto, event.address, event.port)

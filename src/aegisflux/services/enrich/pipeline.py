@@ -14,6 +14,7 @@ from aegisflux.domain.joins import Joins
 from aegisflux.ports.bus import Bus, Message
 from aegisflux.ports.facts import Facts
 from aegisflux.runtime import logs, metrics
+from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.wire import events, subjects
 from aegisflux.wire.inventory import decode_inventory
 
@@ -23,10 +24,10 @@ log = logs.get("enrich")
 
 
 class Pipeline:
-    """One writer: `start` before anything else."""
+    """One writer: `start` before anything else. `graphed` hears of every event once, when it is stored."""
 
-    def __init__(self, bus: Bus, facts: Facts, joins: Joins) -> None:
-        self._bus, self._facts, self._joins = bus, facts, joins
+    def __init__(self, bus: Bus, facts: Facts, joins: Joins, graphed: Graphed) -> None:
+        self._bus, self._facts, self._joins, self._graphed = bus, facts, joins, graphed
         self._misses: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
 
@@ -49,6 +50,7 @@ class Pipeline:
         started = time.monotonic()
         joined = [self._joins.enrich(events.decode_batch(m.payload), received(m)) for m in messages]
         stored = await self._facts.commit(joined)
+        self._graphed.see(stored.fresh)
         await asyncio.gather(*(self._publish(batch) for batch in joined))
         metrics.events_stored.inc(stored.new)
         metrics.events_repeated.inc(stored.known)
@@ -63,6 +65,7 @@ class Pipeline:
                 raise Invalid("host_id", subjects.host_of(message.subject), inventory.host_id)
             delta = await self._facts.keep_inventory(inventory)
             self._joins.learn_inventory(inventory)
+            self._graphed.see_inventory(inventory)
             if delta is not None:
                 log.info(
                     "inventory", host_id=inventory.host_id, added=len(delta.added), removed=len(delta.removed)
