@@ -76,3 +76,82 @@ delete from sources where last_at < $1 returning id
 
 -- name: size
 select (select count(*) from sources) as sources, pg_database_size(current_database()) as bytes
+
+-- Filters are arrays: null wants everything, an empty "not" excludes nothing. Ends are named by service, host or
+-- address; `from` is the end that initiated.
+-- name: flows
+select v.time, v.host_id, v.source, v.seq, v.direction, v.verdict, v.reason, v.proto, host(v.local) as local,
+       host(v.peer) as peer, v.port, v.service_id, v.service, v.peer_service_id, v.peer_service, v.peer_host,
+       v.peer_class, v.cgroup, v.path, v.package, v.first_at, v.connections, v.packets_out, v.packets_in,
+       v.bytes_out, v.bytes_in
+from flows_view v,
+     lateral (select array[v.service, v.host_id, host(v.local)] as here,
+                     array[v.peer_service, v.peer_host, host(v.peer)] as there) as ends,
+     lateral (select case v.direction when 'egress' then here else there end as client,
+                     case v.direction when 'egress' then there else here end as server) as sides
+where v.time >= $1 and v.time < $2
+  and ($3::timestamptz is null or case when $6 then (v.time, v.source, v.seq) > ($3, $4, $5)
+                                       else (v.time, v.source, v.seq) < ($3, $4, $5) end)
+  and ($7::text[] is null or client && $7) and not coalesce(client && $8::text[], false)
+  and ($9::text[] is null or server && $9) and not coalesce(server && $10::text[], false)
+  and ($11::text[] is null or v.service = any($11) or v.peer_service = any($11))
+  and not (v.service = any($12::text[]) or v.peer_service = any($12))
+  and ($13::text[] is null or v.host_id = any($13)) and v.host_id <> all($14::text[])
+  and ($15::inet[] is null or v.peer <<= any($15)) and not coalesce(v.peer <<= any($16::inet[]), false)
+  and ($17::integer[] is null or v.port = any($17)) and v.port <> all($18::integer[])
+  and ($19::smallint[] is null or v.proto = any($19)) and v.proto <> all($20::smallint[])
+  and ($21::text[] is null or v.verdict = any($21)) and v.verdict <> all($22::text[])
+  and ($23::text[] is null or v.reason = any($23)) and v.reason <> all($24::text[])
+  and ($25::text[] is null or v.direction = any($25)) and v.direction <> all($26::text[])
+  and ($27::text[] is null or v.path = any($27)) and v.path <> all($28::text[])
+  and ($29::text[] is null or v.peer_class = any($29)) and v.peer_class <> all($30::text[])
+order by case when $6 then v.time end, case when $6 then v.source end, case when $6 then v.seq end,
+         v.time desc, v.source desc, v.seq desc
+limit $31
+
+-- name: events
+select v.time, v.host_id, v.source, v.seq, v.kind, v.service_id, v.service, v.pid, v.path, v.user_name,
+       host(v.peer) as peer, v.body
+from events_view v
+where v.time >= $1 and v.time < $2
+  and ($3::timestamptz is null or case when $6 then (v.time, v.source, v.seq) > ($3, $4, $5)
+                                       else (v.time, v.source, v.seq) < ($3, $4, $5) end)
+  and ($7::text[] is null or v.kind = any($7)) and v.kind <> all($8::text[])
+  and ($9::text[] is null or v.host_id = any($9)) and v.host_id <> all($10::text[])
+  and ($11::text[] is null or v.service = any($11)) and v.service <> all($12::text[])
+  and ($13::text[] is null or v.path = any($13)) and v.path <> all($14::text[])
+  and ($15::text[] is null or v.user_name = any($15)) and v.user_name <> all($16::text[])
+  and ($17::inet[] is null or v.peer <<= any($17)) and not coalesce(v.peer <<= any($18::inet[]), false)
+  and ($19::bigint[] is null or v.pid = any($19)) and coalesce(v.pid, -1) <> all($20::bigint[])
+order by case when $6 then v.time end, case when $6 then v.source end, case when $6 then v.seq end,
+         v.time desc, v.source desc, v.seq desc
+limit $21
+
+-- Who talks to whom, as minutes were added up: one line for each pair, port and verdict.
+-- name: flow_summary
+select case m.direction when 'egress' then coalesce(a.name, m.host_id) else coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) end as client,
+       case m.direction when 'egress' then coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) else coalesce(a.name, m.host_id) end as server,
+       m.proto, m.port, m.verdict, m.reason, sum(m.flows)::bigint as flows, sum(m.connections)::bigint as connections,
+       sum(m.bytes_out + m.bytes_in)::bigint as bytes, min(m.minute) as first_minute, max(m.minute) as last_minute
+from flow_minutes m left join services a on a.id = m.service_id left join services b on b.id = m.peer_service_id
+where m.minute >= $1 and m.minute < $2
+group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
+
+-- name: hosts_seen
+select h.host_id, h.labels, h.addresses, s.last_at, s.lost, s.offset_ns, i.digest as inventory, i.taken_at,
+       (select count(*) from packages p where p.host_id = h.host_id) as packages
+from hosts h
+left join lateral (select last_at, lost, offset_ns from sources where host_id = h.host_id and boot_id not like 'http:%'
+                   order by last_at desc limit 1) s on true
+left join inventories i on i.host_id = h.host_id
+where h.released_at is null order by h.host_id
+
+-- name: packages
+select host_id, type, name, version, arch, source, source_version, place from packages
+where ($1::text is null or host_id = $1) and ($2::text is null or name = $2) and ($3::text is null or type = $3)
+  and ($4::text is null or (host_id, type, name, version) > ($4, $5, $6, $7))
+order by host_id, type, name, version limit $8
+
+-- name: package_changes
+select time, host_id, added, type, name, version, arch, place from package_changes
+where ($1::text is null or host_id = $1) and time >= $2 order by time desc, host_id, name limit $3
