@@ -14,8 +14,10 @@ from aegisflux.ports.store import Queries
 from aegisflux.runtime import logs
 from aegisflux.runtime.access import Bearers
 from aegisflux.runtime.tasks import Tasks
+from aegisflux.services.enrich.graph import Questions
 from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.services.enrich.pipeline import Pipeline
+from aegisflux.services.enrich.readers import Readers
 from aegisflux.wire import subjects
 
 DURABLE: Final = "enrich"
@@ -45,6 +47,8 @@ class Enrich:
         self.parts = parts
         self.graphed = Graphed(parts.graph)
         self.pipeline = Pipeline(parts.bus, parts.facts, Joins(), self.graphed)
+        self.readers = Readers(parts.facts)
+        self.graph = Questions(parts.graph)
         self.bearers = Bearers(parts.store, parts.clock)
         self._tasks = Tasks()
         self.started = False
