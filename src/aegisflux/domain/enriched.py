@@ -11,8 +11,8 @@ from aegisflux.domain.event import Ancestor, Event
 from aegisflux.domain.manifest import HostId
 
 AddressClass = Literal[
-    "own", "loopback", "private", "link_local", "multicast", "broadcast", "shared", "documentation", "reserved",
-    "public", "unspecified",
+    "own", "loopback", "private", "link_local", "multicast", "broadcast", "shared", "documentation",
+    "reserved", "public", "unspecified",
 ]  # fmt: skip
 JOINS: Final = ("host", "service", "peer_host", "peer_service", "process", "package")
 
@@ -75,7 +75,7 @@ class Enriched(Struct, frozen=True):
 
 
 class EnrichedBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events of one host and boot, in their order. `labels` are the host's; `received_ns` is ingest's clock."""
+    """Events of one host and boot, in their order. `labels` are the host's, `received_ns` is ingest's."""
 
     host_id: HostId
     boot_id: str
