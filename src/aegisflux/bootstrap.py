@@ -14,8 +14,10 @@ from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.engines.postgres import PostgresEngine
+from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
+from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
 from aegisflux.domain.errors import NotFound, Unavailable
@@ -24,6 +26,9 @@ from aegisflux.runtime import http, logs
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Child, Observer, Supervisor
+from aegisflux.services.enrich.api import application as enrich_application
+from aegisflux.services.enrich.app import Enrich
+from aegisflux.services.enrich.app import Parts as EnrichParts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
@@ -123,22 +128,23 @@ def supervisor(settings: Settings, observe: Observer) -> Supervisor:
         children.append(place.nats.child())
     if not settings.database_url:
         children.append(place.postgres.child())
-    children.append(_orchestrator_child(settings, place))
+    children.append(_service_child("orchestrator", settings.api_port, settings, place))
+    children.append(_service_child("enrich", settings.enrich_port, settings, place))
     return Supervisor(children, place.data / "run", observe)
 
 
-def _orchestrator_child(settings: Settings, place: Place) -> Child:
+def _service_child(name: str, port: int, settings: Settings, place: Place) -> Child:
     async def ready() -> bool:
-        return await _status(settings.api_port, "/readyz") == 200
+        return await _status(port, "/readyz") == 200
 
-    mine = {name: text for name, text in os.environ.items() if not name.startswith("AEGISFLUX_")}
+    mine = {key: text for key, text in os.environ.items() if not key.startswith("AEGISFLUX_")}
     return Child(
-        name="orchestrator",
-        argv=(sys.executable, "-m", "aegisflux", "orchestrator"),
+        name=name,
+        argv=(sys.executable, "-m", "aegisflux", name),
         ready=ready,
         env=mine | settings.environment() | {"AEGISFLUX_DATA_DIR": str(place.data)},
-        log=place.data / "log" / "orchestrator.log",
-        port=settings.api_port,
+        log=place.data / "log" / f"{name}.log",
+        port=port,
         stop_seconds=15,
         ready_seconds=60,
     )
@@ -198,6 +204,48 @@ async def run_orchestrator(settings: Settings) -> None:
         asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
     )
     await asyncio.wait(serving, timeout=3)
+
+
+async def run_enrich(settings: Settings) -> None:
+    """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    place, stop = Place(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store, facts = place.store(), PostgresFacts(place.dsn)
+    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    enrich = Enrich(
+        EnrichParts(
+            bus=bus,
+            facts=facts,
+            graph=LadybugGraph(place.data / "graph" / "graph"),
+            store=store,
+            clock=WallClock(),
+            keep_seconds=settings.retention.seconds(),
+        )
+    )
+    server = http.server(enrich_application(enrich), "127.0.0.1", settings.enrich_port, None)
+    serving = asyncio.create_task(server.serve())
+    bus.open()
+    starting = asyncio.create_task(_start_enrich(store, bus, enrich))
+    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, starting):
+        task.cancel()
+    server.end()
+    await enrich.close()
+    await asyncio.wait_for(
+        asyncio.gather(bus.close(), facts.close(), store.close(), return_exceptions=True), 5
+    )
+    await asyncio.wait([serving], timeout=3)
+
+
+async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: Enrich) -> None:
+    await _until("store", store.open)
+    await _until("bus", lambda: bus.ready(30))
+    await _until("enrich", enrich.start)
+    log.info("enrich is ready")
 
 
 def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccounts) -> Core:
@@ -269,6 +317,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "AEGISFLUX_DATA_DIR": str(place.data),
         "AEGISFLUX_URL": settings.url,
+        "AEGISFLUX_ENRICH_URL": settings.enrich_url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
         "NATS_URL": place.nats_urls("localhost")[0],
