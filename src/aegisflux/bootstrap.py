@@ -29,6 +29,9 @@ from aegisflux.runtime.supervise import Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
 from aegisflux.services.enrich.app import Parts as EnrichParts
+from aegisflux.services.ingest.api import application as ingest_application
+from aegisflux.services.ingest.app import Ingest
+from aegisflux.services.ingest.app import Parts as IngestParts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
@@ -129,6 +132,7 @@ def supervisor(settings: Settings, observe: Observer) -> Supervisor:
     if not settings.database_url:
         children.append(place.postgres.child())
     children.append(_service_child("orchestrator", settings.api_port, settings, place))
+    children.append(_service_child("ingest", settings.ingest_port, settings, place))
     children.append(_service_child("enrich", settings.enrich_port, settings, place))
     return Supervisor(children, place.data / "run", observe)
 
@@ -239,6 +243,36 @@ async def run_enrich(settings: Settings) -> None:
         asyncio.gather(bus.close(), facts.close(), store.close(), return_exceptions=True), 5
     )
     await asyncio.wait([serving], timeout=3)
+
+
+async def run_ingest(settings: Settings) -> None:
+    """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    place, stop = Place(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = place.store()
+    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
+    server = http.server(ingest_application(ingest), "127.0.0.1", settings.ingest_port, None)
+    serving = asyncio.create_task(server.serve())
+    bus.open()
+    starting = asyncio.create_task(_start_ingest(store, bus, ingest))
+    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, starting):
+        task.cancel()
+    server.end()
+    await asyncio.wait_for(asyncio.gather(bus.close(), store.close(), return_exceptions=True), 5)
+    await asyncio.wait([serving], timeout=3)
+
+
+async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:
+    await _until("bus", lambda: bus.ready(30))
+    await _until("ingest", ingest.start)
+    log.info("ingest is ready")
+    await _until("store", store.open)
 
 
 async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: Enrich) -> None:

@@ -16,7 +16,7 @@ app = App(
     help="Adaptive security of Linux hosts: signed, reversible allow-lists that the kernel enforces.",
     version=__version__,
 )
-for name in ("up", "orchestrator", "enrich", "env"):
+for name in ("up", "orchestrator", "ingest", "enrich", "env"):
     app.command(f"aegisflux.cli.control:{name}", name=name)
 for name in ("snapshot", "service", "token", "keys", "audit", "bus"):
     app.command(f"aegisflux.cli.nouns:{name}_app", name=name)

@@ -77,6 +77,18 @@ def enrich(*, config: Config = None, data_dir: DataDir = None, port_base: PortBa
     uvloop.run(bootstrap.run_enrich(given))
 
 
+def ingest(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run ingest alone, against the engines that the settings name; `up` does this by itself."""
+    import uvloop
+
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    uvloop.run(bootstrap.run_ingest(given))
+
+
 def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Print exports for a shell: a viewer's token, NATS credentials and CA.
 

@@ -37,6 +37,10 @@ hosts = Gauge("aegisflux_hosts", "Hosts by whether they are heard.", ["state"], 
 dirty_hosts = Gauge(
     "aegisflux_dirty_hosts", "Hosts whose newest manifest is not published.", registry=REGISTRY
 )
+events_taken = Counter("aegisflux_events_taken_total", "Events that ingest let through.", registry=REGISTRY)
+events_clamped = Counter(
+    "aegisflux_events_clamped_total", "Events whose time lay in the future.", registry=REGISTRY
+)
 events_stored = Counter("aegisflux_events_stored_total", "Events that became rows.", registry=REGISTRY)
 events_repeated = Counter(
     "aegisflux_events_repeated_total", "Events that came again and were known.", registry=REGISTRY

@@ -19,7 +19,7 @@ from aegisflux.wire import events, subjects
 from aegisflux.wire.inventory import decode_inventory
 
 PUBLISHES_AT_ONCE = 32
-RECEIVED = "Aegisflux-Received"
+RECEIVED, OFFSET = "Aegisflux-Received", "Aegisflux-Offset"
 log = logs.get("enrich")
 
 
@@ -48,7 +48,10 @@ class Pipeline:
     async def on_raw(self, messages: Sequence[Message]) -> None:
         """Messages of `events.raw`; done when all is stored and published."""
         started = time.monotonic()
-        joined = [self._joins.enrich(events.decode_batch(m.payload), received(m)) for m in messages]
+        joined = [
+            self._joins.enrich(events.decode_batch(m.payload), number_of(m, RECEIVED), number_of(m, OFFSET))
+            for m in messages
+        ]
         stored = await self._facts.commit(joined)
         self._graphed.see(stored.fresh)
         await asyncio.gather(*(self._publish(batch) for batch in joined))
@@ -83,7 +86,7 @@ class Pipeline:
         self._misses = dict(self._joins.misses)
 
 
-def received(message: Message) -> int:
-    """When ingest received it, nanoseconds since the epoch; 0 when it does not say."""
-    text = message.headers.get(RECEIVED, "")
-    return int(text) if text.isdecimal() and len(text) < 20 else 0
+def number_of(message: Message, header: str) -> int:
+    """A header of ingest's, in nanoseconds; 0 when it does not say."""
+    text = message.headers.get(header, "")
+    return int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else 0
