@@ -38,6 +38,10 @@ TARGETS: Final = {
     "rebind_gap_ms": Target("<=", 50.0),
     "agent_rss_mb": Target("<=", 60.0),
     "agent_idle_cpu_pct": Target("<=", 1.0),
+    "pipeline_events_s": Target(">=", 50_000.0),
+    "pipeline_p99_ms": Target("<=", 2000.0),
+    "decode_validate_events_s": Target(">=", 500_000.0),
+    "lost_or_doubled": Target("<=", 0.0),
 }
 
 
