@@ -264,6 +264,7 @@ async def run_ingest(settings: Settings) -> None:
     for task in (stopping, starting):
         task.cancel()
     server.end()
+    await ingest.close()
     await asyncio.wait_for(asyncio.gather(bus.close(), store.close(), return_exceptions=True), 5)
     await asyncio.wait([serving], timeout=3)
 
@@ -352,6 +353,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "AEGISFLUX_DATA_DIR": str(place.data),
         "AEGISFLUX_URL": settings.url,
         "AEGISFLUX_ENRICH_URL": settings.enrich_url,
+        "AEGISFLUX_INGEST_URL": settings.ingest_url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
         "NATS_URL": place.nats_urls("localhost")[0],

@@ -108,6 +108,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.port_base + 2 if self.port_base else ENRICH_PORT
 
     @property
+    def ingest_url(self) -> str:
+        """Where programs on this machine post events."""
+        return f"http://127.0.0.1:{self.ingest_port}"
+
+    @property
     def ingest_port(self) -> int:
         """Where ingest takes events by HTTP."""
         return self.port_base + 5 if self.port_base else INGEST_PORT

@@ -111,6 +111,7 @@ def _screen(given: Settings, seen: set[str]) -> str:
             "AegisFlux is up",
             f"  API           {given.url}   (its pages: {given.url}/schema)",
             f"  facts         {given.enrich_url}   (flows, events, packages, graph)",
+            f"  events in     {given.ingest_url}   (POST /api/v1/events)",
             *([f"  for hosts     {given.enroll_url}"] if given.enroll_url != given.url else []),
             f"  NATS          {nats}",
             f"  store         {store}",

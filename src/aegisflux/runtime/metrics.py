@@ -62,6 +62,19 @@ enrich_seconds = Histogram(
     buckets=SECONDS,
     registry=REGISTRY,
 )
+intake_batches = Counter(
+    "aegisflux_intake_batches_total",
+    "Batches of hosts, by what became of them: whole, remade, refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+intake_refused = Counter("aegisflux_intake_refused_total", "Events that ingest refused.", registry=REGISTRY)
+intake_lag = Gauge(
+    "aegisflux_intake_lag_messages", "Messages of hosts that ingest has not handled.", registry=REGISTRY
+)
+intake_waits = Counter(
+    "aegisflux_intake_waits_total", "Times that the bus would not take a checked batch.", registry=REGISTRY
+)
 
 
 def page() -> bytes:

@@ -15,6 +15,7 @@ Delivery = Literal["stream", "last value", "request and reply"]
 HOST = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 NAME_TEMPLATE = "{{name()}}"
 MAX_MESSAGE = 1 << 20
+MAX_LETTER = MAX_MESSAGE - 8192  # of a dead letter, beside its headers
 
 
 @dataclass(frozen=True, slots=True)

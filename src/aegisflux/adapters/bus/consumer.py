@@ -138,7 +138,8 @@ class Consumer:
         self._trouble(f"{message.subject}: dead letter: {reason}")
         headers = {"Aegisflux-Reason": header_text(reason), "Aegisflux-Subject": message.subject}
         msg_id = f"dead:{self._stream}:{self._durable}:{message.sequence}"
-        await self._bus.publish(subjects.dead(self._stream), message.payload, msg_id=msg_id, headers=headers)
+        payload = message.payload[: subjects.MAX_LETTER]
+        await self._bus.publish(subjects.dead(self._stream), payload, msg_id=msg_id, headers=headers)
 
 
 async def _at_work(nc: Client, batch: Sequence[Msg]) -> None:

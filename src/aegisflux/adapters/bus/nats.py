@@ -38,6 +38,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 CONNECTS_AT_ONCE = 32
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
+FRAME_BYTES = 16  # of headers as a whole
 CLOSE_SECONDS = LOOK_SECONDS = 1.0
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
@@ -352,8 +353,9 @@ class NatsBus:
         headers: dict[str, str] | None = None,
     ) -> Msg:
         nc = await self._client(deadline)
-        if len(payload) > nc.max_payload:
-            raise OverLimit("message", nc.max_payload, len(payload), subject)
+        size = len(payload) + sum(len(name) + len(value) + 4 for name, value in (headers or {}).items())
+        if size + FRAME_BYTES > nc.max_payload:
+            raise OverLimit("message", nc.max_payload, size, subject)
         loop = asyncio.get_running_loop()
         denial = self._denials.setdefault(subject.lower(), loop.create_future())
         asked = asyncio.ensure_future(nc.request(subject, payload, timeout=timeout, headers=headers))

@@ -10,14 +10,18 @@ from aegisflux.domain.event import EventBatch
 from aegisflux.wire.events import Loose, decode_batch, decode_event, decode_loose, encode_batch, encode_event
 
 BATCH: Final = -1
+MAX_LETTERS: Final = 100
 
 
 class Refusal(Struct, frozen=True):
-    """Bytes that do not go on: one event as a batch of its own, or (`place` BATCH) the whole message."""
+    """Bytes that do not go on: one event as a batch of its own, or (`place` BATCH) the whole message. Of many
+    refused events the last ones share a letter; `events` counts them.
+    """
 
     place: int
     reason: str
     payload: bytes
+    events: int = 1
 
 
 class Outcome(Struct, frozen=True):
@@ -61,9 +65,8 @@ def _whole(data: bytes, error: AegisError) -> Outcome:
 
 def _remade(batch: EventBatch, judged: intake.Judged) -> Outcome:
     """The batch with what goes on of it, encoded anew."""
-    refused = tuple(
-        Refusal(place, reason, _alone(batch, Raw(encode_event(batch.events[place]))))
-        for place, reason in judged.refused
+    refused = _letters(
+        batch, [(place, why, Raw(encode_event(batch.events[place]))) for place, why in judged.refused]
     )
     assert judged.events, "the first event of a batch always rises"
     made = _with(batch, judged.events)
@@ -78,7 +81,7 @@ def _picked(data: bytes, host: str, arrival: int) -> Outcome:
             raise Invalid("host_id", f"{host}, which its subject proves", loose.host_id)
         good, refused = _events(loose)
         if not good:
-            return Outcome(None, None, tuple(refused))
+            return Outcome(None, None, refused)
         # What goes on is decoded once more: whoever reads it later meets no surprise.
         remade = check(encode_batch(_loose(loose, tuple(good))), host, arrival)
     except Refused as error:
@@ -88,26 +91,32 @@ def _picked(data: bytes, host: str, arrival: int) -> Outcome:
     return Outcome(remade.payload, remade.batch, (*refused, *remade.refused), remade.clamped)
 
 
-def _events(loose: Loose) -> tuple[list[Raw], list[Refusal]]:
+def _events(loose: Loose) -> tuple[list[Raw], tuple[Refusal, ...]]:
     good: list[Raw] = []
-    refused: list[Refusal] = []
+    refused: list[tuple[int, str, Raw]] = []
     for place, raw in enumerate(loose.events):
         try:
             decode_event(raw)
         except Refused as error:
-            refused.append(Refusal(place, str(error), _alone(loose, raw)))
+            refused.append((place, str(error), raw))
         else:
             good.append(raw)
-    return good, refused
+    return good, _letters(loose, refused)
 
 
-def _alone(frame: EventBatch | Loose, raw: Raw) -> bytes:
-    """One event as a batch that can be put in again."""
-    return encode_batch(_loose(frame, (raw,)))
+def _letters(frame: EventBatch | Loose, refused: list[tuple[int, str, Raw]]) -> tuple[Refusal, ...]:
+    """Refused events as batches that can be put in again, one each as long as they are few."""
+    alone, rest = refused[:MAX_LETTERS], refused[MAX_LETTERS:]
+    letters = [Refusal(place, why, encode_batch(_loose(frame, (raw,)))) for place, why, raw in alone]
+    if rest:
+        together = encode_batch(_loose(frame, tuple(raw for _, _, raw in rest)))
+        reason = f"{len(rest)} events; the first: {rest[0][1]}"
+        letters.append(Refusal(rest[0][0], reason, together, len(rest)))
+    return tuple(letters)
 
 
 def _loose(frame: EventBatch | Loose, events: tuple[Raw, ...]) -> Loose:
-    lost = frame.lost if len(events) > 1 else {}
+    lost = frame.lost if len(events) > 1 else {}  # counters once, not with each letter
     return Loose(
         host_id=frame.host_id, boot_id=frame.boot_id, sent_ns=frame.sent_ns, events=events, lost=lost
     )
