@@ -23,6 +23,7 @@ from aegisflux.wire.events import encode_batch
 
 EVENTS: Final = 100
 BASE: Final = 1 << 40  # so that every sequence and time takes nine bytes
+SENT: Final = (1 << 61) + EVENTS
 IN_FLIGHT: Final = 48
 TEMPLATES: Final = 16
 ANCESTORS: Final = (Ancestor(1, 1, "systemd"), Ancestor(812, 4_000_000_000, "bash"))
@@ -34,10 +35,10 @@ class Template:
     def __init__(self, host: str, draw: random.Random) -> None:
         marks = [(BASE + (1 << 60) + i, (1 << 61) + i) for i in range(EVENTS)]
         events = tuple(_event(draw, seq, at) for seq, at in marks)
-        batch = EventBatch(host_id=host, boot_id="bench", sent_ns=1 << 61, events=events)
+        batch = EventBatch(host_id=host, boot_id="bench", sent_ns=SENT, events=events)
         self.data = bytearray(encode_batch(batch))
         self._seqs = [self.data.index(struct.pack(">Q", seq)) for seq, _ in marks]
-        self._times = [self.data.index(struct.pack(">Q", at)) for _, at in marks]
+        self._times = [self.data.index(struct.pack(">Q", at)) for at in (*(at for _, at in marks), SENT)]
 
     def filled(self, first: int, now_ns: int) -> bytes:
         """The batch with sequences from `first` and these times."""
