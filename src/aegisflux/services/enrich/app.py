@@ -21,7 +21,8 @@ from aegisflux.services.enrich.readers import Readers
 from aegisflux.wire import subjects
 
 DURABLE: Final = "enrich"
-PULL: Final = 64  # messages, of about 100 events each
+PULL: Final = 128  # messages, of about 100 events each
+READERS: Final = 2  # while one waits for the store, the other decodes and joins
 UPKEEP_SECONDS: Final = 600.0
 EVENTS_RAW = subjects.stream_of(subjects.RAW).name
 INVENTORIES = subjects.stream_of(subjects.ALL_INVENTORIES).name
@@ -60,7 +61,8 @@ class Enrich:
         await self.parts.graph.open()
         bus = self.parts.bus
         await bus.ensure_streams()
-        await bus.consume(EVENTS_RAW, DURABLE, self.pipeline.on_raw, batch=PULL)
+        for _ in range(READERS):
+            await bus.consume(EVENTS_RAW, DURABLE, self.pipeline.on_raw, batch=PULL)
         await bus.consume(INVENTORIES, DURABLE, self.pipeline.on_inventories)
         self._tasks.loop("graph", self.graphed.step)
         self._tasks.loop("upkeep", self._kept)
