@@ -36,8 +36,9 @@ SEVERAL: Final = -1
 
 
 class Program(NamedTuple):
-    """What a process runs, and what stands above it."""
+    """What a process runs, and what stands above it. `number` is its own: contexts are kept by it."""
 
+    number: int
     path: str
     ancestors: tuple[Ancestor, ...]
 
@@ -70,6 +71,7 @@ class Joins:
         self._names: dict[int, str] = {}
         self._services: dict[int, tuple[tuple[Selector, ...], Mapping[str, str]]] = {}
         self._callers: dict[tuple[str, str, int, int], int] = {}
+        self._programs = 0
 
     # what is known
 
@@ -153,11 +155,12 @@ class Joins:
     def _of_exec(self, host: _Host, programs: dict[tuple[int, int], Program], event: Exec) -> Context:
         if len(programs) >= MAX_PROCESSES:
             del programs[next(iter(programs))]
-        programs[event.pid, event.start_ns] = Program(event.path, event.ancestors)
+        self._programs += 1
+        programs[event.pid, event.start_ns] = Program(self._programs, event.path, event.ancestors)
         return self._of_program(host, event.cgroup, event.path, None)
 
     def _of_program(self, host: _Host, cgroup: str, path: str, program: Program | None) -> Context:
-        key = ("program", cgroup, path, program)
+        key = (cgroup, path, program.number if program else 0)
         found = host.contexts.get(key)
         if found is None:
             service = self._service_of(host, cgroup, None)
@@ -178,13 +181,13 @@ class Joins:
 
     def _of_flow(self, host: _Host, programs: dict[tuple[int, int], Program], event: FlowSeen) -> Context:
         callee = self._hosts.get(self._addresses.get(event.peer) or "")
+        program = programs.get((event.pid, event.start_ns)) if event.pid else None
         key = (
             event.direction, event.proto, event.local, event.peer, event.port, event.service_id, event.cgroup,
-            event.pid, event.start_ns, event.path, host.epoch, callee.epoch if callee else 0,
+            event.path, program.number if program else 0, host.epoch, callee.epoch if callee else 0,
         )  # fmt: skip
         found = host.contexts.get(key)
         if found is None:
-            program = programs.get((event.pid, event.start_ns)) if event.pid else None
             service = self._service_of(host, event.cgroup, event.service_id)
             path = event.path or (program.path if program else "")
             found = self._kept(host, key, self._peered(host, event, service, path, program))
