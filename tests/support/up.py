@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from tests.support.engines import free_port
@@ -137,14 +137,16 @@ def running_up(folder: Path, **settings: str):
 
 
 def two_free_ports() -> int:
-    """A port whose next one is free too."""
+    """A port; those beside it that a control plane takes are free too."""
     import socket
 
     while True:
         port = free_port()
-        with socket.socket() as probe:
+        with ExitStack() as stack:
             try:
-                probe.bind(("127.0.0.1", port + 1))
-            except OSError:
+                for offset in (1, 2, 5):
+                    probe = stack.enter_context(socket.socket())
+                    probe.bind(("127.0.0.1", port + offset))
+            except (OSError, OverflowError):
                 continue
             return port

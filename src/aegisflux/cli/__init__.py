@@ -24,6 +24,7 @@ for name in ("flows", "inventory", "graph"):
     app.command(f"aegisflux.cli.facts:{name}_app", name=name)
 app.command("aegisflux.cli.facts:events", name="events")
 app.command("aegisflux.cli.nouns:host_app", name=("hosts", "host"))
+app.command("aegisflux.cli.dead:app", name="dead")
 app.command("aegisflux.agent.cli:app", name="agent")
 
 

@@ -216,7 +216,9 @@ def release_host(host_id: str) -> None:
 def list_tokens(*, output: Output = "table") -> None:
     """API tokens."""
     show(
-        call("GET", "/api/v1/tokens"), output, ("id", "name", "role", "expires_at", "last_used", "revoked_at")
+        call("GET", "/api/v1/tokens"),
+        output,
+        ("id", "name", "role", "host_id", "expires_at", "last_used", "revoked_at"),
     )
 
 
@@ -226,6 +228,27 @@ def create_token(
 ) -> None:
     """Make an API token and print it: a secret."""
     print(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])  # noqa: T201
+
+
+@token_app.command(name="issue")
+def issue_token(
+    *,
+    role: Literal["source", "viewer", "operator", "approver", "admin"],
+    name: Annotated[str | None, Parameter(help="whose it is; by default the role and the host")] = None,
+    host_id: Annotated[str | None, Parameter(help="whose events a token of the role source may post")] = None,
+    ttl_seconds: int | None = None,
+) -> None:
+    """Make an API token and print it: a secret. One of the role source posts the events of one host.
+
+    Example: aegisflux token issue --role source --host-id web-1
+    """
+    body = {
+        "name": name or "-".join(filter(None, (role, host_id))),
+        "role": role,
+        "ttl_seconds": ttl_seconds,
+        "host_id": host_id,
+    }
+    print(call("POST", "/api/v1/tokens", body)["token"])  # noqa: T201
 
 
 @token_app.command(name="revoke")

@@ -29,10 +29,10 @@ MAX_GROUPS: Final = 50_001
 MAX_LINES: Final = 256
 HEAD: Final = re.compile(
     r"(?:node=(?P<node>\S+) )?type=(?P<type>[A-Z0-9_]+|UNKNOWN\[\d+\]) "
-    r"msg=audit\((?P<seconds>\d{1,12})\.(?P<part>\d{1,9}):(?P<serial>\d{1,20})\):\s*(?P<rest>.*)",
+    r"msg=audit\((?P<seconds>\d{1,12})\.(?P<part>\d{1,9}):(?P<serial>\d{1,20})\) ?:\s*(?P<rest>.*)",
     re.ASCII,
 )
-SERIAL: Final = re.compile(rb"(?:node=(\S+) )?type=\S+ msg=audit\((\d{1,12}\.\d{1,9}:\d{1,20})\):")
+SERIAL: Final = re.compile(rb"(?:node=(\S+) )?type=\S+ msg=audit\((\d{1,12}\.\d{1,9}:\d{1,20})\) ?:")
 FIELD: Final = re.compile(r"([A-Za-z_][\w-]*(?:\[\d+\])?)=(\"[^\"]*\"|'[^']*'|\S*)", re.ASCII)
 ARGUMENT: Final = re.compile(r"a(\d{1,6})(?:\[\d{1,6}\])?", re.ASCII)
 HEX: Final = re.compile(r"(?:[0-9A-F]{2})+", re.ASCII)

@@ -53,8 +53,8 @@ EXCEEDED: Final = re.compile(
 TRIES: Final = ((ACCEPTED, True), (FAILED, False), (INVALID, False), (EXCEEDED, False))
 ENDED: Final = re.compile(
     r"(?:Connection (?:closed|reset) by|Disconnected from|Received disconnect from|Disconnecting)"
-    r"(?: (?:authenticating |invalid )?user (?P<user>.*?))? (?P<address>[0-9a-fA-F.:]+)"
-    r"(?: port (?P<port>\d{1,5}))?(?=[ :]|$).*"
+    r"(?: (?:authenticating |invalid )?user (?P<user>.*))?"
+    r" (?P<address>(?=[0-9a-fA-F]*[.:])[0-9a-fA-F.:]*[0-9a-fA-F])(?: port (?P<port>\d{1,5}))?(?=[ :]|$).*"
 )
 
 
