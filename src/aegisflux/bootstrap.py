@@ -96,7 +96,7 @@ class Place:
         """The text of a token that lies in a file of ours, made when missing. A secret."""
         return self.secrets.obtain(name, lambda: new_token().encode()).decode().strip()
 
-    def bus(self, credentials: Credentials) -> NatsBus:
+    def bus(self, credentials: Credentials, *, makes_streams: bool = True) -> NatsBus:
         """A bus of the user, not opened."""
         return NatsBus(
             NatsOptions(
@@ -104,6 +104,7 @@ class Place:
                 credentials=credentials,
                 ca_pem=self.nats_ca.read_text(),
                 trouble=lambda words: log.warning("bus", detail=words),
+                makes_streams=makes_streams,
             )
         )
 
@@ -252,7 +253,7 @@ async def run_ingest(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     store = place.store()
-    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
     ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
     server = http.server(ingest_application(ingest), "127.0.0.1", settings.ingest_port, None)
     serving = asyncio.create_task(server.serve())

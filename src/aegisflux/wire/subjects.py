@@ -157,6 +157,7 @@ ALL_CONTENT = every("agent.content.<host>")
 ALL_DESIRED = every("actions.seg.desired.<host>")
 ALL_TELEMETRY = every("telemetry.<host>")
 ALL_INVENTORIES = every("inventory.packages.<host>")
+ALL_DEAD = every("dead.<stream>")
 
 
 def host_of(subject: str) -> str:
@@ -213,6 +214,20 @@ def agent_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
 def viewer_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
     """All that the viewer `name` may subscribe; it may publish nothing."""
     return (*(row.pattern for row in REGISTER if "viewer" in row.consumers), inbox(name) + ".>")
+
+
+def ingest_publishes(durable: str = "ingest") -> tuple[str, ...]:
+    """All that ingest may publish: what it lets through, refuses and puts in again; its consumer, its
+    acknowledgements, and the look at dead letters.
+    """
+    telemetry_stream, letters = stream_of(ALL_TELEMETRY).name, stream_of(ALL_DEAD).name
+    consumer, api = f"{telemetry_stream}.{durable}", "$JS.API.CONSUMER."
+    return (
+        RAW, ALL_DEAD, ALL_TELEMETRY, ALL_INVENTORIES,
+        f"{api}CREATE.{consumer}", f"{api}CREATE.{consumer}.>", f"{api}DURABLE.CREATE.{consumer}",
+        f"{api}MSG.NEXT.{consumer}", f"{api}INFO.{consumer}",
+        f"$JS.ACK.{consumer}.>", f"$JS.API.DIRECT.GET.{letters}",
+    )  # fmt: skip
 
 
 def inbox(name: str) -> str:
