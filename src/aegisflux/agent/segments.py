@@ -104,9 +104,8 @@ class Log:
                 self._segments.append(segment)
                 self._number = int(path.stem) + 1
                 data = path.read_bytes()
-                for meta, end in _whole(data):
-                    segment.size = end[1]
-                    yield segment, meta, end[0]
+                for meta, has_batch, segment.size in _whole(data):
+                    yield segment, meta, has_batch
                 if segment.size < len(data):
                     os.ftruncate(segment.fd, segment.size)
 
@@ -131,8 +130,8 @@ class Log:
         if batch:
             segment.add(meta)
 
-    def read(self, below: int) -> Record | None:
-        """The next record with a batch after the last one read, None when there is none below that number."""
+    def read(self) -> Record | None:
+        """The next record with a batch after the last one read."""
         while True:
             segment = self._reading or (self._segments[0] if self._segments else None)
             if segment is None:
@@ -147,8 +146,6 @@ class Log:
             with _told(segment.path):
                 _, meta_size, size = HEAD.unpack(os.pread(segment.fd, HEAD.size, self._offset))
                 meta = _META.decode(os.pread(segment.fd, meta_size, self._offset + HEAD.size))
-                if size and meta.n >= below:
-                    return None
                 batch = os.pread(segment.fd, size, self._offset + HEAD.size + meta_size) if size else b""
             self._offset += HEAD.size + meta_size + size
             if batch:
@@ -221,8 +218,8 @@ class _told:  # noqa: N801 - reads as a word of `with`
             raise Unavailable(f"spool {self._path}: {error.strerror}") from error
 
 
-def _whole(data: bytes) -> Iterator[tuple[Meta, tuple[bool, int]]]:
-    """The records at the beginning of a segment: (what, (has a batch, where it ends))."""
+def _whole(data: bytes) -> Iterator[tuple[Meta, bool, int]]:
+    """The records at the beginning of a segment: (what, has a batch, where it ends)."""
     start = 0
     while start + HEAD.size <= len(data):
         crc, meta_size, size = HEAD.unpack_from(data, start)
@@ -234,5 +231,5 @@ def _whole(data: bytes) -> Iterator[tuple[Meta, tuple[bool, int]]]:
             meta = _META.decode(memoryview(data)[body : body + meta_size])
         except msgspec.DecodeError:
             return
-        yield meta, (size > 0, end)
+        yield meta, size > 0, end
         start = end

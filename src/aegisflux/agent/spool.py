@@ -27,6 +27,7 @@ WINDOW: Final = 256
 RESERVE: Final = 10_000
 SEGMENT_BYTES: Final = 4 << 20
 SEGMENTS: Final = 16
+META_BYTES: Final = 512
 
 
 class Marks(Struct, array_like=True):
@@ -48,8 +49,64 @@ class Marks(Struct, array_like=True):
     cursors: dict[str, int]
 
 
+class _Progress:
+    """How far a lane is sent. Numbers are handed out rising, with gaps, and settled in any order.
+
+    upto:    all below are settled
+    beyond:  settled above it
+    pending: handed out, not settled
+    """
+
+    def __init__(self) -> None:
+        self.upto = self._high = 0
+        self.beyond: set[int] = set()
+        self.pending: set[int] = set()
+
+    def recall(self, upto: int, distances: Iterable[int]) -> None:
+        """Where an earlier agent was."""
+        self.upto, self._high = upto, upto - 1
+        self.beyond = {upto + n for n in distances}
+
+    def waits(self, n: int) -> bool:
+        """Whether a number is still to be settled."""
+        return n >= self.upto and n not in self.beyond
+
+    def take(self, n: int) -> None:
+        """A number is handed out."""
+        self._high = n
+        self.pending.add(n)
+
+    def settle(self, n: int) -> bool:
+        """A number is done; False when it was forgotten."""
+        if n not in self.pending:
+            return False
+        self.pending.remove(n)
+        self.beyond.add(n)
+        self._move(min(self.pending, default=self._high + 1))
+        return True
+
+    def forget(self, last: int) -> None:
+        """Nothing up to this number is to be settled any more."""
+        if last >= self.upto:
+            self._high = max(self._high, last)
+            self.pending = {n for n in self.pending if n > last}
+            self._move(last + 1)
+
+    def marks(self) -> tuple[int, list[int]]:
+        """What `recall` takes."""
+        return self.upto, sorted(n - self.upto for n in self.beyond)
+
+    def _move(self, upto: int) -> None:
+        self.upto = upto
+        self.beyond = {n for n in self.beyond if n >= upto}
+
+
 class Spool:
-    """The spool of a host in a folder; every method raises Unavailable when the disk refuses."""
+    """The spool of a host in a folder; every method raises Unavailable when the disk refuses.
+
+    lost:    events by where and kind, since the host booted
+    cursors: of sources, behind what is durable here
+    """
 
     def __init__(
         self, folder: Path, host_id: str, boot_id: str, bound: int, segment_bytes: int = SEGMENT_BYTES
@@ -58,8 +115,7 @@ class Spool:
         size = max(1, min(segment_bytes, bound // SEGMENTS))
         self._logs: dict[str, Log] = {lane: Log(folder / lane, lane, size) for lane in LANES}
         self._next: dict[str, int] = dict.fromkeys(LANES, 0)
-        self._upto: dict[str, int] = dict.fromkeys(LANES, 0)
-        self._beyond: dict[str, set[int]] = {lane: set() for lane in LANES}
+        self._sent: dict[str, _Progress] = {lane: _Progress() for lane in LANES}
         self._fd = -1
         self._turn = 0
         self._seq = self._reserved = 1
@@ -77,9 +133,7 @@ class Spool:
             raise Unavailable(f"spool {self._folder}: {error.strerror}") from error
         if found is not None:
             self._recall(found)
-        highest = 0
-        for lane in LANES:
-            highest = max(highest, self._take_over(lane))
+        highest = max(map(self._take_over, LANES))
         self._seq = self._reserved = max(self._reserved, highest + 1)
         if found is not None and found.host_id != self._host:
             self._forget_all()
@@ -88,17 +142,18 @@ class Spool:
         """The first of so many sequences, none of which was ever given in this boot."""
         if self._seq + count > self._reserved:
             self._reserved = self._seq + count + RESERVE
-            self._remember()
+            self.remember()
         return self._seq
 
     def append(
         self, lane: Lane, batch: bytes, kinds: Mapping[str, int], last: int, cursors: Mapping[str, int]
-    ) -> None:
+    ) -> bool:
         """Keep a batch of the sequences from `first` to `last`, and the cursors behind it, in one.
 
-        An empty batch keeps only cursors. A flow that finds the spool full of other things is lost itself.
+        An empty batch keeps only cursors. False: the spool was full of what is dearer, and took only these.
         """
-        if batch and not self._room(lane, len(batch)):
+        kept = not batch or self._room(lane, len(batch) + META_BYTES)
+        if not kept:
             self.count("spool", kinds)
             batch = b""
         meta = Meta(self._next[lane], self._boot, self._seq, last, dict(kinds), dict(cursors))
@@ -107,31 +162,45 @@ class Spool:
         self.cursors.update(cursors)
         if batch:
             self._next[lane] += 1
+        return kept
 
     def exchange(self, done: Iterable[Record], most: int) -> list[Record]:
         """These need not be sent any more; up to `most` others that are to be sent, flows last."""
-        settled = list(done)
-        for record in settled:
-            self._settle(record)
+        settled = False
+        for record in done:
+            if self._sent[record.lane].settle(record.meta.n):
+                self._logs[record.lane].settle(record.meta)
+                settled = True
         if settled:
-            self._remember()
+            self.remember()
             for log in self._logs.values():
                 log.sweep()
         found: list[Record] = []
         for lane in reversed(LANES):
-            below = self._upto[lane] + WINDOW
-            while len(found) < most and (record := self._logs[lane].read(below)) is not None:
-                if self._waits(lane, record.meta.n):
-                    found.append(record)
+            try:
+                self._take(lane, found, most)
+            except Unavailable:
+                if not found:
+                    raise
         return found
 
     def count(self, where: str, kinds: Mapping[str, int]) -> None:
-        """Events were lost; kept with the next marks."""
+        """Events were lost; durable with the next `remember`."""
         self.lost.update({f"{where}.{kind}": n for kind, n in kinds.items()})
 
     def remember(self) -> None:
-        """Keep what was counted."""
-        self._remember()
+        """Make durable what stands beside the records."""
+        self._turn += 1
+        sent = {lane: progress.marks() for lane, progress in self._sent.items()}
+        marks = Marks(self._turn, self._host, self._boot, self._reserved, sent, dict(self.lost), self.cursors)
+        body = msgspec.msgpack.encode(marks)
+        data = crc32(body).to_bytes(4, "little") + len(body).to_bytes(4, "little") + body
+        if len(data) > SLOT:
+            raise Unavailable(f"spool {self._folder}: {len(data)} bytes of marks, expected at most {SLOT}")
+        try:
+            os.pwrite(self._fd, data, (self._turn % 2) * SLOT)
+        except OSError as error:
+            raise Unavailable(f"spool {self._folder}: {error.strerror}") from error
 
     @property
     def waiting(self) -> int:
@@ -147,7 +216,8 @@ class Spool:
         """Make everything durable, and let go."""
         if self._fd < 0:
             return
-        self._remember()
+        with suppress(Unavailable):
+            self.remember()
         for log in self._logs.values():
             log.close()
         with suppress(OSError):
@@ -157,8 +227,9 @@ class Spool:
 
     def _recall(self, marks: Marks) -> None:
         self._turn = marks.turn
-        for lane, (upto, beyond) in marks.sent.items():
-            self._upto[lane], self._beyond[lane] = upto, {upto + n for n in beyond}
+        for lane, (upto, distances) in marks.sent.items():
+            if lane in self._sent:
+                self._sent[lane].recall(upto, distances)
         if marks.boot_id == self._boot:
             self._reserved = marks.reserved
             self.lost.update(marks.lost)
@@ -166,13 +237,12 @@ class Spool:
 
     def _take_over(self, lane: Lane) -> int:
         """Read a lane; the highest sequence of this boot in it."""
-        highest = 0
-        number = self._upto[lane]
+        highest, sent = 0, self._sent[lane]
+        number = sent.upto
         for segment, meta, has_batch in self._logs[lane].open():
             if has_batch:
-                number = max(number, meta.n + 1)
-                segment.last = max(segment.last, meta.n)
-                if self._waits(lane, meta.n):
+                number, segment.last = max(number, meta.n + 1), meta.n
+                if sent.waits(meta.n):
                     segment.add(meta)
             if meta.boot_id == self._boot:
                 highest = max(highest, meta.last)
@@ -180,67 +250,40 @@ class Spool:
         self._next[lane] = number
         return highest
 
-    def _waits(self, lane: str, n: int) -> bool:
-        return n >= self._upto[lane] and n not in self._beyond[lane]
-
-    def _settle(self, record: Record) -> None:
-        lane, n = record.lane, record.meta.n
-        if not self._waits(lane, n):
-            return
-        self._logs[lane].settle(record.meta)
-        self._beyond[lane].add(n)
-        self._advance(lane)
-
-    def _advance(self, lane: str) -> None:
-        while self._upto[lane] in self._beyond[lane]:
-            self._beyond[lane].remove(self._upto[lane])
-            self._upto[lane] += 1
+    def _take(self, lane: Lane, found: list[Record], most: int) -> None:
+        log, sent = self._logs[lane], self._sent[lane]
+        while len(found) < most and len(sent.beyond) + len(sent.pending) < WINDOW:
+            record = log.read()
+            if record is None:
+                return
+            if sent.waits(record.meta.n):
+                sent.take(record.meta.n)
+                found.append(record)
 
     def _room(self, lane: Lane, size: int) -> bool:
         """Make room by the order of sacrifice; False when what is to come is the next to be sacrificed."""
         while self.size + size > self._bound:
             victim = next((one for one in LANES if not self._logs[one].empty), None)
-            if victim is None or LANES.index(victim) > LANES.index(lane):
-                return victim is None
+            if victim is None:
+                return True
+            if LANES.index(victim) > LANES.index(lane):
+                return False
             self._evict(victim)
         return True
 
     def _evict(self, lane: Lane) -> None:
         """Remove the oldest segment. A batch of it that is under way counts as lost, though it may arrive."""
-        self._keep_cursors()
+        self.remember()  # the cursors, before the records that say them go
         kinds, last = self._logs[lane].remove_oldest()
         self.count("spool", kinds)
-        if last >= self._upto[lane]:
-            self._upto[lane] = last + 1
-            self._beyond[lane] = {n for n in self._beyond[lane] if n > last}
-            self._advance(lane)
-        self._remember()
-
-    def _keep_cursors(self) -> None:
-        """Before the records that say them go."""
-        self._remember()
+        self._sent[lane].forget(last)
+        self.remember()
 
     def _forget_all(self) -> None:
         """The spool is another host's: its batches are not ours to send."""
         for lane in LANES:
             while not self._logs[lane].empty:
                 self._evict(lane)
-
-    def _remember(self) -> None:
-        self._turn += 1
-        sent = {
-            lane: (self._upto[lane], sorted(n - self._upto[lane] for n in self._beyond[lane]))
-            for lane in LANES
-        }
-        marks = Marks(self._turn, self._host, self._boot, self._reserved, sent, dict(self.lost), self.cursors)
-        body = msgspec.msgpack.encode(marks)
-        data = crc32(body).to_bytes(4, "little") + len(body).to_bytes(4, "little") + body
-        if len(data) > SLOT:
-            raise Unavailable(f"spool {self._folder}: {len(data)} bytes of marks, expected at most {SLOT}")
-        try:
-            os.pwrite(self._fd, data, (self._turn % 2) * SLOT)
-        except OSError as error:
-            raise Unavailable(f"spool {self._folder}: {error.strerror}") from error
 
 
 def _newest(data: bytes) -> Marks | None:
