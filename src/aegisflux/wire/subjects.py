@@ -193,7 +193,8 @@ def agent_requests() -> tuple[str, ...]:
     accounts.
     """
     own = [row.pattern for row in REGISTER if row.producer == "agent"]
-    return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in agent_hears()))
+    looks = (*agent_hears(), ALL_INVENTORIES)
+    return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in looks))
 
 
 def agent_hears() -> tuple[str, ...]:
