@@ -182,7 +182,7 @@ def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
     return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
-def make_feeds(config: AgentConfig, datapath: Datapath) -> tuple[Feed, ...]:
+def make_feeds(config: AgentConfig, datapath: Datapath) -> tuple[Feed, ...]:  # noqa: ARG001
     """The sources of events that there are on such a host."""
     return ()
 

@@ -106,7 +106,7 @@ class Collector:
             self._spool_is_open = True
 
     def step(self, now: float, wall_ns: int) -> float:
-        """Read what is due; gives the seconds until something is. Raises Unavailable when the disk refuses."""
+        """Read what is due; the seconds until something is. Raises Unavailable when the disk refuses."""
         self.open()
         for held in self._held:
             if held.trouble and now >= held.retry_at:
