@@ -126,7 +126,7 @@ def test_a_torn_record_is_cut_and_the_others_stay(folder, cut):
     assert after.cursors == {"processes": 1}
     put(after, processes=3)
     again = opened(folder)
-    assert [r.meta.first for r in drained(again)][0] == 1
+    assert next(r.meta.first for r in drained(again)) == 1
     assert (again.waiting, again.cursors) == (0, {"processes": 3})
 
 
@@ -138,7 +138,7 @@ def test_a_damaged_segment_in_the_middle_loses_only_its_rest(folder):
     data[60] ^= 1
     middle.write_bytes(data)
     kept = [r.meta.first for r in drained(opened(folder, segment=1000))]
-    assert kept == [f for f in firsts if f not in firsts[2:4]]
+    assert kept == [f for f in firsts if f not in firsts[3:6]]
 
 
 def test_lost_marks_send_again_and_give_no_sequence_twice(folder):
@@ -172,7 +172,7 @@ def test_a_full_spool_gives_up_the_oldest_flows_first_then_the_oldest_of_the_res
     spool = opened(folder, bound=40_000)
     for _ in range(20):
         put(spool, "flows", size=900)
-    for _ in range(20):
+    for _ in range(30):
         put(spool, "events", size=900)
     assert spool.lost["spool.flow"] > 0
     assert spool.lost["spool.exec"] == 0
