@@ -93,7 +93,8 @@ class FileSource:
         with self.path.open("rb") as lines:
             lines.seek(self._at)
             found = [line for _, line in zip(range(limit), lines, strict=False) if line.endswith(b"\n")]
-        events = tuple(replace(exec_of(int(line)), seq=first_seq + i) for i, line in enumerate(found))
+        real = {"args": ("/usr/bin/program", "--option", "value" * 20), "cgroup": "system.slice/some.service"}
+        events = tuple(replace(exec_of(int(line), **real), seq=first_seq + i) for i, line in enumerate(found))
         return Reading(events, self._at + sum(map(len, found)), len(found) == limit)
 
     def done(self, cursor: int) -> None:

@@ -110,3 +110,71 @@ async def test_events_reach_the_stream_once_over_five_kills_under_load(lab, agen
         await eventually(lambda: ingest.has(kernel.count), 20)
         ingest.assert_each_once(kernel.count)
         assert not ingest.lost
+
+
+async def test_a_bus_that_is_away_is_waited_for_and_all_is_there_after_it(lab, agent, tmp_path):
+    ingest = Ingest()
+    kernel = Kernel(tmp_path / "kernel", 0)
+    async with lab.control() as bus:
+        await bus.ensure_streams()
+        await bus.consume(subjects.stream_of(subjects.ALL_TELEMETRY).name, "ingest", ingest.take)
+        agent.start()
+        kernel.happen(100)
+        await eventually(lambda: ingest.has(100), 20)
+        await lab.process.stop()
+        kernel.happen(20_000)
+        status = await eventually(lambda: waiting(agent, 200), 20)
+        assert not status["connected"]
+        assert (await agent.acall("status")).stdout.splitlines()[-1].startswith("telemetry: 1 sources")
+        agent.kill()
+        kernel.happen(20_000)
+        agent.start()
+        await lab.process.start()
+        await eventually(lambda: ingest.has(kernel.count), 30)
+    ingest.assert_each_once(kernel.count)
+    assert not ingest.lost
+
+
+async def waiting(agent, batches: int) -> dict | None:
+    status = await agent.status()
+    return status if status and status["telemetry"]["batches_waiting"] >= batches else None
+
+
+async def test_a_stream_that_is_full_refuses_and_the_host_keeps_what_it_cannot_take(lab, agent, tmp_path):
+    kernel = Kernel(tmp_path / "kernel", 0)
+    agent.prelude += "from aegisflux.adapters.bus import nats; nats.PUBLISH_SECONDS = 1.0"
+    async with lab.control() as bus:
+        await bus.ensure_streams()
+        await limited(bus, 20_000)
+        agent.start()
+        kernel.happen(10_000)
+        await eventually(lambda: "events wait in the spool" in agent.log(), 20)
+        doctor = (await agent.acall("doctor")).stdout
+        assert "the bus takes nothing now" in doctor
+        await limited(bus, 1 << 30)
+        ingest = Ingest()
+        await bus.consume(subjects.stream_of(subjects.ALL_TELEMETRY).name, "ingest", ingest.take)
+        await eventually(lambda: ingest.has(kernel.count), 20)
+    ingest.assert_each_once(kernel.count)
+
+
+async def limited(bus, max_bytes: int) -> None:
+    """Let the TELEMETRY stream hold no more."""
+    js = bus._nc.jetstream()
+    config = (await js.stream_info(subjects.stream_of(subjects.ALL_TELEMETRY).name)).config
+    config.max_bytes = max_bytes
+    await js.update_stream(config)
+
+
+async def test_telemetry_at_its_rate_needs_little_memory(lab, agent, tmp_path):
+    """`agent_rss_mb` under 5,000 events a second is at most 80; the sources are not the kernel's here."""
+    ingest = Ingest()
+    async with lab.control() as bus:
+        await bus.ensure_streams()
+        await bus.consume(subjects.stream_of(subjects.ALL_TELEMETRY).name, "ingest", ingest.take)
+        agent.start()
+        with Kernel(tmp_path / "kernel", 5000) as kernel:
+            await eventually(lambda: ingest.has(25_000), 30)
+            rss, cpu, count = agent.rss_mb("VmHWM"), agent.cpu_seconds(), kernel.count
+        print(f"agent_rss_mb {rss:.1f}, cpu {cpu:.2f} s for {count} events")
+        assert rss <= 80

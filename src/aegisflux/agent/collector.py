@@ -98,6 +98,7 @@ class Collector:
         self._lost_at = float("-inf")
         self.report: dict[str, object] = {}
         self.lost: dict[str, int] = {}
+        self.look()
 
     def open(self) -> None:
         """Open the spool; harmless at any time. Raises Unavailable."""

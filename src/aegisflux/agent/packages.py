@@ -69,13 +69,14 @@ class Packages:
         try:
             await self.look()
         except Refused as error:
-            self._owed, self.refused = False, self.refused + 1
+            self._owed = self._compare = False
+            self.refused += 1
             self._tell(f"refused: {error}")
         except AegisError as error:
             self._tell(str(error))
             return False
         except Exception as error:  # noqa: BLE001 - a loop's edge: a database of packages may hold anything
-            self._owed = False
+            self._owed = self._compare = False
             self._tell(f"{type(error).__name__}: {error}")
         return True
 

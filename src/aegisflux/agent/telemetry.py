@@ -40,8 +40,9 @@ class Telemetry:
         self.packages = Packages(parts, senses.software, senses.background) if senses.software else None
 
     def lost(self) -> Mapping[str, int]:
-        """Events that were lost since the host booted, by where."""
-        return self.collector.lost
+        """Events that were lost since the host booted, and inventories since the agent began, by where."""
+        refused = self.packages.refused if self.packages else 0
+        return {**self.collector.lost, **({"inventory.refused": refused} if refused else {})}
 
     def report(self) -> dict[str, object]:
         """How it is, for `aegisflux agent status`."""
