@@ -62,20 +62,21 @@ class Bench:
     ) -> tuple[bool, str | None, str | None]:
         """(passed, reason, rule) of a packet; the rule only of a denial."""
         inward = flow.direction == "ingress" if inward is None else inward
-        before = self.rows()
+        slot = layout.SLOT_AGENT if flow.from_agent else SLOT
+        before = self.rows(slot)
         answer, _ = self.datapath.test_run(
             "aegis_test_ingress" if inward else "aegis_test_egress",
             frame(flow, inward),
-            cb_of(SLOT, flow, extra),
+            cb_of(slot, flow, extra),
         )
-        after = self.rows()
+        after = self.rows(slot)
         grown = [layout.REASONS[i] for i in layout.REASONS if after[i] > before[i]]
         denied = self.datapath.drain_denied(16)
         reason = denied[-1].reason if denied else grown[0] if len(grown) == 1 else str(grown)
         return bool(answer), reason, denied[-1].rule if denied else None
 
-    def rows(self) -> list[int]:
-        return [self.datapath._counter(SLOT, i) for i in range(11)]
+    def rows(self, slot: int = SLOT) -> list[int]:
+        return [self.datapath._counter(slot, i) for i in range(11)]
 
 
 def same(verdict: Verdict, seen: tuple[bool, str | None, str | None]) -> bool:

@@ -11,14 +11,14 @@ I_EGRESS, I_INGRESS = 1, 2
 
 
 def frame(flow: Flow, inward: bool) -> bytes:
-    """An Ethernet frame of this flow: from the peer where `inward`, else to it."""
+    """An Ethernet frame of this flow: from the peer where `inward`, else to it. Malformed: cut short."""
     initiates = (flow.direction == "ingress") == inward
     source, dest = (
         (flow.source_port or 40_000, flow.port or 0)
         if initiates
         else (flow.port or 0, flow.source_port or 40_000)
     )
-    body = transport(flow, source, dest)
+    body = transport(flow, source, dest)[: 6 if flow.malformed else None]
     theirs = flow.peer.packed()
     ours = OUR_V4 if flow.peer.family == 4 else OUR_V6
     a, b = (theirs, ours) if inward else (ours, theirs)

@@ -5,13 +5,14 @@ import inspect
 import random
 from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 import aegisflux.domain.verdict as oracle
 from aegisflux.domain.flow import Flow, Host
-from aegisflux.domain.net import ICMPV6, TCP, UDP, Address, Cidr
+from aegisflux.domain.net import ICMPV6, TCP, UDP, Address, Cidr, parse_cidr
 from aegisflux.domain.snapshot import Entry, Ruleset
 from aegisflux.ports.datapath import Binding
 from tests.bpf.bench_kernel import SLOT, Bench, same
@@ -46,6 +47,27 @@ MUTANTS = {
     "DHCP by ports of any family": ("(flow.peer.family, ours, theirs) in DHCP_PORTS", "(ours, theirs) in {(68, 67), (546, 547)}"),
     "ICMP answers are judged": ("flow.icmp_type in ICMP_ANSWERS.get(flow.proto, ())", "False"),
     "the host's list is forgotten": ("any(_listed(rule, f) for rule in h.failsafe)", "False"),
+    "::1 is judged": ("flow.peer == LOOPBACK_V6", "False"),
+    "the agent is judged": ("lambda f, _: f.from_agent", "lambda f, _: False"),
+    "malformed packets pass": ("    if flow.malformed:\n        return \"deny\"", "    if False:\n        return \"deny\""),
+    "answers leave too": ("        and flow.direction == \"ingress\"\n        and flow.icmp_type in", "        and flow.icmp_type in"),
+    "the only IPv4 answer is unreachable": ("ICMP: (0, 3, 4, 5, 11, 12, 14, 16, 18)", "ICMP: (3,)"),
+    "IPv6 has no answers": ("ICMPV6: (1, 2, 3, 4, 129)", "ICMPV6: ()"),
+    "NDP is solicitation": ("range(133, 138)", "(135,)"),
+    "MLD is version 2": ("(130, 131, 132, 143)", "(143,)"),
+    "DHCP is IPv4": ("((4, 68, 67), (6, 546, 547))", "((4, 68, 67),)"),
+    "DHCP is IPv6": ("((4, 68, 67), (6, 546, 547))", "((6, 546, 547),)"),
+    "DHCP has one direction": ("(flow.source_port, flow.port) if flow.direction == \"egress\" else (flow.port, flow.source_port)", "(flow.source_port, flow.port)"),
+    "the host's list has no direction": ("rule.direction != flow.direction or", "False or"),
+    "a longer prefix takes away": ("    found = [\n        ((-e", "    entries = [e for e in entries if e.cidr.covers(flow.peer)]\n    entries = [e for e in entries if e.cidr.plen == max(o.cidr.plen for o in entries)]\n    found = [\n        ((-e"),
+    "a longer allow beats deny": ("    if denied:", "    longer = best(\"\", (*snapshot.edges, *(snapshot.ingress or ())), flow)\n    if denied and not (longer and longer[0][0] < denied[0][0]):"),
+    "deny beats the failsafe": ("    if saved is not None:", "    if saved is not None and not best(\"deny\", snapshot.deny, flow):"),
+    "a closed lease beats the failsafe": ("    if saved is not None:", "    if saved is not None and not (host.expired and snapshot.on_expiry == \"closed\"):"),
+    "an open lease blocks": ("else (\"allow\", \"expired_open\"", "else (\"deny\", \"expired_open\""),
+    "any is TCP and UDP": ("return entry.port == 0 or (flow.proto", "return (entry.port == 0 and flow.proto in (TCP, UDP)) or (flow.proto"),
+    "::/0 is for IPv4 too": ("    if not entry.cidr.covers(flow.peer):", "    if entry.cidr.plen and not entry.cidr.covers(flow.peer):"),
+    "every port is named before one": ("e.port == 0, e.proto", "e.port != 0, e.proto"),
+    "any protocol is named before one": ("e.proto == \"any\", name", "e.proto != \"any\", name"),
     "live flows are never kept": ("flow.live and snapshot.established == \"keep\"", "False"),
 }  # fmt: skip
 
@@ -58,8 +80,57 @@ def mutant(old: str, new: str) -> ModuleType:
     return module
 
 
+def allowed(*edges: str, deny: str = "", **more: Any) -> Ruleset:
+    """Rules in short: `10.0.0.0/8 tcp/443`; ingress is closed but for what `ingress` says."""
+    given = Ruleset(
+        1,
+        1,
+        tuple(map(entry, edges)),
+        (),
+        (),
+        tuple(map(entry, deny.split(", "))) if deny else (),
+        "enforce",
+        "open",
+        "keep",
+    )
+    return replace(given, **more)
+
+
+def entry(text: str) -> Entry:
+    cidr, named = text.split()
+    proto, port = named.split("/")
+    return Entry(parse_cidr(cidr), proto, int(port), "both")  # type: ignore[arg-type]
+
+
 Probe = tuple[Ruleset, Flow, bool]
+TEN, WEB = Address(4, 0x0A000001), Flow("egress", TCP, Address(4, 0x0A000001), 443, 40_000)
+LOCAL_V6, ALL_NODES = Address(6, 1), Address(6, 0xFF02 << 112 | 1)
+SSH = Flow("ingress", TCP, TEN, 22, 40_000)
+EVERYTHING = ("0.0.0.0/0 any/0", "::/0 any/0")
+RULES: tuple[Probe, ...] = (
+    (allowed(*EVERYTHING), replace(WEB, malformed=True), False),
+    (allowed("10.0.0.0/8 tcp/443", "10.0.0.1/32 tcp/80"), WEB, False),
+    (allowed("10.0.0.1/32 tcp/443", deny="10.0.0.0/8 any/0"), WEB, False),
+    (allowed(deny="0.0.0.0/0 any/0"), SSH, False),
+    (allowed(on_expiry="closed"), SSH, True),
+    (allowed(), WEB, True),
+    (allowed("10.0.0.0/8 any/0"), Flow("egress", 132, TEN), False),
+    (allowed("::/0 any/0"), WEB, False),
+    (allowed(deny="10.0.0.0/8 tcp/443, 10.0.0.0/16 tcp/443"), WEB, False),
+    (allowed(deny="10.0.0.0/8 tcp/443, 10.0.0.0/8 tcp/0"), WEB, False),
+    (allowed(deny="10.0.0.0/8 any/443, 10.0.0.0/8 tcp/443"), WEB, False),
+)
 SPECIAL = (
+    Flow("egress", TCP, LOCAL_V6, 80, 40_000),
+    replace(WEB, from_agent=True),
+    Flow("egress", 1, TEN, icmp_type=0),
+    Flow("ingress", 1, TEN, icmp_type=0),
+    Flow("ingress", ICMPV6, Address(6, 0xFE80 << 112 | 1), icmp_type=2),
+    Flow("ingress", ICMPV6, Address(6, 0xFE80 << 112 | 1), icmp_type=134, hop_limit=255),
+    *(Flow("egress", ICMPV6, ALL_NODES, icmp_type=kind, hop_limit=1) for kind in (130, 131, 132)),
+    Flow("egress", UDP, Address(6, 0xFF02 << 112 | 0x10002), 547, 546),
+    Flow("ingress", UDP, TEN, 68, 67),
+    Flow("egress", TCP, TEN, 22, 40_000),
     Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 1), icmp_type=135, hop_limit=255),
     Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 1), icmp_type=135, hop_limit=254),
     Flow("egress", ICMPV6, Address(6, 0xFF02 << 112 | 22), icmp_type=143, hop_limit=1),
@@ -75,6 +146,7 @@ SPECIAL = (
 def probes() -> Iterator[Probe]:
     closed = Ruleset(1, 1, (), (), (), (), "enforce", "open", "keep")
     yield from ((closed, flow, False) for flow in SPECIAL)
+    yield from RULES
     rng = random.Random(7)
     for _ in range(60):
         rules = random_ruleset(rng, 8)
@@ -111,6 +183,26 @@ def test_the_oracle_itself_agrees(answers: list[tuple[Probe, Seen]]) -> None:
 @pytest.mark.parametrize("name", [n for n in MUTANTS if "kept" not in n])
 def test_a_mutant_is_caught(answers: list[tuple[Probe, Seen]], name: str) -> None:
     assert differs(mutant(*MUTANTS[name]).judge, answers)
+
+
+def test_a_service_without_a_snapshot_is_unmanaged() -> None:
+    with Bench() as bench:
+        seen = bench.judge(WEB)
+    assert same(oracle.judge(None, WEB, Host()), seen)
+    assert not same(oracle.judge(allowed(), WEB, Host()), seen)
+
+
+OWN = Host(frozenset({TEN}))
+
+
+def test_the_mutant_that_judges_own_addresses_is_caught() -> None:
+    """The kernel knows them by the device (`local`), the hooks by a map: real sockets are in test_sockets."""
+    judged = mutant("        or flow.peer in host.addresses\n", "")
+    with Bench() as bench:
+        bench.use(allowed())
+        seen = bench.judge(replace(WEB, local=True))
+    assert same(oracle.judge(allowed(), WEB, OWN), seen)
+    assert not same(judged.judge(allowed(), WEB, OWN), seen)
 
 
 def test_the_mutant_that_keeps_nothing_is_caught() -> None:

@@ -76,7 +76,16 @@ def random_flow(rng: random.Random, rules: Ruleset) -> Flow:
             icmp_type=8 if peer.family == 4 else 128,
         )
     port = rng.choice((*PORTS[1:], 444)) if proto in (TCP, UDP) else None
-    return Flow(rng.choice(("egress", "ingress")), proto, peer, port, source_port=40_000)
+    odd = rng.random()
+    return Flow(
+        rng.choice(("egress", "ingress")),
+        proto,
+        peer,
+        port,
+        source_port=40_000,
+        malformed=odd < 0.03 and proto in (TCP, UDP),
+        local=odd > 0.98,
+    )
 
 
 seeds = st.integers(0, 2**48)

@@ -232,9 +232,10 @@ async def test_kills_of_the_agent_put_each_version_in_force_once(bench):
     numbers, versions = zip(*pinned.seen, strict=True)
     assert list(numbers) == sorted(set(numbers)), pinned.seen
     assert list(versions) == sorted(set(versions)), pinned.seen
+    # A version that stands shorter than the watcher sleeps is acked unseen; one whose agent died before its
+    # answer stands until the next agent has started, and is seen. The kernel's own count knows of both.
     acked = {answer.version for answer in control.answers}
-    assert acked <= {1, *versions}, "nothing is acked that was never in force"
-    assert numbers[-1] // 2 == len({1, *versions}), "nothing was in force that was not seen"
+    assert numbers[-1] // 2 == len({1, *versions} | acked), "each that stood was seen or acked, each once"
 
 
 # Its wall clock is the machine's, and as many seconds as a file says.

@@ -132,7 +132,8 @@ def applied_once(seen):
     numbers, versions = zip(*seen, strict=True)
     assert list(numbers) == sorted(set(numbers)), seen
     assert list(versions) == sorted(set(versions)), seen
-    assert (numbers[-1] - numbers[0]) // 2 == len(seen) - 1, "none was in force unseen"
+    generations = (numbers[-1] - numbers[0]) // 2  # one that stands shorter than the watcher sleeps is unseen
+    assert len(seen) - 1 <= generations <= versions[-1] - versions[0], seen
 
 
 def everything_announced(site, version):
