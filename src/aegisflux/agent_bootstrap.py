@@ -182,19 +182,38 @@ def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
     return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
-def make_feeds(config: AgentConfig, datapath: Datapath) -> tuple[Feed, ...]:  # noqa: ARG001
-    """The sources of events that there are on such a host."""
-    return ()
+def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
+    """The sources of events of the kernel; the simulation has none."""
+    if config.datapath == "simulated":
+        return ()
+    from aegisflux.adapters.datapath.bpf.listeners import Listeners
+    from aegisflux.adapters.datapath.bpf.processes import Processes
+    from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
+    from aegisflux.adapters.datapath.bpf.traffic import Traffic
+
+    root = v2_root(Path("/proc/self/mountinfo").read_text())
+    inside = Path(config.attach_cgroup) if config.attach_cgroup else root
+    top, told = Path(config.bpffs) / "aegisflux" / config.instance, config.telemetry
+    programs, cgroups = Programs(), CgroupNames(root)
+    below = "" if inside == root else str(inside.relative_to(root))
+    listeners = Listeners(programs, cgroups, below)
+    processes = Processes(top, programs, rate=told.processes_per_second, inside=inside)
+    traffic = Traffic(top, programs, cgroups, listeners.owner)
+    return (
+        Feed(processes, "events"),
+        Feed(listeners, "events", told.listen_seconds),
+        Feed(traffic, "flows", told.flow_seconds),
+    )
 
 
 def make_senses(
-    config: AgentConfig, identity: Identity, datapath: Datapath, pools: Mapping[str, ThreadPoolExecutor]
+    config: AgentConfig, identity: Identity, pools: Mapping[str, ThreadPoolExecutor]
 ) -> Senses | None:
     """What telemetry works with; None where it is off."""
     if not config.telemetry.enabled:
         return None
     return Senses(
-        feeds=make_feeds(config, datapath),
+        feeds=make_feeds(config),
         spool=Spool(config.state / SPOOL, identity.host_id, boot_id(), config.telemetry.spool_bytes),
         blocking=in_thread(pools["telemetry"]),
         software=None,
@@ -284,7 +303,7 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
     (own, made), note = settled(config), note_of(config, identity.host_id)
     datapath, pool, pools = make_datapath(config), ThreadPoolExecutor(1, "datapath"), _pools()
     bus = make_bus(config, identity, seed, log)
-    senses = make_senses(config, identity, datapath, pools)
+    senses = make_senses(config, identity, pools)
     runner = make_runner(config, store, bus, datapath, pool, log, own, senses)
     control, stop = Control(runner, config.state / SOCKET), asyncio.Event()
     loop = asyncio.get_running_loop()
