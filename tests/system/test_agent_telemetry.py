@@ -21,7 +21,7 @@ from pathlib import Path
 from aegisflux import agent_bootstrap
 from aegisflux.agent.parts import Feed
 from support.sources import FileSource
-agent_bootstrap.make_feeds = lambda config, datapath: (Feed(FileSource(Path("{path}")), "events"),)
+agent_bootstrap.make_feeds = lambda config: (Feed(FileSource(Path("{path}")), "events"),)
 """
 
 
