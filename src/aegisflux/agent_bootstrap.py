@@ -39,6 +39,7 @@ from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.snapshot import Proto
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
+from aegisflux.ports.inventory import Software
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
@@ -206,6 +207,15 @@ def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
     )
 
 
+def make_software(config: AgentConfig) -> Software | None:
+    """What reads this host's packages; None where it is not to."""
+    if not config.telemetry.inventory:
+        return None
+    from aegisflux.adapters.inventory.host import HostSoftware
+
+    return HostSoftware()
+
+
 def make_senses(
     config: AgentConfig, identity: Identity, pools: Mapping[str, ThreadPoolExecutor]
 ) -> Senses | None:
@@ -216,7 +226,7 @@ def make_senses(
         feeds=make_feeds(config),
         spool=Spool(config.state / SPOOL, identity.host_id, boot_id(), config.telemetry.spool_bytes),
         blocking=in_thread(pools["telemetry"]),
-        software=None,
+        software=make_software(config),
         background=in_thread(pools["background"]),
     )
 

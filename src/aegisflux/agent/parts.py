@@ -28,6 +28,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     spool_bytes:        how much is kept on disk while the bus is away; then the oldest flows go first
     events_per_second:  more events are not read, so that what waits is lost where the kernel counts it
     processes_per_second: more execs (and exits) a CPU are counted by the kernel and not told
+    inventory:          whether it tells which packages are installed
     inventory_seconds:  between looks at the installed packages; they are sent when they changed
     flow_seconds:       between reports of flows
     listen_seconds:     between looks at listening sockets
@@ -37,6 +38,7 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     spool_bytes: int = 256 << 20
     events_per_second: int = 5000
     processes_per_second: int = 2000
+    inventory: bool = True
     inventory_seconds: float = 300.0
     flow_seconds: float = 5.0
     listen_seconds: float = 5.0
