@@ -41,6 +41,8 @@ TARGETS: Final = {
     "pipeline_events_s": Target(">=", 50_000.0),
     "pipeline_p99_ms": Target("<=", 2000.0),
     "decode_validate_events_s": Target(">=", 500_000.0),
+    "flow_accounting_ns": Target("<=", 150.0),
+    "exec_overhead_pct": Target("<=", 5.0),
     "lost_or_doubled": Target("<=", 0.0),
 }
 
