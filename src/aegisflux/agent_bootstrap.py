@@ -46,6 +46,7 @@ PREFIX: Final = "AEGISFLUX_AGENT_"
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
+M_ARENA_MAX: Final = -8  # malloc.h
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
 
 
@@ -293,6 +294,14 @@ def _trim() -> None:
         return
 
 
+def _one_arena() -> None:
+    """Let all threads share one heap: what is freed in a heap of their own would stay with the process."""
+    try:
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    except AttributeError:  # not glibc
+        return
+
+
 def _pools() -> dict[str, ThreadPoolExecutor]:
     """Threads of telemetry; they begin with their first work."""
     background = ThreadPoolExecutor(1, "background", initializer=os.setpriority, initargs=NICE)
@@ -307,6 +316,7 @@ def _ready(config: AgentConfig, host: str, log: Any) -> None:
 
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
+    _one_arena()
     locks, store = Locked(), FileStore(config.state)
     locks.take(config.state, "state folder")
     identity, seed = read_identity(store)

@@ -78,7 +78,8 @@ class _Held:
 
 
 class Collector:
-    """Reads the feeds of a host. `report` is what can be said of it, for readers on other threads."""
+    """Reads the feeds of a host. `report` is what can be said of it, for readers on other threads; `opened`
+    counts how often a source was opened, which takes memory for a moment."""
 
     def __init__(
         self,
@@ -96,6 +97,7 @@ class Collector:
         self._throttled = 0
         self._lost: Counter[str] = Counter()
         self._lost_at = float("-inf")
+        self.opened = 0
         self.report: dict[str, object] = {}
         self.lost: dict[str, int] = {}
         self.look()
@@ -183,6 +185,7 @@ class Collector:
             return
         if held.said:
             self._log(f"telemetry: {source.name}: open")
+        self.opened += 1
         held.trouble = held.said = ""
         held.retry, held.due = FIRST_RETRY, now
 

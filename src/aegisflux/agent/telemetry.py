@@ -73,8 +73,11 @@ class Telemetry:
 
     async def collect(self) -> float:
         """Read what is due; the seconds until something is."""
+        opened = self.collector.opened
         try:
             pause = await self._senses.blocking(self.collector.step, time.monotonic(), self._wall_ns())
+            if self.collector.opened != opened:
+                await self._senses.background(self._parts.trim)
         except AegisError as error:
             self._say(str(error))
             return DISK_SECONDS

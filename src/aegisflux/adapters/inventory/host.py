@@ -46,7 +46,7 @@ class HostSoftware:
         self._root, self._seconds, self._monotonic = root, seconds, monotonic
         self._kernel = kernel or (os.uname().release, os.uname().machine)
         self._marks: Marks | None = None
-        self._last: dict[str, Parsed] = {}
+        self._last: dict[str, bytes] = {}
         self._of_processes: set[str] = set()
 
     def changed(self) -> bool:
@@ -83,10 +83,10 @@ class HostSoftware:
             parsed = MANAGERS[name](tree, late)
         except Exception as error:  # noqa: BLE001 - one database that cannot be read leaves the others
             failed.add(name, _said(error))
-            return self._last.get(name, Parsed())
+            return msgspec.msgpack.decode(self._last[name], type=Parsed) if name in self._last else Parsed()
         for trouble in parsed.troubles:
             failed.add(name, trouble)
-        self._last[name] = parsed
+        self._last[name] = msgspec.msgpack.encode(parsed)
         return parsed
 
     def _system(self, tree: Tree) -> System:

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 MAX_LINKS: Final = 40
+CHUNK, MOST_AT_ONCE = 4096, 1 << 20
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 
@@ -72,11 +73,11 @@ class Folder:
         """The beginning of a regular file in it; raises OSError."""
         with os.fdopen(self.open(name), "rb", buffering=0) as file:
             parts: list[bytes] = []
-            left = most
-            while left > 0 and (part := file.read(min(left, 1 << 20))):
+            left, piece = most, max(CHUNK, min(os.fstat(file.fileno()).st_size + 1, MOST_AT_ONCE))
+            while left > 0 and (part := file.read(min(left, piece))):
                 parts.append(part)
                 left -= len(part)
-            return b"".join(parts)
+            return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 class Tree:

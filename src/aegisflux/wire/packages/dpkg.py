@@ -10,6 +10,7 @@ from aegisflux.wire.packages.common import MAX_FILES, Listed, Parsed, counted, m
 
 UNPACKED: Final = (b"installed", b"unpacked", b"half-configured", b"triggers-awaited", b"triggers-pending")
 _FIELD: Final = re.compile(rb"^(Package|Status|Version|Architecture|Source):[ \t]*([^\r\n]*)", re.M | re.I)
+_LINE: Final = re.compile(rb"/[^\n]+")
 _SOURCE: Final = re.compile(rb"([^\s(]+)(?:\s*\(\s*([^\s)]+)\s*\))?\s*", re.A)
 
 
@@ -35,8 +36,8 @@ def parse_status(data: bytes) -> Parsed:
 def parse_list(data: bytes) -> tuple[str, ...]:
     """The files of a package that matter."""
     found: list[str] = []
-    for line in data.split(b"\n"):
-        file = path(line)
+    for line in _LINE.finditer(data):
+        file = path(line[0])
         if file and matters(file):
             found.append(file)
             if len(found) >= MAX_FILES:

@@ -16,13 +16,14 @@ _LENGTH: Final = struct.Struct("<I")
 
 
 class Unread:
-    """The unread part of a ring of `size` bytes. Positions only rise."""
+    """The unread part of a ring of `size` bytes. Positions only rise. The data is mapped while it is read:
+    each of its pages would count as ours twice."""
 
     def __init__(self, fd: int, size: int) -> None:
         page = mmap.PAGESIZE
-        self._size = size
+        self._fd, self._size = fd, size
         self._ours = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._theirs = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        self._theirs = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
 
     @property
     def begin(self) -> int:
@@ -37,15 +38,18 @@ class Unread:
     def records(self) -> Iterator[tuple[bytes, int]]:
         """Each record that is whole, and the position behind it; nothing is released."""
         at, end, page = self.begin, self.end, mmap.PAGESIZE
-        while at < end:
-            offset = page + at % self._size
-            (length,) = _LENGTH.unpack_from(self._theirs, offset)
-            if length & BUSY:
-                return
-            size = length & ~DISCARD
-            at += (size + HEADER + 7) & ~7
-            if not length & DISCARD:
-                yield self._theirs[offset + HEADER : offset + HEADER + size], at
+        if at == end:
+            return
+        with mmap.mmap(self._fd, page + 2 * self._size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page) as data:
+            while at < end:
+                offset = page + at % self._size
+                (length,) = _LENGTH.unpack_from(data, offset)
+                if length & BUSY:
+                    return
+                size = length & ~DISCARD
+                at += (size + HEADER + 7) & ~7
+                if not length & DISCARD:
+                    yield data[offset + HEADER : offset + HEADER + size], at
 
     def release(self, position: int) -> None:
         """Everything before the position may be written over."""
