@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Final, Self
 
 MAX_LINKS: Final = 40
-CHUNK, MOST_AT_ONCE = 4096, 1 << 20
+CHUNK, MOST_AT_ONCE = 4096, 8 << 20
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 

@@ -10,7 +10,7 @@ from aegisflux.wire.packages.common import MAX_FILES, Listed, Parsed, counted, m
 
 UNPACKED: Final = (b"installed", b"unpacked", b"half-configured", b"triggers-awaited", b"triggers-pending")
 _FIELD: Final = re.compile(rb"^(Package|Status|Version|Architecture|Source):[ \t]*([^\r\n]*)", re.M | re.I)
-_LINE: Final = re.compile(rb"/[^\n]+")
+_LINE: Final = re.compile(rb"^/[^\n]+", re.M)
 _SOURCE: Final = re.compile(rb"([^\s(]+)(?:\s*\(\s*([^\s)]+)\s*\))?\s*", re.A)
 
 
