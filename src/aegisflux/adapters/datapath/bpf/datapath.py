@@ -265,7 +265,7 @@ class BpfDatapath:
             number, address = layout.OWN_KEY.unpack(key)
             before.setdefault(number, set()).add(address)
         told = self._own_addresses()
-        self._addresses = frozenset(address_of(raw) for _, found in told for raw in found)
+        self._addresses = frozenset(address_of(raw) for found in self._reached(told) for raw in found)
         for number, found in told:
             known = before.get(number, set())
             for address in found - known:
@@ -278,6 +278,12 @@ class BpfDatapath:
     def addresses(self) -> frozenset[Address]:
         """See `Datapath.addresses`."""
         return self._addresses
+
+    def _reached(self, told: list[tuple[int, set[bytes]]]) -> list[set[bytes]]:
+        """By what others reach what runs below our cgroup; for a part of a machine that is less than all."""
+        if self._pins.attach == self._root:
+            return [found for _, found in told]
+        return self._visited(namespaces([os.getpid(), *processes(self._pins.attach)]), addresses)
 
     def _own_addresses(self) -> list[tuple[int, set[bytes]]]:
         """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""

@@ -287,8 +287,10 @@ on conflict (host_id, service_id) do update set nack_serial = excluded.nack_seri
     nack_reason = excluded.nack_reason, nack_detail = excluded.nack_detail, nack_at = excluded.nack_at
 
 -- name: store_heartbeats
-update hosts h set seen_at = $5, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial
-from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[]) as g (host_id, every, body, serial)
+update hosts h set seen_at = $6, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial,
+    addresses = case when g.addresses = '' then h.addresses else string_to_array(g.addresses, e'\n') end
+from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[])
+    as g (host_id, every, body, serial, addresses)
 where h.host_id = g.host_id and h.released_at is null
 
 -- name: store_reports

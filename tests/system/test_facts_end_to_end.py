@@ -1,0 +1,146 @@
+"""From what hosts do to what people read: real kernels, agents, NATS, PostgreSQL and the graph, and the
+command line as its users type it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from demo import product
+
+from tests.support import probes
+from tests.support.netns import cgroup_root
+from tests.support.site import SERVICE, Site, until
+
+pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.engines]
+DB = 202
+
+
+class Facts:
+    """A site with two named services, and the command line of a viewer in the control plane's network."""
+
+    def __init__(self, site: Site) -> None:
+        self.site = site
+        selector = f"cgroup:{self.below('beta', 'db')}"
+        answer = site.api.post("/api/v1/services", {"id": DB, "name": "db", "selectors": [selector]})
+        assert answer.status in (200, 201), answer
+        site.machine("beta").serve("db", 5432)
+        until(lambda: self.run("flows", "observe").returncode == 0, 30, site.fleet.tail_of_log)
+
+    def below(self, host: str, unit: str) -> str:
+        return str((self.site.machine(host).attach / f"{unit}.service").relative_to(cgroup_root()))
+
+    def cli(self, *words: str) -> list[dict]:
+        """The rows of a command."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        return found["items"] if isinstance(found, dict) and "items" in found else found
+
+    def run(self, *words: str) -> subprocess.CompletedProcess:
+        fleet = self.site.fleet
+        settings = {
+            "AEGISFLUX_TOKEN": self.site.api.token,
+            "AEGISFLUX_LISTEN": fleet.control_address,
+            "AEGISFLUX_PORT_BASE": str(fleet.port_base),
+            "AEGISFLUX_DATA_DIR": str(self.site.data),
+        }
+        argv = [product.AEGISFLUX, *words, "-o", "json"]
+        return fleet.lab.hub.run(argv, "viewer", env=product.clean_environment() | settings)
+
+    def does(self, host: str, unit: str, function, *args):
+        return self.site.machine(host).host.call(function, *args, cgroup=f"{unit}.service")
+
+
+@pytest.fixture(scope="module")
+def facts():
+    with Site(("alpha", "beta")) as site:
+        yield Facts(site)
+
+
+def test_a_connection_becomes_a_flow_between_two_named_services(facts):
+    """Both sides tell of it; each knows the other side's service, host, program and package."""
+    peer = facts.site.address("beta")
+
+    def seen():
+        assert facts.does("alpha", "app", probes.tcp, peer, 5432) == "connected"
+        rows = facts.cli("flows", "observe", "--from", "app", "--to", "db", "--proto", "tcp", "--since", "1h")
+        named = {row["direction"]: row for row in rows if row["service"] and row["peer_service"]}
+        return named if len(named) == 2 else None
+
+    told = until(seen, 40, facts.site.machine("alpha").tail_of_log)
+    out, into = told["egress"], told["ingress"]
+    assert (out["service"], out["peer_service"], out["host_id"], out["peer_host"]) == (
+        "app",
+        "db",
+        "alpha",
+        "beta",
+    )
+    assert (into["service"], into["peer_service"], into["host_id"], into["peer_host"]) == (
+        "db",
+        "app",
+        "beta",
+        "alpha",
+    )
+    assert (out["port"], into["port"]) == (5432, 5432)
+    assert out["verdict"] == into["verdict"] == "allowed"
+    assert into["path"] == os.path.realpath(sys.executable)
+
+
+def test_a_process_is_an_event_with_its_ancestors(facts):
+    command = "/bin/true of the test; exit 3"
+    facts.site.machine("alpha").host.run(["/bin/sh", "-c", command], "app.service")
+
+    def seen():
+        rows = facts.cli("events", "--host", "alpha", "--since", "1h", "--limit", "1000")
+        found = {row["kind"]: row for row in rows if command in str(row) or row["kind"] == "exit"}
+        return rows if any(command in str(row) for row in rows) and "exit" in found else None
+
+    rows = until(seen, 30, facts.site.machine("alpha").tail_of_log)
+    shell = next(
+        row for row in rows if row["kind"] == "exec" and command in str(row["body"]["event"]["args"])
+    )
+    assert shell["body"]["event"]["path"] == os.path.realpath("/bin/sh")
+    assert shell["service"] == "app"
+    assert shell["body"]["event"]["ancestors"][0][0] == os.getpid()
+    ends = [
+        r for r in rows if r["kind"] == "exit" and r["body"]["event"]["pid"] == shell["body"]["event"]["pid"]
+    ]
+    assert [r["body"]["event"]["code"] for r in ends] == [3]
+
+
+def test_who_can_reach_a_service_and_what_a_host_exposes(facts):
+    def seen():
+        return [way["actor"] for way in facts.cli("graph", "reach", "db")["reached_by"]]
+
+    assert "app" in str(until(seen, 30))
+    assert "db" in json.dumps(facts.cli("graph", "blast-radius", "alpha"))
+
+
+def test_a_blocked_flow_is_shown_as_one_with_its_reason(facts):
+    """The kernel refuses at the call; the host tells of it, and of the rule."""
+    site = facts.site
+    assert site.post(site.next_version(), [site.allow("beta", "tcp", 9999)]).status in (200, 201, 202)
+    until(lambda: site.in_force("alpha", site.next_version() - 1), 30, site.machine("alpha").tail_of_log)
+    assert facts.does("alpha", "app", probes.tcp, site.address("beta"), 5432) == "EPERM"
+
+    def seen():
+        rows = facts.cli("events", "--host", "alpha", "--kind", "verdict", "--since", "1h")
+        return [r for r in rows if r["body"]["event"]["reason"] == "no_match"]
+
+    told = until(seen, 30)[0]["body"]["event"]
+    assert (told["service_id"], told["peer"], told["verdict"]) == (SERVICE, site.address("beta"), "blocked")
+
+
+def test_the_software_of_a_host_is_known(facts):
+    def seen():
+        hosts = {row["host_id"]: row for row in facts.cli("inventory", "hosts")}
+        return hosts if {"alpha", "beta"} <= hosts.keys() and hosts["alpha"].get("inventory") else None
+
+    until(seen, 60, facts.site.machine("alpha").tail_of_log)
+    known = subprocess.run(
+        ["dpkg-query", "-W", "-f", "${Version}", "bash"], capture_output=True, text=True, check=True
+    ).stdout
+    rows = facts.cli("inventory", "list", "--host", "alpha", "--name", "bash")
+    assert [row["version"] for row in rows if row["name"] == "bash"] == [known]
