@@ -47,7 +47,7 @@ def measure(report: Report) -> None:
             top.rmdir()
     on, off, lost = told
     change = median(with_ / without - 1 for with_, without in zip(on, off, strict=True))
-    remark = f"{mean(on) * 1e6:.0f} us with, {mean(off) * 1e6:.0f} us without; {PER_SECOND} a second, {PROGRAM}"
+    remark = f"{_us(on)} with, {_us(off)} without; {PER_SECOND} a second, {PROGRAM}"
     report.add("exec_overhead_pct", 100 * change, remark)
     report.add("exec_lost", lost, f"of {pairs * block} execs and exits told")
 
@@ -79,8 +79,12 @@ def _pairs(
                 raise RuntimeError(f"{block} execs, {counts['seen.exec']} seen")
             lost += sum(n for name, n in counts.items() if not name.startswith("seen."))
             source.remove()
-        report.say(f"pair {number + 1} of {pairs}: {on[-1] * 1e6:.0f} us with, {off[-1] * 1e6:.0f} us without")
+        report.say(f"pair {number + 1} of {pairs}: {_us(on[-1:])} with, {_us(off[-1:])} without")
     return on, off, lost
+
+
+def _us(seconds: list[float]) -> str:
+    return f"{mean(seconds) * 1e6:.0f} us"
 
 
 def _loop(count: int) -> float:

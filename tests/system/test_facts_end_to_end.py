@@ -8,7 +8,6 @@ import sys
 
 import pytest
 from demo import product
-
 from tests.support import probes
 from tests.support.netns import cgroup_root
 from tests.support.site import SERVICE, Site, until
