@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The pipeline's figures, over `aegisflux up` as its users start it: telemetry to stored and enriched.
 
-    script/bench pipeline [--quick] [--rate 50000] [--seconds 120]
+    script/bench pipeline [--quick] [--rate 51000] [--seconds 120]
 
 Everything is on this machine: the sending hosts, NATS, ingest, enrich with its graph, PostgreSQL with fsync.
 Every event is a row of its own. Leaves nothing behind.
@@ -44,18 +44,20 @@ class Bench:
         self.place = existing(load(None, {}, data_dir=str(plane.data), port_base=plane.port))
 
     def source(self, rate: float, seconds: float) -> "subprocess.Popen[str]":
-        """Hosts that send at the rate."""
+        """Hosts that send at the rate; they begin when this returns."""
         argv = [sys.executable, "-m", "bench.lib.pipeline_source", str(self.plane.data), str(self.plane.port)]
         root = Path(__file__).resolve().parent.parent
-        return subprocess.Popen(
-            [*argv, str(rate), str(seconds), str(HOSTS)], stdout=subprocess.PIPE, text=True, cwd=root
-        )
+        argv += [str(rate), str(seconds), str(HOSTS)]
+        source = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, cwd=root)
+        assert source.stdout
+        source.stdout.readline()
+        return source
 
     async def sustained(self, rate: float, seconds: float) -> None:
         """Send at the rate; events stored a second, and how far the store is behind at each quarter."""
         store = await asyncpg.connect(self.place.dsn)
-        before, cpu = await store.fetchval(SEEN), self.cpu()
-        source, began, behind = self.source(rate, seconds), time.monotonic(), []
+        source, behind = self.source(rate, seconds), list[int]()
+        before, cpu, began = await store.fetchval(SEEN), self.cpu(), time.monotonic()
         while source.poll() is None:
             await asyncio.sleep(seconds / 8)
             stored, at = await store.fetchval(SEEN) - before, time.monotonic() - began
@@ -133,7 +135,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--quick", action="store_true", help="short runs, to see that everything works")
-    parser.add_argument("--rate", type=float, default=50_000, help="events a second")
+    parser.add_argument("--rate", type=float, default=51_000, help="events a second")
     parser.add_argument("--seconds", type=float, default=120, help="how long")
     args = parser.parse_args()
     report = Report("pipeline", quick=args.quick)

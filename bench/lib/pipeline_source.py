@@ -123,7 +123,7 @@ async def send(data_dir: str, port_base: int, rate: float, seconds: float, hosts
     draw = random.Random(5)
     templates = [Template(f"bench-{n}", draw) for n in range(hosts)]
     next_seq = [BASE + time.time_ns() // 1000] * hosts
-    slots, began, sent = asyncio.Semaphore(IN_FLIGHT), time.monotonic(), 0
+    slots, sent = asyncio.Semaphore(IN_FLIGHT), 0
 
     async def publish(host: str, payload: bytes, msg_id: str) -> None:
         nonlocal sent
@@ -140,7 +140,8 @@ async def send(data_dir: str, port_base: int, rate: float, seconds: float, hosts
 
     bus.open()
     await bus.ready(10)
-    tasks = set()
+    print("sending", flush=True)
+    began, tasks = time.monotonic(), set()
     for due, n in _schedule(rate, seconds, hosts):
         pause = began + due - time.monotonic()
         if pause > 0.001:
