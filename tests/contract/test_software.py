@@ -162,10 +162,11 @@ def test_rpm_in_its_older_databases(host, name, data, expected):
     assert sorted(host.names()) == expected
 
 
-def test_the_system_and_its_kernel(host):
+@pytest.mark.parametrize("link", ["/usr/lib/os-release", "../../../../usr/lib/os-release"])
+def test_the_system_and_its_kernel(host, link):
     host.write("usr/lib/os-release", 'ID=debian\nVERSION_ID="12"\nPRETTY_NAME="Debian 12"\n')
     (host.root / "etc").mkdir()
-    (host.root / "etc/os-release").symlink_to("../../../../usr/lib/os-release")
+    (host.root / "etc/os-release").symlink_to(link)
     before = host.take()
     assert before.system == System(
         id="debian", version_id="12", name="Debian 12", kernel="6.18.4", arch="x86_64"
@@ -219,6 +220,13 @@ def test_links_out_of_the_root_stay_in_it(host, tmp_path):
     (host.root / "var/lib/dpkg/status").symlink_to(outside / "status")
     (host.root / "srv").symlink_to("../" * 20 + str(outside))
     assert host.take().packages == ()
+
+
+def test_links_within_the_root_are_followed_as_from_inside(host):
+    host.write("data/dpkg/status", "Package: a\nVersion: 1\n")
+    (host.root / "var/lib").mkdir(parents=True)
+    (host.root / "var/lib/dpkg").symlink_to("/data/dpkg")
+    assert list(host.names()) == ["a"]
 
 
 def test_a_deep_and_wide_tree_is_searched_within_bounds(host):

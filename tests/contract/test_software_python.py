@@ -170,16 +170,17 @@ def test_nobody_can_claim_the_programs_of_others(host):
     (host.root / "home/eve/venv/bin/evil").unlink()
     shutil.rmtree(host.root / "home/eve/venv/bin")
     (host.root / "home/eve/venv/bin").symlink_to("/usr/bin")
-    (host.root / "usr/bin/evil").symlink_to("sudo")
+    host.program("/usr/bin/evil")
     assert host.names()["evil"].binaries == ()
 
 
 def test_file_systems_of_others_are_not_entered(host):
     host.environment("/home/ann/venv")
     host.environment("/opt/app", name="own")
+    host.environment("/opt/team/app", name="theirs")
     host.write(
         "proc/self/mountinfo",
         "22 1 8:1 / / rw shared:1 - ext4 /dev/sda rw\n23 22 0:5 / /home rw - nfs4 server:/home rw\n"
-        "24 22 8:2 / /opt rw - xfs /dev/sdb rw\n",
+        "24 22 8:2 / /opt rw - xfs /dev/sdb rw\n25 24 0:6 / /opt/team rw - fuse.sshfs a:/b rw\n",
     )
     assert list(host.names()) == ["own"]

@@ -128,6 +128,10 @@ def test_stanzas_of_images_have_no_status():
     assert parse_status(b"Package: base\nVersion: 12\n").listed == (Listed(deb("base", "12")),)
 
 
+def test_the_first_of_two_equal_fields_counts():
+    assert parse_status(b"Package: a\nVersion: 1\nVersion: 2\n").listed == (Listed(deb("a", "1")),)
+
+
 def test_a_bad_stanza_is_told_and_the_others_are_read():
     data = b"Package: a\nVersion: 1\n\nVersion: 2\n\nPackage: c\n\n\n\nPackage: d\nVersion: 4"
     parsed = parse_status(data)
@@ -295,6 +299,7 @@ ID=debian
         (b"", System(id="linux")),
         (b'ID=""', System(id="linux")),
         (b"ID=a\nID=b", System(id="b")),
+        (b"ID=a\nNAME='b\\$'", System(id="a", name="b\\$")),
         (b'ID="', System(id='"')),
         (b"ID=a\x1b[31m\xff", System(id="a\ufffd[31m\ufffd")),
     ],
