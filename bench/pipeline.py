@@ -84,7 +84,7 @@ class Bench:
 
         async def heard(message: Message) -> None:
             now = time.time_ns()
-            waits.append((now - decode_enriched(message.payload).events[0].event.time_ns) / 1e6)
+            waits.extend((now - b.events[0].event.time_ns) / 1e6 for b in decode_enriched(message.payload))
 
         bus.open()
         await bus.ready(10)

@@ -73,10 +73,11 @@ class Bus(Protocol):
         ...
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
     ) -> Subscription:
         """Read a stream from where this durable name stopped; a batch that returns is done.
 
+        `linger`: seconds that the first message of a batch waits for others, which costs less for each.
         When the handler raises, its messages come again one by one: Refused puts a message on the dead-letter
         subject, Unavailable brings it again later for ever, anything else five times, then it is a dead
         letter.

@@ -1,5 +1,6 @@
 """Batches of events as bytes. Typed at once when all is well; one by one only when something is not."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -15,7 +16,7 @@ BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _BATCH: Final = msgspec.msgpack.Decoder(EventBatch)
 _EVENT: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)
-_ENRICHED: Final = msgspec.msgpack.Decoder(EnrichedBatch)
+_ENRICHED: Final = msgspec.msgpack.Decoder(tuple[EnrichedBatch, ...])
 
 
 class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -28,6 +29,23 @@ class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: dict[str, int] = {}
 
 
+class Taken(Struct, frozen=True, array_like=True):
+    """A batch that ingest let through: when it had it, and how far the host's clock is behind."""
+
+    received_ns: int
+    offset_ns: int
+    batch: EventBatch
+
+
+class Sealed(Struct, frozen=True, array_like=True):
+    """The same with the batch as the bytes that came."""
+
+    received_ns: int
+    offset_ns: int
+    batch: Raw
+
+
+_TAKEN: Final = msgspec.msgpack.Decoder(tuple[Taken, ...])
 _LOOSE: Final = msgspec.msgpack.Decoder(Loose)
 
 
@@ -59,6 +77,19 @@ def decode_loose(data: bytes) -> Loose:
     return loose
 
 
+def encode_taken(batches: Iterable[Sealed]) -> bytes:
+    """Batches that travel together."""
+    return _ENCODER.encode(tuple(batches))
+
+
+def decode_taken(data: bytes) -> tuple[Taken, ...]:
+    """Batches that were let through; raises Invalid."""
+    try:
+        return _TAKEN.decode(data)
+    except BROKEN as error:
+        raise Invalid("batches", "batches that ingest let through", str(error)) from None
+
+
 def encode_event(event: Event) -> bytes:
     """One event as it stands in a batch."""
     return _ENCODER.encode(event)
@@ -73,13 +104,18 @@ def decode_event(data: bytes | Raw) -> Event:
 
 
 def encode_enriched(batch: EnrichedBatch) -> bytes:
-    """An enriched batch as MessagePack."""
+    """An enriched batch as it stands among others."""
     return _ENCODER.encode(batch)
 
 
-def decode_enriched(data: bytes) -> EnrichedBatch:
-    """An enriched batch; raises Invalid."""
+def joined(encoded: Iterable[bytes]) -> bytes:
+    """Encoded batches as one message."""
+    return _ENCODER.encode(tuple(map(Raw, encoded)))
+
+
+def decode_enriched(data: bytes) -> tuple[EnrichedBatch, ...]:
+    """The enriched batches of a message; raises Invalid."""
     try:
         return _ENRICHED.decode(data)
     except BROKEN as error:
-        raise Invalid("batch", "an EnrichedBatch", str(error)) from None
+        raise Invalid("batches", "enriched batches", str(error)) from None

@@ -37,10 +37,11 @@ class Consumer:
         durable: str,
         handler: BatchHandler,
         batch: int,
+        linger: float,
         trouble: Callable[[str], None],
     ) -> None:
         self._bus, self._stream, self._durable = bus, stream, durable
-        self._handler, self._batch, self._trouble = handler, batch, trouble
+        self._handler, self._batch, self._linger, self._trouble = handler, batch, linger, trouble
         self._task: asyncio.Task[None] | None = None
 
     async def attach(self, bus: "NatsBus", nc: Client) -> None:
@@ -96,7 +97,7 @@ class Consumer:
                 await nc.publish(where, ask, reply=box)
                 wanted = self._batch
                 while wanted > 0:
-                    batch, ended = _sorted(await _arrived(sub, wanted))
+                    batch, ended = _sorted(await _arrived(sub, wanted, self._linger))
                     if batch:
                         await self._hold(nc, batch)
                     wanted = 0 if ended else wanted - len(batch)
@@ -151,9 +152,11 @@ async def _at_work(nc: Client, batch: Sequence[Msg]) -> None:
                 await nc.publish(raw.reply, b"+WPI")
 
 
-async def _arrived(sub: object, most: int) -> list[Msg]:
-    """The next message, and all that lie behind it already."""
+async def _arrived(sub: object, most: int, linger: float) -> list[Msg]:
+    """The next message, and all that lie behind it when it has lingered."""
     found = [await sub.next_msg(timeout=PULL_SECONDS + 2)]  # type: ignore[attr-defined]
+    if linger and found[0].reply.startswith("$JS.ACK.") and sub.pending_msgs < most - 1:  # type: ignore[attr-defined]
+        await asyncio.sleep(linger)
     while len(found) < most and sub.pending_msgs:  # type: ignore[attr-defined]
         found.append(await sub.next_msg(timeout=1))  # type: ignore[attr-defined]
     return found

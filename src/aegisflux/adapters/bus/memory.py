@@ -138,7 +138,13 @@ class MemoryBus:
         return self._kept(_Service(self._broker, subject, responder))
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self,
+        stream: str,
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        linger: float = 0,  # noqa: ARG002
     ) -> Subscription:
         """See `Bus.consume`."""
         return self._kept(_Consumer(self, self._broker, stream, durable, handler, batch))

@@ -172,10 +172,12 @@ class NatsBus:
         return await self._attach(Service(subject, responder, self._options.trouble))
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
     ) -> Subscription:
         """See `Bus.consume`."""
-        return await self._attach(Consumer(self, stream, durable, handler, batch, self._options.trouble))
+        return await self._attach(
+            Consumer(self, stream, durable, handler, batch, linger, self._options.trouble)
+        )
 
     async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
         """See `Bus.read`."""

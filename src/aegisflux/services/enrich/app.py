@@ -21,7 +21,7 @@ from aegisflux.services.enrich.readers import Readers
 from aegisflux.wire import subjects
 
 DURABLE: Final = "enrich"
-PULL: Final = 128  # messages, of about 100 events each
+PULL: Final = 64  # messages, of up to 1,600 events each
 READERS: Final = 2  # while one waits for the store, the other decodes and joins
 UPKEEP_SECONDS: Final = 600.0
 EVENTS_RAW = subjects.stream_of(subjects.RAW).name

@@ -6,7 +6,8 @@ sequences it has. What is published again has the same id.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from hashlib import sha256
 
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import Invalid
@@ -18,8 +19,8 @@ from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.wire import events, subjects
 from aegisflux.wire.inventory import decode_inventory
 
-PUBLISHES_AT_ONCE = 32
-RECEIVED, OFFSET = "Aegisflux-Received", "Aegisflux-Offset"
+PUBLISHES_AT_ONCE = 16
+BUNDLE_BYTES = 400 << 10
 log = logs.get("enrich")
 
 
@@ -49,12 +50,13 @@ class Pipeline:
         """Messages of `events.raw`; done when all is stored and published."""
         started = time.monotonic()
         joined = [
-            self._joins.enrich(events.decode_batch(m.payload), number_of(m, RECEIVED), number_of(m, OFFSET))
-            for m in messages
+            self._joins.enrich(taken.batch, taken.received_ns, taken.offset_ns)
+            for message in messages
+            for taken in events.decode_taken(message.payload)
         ]
         stored = await self._facts.commit(joined)
         self._graphed.see(stored.fresh)
-        await asyncio.gather(*(self._publish(batch) for batch in joined))
+        await asyncio.gather(*(self._publish(bundle) for bundle in bundled(joined)))
         metrics.events_stored.inc(stored.new)
         metrics.events_repeated.inc(stored.known)
         metrics.enrich_seconds.observe(time.monotonic() - started)
@@ -74,11 +76,10 @@ class Pipeline:
                     "inventory", host_id=inventory.host_id, added=len(delta.added), removed=len(delta.removed)
                 )
 
-    async def _publish(self, batch: EnrichedBatch) -> None:
-        first, last = batch.events[0].event.seq, batch.events[-1].event.seq
-        msg_id = f"{batch.host_id}:{batch.boot_id}:{first}-{last}"
+    async def _publish(self, bundle: dict[str, bytes]) -> None:
+        msg_id = sha256("\n".join(bundle).encode()).hexdigest()
         async with self._slots:
-            await self._bus.publish(subjects.ENRICHED, events.encode_enriched(batch), msg_id=msg_id)
+            await self._bus.publish(subjects.ENRICHED, events.joined(bundle.values()), msg_id=msg_id)
 
     def _count_misses(self) -> None:
         for join, count in self._joins.misses.items():
@@ -86,7 +87,17 @@ class Pipeline:
         self._misses = dict(self._joins.misses)
 
 
-def number_of(message: Message, header: str) -> int:
-    """A header of ingest's, in nanoseconds; 0 when it does not say."""
-    text = message.headers.get(header, "")
-    return int(text) if text.lstrip("-").isdecimal() and len(text) < 20 else 0
+def bundled(batches: Iterable[EnrichedBatch]) -> Iterator[dict[str, bytes]]:
+    """Encoded batches by their names, as many at a time as one message of the bus holds well."""
+    found: dict[str, bytes] = {}
+    size = 0
+    for batch in batches:
+        data = events.encode_enriched(batch)
+        if found and size + len(data) > BUNDLE_BYTES:
+            yield found
+            found, size = {}, 0
+        first, last = batch.events[0].event.seq, batch.events[-1].event.seq
+        found[f"{batch.host_id}:{batch.boot_id}:{first}-{last}"] = data
+        size += len(data)
+    if found:
+        yield found

@@ -1,8 +1,11 @@
 """Ingest as a whole: what runs while it lives."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
+
+from msgspec import Raw
 
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.intake import Offsets
@@ -16,11 +19,13 @@ from aegisflux.services.ingest.intake import BATCH, Outcome, Refusal, check
 from aegisflux.services.ingest.letters import HOST, REASON, SUBJECT, TIME, Letters
 from aegisflux.services.ingest.posted import Posted
 from aegisflux.wire import subjects
+from aegisflux.wire.events import Sealed, encode_taken
 
 DURABLE = "ingest"
 STREAM = subjects.stream_of(subjects.ALL_TELEMETRY).name
-RECEIVED, OFFSET = "Aegisflux-Received", "Aegisflux-Offset"
-PUBLISHES_AT_ONCE, BATCH_MESSAGES = 64, 256
+PUBLISHES_AT_ONCE, BATCH_MESSAGES = 16, 256
+LINGER_SECONDS = 0.02
+BUNDLE, BUNDLE_BYTES = 16, 400 << 10
 LAG_SECONDS = 2.0
 FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
 log = logs.get("ingest")
@@ -33,6 +38,33 @@ class Parts:
     bus: Bus
     store: Store
     clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A message and what becomes of it. `arrival` and `offset` in nanoseconds."""
+
+    outcome: Outcome
+    subject: str
+    host: str
+    arrival: int
+    offset: int
+
+
+def bundled(judged: Iterable[Judged]) -> Iterator[list[Judged]]:
+    """What goes on, as many at a time as one message of the bus holds well."""
+    found: list[Judged] = []
+    size = 0
+    for one in judged:
+        if one.outcome.payload is None:
+            continue
+        if found and (len(found) == BUNDLE or size + len(one.outcome.payload) > BUNDLE_BYTES):
+            yield found
+            found, size = [], 0
+        found.append(one)
+        size += len(one.outcome.payload)
+    if found:
+        yield found
 
 
 class Ingest:
@@ -57,7 +89,9 @@ class Ingest:
     async def start(self) -> None:
         """Consume what hosts send."""
         await self.bus.ensure_streams()
-        self._reading = await self.bus.consume(STREAM, DURABLE, self.on_batches, batch=BATCH_MESSAGES)
+        self._reading = await self.bus.consume(
+            STREAM, DURABLE, self.on_batches, batch=BATCH_MESSAGES, linger=LINGER_SECONDS
+        )
         self._tasks.loop("lag", self._measure)
         self.started = True
 
@@ -73,43 +107,41 @@ class Ingest:
 
     async def on_batches(self, messages: Sequence[Message]) -> None:
         """Messages of hosts; done when all that goes on, and all that does not, is stored."""
-        await asyncio.gather(*(self._one(message) for message in messages))
+        judged = [self._judged(message) for message in messages]
+        await asyncio.gather(*(self._pass(bundle) for bundle in bundled(judged)))
+        for one in judged:
+            for refusal in one.outcome.refused:
+                await self._bury(one.subject, one.host, one.arrival, refusal)
+            _count(one.outcome)
 
-    async def _one(self, message: Message) -> None:
+    def _judged(self, message: Message) -> Judged:
         # The bus's time of arrival is the same when the message comes again.
         arrival = message.stored_ns or self.now_ns()
-        host = ""
+        host, offset = "", 0
         try:
             host = subjects.host_of(message.subject)
             outcome = check(message.payload, host, arrival)
         except Refused as error:
             outcome = Outcome(None, None, (Refusal(BATCH, str(error), message.payload),))
-        if outcome.payload is not None and outcome.batch is not None:
+        if outcome.batch is not None:
             offset = self.offsets.observe(host, arrival, outcome.batch.sent_ns)
-            await self._pass(outcome, {RECEIVED: str(arrival), HOST: host, OFFSET: str(offset)})
-        for refusal in outcome.refused:
-            await self._bury(message.subject, host, arrival, refusal)
-        _count(outcome)
+        return Judged(outcome, message.subject, host, arrival, offset)
 
     async def let_through(self, outcome: Outcome, arrival: int) -> None:
         """Publish what a third party posted; raises Unavailable when the bus does not take it in time."""
-        assert outcome.payload is not None
         assert outcome.batch is not None
-        headers = {RECEIVED: str(arrival), HOST: outcome.batch.host_id}
+        (bundle,) = bundled([Judged(outcome, "", outcome.batch.host_id, arrival, 0)])
         async with self._slots:
-            await self.bus.publish(subjects.RAW, outcome.payload, msg_id=outcome.msg_id, headers=headers)
+            await self._publish(bundle)
         _count(outcome)
 
-    async def _pass(self, outcome: Outcome, headers: dict[str, str]) -> None:
-        """Publish until it is stored, however long the bus is away or full: the message waits meanwhile."""
-        assert outcome.payload is not None
+    async def _pass(self, bundle: Sequence[Judged]) -> None:
+        """Publish until it is stored, however long the bus is away or full: the messages wait meanwhile."""
         pause = FIRST_PAUSE
         async with self._slots:
             while True:
                 try:
-                    await self.bus.publish(
-                        subjects.RAW, outcome.payload, msg_id=outcome.msg_id, headers=headers
-                    )
+                    await self._publish(bundle)
                 except Unavailable as error:
                     if not self.waiting:
                         log.warning("waits", error=str(error))
@@ -120,6 +152,12 @@ class Ingest:
                     continue
                 self.waiting = ""
                 return
+
+    async def _publish(self, bundle: Sequence[Judged]) -> None:
+        sealed = [Sealed(one.arrival, one.offset, Raw(one.outcome.payload or b"")) for one in bundle]
+        names = [one.outcome.msg_id for one in bundle]
+        msg_id = names[0] if len(names) == 1 else sha256("\n".join(names).encode()).hexdigest()
+        await self.bus.publish(subjects.RAW, encode_taken(sealed), msg_id=msg_id)
 
     async def _bury(self, subject: str, host: str, arrival: int, refusal: Refusal) -> None:
         headers = {REASON: refusal.reason, SUBJECT: subject, HOST: host, TIME: str(arrival)}
