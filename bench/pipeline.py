@@ -59,7 +59,9 @@ class Bench:
         source, behind = self.source(rate, seconds), list[int]()
         before, cpu, began = await store.fetchval(SEEN), self.cpu(), time.monotonic()
         while source.poll() is None:
-            await asyncio.sleep(seconds / 8)
+            await asyncio.sleep(0.05)
+            if time.monotonic() - began < (len(behind) + 1) * seconds / 8:
+                continue
             stored, at = await store.fetchval(SEEN) - before, time.monotonic() - began
             behind.append(int(rate * min(at, seconds) - stored))
             self.report.say(f"{stored:>9} stored, {behind[-1]} behind the rate")

@@ -17,7 +17,7 @@ AddressClass = Literal[
 JOINS: Final = ("host", "service", "peer_host", "peer_service", "process", "package")
 
 
-class PackageRef(Struct, frozen=True, omit_defaults=True):
+class PackageRef(Struct, frozen=True, gc=False, omit_defaults=True):
     """The package that a binary belongs to."""
 
     type: str
@@ -26,7 +26,7 @@ class PackageRef(Struct, frozen=True, omit_defaults=True):
     source: str = ""
 
 
-class OpenVulnerability(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OpenVulnerability(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A vulnerability of a package that is not fixed on this host. Empty until intelligence exists."""
 
     id: str
@@ -36,7 +36,7 @@ class OpenVulnerability(Struct, frozen=True, kw_only=True, omit_defaults=True):
     epss: float | None = None
 
 
-class Indicator(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Indicator(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A threat-intelligence indicator that an address or a path matched. Empty until intelligence exists."""
 
     value: str
@@ -45,7 +45,7 @@ class Indicator(Struct, frozen=True, kw_only=True, omit_defaults=True):
     confidence: int = 0
 
 
-class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Context(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What enrichment adds to one event.
 
     service, peer_service: of the local end and of the peer, with their ids
@@ -67,14 +67,14 @@ class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
     indicators: tuple[Indicator, ...] = ()
 
 
-class Enriched(Struct, frozen=True):
+class Enriched(Struct, frozen=True, gc=False):
     """One event and its context."""
 
     event: Event
     context: Context
 
 
-class EnrichedBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EnrichedBatch(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Events of one host and boot, in their order.
 
     labels:      of the host

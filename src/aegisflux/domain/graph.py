@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from aegisflux.domain.enriched import Enriched, EnrichedBatch
-from aegisflux.domain.event import Exec, FlowSeen, Listen
+from aegisflux.domain.enriched import Context, EnrichedBatch
+from aegisflux.domain.event import Event, Exec, FlowSeen, Listen
 from aegisflux.domain.inventory import PackageInventory
 
 Kind = Literal["text", "int", "bool"]
@@ -141,68 +141,93 @@ _ADDING: Final = {r.name: frozenset(p.name for p in r.properties if p.adds) for 
 
 
 def facts_of(batches: Iterable[EnrichedBatch], into: Upserts | None = None) -> Upserts:
-    """What events say of the graph, added to `into`."""
+    """What events say of the graph, added to `into`. What a batch repeats is added up before."""
     found = into if into is not None else Upserts()
     for batch in batches:
         host = found.node(Ref("Host", batch.host_id), labels=_text(batch.labels))
+        seen = _Seen()
         for enriched in batch.events:
-            _see(found, host, enriched)
+            seen.add(enriched.event, enriched.context)
+        seen.put(found, host)
     return found
 
 
-def _see(found: Upserts, host: Ref, enriched: Enriched) -> None:
-    event = enriched.event
-    if isinstance(event, FlowSeen):
-        _flow(found, host, enriched, event)
-    elif isinstance(event, Exec):
-        actor = _local(found, host, enriched, event.time_ns)
-        binary = found.node(Ref("Binary", event.path))
-        found.edge(Edge("EXECUTES", actor, binary), runs=1, last_ns=event.time_ns)
-    elif isinstance(event, Listen):
-        actor = _local(found, host, enriched, event.time_ns)
-        endpoint = found.node(Ref("Endpoint", event.address))
-        found.edge(
-            Edge("LISTENS", actor, endpoint, (event.proto, event.port)),
-            closed=event.closed,
-            last_ns=event.time_ns,
-        )
+class _Seen:
+    """What one host's events say, by plain keys; a service None is the host itself."""
+
+    __slots__ = ("flows", "listens", "names", "ran", "runs")
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.ran: dict[int, int] = {}
+        self.flows: dict[tuple[int | None, Ref, str, bool, int, int], list[int]] = {}
+        self.runs: dict[tuple[int | None, str], list[int]] = {}
+        self.listens: dict[tuple[int | None, str, int, int], tuple[bool, int]] = {}
+
+    def add(self, event: Event, context: Context) -> None:
+        """See an event."""
+        service = context.service_id
+        if type(event) is FlowSeen:
+            self._flow(event, context)
+        elif type(event) is Exec:
+            self._local(service, context.service, event.time_ns)
+            known = self.runs.setdefault((service, event.path), [0, 0])
+            known[0] += 1
+            known[1] = event.time_ns
+        elif type(event) is Listen:
+            self._local(service, context.service, event.time_ns)
+            self.listens[service, event.address, event.proto, event.port] = event.closed, event.time_ns
+
+    def put(self, found: Upserts, host: Ref) -> None:
+        """All of it as nodes and edges."""
+        actors: dict[int | None, Ref] = {None: host}
+        for number, at in self.ran.items():
+            actors[number] = found.node(Ref("Service", number), name=self.names[number])
+            found.edge(Edge("RUNS", host, actors[number]), last_ns=at)
+        for (service, peer, text, egress, proto, port), (allowed, blocked, size, last) in self.flows.items():
+            property_ = {"Service": {"name": text}, "Endpoint": {"class": text}}.get(peer.label, {})
+            found.node(peer, **property_)
+            local = actors[service]
+            start, end = (local, peer) if egress else (peer, local)
+            edge = Edge("COMMUNICATES", start, end, (proto, port))
+            found.edge(edge, allowed=allowed, blocked=blocked, bytes=size, last_ns=last)
+        for (service, path), (runs, last) in self.runs.items():
+            binary = found.node(Ref("Binary", path))
+            found.edge(Edge("EXECUTES", actors[service], binary), runs=runs, last_ns=last)
+        for (service, address, proto, port), (closed, last) in self.listens.items():
+            endpoint = found.node(Ref("Endpoint", address))
+            edge = Edge("LISTENS", actors[service], endpoint, (proto, port))
+            found.edge(edge, closed=closed, last_ns=last)
+
+    def _flow(self, event: FlowSeen, context: Context) -> None:
+        """One side's sight of a flow. Where the peer's host tells of it too, only the initiator's counts."""
+        egress = event.direction == "egress"
+        if context.peer_class in ("own", "loopback") or (not egress and context.peer_host):
+            return
+        service = context.service_id
+        self._local(service, context.service, event.last_ns)
+        peer, text = _peer(event, context)
+        key = (service, peer, text, egress, event.proto, event.port)
+        known = self.flows.get(key)
+        if known is None:
+            known = self.flows[key] = [0, 0, 0, 0]
+        known[event.verdict == "blocked"] += max(1, event.connections)
+        known[2] += event.bytes_in + event.bytes_out
+        known[3] = event.last_ns
+
+    def _local(self, service: int | None, name: str, at: int) -> None:
+        if service is not None:
+            self.names[service] = name
+            self.ran[service] = at
 
 
-def _flow(found: Upserts, host: Ref, enriched: Enriched, event: FlowSeen) -> None:
-    """One side's sight of a flow. Where the peer's own host tells of it too, only the initiator's counts."""
-    context = enriched.context
-    if context.peer_class in ("own", "loopback") or (event.direction == "ingress" and context.peer_host):
-        return
-    local, peer = _local(found, host, enriched, event.last_ns), _peer(found, enriched, event)
-    start, end = (local, peer) if event.direction == "egress" else (peer, local)
-    blocked = event.verdict == "blocked"
-    count = max(1, event.connections)
-    found.edge(
-        Edge("COMMUNICATES", start, end, (event.proto, event.port)),
-        allowed=0 if blocked else count,
-        blocked=count if blocked else 0,
-        bytes=event.bytes_in + event.bytes_out,
-        last_ns=event.last_ns,
-    )
-
-
-def _local(found: Upserts, host: Ref, enriched: Enriched, at: int) -> Ref:
-    context = enriched.context
-    if context.service_id is None:
-        return host
-    service = found.node(Ref("Service", context.service_id), name=context.service)
-    found.edge(Edge("RUNS", host, service), last_ns=at)
-    return service
-
-
-def _peer(found: Upserts, enriched: Enriched, event: FlowSeen) -> Ref:
-    context = enriched.context
+def _peer(event: FlowSeen, context: Context) -> tuple[Ref, str]:
+    """The peer as a node, with its name or its class."""
     if context.peer_service_id is not None:
-        return found.node(Ref("Service", context.peer_service_id), name=context.peer_service)
+        return Ref("Service", context.peer_service_id), context.peer_service
     if context.peer_host:
-        return found.node(Ref("Host", context.peer_host))
-    endpoint = Ref("Endpoint", event.peer)
-    return found.node(endpoint, **{"class": context.peer_class or ""})
+        return Ref("Host", context.peer_host), ""
+    return Ref("Endpoint", event.peer), context.peer_class or ""
 
 
 def software_of(inventory: PackageInventory) -> Upserts:

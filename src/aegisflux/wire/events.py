@@ -19,7 +19,7 @@ _EVENT: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)
 _ENRICHED: Final = msgspec.msgpack.Decoder(tuple[EnrichedBatch, ...])
 
 
-class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Loose(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A batch whose events are not looked at yet."""
 
     host_id: HostId
@@ -29,7 +29,7 @@ class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: dict[str, int] = {}
 
 
-class Taken(Struct, frozen=True, array_like=True):
+class Taken(Struct, frozen=True, gc=False, array_like=True):
     """A batch that ingest let through: when it had it, and how far the host's clock is behind."""
 
     received_ns: int
@@ -37,7 +37,7 @@ class Taken(Struct, frozen=True, array_like=True):
     batch: EventBatch
 
 
-class Sealed(Struct, frozen=True, array_like=True):
+class Sealed(Struct, frozen=True, gc=False, array_like=True):
     """The same with the batch as the bytes that came."""
 
     received_ns: int
