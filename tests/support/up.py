@@ -8,10 +8,10 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.engines import free_port
+from tests.support.engines import free_base
 
 UP = "AegisFlux is up"
 AEGISFLUX = str(Path(sys.executable).parent / "aegisflux")
@@ -127,26 +127,10 @@ class Up:
 @contextmanager
 def running_up(folder: Path, **settings: str):
     """Started, and ended however the test ends."""
-    up = Up(folder / "data", two_free_ports(), **settings)
+    up = Up(folder / "data", free_base(), **settings)
     up.start()
     try:
         yield up
     finally:
         if up.process and up.process.poll() is None:
             up.stop()
-
-
-def two_free_ports() -> int:
-    """A port; those beside it that a control plane takes are free too."""
-    import socket
-
-    while True:
-        port = free_port()
-        with ExitStack() as stack:
-            try:
-                for offset in (1, 2, 5):
-                    probe = stack.enter_context(socket.socket())
-                    probe.bind(("127.0.0.1", port + offset))
-            except (OSError, OverflowError):
-                continue
-            return port

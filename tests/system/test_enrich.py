@@ -7,6 +7,7 @@ from pathlib import Path
 import httpx
 import pytest
 import pytest_asyncio
+from msgspec import Raw
 from tests.support.engines import eventually, opened, running_nats
 from tests.support.facts import NOON, execed, flow, listen
 
@@ -45,9 +46,8 @@ class Lab:
     async def send(self, host, *given, boot="b"):
         batch = EventBatch(host_id=host, boot_id=boot, sent_ns=NOON, events=given)
         first, last = given[0].seq, given[-1].seq
-        await self.bus.publish(
-            subjects.RAW, events.encode_batch(batch), msg_id=f"{host}:{boot}:{first}-{last}:{time.time_ns()}"
-        )
+        taken = events.encode_taken([events.Sealed(0, 0, Raw(events.encode_batch(batch)))])
+        await self.bus.publish(subjects.RAW, taken, msg_id=f"{host}:{boot}:{first}-{last}:{time.time_ns()}")
 
     async def get(self, path, **query):
         answer = await self.client.get(path, params=query)
@@ -159,7 +159,7 @@ async def test_the_summary_names_both_ends(lab):
 
 async def test_enriched_batches_are_on_the_bus(lab):
     message = await lab.bus.last(subjects.ENRICHED)
-    batch = events.decode_enriched(message.payload)
+    batch = events.decode_enriched(message.payload)[-1]
     assert batch.events[0].context.service == "web"
 
 
@@ -205,7 +205,7 @@ async def test_a_change_of_the_registry_holds_for_the_next_event(lab):
 
     async def named():
         await lab.send("web-1", flow(time.time_ns()))
-        batch = events.decode_enriched((await lab.bus.last(subjects.ENRICHED)).payload)
+        batch = events.decode_enriched((await lab.bus.last(subjects.ENRICHED)).payload)[-1]
         return batch.events[0].context.service == "front"
 
     await eventually(named)

@@ -26,7 +26,7 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from tests.support.engines import free_port
+from tests.support.engines import free_base
 
 pytestmark = [pytest.mark.engines]
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
@@ -49,7 +49,7 @@ class Running:
 
 @pytest.fixture(scope="module")
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    data, port = tmp_path_factory.mktemp("openapi"), free_port()
+    data, port = tmp_path_factory.mktemp("openapi"), free_base()
     log = data / "up.log"
     with log.open("wb") as out:
         process = subprocess.Popen(

@@ -8,7 +8,7 @@ import time
 
 import asyncpg
 import pytest
-from tests.support.engines import free_port
+from tests.support.engines import free_base
 from tests.support.facts import execed, flow
 from tests.support.up import Up
 
@@ -59,7 +59,7 @@ class Hosts:
 
 
 async def test_kills_lose_and_double_nothing(tmp_path):
-    up = Up(tmp_path / "data", free_port() // 10 * 10)
+    up = Up(tmp_path / "data", free_base())
     up.start()
     try:
         await asyncio.to_thread(up.until, lambda: up.log.read_text().count("enrich: ready") > 0)

@@ -52,12 +52,12 @@ class Judged:
 
 
 def bundled(judged: Iterable[Judged]) -> Iterator[list[Judged]]:
-    """What goes on, as many at a time as one message of the bus holds well."""
+    """What goes on, as many at a time as one message of the bus holds well; what came twice, once."""
     found: list[Judged] = []
     size = 0
-    for one in judged:
-        if one.outcome.payload is None:
-            continue
+    unlike = {one.outcome.msg_id: one for one in judged if one.outcome.payload is not None}
+    for one in unlike.values():
+        assert one.outcome.payload is not None
         if found and (len(found) == BUNDLE or size + len(one.outcome.payload) > BUNDLE_BYTES):
             yield found
             found, size = [], 0
