@@ -38,15 +38,16 @@ class Facts:
         return found["items"] if isinstance(found, dict) and "items" in found else found
 
     def run(self, *words: str) -> subprocess.CompletedProcess:
-        fleet = self.site.fleet
-        settings = {
+        argv = [product.AEGISFLUX, *words, "-o", "json"]
+        return self.site.fleet.lab.hub.run(argv, "viewer", env=self.settings())
+
+    def settings(self) -> dict[str, str]:
+        return product.clean_environment() | {
             "AEGISFLUX_TOKEN": self.site.api.token,
-            "AEGISFLUX_LISTEN": fleet.control_address,
-            "AEGISFLUX_PORT_BASE": str(fleet.port_base),
+            "AEGISFLUX_LISTEN": self.site.fleet.control_address,
+            "AEGISFLUX_PORT_BASE": str(self.site.fleet.port_base),
             "AEGISFLUX_DATA_DIR": str(self.site.data),
         }
-        argv = [product.AEGISFLUX, *words, "-o", "json"]
-        return fleet.lab.hub.run(argv, "viewer", env=product.clean_environment() | settings)
 
     def does(self, host: str, unit: str, function, *args):
         return self.site.machine(host).host.call(function, *args, cgroup=f"{unit}.service")
@@ -107,6 +108,16 @@ def test_a_process_is_an_event_with_its_ancestors(facts):
         r for r in rows if r["kind"] == "exit" and r["body"]["event"]["pid"] == shell["body"]["event"]["pid"]
     ]
     assert [r["body"]["event"]["code"] for r in ends] == [3]
+
+
+def test_enriched_events_are_heard_on_the_bus(facts):
+    """With the credentials of a viewer, as they happen."""
+    fleet = facts.site.fleet
+    argv = [product.AEGISFLUX, "bus", "watch", "events", "--count", "1"]
+    listening = fleet.lab.hub.start(argv, "viewer", env=facts.settings(), stdout=subprocess.PIPE, text=True)
+    facts.site.machine("alpha").host.run(["/bin/true"], "app.service")
+    told = [json.loads(line) for line in listening.communicate(timeout=30)[0].splitlines()]
+    assert {"host_id", "boot_id", "enriched"} <= told[0].keys()
 
 
 def test_who_can_reach_a_service_and_what_a_host_exposes(facts):

@@ -302,11 +302,21 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 
 
 @bus_app.command
-def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")] = 0) -> None:
-    """Show every announced snapshot, a line of JSON each, with the credentials of `aegisflux env`."""
+def watch(
+    what: Literal["snapshots", "events"] = "snapshots",
+    /,
+    *,
+    count: Annotated[int, Parameter(help="end after so many messages; 0: never")] = 0,
+) -> None:
+    """Show every announced snapshot, or every enriched event, a line of JSON each, with the credentials of
+    `aegisflux env`.
+    """
+    import msgspec
+
     from aegisflux import bootstrap
     from aegisflux.runtime import logs
     from aegisflux.wire import subjects
+    from aegisflux.wire.events import decode_enriched
 
     logs.configure("warning", "text")
 
@@ -316,10 +326,21 @@ def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")
         given = bootstrap.environment(loaded()) | given
 
     def told(payload: bytes) -> None:
-        sys.stdout.write(payload.decode(errors="replace") + "\n")
+        if what == "snapshots":
+            lines = [payload.decode(errors="replace")]
+        else:
+            lines = [
+                msgspec.json.encode(
+                    {"host_id": batch.host_id, "boot_id": batch.boot_id, "enriched": enriched}
+                ).decode()
+                for batch in decode_enriched(payload)
+                for enriched in batch.events
+            ]
+        sys.stdout.write("\n".join(lines) + "\n")
         sys.stdout.flush()
 
-    asyncio.run(bootstrap.watch(given, subjects.MAPS, told, count))
+    subject = subjects.MAPS if what == "snapshots" else subjects.ENRICHED
+    asyncio.run(bootstrap.watch(given, subject, told, count))
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:
