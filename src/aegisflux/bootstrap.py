@@ -11,6 +11,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from litestar import Litestar
+
 from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines.nats import NatsEngine
@@ -189,10 +191,7 @@ async def run_orchestrator(settings: Settings) -> None:
     accounts = LiveAccounts(place.accounts, pusher(system))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     app = application(orchestrator)
-    servers = [http.server(app, "127.0.0.1", settings.api_port, None)]
-    files = place.pki.server("orchestrator", place.names, time.time())
-    tls = files.certificate, files.key
-    servers += [http.server(app, address, settings.api_port, tls) for address in settings.outside]
+    servers = _servers(place, app, "orchestrator", settings.api_port)
     serving = [asyncio.create_task(server.serve()) for server in servers]
     system.on_connect(accounts.push_all)
     control.open()
@@ -210,6 +209,16 @@ async def run_orchestrator(settings: Settings) -> None:
         asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
     )
     await asyncio.wait(serving, timeout=3)
+
+
+def _servers(place: Place, app: Litestar, name: str, port: int) -> list[http.EmbeddedServer]:
+    """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address."""
+    found = [http.server(app, "127.0.0.1", port, None)]
+    if place.settings.outside:
+        files = place.pki.server(name, place.names, time.time())
+        tls = files.certificate, files.key
+        found += [http.server(app, address, port, tls) for address in place.settings.outside]
+    return found
 
 
 def _collect_rarely() -> None:
@@ -237,21 +246,22 @@ async def run_enrich(settings: Settings) -> None:
             keep_seconds=settings.retention.seconds(),
         )
     )
-    server = http.server(enrich_application(enrich), "127.0.0.1", settings.enrich_port, None)
-    serving = asyncio.create_task(server.serve())
+    servers = _servers(place, enrich_application(enrich), "enrich", settings.enrich_port)
+    serving = [asyncio.create_task(server.serve()) for server in servers]
     bus.open()
     starting = asyncio.create_task(_start_enrich(store, bus, enrich))
     starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
     for task in (stopping, starting):
         task.cancel()
-    server.end()
+    for server in servers:
+        server.end()
     await enrich.close()
     await asyncio.wait_for(
         asyncio.gather(bus.close(), facts.close(), store.close(), return_exceptions=True), 5
     )
-    await asyncio.wait([serving], timeout=3)
+    await asyncio.wait(serving, timeout=3)
 
 
 async def run_ingest(settings: Settings) -> None:
@@ -264,19 +274,20 @@ async def run_ingest(settings: Settings) -> None:
     store = place.store()
     bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
     ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
-    server = http.server(ingest_application(ingest), "127.0.0.1", settings.ingest_port, None)
-    serving = asyncio.create_task(server.serve())
+    servers = _servers(place, ingest_application(ingest), "ingest", settings.ingest_port)
+    serving = [asyncio.create_task(server.serve()) for server in servers]
     bus.open()
     starting = asyncio.create_task(_start_ingest(store, bus, ingest))
     starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
     for task in (stopping, starting):
         task.cancel()
-    server.end()
+    for server in servers:
+        server.end()
     await ingest.close()
     await asyncio.wait_for(asyncio.gather(bus.close(), store.close(), return_exceptions=True), 5)
-    await asyncio.wait([serving], timeout=3)
+    await asyncio.wait(serving, timeout=3)
 
 
 async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:

@@ -5,12 +5,15 @@ import json
 import os
 import subprocess
 import sys
+from datetime import UTC, datetime
 
 import pytest
 from demo import product
 from tests.support import probes
 from tests.support.netns import cgroup_root
 from tests.support.site import SERVICE, Site, until
+
+from aegisflux.adapters.secrets.pki import CA_CERT
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.engines]
 DB = 202
@@ -141,6 +144,35 @@ def test_a_blocked_flow_is_shown_as_one_with_its_reason(facts):
 
     told = until(seen, 30)[0]["body"]["event"]
     assert (told["service_id"], told["peer"], told["verdict"]) == (SERVICE, site.address("beta"), "blocked")
+
+
+def test_another_host_sends_events_of_others_as_the_guide_says(facts, tmp_path):
+    """Over TLS, to the address that hosts reach; the token says whose events they are."""
+    body = {"name": "falco", "role": "source", "host_id": "beta"}
+    answer = facts.site.api.post("/api/v1/tokens", body)
+    assert answer.status in (200, 201), answer
+    header, alert = tmp_path / "token-header", tmp_path / "falco.ndjson"
+    header.write_text(f"Authorization: Bearer {answer.body['token']}\n")
+    told = {
+        "time": datetime.now(UTC).isoformat(),
+        "rule": "Terminal shell in container",
+        "priority": "Notice",
+        "output": "a shell was spawned",
+        "output_fields": {"proc.name": "bash"},
+        "hostname": "somebody else",
+    }
+    alert.write_text(json.dumps(told) + "\n")
+    url = f"https://{facts.site.fleet.control_address}:8085/api/v1/events?format=falco"
+    authority = facts.site.data / "secrets" / CA_CERT
+    argv = f"curl -sS {url} --cacert {authority} -H @{header} -H Content-Type:application/x-ndjson"
+    done = facts.site.machine("alpha").host.run([*argv.split(), "--data-binary", f"@{alert}"])
+    assert json.loads(done.stdout)["accepted"] == 1, (done.stdout, done.stderr)
+
+    def seen():
+        return facts.cli("events", "--host", "beta", "--kind", "log", "--since", "1h")
+
+    (row,) = until(seen, 20)
+    assert row["body"]["event"]["rule"] == told["rule"]
 
 
 def test_the_software_of_a_host_is_known(facts):

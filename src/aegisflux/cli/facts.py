@@ -1,7 +1,7 @@
 """`aegisflux flows`, `events`, `inventory`, `graph`: what hosts really do."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -244,12 +244,19 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
             f"{row['path'] or event.get('comm', '')} ended with {event.get('signal') or event.get('code', 0)}"
         ),
         "listen": lambda: f"{event['address']}:{event['port']}" + (" closed" if event.get("closed") else ""),
-        "verdict": lambda: f"{event['verdict']} {event['direction']} {event['peer']} ({event['reason']})",
+        "verdict": lambda: _verdict(event),
         "auth": lambda: f"{event.get('user', '')} {'let in' if event['success'] else 'refused'}",
         "file": lambda: f"{event['action']} {event['path']}",
         "log": lambda: event["message"],
     }
     return row | {"service": row["service"] or "-", "what": printable(words[row["kind"]]())}
+
+
+def _verdict(event: Mapping[str, Any]) -> str:
+    port = event.get("peer_port") if event["direction"] == "egress" else event.get("local_port")
+    proto = PROTOCOL_NAMES.get(event["proto"], str(event["proto"]))
+    where = f"{event['peer']} {proto}" + (f"/{port}" if port else "")
+    return f"{event['verdict']} {event['direction']} {where} ({event['reason']})"
 
 
 def printable(text: str) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
 from aegisflux.domain.enriched import Context, EnrichedBatch
-from aegisflux.domain.event import Event, Exec, FlowSeen, Listen
+from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
 from aegisflux.domain.inventory import PackageInventory
 
 Kind = Literal["text", "int", "bool"]
@@ -177,6 +177,8 @@ class _Seen:
         elif type(event) is Listen:
             self._local(service, context.service, event.time_ns)
             self.listens[service, event.address, event.proto, event.port] = event.closed, event.time_ns
+        elif type(event) is VerdictSeen and event.verdict == "blocked":
+            self._refused(event, context)
 
     def put(self, found: Upserts, host: Ref) -> None:
         """All of it as nodes and edges."""
@@ -215,13 +217,24 @@ class _Seen:
         known[2] += event.bytes_in + event.bytes_out
         known[3] = event.last_ns
 
+    def _refused(self, event: VerdictSeen, context: Context) -> None:
+        """What was refused at the call sent no packet, and is no flow."""
+        egress = event.direction == "egress"
+        self._local(context.service_id, context.service, event.time_ns)
+        peer, text = _peer(event, context)
+        port = (event.peer_port if egress else event.local_port) or 0
+        key = (context.service_id, peer, text, egress, event.proto, port)
+        known = self.flows.setdefault(key, [0, 0, 0, 0])
+        known[1] += 1
+        known[3] = event.time_ns
+
     def _local(self, service: int | None, name: str, at: int) -> None:
         if service is not None:
             self.names[service] = name
             self.ran[service] = at
 
 
-def _peer(event: FlowSeen, context: Context) -> tuple[Ref, str]:
+def _peer(event: FlowSeen | VerdictSeen, context: Context) -> tuple[Ref, str]:
     """The peer as a node, with its name or its class."""
     if context.peer_service_id is not None:
         return Ref("Service", context.peer_service_id), context.peer_service
