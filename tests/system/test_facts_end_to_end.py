@@ -40,6 +40,12 @@ class Facts:
         found = json.loads(done.stdout)
         return found["items"] if isinstance(found, dict) and "items" in found else found
 
+    def one(self, *words: str) -> dict:
+        """What a command says."""
+        done = self.run(*words)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
     def run(self, *words: str) -> subprocess.CompletedProcess:
         argv = [product.AEGISFLUX, *words, "-o", "json"]
         return self.site.fleet.lab.hub.run(argv, "viewer", env=self.settings())
@@ -173,6 +179,21 @@ def test_another_host_sends_events_of_others_as_the_guide_says(facts, tmp_path):
 
     (row,) = until(seen, 20)
     assert row["body"]["event"]["rule"] == told["rule"]
+
+
+def test_what_no_snapshot_forbids_could_be(facts):
+    """db calls nobody, and may call app, until app is told to take no calls."""
+    site = facts.site
+    site.machine("alpha").serve("app", 8080)
+
+    def could():
+        found = facts.one("graph", "reach", "app")
+        return [way["actor"] for way in found["could"]], found["open"]
+
+    until(lambda: could() == (["service:db"], True), 40)
+    assert "service:app" in [way["actor"] for way in facts.one("graph", "blast-radius", "beta")["could"]]
+    assert site.post(site.next_version(), [], ingress=[]).status in (200, 201, 202)
+    until(lambda: could() == ([], False), 40, lambda: str(could()))
 
 
 def test_the_software_of_a_host_is_known(facts):

@@ -143,7 +143,8 @@ def hosts(*, output: Output = "table") -> None:
 
 @graph_app.command
 def reach(service: str, /, *, output: Output = "table") -> None:
-    """Who reaches a service, directly and over others, and who was refused there.
+    """Who reaches a service, directly and over others; who could, since no snapshot in force forbids it; and
+    who was refused there.
 
     Example: aegisflux graph reach db
     """
@@ -153,13 +154,17 @@ def reach(service: str, /, *, output: Output = "table") -> None:
         return
     say(f"service {service} runs on {', '.join(found['hosts']) or 'no host that is known'}")
     rows = [way | {"what": "reaches"} for way in found["reached_by"]]
+    rows += [way | {"what": "could reach"} for way in found["could"]]
     rows += [way | {"what": "was refused"} for way in found["refused"]]
     show(rows, "table", ("actor", "what", "hops", "by"))
+    if found["open"]:
+        say("anybody may call it: on some host nothing restricts its ingress")
+    _told_cut(found)
 
 
 @graph_app.command(name="blast-radius")
 def blast_radius(host: str, /, *, output: Output = "table") -> None:
-    """What a compromise of a host exposes: its services, and all that they reach.
+    """What a compromise of a host exposes: its services, all that they reach, and all that they could.
 
     Example: aegisflux graph blast-radius web-1
     """
@@ -168,7 +173,15 @@ def blast_radius(host: str, /, *, output: Output = "table") -> None:
         show(found, "json")
         return
     say(f"host {host} runs {', '.join(found['services']) or 'no service that is known'}")
-    show(found["reaches"], "table", ("actor", "hops", "by"))
+    rows = [way | {"what": "reaches"} for way in found["reaches"]]
+    rows += [way | {"what": "could reach"} for way in found["could"]]
+    show(rows, "table", ("actor", "what", "hops", "by"))
+    _told_cut(found)
+
+
+def _told_cut(found: Mapping[str, Any]) -> None:
+    if found["cut"]:
+        say("there were too many services, addresses or ports to judge all that could be")
 
 
 FLOW = ("time", "client", "server", "what", "verdict", "reason", "conns", "bytes")

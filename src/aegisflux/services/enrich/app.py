@@ -49,7 +49,7 @@ class Enrich:
         self.graphed = Graphed(parts.graph)
         self.pipeline = Pipeline(parts.bus, parts.facts, Joins(), self.graphed)
         self.readers = Readers(parts.facts)
-        self.graph = Questions(parts.graph)
+        self.graph = Questions(parts.graph, parts.facts)
         self.bearers = Bearers(parts.store, parts.clock)
         self._tasks = Tasks()
         self.started = False

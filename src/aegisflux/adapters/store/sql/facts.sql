@@ -155,3 +155,24 @@ order by host_id, type, name, version limit $8
 -- name: package_changes
 select time, host_id, added, type, name, version, arch, place from package_changes
 where ($1::text is null or host_id = $1) and time >= $2 order by time desc, host_id, name limit $3
+
+-- Where services run, by what hosts report of cgroups, or by who listens there; the version is what the kernel holds.
+-- name: parties
+select s.name, s.id as service_id, h.host_id, h.addresses,
+       case when r.state = 'panicked' then null else r.version end as version
+from services s
+join (select host_id, service_id from reports where cgroups <> '{}' or version is not null
+      union select host_id, service_id from listeners where service_id is not null) p on p.service_id = s.id
+join hosts h on h.host_id = p.host_id and h.released_at is null
+left join reports r on r.host_id = h.host_id and r.service_id = s.id
+order by s.id, h.host_id limit 20000
+
+-- name: service_ports
+select distinct service_id, proto::int as proto, port from listeners
+where service_id is not null and address not like '127.%' and address <> '::1' order by 1, 2, 3 limit 100000
+
+-- name: content_payload
+select payload from contents where service_id = $1 and version = $2
+
+-- name: service_named
+select id from services where name = $1
