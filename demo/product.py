@@ -119,18 +119,18 @@ def reason(found: dict[str, Any]) -> str:
     return f"{found['verdict']} ({found['reason']}{rule})"
 
 
-def viewed(hub: Runs, data: Path, token: str, shift: int, *words: str) -> str:
+def viewed(desk: Runs, data: Path, token: str, shift: int, *words: str) -> str:
     """What a command of a viewer prints; empty when it fails."""
-    return _asked(hub, data, token, shift, *words).stdout
+    return _asked(desk, data, token, shift, *words).stdout
 
 
-def viewer(hub: Runs, data: Path, token: str, shift: int, *words: str) -> Any:
+def viewer(desk: Runs, data: Path, token: str, shift: int, *words: str) -> Any:
     """The same for programs; an empty list when it fails."""
-    done = _asked(hub, data, token, shift, *words, "-o", "json")
+    done = _asked(desk, data, token, shift, *words, "-o", "json")
     return json.loads(done.stdout) if done.returncode == 0 and done.stdout else []
 
 
-def _asked(hub: Runs, data: Path, token: str, shift: int, *words: str) -> subprocess.CompletedProcess[str]:
+def _asked(desk: Runs, data: Path, token: str, shift: int, *words: str) -> subprocess.CompletedProcess[str]:
     settings = {"DATA_DIR": str(data), "PORT_BASE": str(shift), "TOKEN": token}
     named = [f"AEGISFLUX_{name}={text}" for name, text in settings.items()]
-    return hub.run(["env", "NO_COLOR=1", *named, AEGISFLUX, *words])
+    return desk.run(["env", "NO_COLOR=1", *named, AEGISFLUX, *words])

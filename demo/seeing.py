@@ -13,7 +13,8 @@ def meanwhile(scene: Scene) -> None:
     account = scene.account
     with account.step("What the hosts told meanwhile: nobody wrote any of this down"):
         if scene.fleet.datapath == "simulated":
-            account.note("a simulation has no packets and no programs: its hosts tell of no events")
+            account.note("a simulation has no packets and no programs: its hosts tell of packages only")
+            _software(scene)
             return
         _flows(scene)
         _refusals(scene)
@@ -88,7 +89,7 @@ def _reach(scene: Scene) -> None:
 
 
 def _said(scene: Scene, *words: str) -> Any:
-    return product.viewer(scene.fleet.hub, scene.data, scene.api.token, scene.port_base, *words)
+    return product.viewer(scene.fleet.desk, scene.data, scene.api.token, scene.port_base, *words)
 
 
 def _rows(scene: Scene, *words: str) -> list[dict[str, Any]]:
@@ -99,6 +100,6 @@ def _rows(scene: Scene, *words: str) -> list[dict[str, Any]]:
 def _shown(scene: Scene, *words: str) -> None:
     """The command and what it prints, as somebody at a terminal sees it."""
     scene.account.note("$ aegisflux " + " ".join(words))
-    text = product.viewed(scene.fleet.hub, scene.data, scene.api.token, scene.port_base, *words)
+    text = product.viewed(scene.fleet.desk, scene.data, scene.api.token, scene.port_base, *words)
     for line in text.splitlines()[:6]:
         scene.account.note(line[:WIDE])
