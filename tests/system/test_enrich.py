@@ -22,6 +22,7 @@ from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Process
 from aegisflux.services.enrich.api import application
 from aegisflux.services.enrich.app import Enrich, Parts
+from aegisflux.services.enrich.refill import refill
 from aegisflux.wire import events, subjects
 from aegisflux.wire.inventory import encode_inventory
 
@@ -198,6 +199,26 @@ async def test_who_reaches_a_service_and_what_a_host_exposes(lab):
     assert [way["actor"] for way in radius["reaches"]] == ["endpoint:203.0.113.9", "service:db"]
     assert radius["software"]["packages"] == 1
     assert (await lab.client.get("/api/v1/graph/reach/nobody")).status_code == 404
+
+
+async def test_an_empty_graph_is_filled_from_the_store(lab):
+    """What was asked before is answered the same after the graph is gone."""
+    await lab.enrich.graphed.flush()
+    graph, facts = lab.enrich.parts.graph, lab.enrich.parts.facts
+    paths = ("/api/v1/graph/reach/db", "/api/v1/graph/reach/web", "/api/v1/graph/blast-radius/web-1")
+    before = [await lab.get(path) for path in paths]
+    assert before[0]["reached_by"]
+    assert await refill(graph, facts, time.time()) == 0, "it is not empty"
+    await graph.clear()
+    assert await refill(graph, facts, time.time()) > 0
+    assert [_timeless(await lab.get(path)) for path in paths] == list(map(_timeless, before))
+
+
+def _timeless(answer):
+    """The store keeps microseconds."""
+    if isinstance(answer, dict):
+        return {name: _timeless(value) for name, value in answer.items() if name != "last_ns"}
+    return list(map(_timeless, answer)) if isinstance(answer, list) else answer
 
 
 async def test_a_change_of_the_registry_holds_for_the_next_event(lab):

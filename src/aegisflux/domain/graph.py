@@ -145,22 +145,26 @@ def facts_of(batches: Iterable[EnrichedBatch], into: Upserts | None = None) -> U
     found = into if into is not None else Upserts()
     for batch in batches:
         host = found.node(Ref("Host", batch.host_id), labels=_text(batch.labels))
-        seen = _Seen()
+        seen = Sight()
         for enriched in batch.events:
             seen.add(enriched.event, enriched.context)
         seen.put(found, host)
     return found
 
 
-class _Seen:
-    """What one host's events say, by plain keys; a service None is the host itself."""
+FlowKey = tuple[int | None, Ref, str, bool, int, int]
+"""The local service, the peer with its name or class, whether it is egress, protocol and port."""
+
+
+class Sight:
+    """What one host says, by plain keys, added up; a service None is the host itself."""
 
     __slots__ = ("flows", "listens", "names", "ran", "runs")
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
         self.ran: dict[int, int] = {}
-        self.flows: dict[tuple[int | None, Ref, str, bool, int, int], list[int]] = {}
+        self.flows: dict[FlowKey, list[int]] = {}
         self.runs: dict[tuple[int | None, str], list[int]] = {}
         self.listens: dict[tuple[int | None, str, int, int], tuple[bool, int]] = {}
 
@@ -206,27 +210,33 @@ class _Seen:
         egress = event.direction == "egress"
         if context.peer_class in ("own", "loopback") or (not egress and context.peer_host):
             return
-        service = context.service_id
+        service, count = context.service_id, max(1, event.connections)
+        blocked = count if event.verdict == "blocked" else 0
         self._local(service, context.service, event.last_ns)
-        peer, text = _peer(event, context)
-        key = (service, peer, text, egress, event.proto, event.port)
+        key = (service, *_peer(event, context), egress, event.proto, event.port)
+        self.flow(key, count - blocked, blocked, event.bytes_in + event.bytes_out, event.last_ns)
+
+    def flow(self, key: FlowKey, allowed: int, blocked: int, size: int, last_ns: int) -> None:
+        """Traffic of a key."""
         known = self.flows.get(key)
         if known is None:
             known = self.flows[key] = [0, 0, 0, 0]
-        known[event.verdict == "blocked"] += max(1, event.connections)
-        known[2] += event.bytes_in + event.bytes_out
-        known[3] = event.last_ns
+        known[0] += allowed
+        known[1] += blocked
+        known[2] += size
+        known[3] = max(known[3], last_ns)
 
     def _refused(self, event: VerdictSeen, context: Context) -> None:
         """What was refused at the call sent no packet, and is no flow."""
         egress = event.direction == "egress"
         self._local(context.service_id, context.service, event.time_ns)
-        peer, text = _peer(event, context)
         port = (event.peer_port if egress else event.local_port) or 0
-        key = (context.service_id, peer, text, egress, event.proto, port)
-        known = self.flows.setdefault(key, [0, 0, 0, 0])
-        known[1] += 1
-        known[3] = event.time_ns
+        key = (context.service_id, *_peer(event, context), egress, event.proto, port)
+        self.flow(key, 0, 1, 0, event.time_ns)
+
+    def runs_on(self, service: int, name: str, at: int) -> None:
+        """A service runs on the host."""
+        self._local(service, name, max(at, self.ran.get(service, 0)))
 
     def _local(self, service: int | None, name: str, at: int) -> None:
         if service is not None:
@@ -235,12 +245,18 @@ class _Seen:
 
 
 def _peer(event: FlowSeen | VerdictSeen, context: Context) -> tuple[Ref, str]:
-    """The peer as a node, with its name or its class."""
-    if context.peer_service_id is not None:
-        return Ref("Service", context.peer_service_id), context.peer_service
-    if context.peer_host:
-        return Ref("Host", context.peer_host), ""
-    return Ref("Endpoint", event.peer), context.peer_class or ""
+    return peer_of(
+        context.peer_service_id, context.peer_service, context.peer_host, event.peer, context.peer_class or ""
+    )
+
+
+def peer_of(service: int | None, name: str, host: str, address: str, class_: str) -> tuple[Ref, str]:
+    """A peer as a node, with its name or its class."""
+    if service is not None:
+        return Ref("Service", service), name
+    if host:
+        return Ref("Host", host), ""
+    return Ref("Endpoint", address), class_
 
 
 def software_of(inventory: PackageInventory) -> Upserts:

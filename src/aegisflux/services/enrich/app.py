@@ -18,6 +18,7 @@ from aegisflux.services.enrich.graph import Questions
 from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.services.enrich.pipeline import Pipeline
 from aegisflux.services.enrich.readers import Readers
+from aegisflux.services.enrich.refill import refill
 from aegisflux.wire import subjects
 
 DURABLE: Final = "enrich"
@@ -59,6 +60,7 @@ class Enrich:
         await self.pipeline.start()
         await self._upkeep()
         await self.parts.graph.open()
+        await refill(self.parts.graph, self.parts.facts, self.parts.clock.now())
         bus = self.parts.bus
         await bus.ensure_streams()
         for _ in range(READERS):
