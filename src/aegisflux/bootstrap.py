@@ -244,6 +244,7 @@ async def run_enrich(settings: Settings) -> None:
             store=store,
             clock=WallClock(),
             keep_seconds=settings.retention.seconds(),
+            timescale=settings.timescale,
         )
     )
     servers = _servers(place, enrich_application(enrich), "enrich", settings.enrich_port)
@@ -392,8 +393,16 @@ def admin_token(settings: Settings) -> str | None:
         return None
 
 
-async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes], None], count: int) -> None:
-    """Hear a subject with the credentials that `aegisflux env` exports, `count` of them (0: for ever)."""
+async def watch(
+    environ: dict[str, str],
+    subject: str,
+    lines: Callable[[bytes], list[str]],
+    tell: Callable[[str], None],
+    count: int,
+) -> None:
+    """Hear a subject with the credentials that `aegisflux env` exports, and tell `count` lines of it (0: for
+    ever).
+    """
     credentials = Credentials.parse(Path(environ["NATS_CREDS"]).read_text())
     bus = NatsBus(
         NatsOptions(
@@ -407,10 +416,13 @@ async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes],
 
     async def told(message: Message) -> None:
         nonlocal heard
-        handle(message.payload)
-        heard += 1
-        if heard == count:
-            done.set()
+        for line in lines(message.payload):
+            if done.is_set():
+                return
+            tell(line)
+            heard += 1
+            if heard == count:
+                done.set()
 
     bus.open()
     try:

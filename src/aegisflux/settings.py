@@ -68,6 +68,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_format:       json, or text for people
     leases:           see below
     retention:        see below
+    timescale:        TimescaleDB where the database has it, or it must, or it is not used
     """
 
     data_dir: str = ""
@@ -84,6 +85,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_format: Literal["json", "text"] = "json"
     leases: Leases = Leases()
     retention: Retention = Retention()
+    timescale: Literal["auto", "require", "off"] = "auto"
 
     @property
     def data(self) -> Path:

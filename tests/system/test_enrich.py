@@ -156,6 +156,9 @@ async def test_events_carry_what_was_known(lab):
 async def test_the_summary_names_both_ends(lab):
     found = await lab.get("/api/v1/flows/summary", **WINDOW)
     assert {"client": "web", "server": "db", "port": 5432}.items() <= found[0].items()
+    weeks = {"since": "2026-11-01T00:00:00Z", "until": "2026-12-01T00:00:00Z"}
+    long = await lab.get("/api/v1/flows/summary", **weeks)
+    assert [row["flows"] for row in long] == [row["flows"] for row in found], "by hours it is the same"
 
 
 async def test_enriched_batches_are_on_the_bus(lab):

@@ -1,6 +1,7 @@
 """Nouns of the control plane: snapshots, services, hosts, tokens, keys, the audit log, the bus."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -303,20 +304,19 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 
 @bus_app.command
 def watch(
-    what: Literal["snapshots", "events"] = "snapshots",
+    what: Annotated[Literal["maps", "events"], Parameter(help="announced snapshots, or enriched events")] = "maps",
     /,
     *,
-    count: Annotated[int, Parameter(help="end after so many messages; 0: never")] = 0,
+    count: Annotated[int, Parameter(help="end after so many lines; 0: never")] = 0,
 ) -> None:
-    """Show every announced snapshot, or every enriched event, a line of JSON each, with the credentials of
-    `aegisflux env`.
-    """
-    import msgspec
+    """Show announced snapshots or enriched events as they come, a line of JSON each, with the credentials
+    of `aegisflux env`.
 
+    Example: aegisflux bus watch events --count 10
+    """
     from aegisflux import bootstrap
     from aegisflux.runtime import logs
     from aegisflux.wire import subjects
-    from aegisflux.wire.events import decode_enriched
 
     logs.configure("warning", "text")
 
@@ -324,23 +324,34 @@ def watch(
     given = {name: os.environ[name] for name in names if name in os.environ}
     if len(given) < len(names):
         given = bootstrap.environment(loaded()) | given
+    subject, lines = (subjects.MAPS, announced) if what == "maps" else (subjects.ENRICHED, enriched)
 
-    def told(payload: bytes) -> None:
-        if what == "snapshots":
-            lines = [payload.decode(errors="replace")]
-        else:
-            lines = [
-                msgspec.json.encode(
-                    {"host_id": batch.host_id, "boot_id": batch.boot_id, "enriched": enriched}
-                ).decode()
-                for batch in decode_enriched(payload)
-                for enriched in batch.events
-            ]
-        sys.stdout.write("\n".join(lines) + "\n")
+    def told(line: str) -> None:
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    subject = subjects.MAPS if what == "snapshots" else subjects.ENRICHED
-    asyncio.run(bootstrap.watch(given, subject, told, count))
+    asyncio.run(bootstrap.watch(given, subject, lines, told, count))
+
+
+def announced(payload: bytes) -> list[str]:
+    """The line of an announced snapshot."""
+    return [payload.decode(errors="replace")]
+
+
+def enriched(payload: bytes) -> list[str]:
+    """A line for each event of a message, of ASCII alone; raises Invalid."""
+    from msgspec import to_builtins
+
+    from aegisflux.wire import events
+
+    return [
+        json.dumps(
+            {"host_id": batch.host_id, "boot_id": batch.boot_id, "received_ns": batch.received_ns}
+            | to_builtins(event)
+        )
+        for batch in events.decode_enriched(payload)
+        for event in batch.events
+    ]
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:

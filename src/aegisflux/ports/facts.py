@@ -53,6 +53,11 @@ class Facts(Protocol):
         """A named query for readers."""
         ...
 
+    async def shape(self, mode: str, keep_seconds: Mapping[str, int]) -> str:
+        """How large tables are kept, in words: with TimescaleDB where it is to be had (`mode` auto; require:
+        else Unavailable; off: never), else natively."""
+        ...
+
     async def upkeep(self, now: float, keep_seconds: Mapping[str, int]) -> Sequence[str]:
         """Make the partitions that are due, drop those older than the retention of their table; what was
         done, in words."""

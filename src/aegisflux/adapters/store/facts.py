@@ -16,7 +16,7 @@ import msgspec
 import zstandard
 from msgspec.structs import replace
 
-from aegisflux.adapters.store import partitions
+from aegisflux.adapters.store import partitions, timescale
 from aegisflux.adapters.store.postgres import AWAY, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.enriched import EnrichedBatch
@@ -51,6 +51,7 @@ class PostgresFacts:
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._queries = named_queries("facts.sql")
+        self._timescale = named_queries("timescale.sql")
         self._writer: Any = None
         self._readers: Any = None
         self._turn = asyncio.Lock()
@@ -256,6 +257,17 @@ class PostgresFacts:
         async with _here():
             found: Sequence[Row] = await self._readers.fetch(self._queries[query], *values)
             return found
+
+    async def shape(self, mode: str, keep_seconds: Mapping[str, int]) -> str:
+        """See `Facts.shape`."""
+        async with self._turn:
+            connection = await self._connected()
+            async with _here():
+                found = await timescale.version(connection, self._timescale, mode)
+                if found is None:
+                    return "native partitions"
+                done = await timescale.adopt(connection, self._timescale, keep_seconds)
+                return "; ".join((f"TimescaleDB {found}", *done))
 
     async def upkeep(self, now: float, keep_seconds: Mapping[str, int]) -> Sequence[str]:
         """See `Facts.upkeep`."""

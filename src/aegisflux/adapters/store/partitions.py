@@ -1,4 +1,5 @@
-"""Native partitions by day: made ahead, and dropped when the retention of their table is over.
+"""Native partitions by day: made ahead, and dropped when the retention of their table is over. A hypertable
+of TimescaleDB is left to its own policies.
 
 A row outside of all of them (a very old or lying clock) lies in the default partition, and is deleted there.
 """
@@ -18,7 +19,8 @@ async def upkeep(
 ) -> Sequence[str]:
     """Bring the partitions to what `now` (seconds since the epoch) wants; what was done, in words."""
     at, done = datetime.fromtimestamp(now, UTC), []
-    for table in DAILY:
+    native = {row["name"] for row in await connection.fetch(queries["partitioned"], list(DAILY))}
+    for table in sorted(native):
         oldest = (at - timedelta(seconds=keep_seconds[table])).date()
         found = {row["name"] for row in await connection.fetch(queries["partitions"], table)}
         for name in sorted(found):

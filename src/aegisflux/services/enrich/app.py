@@ -40,6 +40,7 @@ class Parts:
     store: Queries
     clock: Clock
     keep_seconds: Mapping[str, int]
+    timescale: str = "auto"
 
 
 class Enrich:
@@ -58,6 +59,7 @@ class Enrich:
     async def start(self) -> None:
         """Become the writer, then consume. Raises Unavailable or Conflict."""
         await self.pipeline.start()
+        log.info("tables", kept=await self.parts.facts.shape(self.parts.timescale, self.parts.keep_seconds))
         await self._upkeep()
         await self.parts.graph.open()
         await refill(self.parts.graph, self.parts.facts, self.parts.clock.now())

@@ -16,6 +16,7 @@ from aegisflux.ports.facts import Facts, Row
 
 MAX_PAGE: Final = 1000
 LOOK_BACK: Final = timedelta(minutes=15)
+LONG: Final = timedelta(days=3)  # a window without an end is a day longer than its start
 _NUMBERS: Final = frozenset({"port", "proto", "pid"})
 
 
@@ -59,8 +60,10 @@ class Readers:
         return Page([shown(row) for row in rows], _cursor(rows, asked))
 
     async def summary(self, asked: "Asked") -> list[dict[str, Any]]:
-        """Who talked to whom, most first."""
-        rows = await self._facts.rows("flow_summary", *asked.window(), _page_size(asked.limit))
+        """Who talked to whom, most first; by whole hours where the window is longer than two days."""
+        start, end = asked.window()
+        query = "flow_summary" if end - start <= LONG else "flow_summary_hours"
+        rows = await self._facts.rows(query, start, end, _page_size(asked.limit))
         return [shown(row) for row in rows]
 
     async def hosts(self) -> list[dict[str, Any]]:

@@ -68,6 +68,9 @@ select c.relname as name, pg_get_expr(c.relpartbound, c.oid) as bound
 from pg_inherits i join pg_class c on c.oid = i.inhrelid join pg_class p on p.oid = i.inhparent
 where p.relname = $1 order by c.relname
 
+-- name: partitioned
+select relname::text as name from pg_class where relkind = 'p' and relname = any($1::text[])
+
 -- name: forget_minutes
 delete from flow_minutes where minute < $1
 
@@ -135,6 +138,16 @@ select case m.direction when 'egress' then coalesce(a.name, m.host_id) else coal
        sum(m.bytes_out + m.bytes_in)::bigint as bytes, min(m.minute) as first_minute, max(m.minute) as last_minute
 from flow_minutes m left join services a on a.id = m.service_id left join services b on b.id = m.peer_service_id
 where m.minute >= $1 and m.minute < $2
+group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
+
+-- The same for long times, by whole hours.
+-- name: flow_summary_hours
+select case m.direction when 'egress' then coalesce(a.name, m.host_id) else coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) end as client,
+       case m.direction when 'egress' then coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) else coalesce(a.name, m.host_id) end as server,
+       m.proto, m.port, m.verdict, m.reason, sum(m.flows)::bigint as flows, sum(m.connections)::bigint as connections,
+       sum(m.bytes_out + m.bytes_in)::bigint as bytes, min(m.hour) as first_minute, max(m.hour) as last_minute
+from flow_hours m left join services a on a.id = m.service_id left join services b on b.id = m.peer_service_id
+where m.hour >= date_trunc('hour', $1::timestamptz) and m.hour < $2
 group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
 
 -- name: hosts_seen
