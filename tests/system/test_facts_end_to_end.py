@@ -126,7 +126,7 @@ def test_enriched_events_are_heard_on_the_bus(facts):
     listening = fleet.lab.hub.start(argv, "viewer", env=facts.settings(), stdout=subprocess.PIPE, text=True)
     facts.site.machine("alpha").host.run(["/bin/true"], "app.service")
     told = [json.loads(line) for line in listening.communicate(timeout=30)[0].splitlines()]
-    assert {"host_id", "boot_id", "enriched"} <= told[0].keys()
+    assert {"host_id", "boot_id", "event", "context"} <= told[0].keys()
 
 
 def test_who_can_reach_a_service_and_what_a_host_exposes(facts):

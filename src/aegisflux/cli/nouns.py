@@ -304,7 +304,9 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 
 @bus_app.command
 def watch(
-    what: Annotated[Literal["maps", "events"], Parameter(help="announced snapshots, or enriched events")] = "maps",
+    what: Annotated[
+        Literal["maps", "events"], Parameter(help="announced snapshots, or enriched events")
+    ] = "maps",
     /,
     *,
     count: Annotated[int, Parameter(help="end after so many lines; 0: never")] = 0,
