@@ -305,8 +305,8 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 @bus_app.command
 def watch(
     what: Annotated[
-        Literal["maps", "events"], Parameter(help="announced snapshots, or enriched events")
-    ] = "maps",
+        Literal["snapshots", "events"], Parameter(help="announced snapshots, or enriched events")
+    ] = "snapshots",
     /,
     *,
     count: Annotated[int, Parameter(help="end after so many lines; 0: never")] = 0,
@@ -326,7 +326,7 @@ def watch(
     given = {name: os.environ[name] for name in names if name in os.environ}
     if len(given) < len(names):
         given = bootstrap.environment(loaded()) | given
-    subject, lines = (subjects.MAPS, announced) if what == "maps" else (subjects.ENRICHED, enriched)
+    subject, lines = (subjects.MAPS, announced) if what == "snapshots" else (subjects.ENRICHED, enriched)
 
     def told(line: str) -> None:
         sys.stdout.write(line + "\n")
