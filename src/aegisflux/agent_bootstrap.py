@@ -40,6 +40,7 @@ from aegisflux.domain.snapshot import Proto
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
+from aegisflux.wire.layout import LAYOUT
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
@@ -199,7 +200,9 @@ def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
     programs, cgroups = Programs(), CgroupNames(root)
     below = "" if inside == root else str(inside.relative_to(root))
     listeners = Listeners(programs, cgroups, below)
-    processes = Processes(top, programs, rate=told.processes_per_second, inside=inside)
+    beside = top / f"v{LAYOUT}" / "links"
+    rate = told.processes_per_second
+    processes = Processes(top, programs, rate=rate, inside=inside, beside=beside)
     traffic = Traffic(top, programs, cgroups, listeners.owner)
     return (
         Feed(processes, "events"),
@@ -222,6 +225,8 @@ def make_senses(
 ) -> Senses | None:
     """What telemetry works with; None where it is off."""
     if not config.telemetry.enabled:
+        for feed in make_feeds(config):  # what an agent that told left attached
+            feed.source.remove()
         return None
     return Senses(
         feeds=make_feeds(config),

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from aegisflux.adapters.datapath.bpf.pins import erase
 from aegisflux.adapters.datapath.bpf.processes import Processes
 from aegisflux.adapters.datapath.bpf.programs import Programs
+from aegisflux.agent.parts import TelemetrySettings
+from aegisflux.agent_bootstrap import AgentConfig, make_senses
+from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.event import MAX_ARGS, EventBatch, Exec, Exit
 from aegisflux.wire.events import decode_batch, encode_batch
 from tests.support.netns import Lab, cgroup_root
@@ -187,6 +191,30 @@ def test_a_cursor_of_another_ring_says_nothing_of_this_one(lab: Lab, sensor: Pro
         lab.hosts["a"].run(["/bin/true"])
     sensor.resume(cursor)
     assert len(drained(sensor)) == 6
+
+
+def test_pins_that_somebody_took_away_are_made_again(lab: Lab, sensor: Processes) -> None:
+    erase(sensor._home)
+    with pytest.raises(Unavailable, match="pins are gone"):
+        sensor.read(1, 10)
+    sensor.open()
+    lab.hosts["a"].run(["/bin/true", "seen"])
+    assert [e.args[-1] for e in drained(sensor) if isinstance(e, Exec)] == ["seen"]
+
+
+def test_after_a_panic_nothing_comes_back_by_itself(lab: Lab, tmp_path: Path) -> None:
+    top = Path(f"/sys/fs/bpf/aegisflux/test-{lab.name}")
+    source = Processes(top, Programs(), inside=lab.cgroup, beside=tmp_path / "links")
+    with pytest.raises(Unavailable, match="datapath is not open"):
+        source.open()
+    assert not top.exists()
+
+
+def test_an_agent_that_is_told_to_tell_nothing_takes_its_programs_away(lab: Lab, sensor: Processes) -> None:
+    sensor.close()
+    quiet = AgentConfig(instance=sensor._home.parent.name, telemetry=TelemetrySettings(enabled=False))
+    assert make_senses(quiet, None, {}) is None
+    assert not sensor._home.exists()
 
 
 def test_what_another_cgroup_does_is_not_told(lab: Lab, sensor: Processes) -> None:

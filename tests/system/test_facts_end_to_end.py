@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 from demo import product
+from demo.fleet import PINS
 from tests.support import probes
 from tests.support.netns import cgroup_root
 from tests.support.site import SERVICE, Site, until
@@ -127,6 +128,21 @@ def test_enriched_events_are_heard_on_the_bus(facts):
     facts.site.machine("alpha").host.run(["/bin/true"], "app.service")
     told = [json.loads(line) for line in listening.communicate(timeout=30)[0].splitlines()]
     assert {"host_id", "boot_id", "event", "context"} <= told[0].keys()
+
+
+def test_a_host_tells_again_after_a_panic(facts):
+    machine = facts.site.machine("beta")
+    assert product.agent(machine, "panic").returncode == 0
+    until(lambda: not (PINS / machine.pins).exists(), 10)
+    machine.host.run(["/bin/true", "in the panic"], "db.service")
+    assert product.agent(machine, "resume").returncode == 0
+
+    def seen():
+        machine.host.run(["/bin/true", "after it"], "db.service")
+        rows = facts.cli("events", "--kind", "exec", "--host", "beta", "--since", "1h", "--limit", "1000")
+        return [row for row in rows if "after it" in row["body"]["event"]["args"]]
+
+    until(seen, 30, machine.tail_of_log)
 
 
 def test_who_can_reach_a_service_and_what_a_host_exposes(facts):

@@ -43,11 +43,15 @@ class Processes:
         *,
         rate: int = 2000,
         inside: Path | None = None,
+        beside: Path | None = None,
         path: Path | None = None,
     ) -> None:
-        """`top` is the instance's folder of pins; only processes of the cgroup `inside` are told."""
+        """`top` is the instance's folder of pins; only processes of the cgroup `inside` are told, and only
+        while there is something at `beside`: after a panic nothing of the instance may come back.
+        """
         self._home, self._programs, self._rate = top / f"sensor{SENSOR_LAYOUT}", programs, rate
-        self._inside, self._path = inside, path
+        self._inside, self._beside, self._path = inside, beside, path
+        self._links = self._home
         self._maps: dict[str, int] = {}
         self._ring: Unread | None = None
         self._ring_id = 0
@@ -58,12 +62,14 @@ class Processes:
         if self._ring is not None:
             return
         mounted_bpffs(self._home.parent.parent.parent)
+        if self._beside is not None and not self._beside.exists():
+            raise Unavailable("sensor: the datapath is not open")
         try:
             path = self._path or object_path(OBJECT)
-            links = self._home / f"links-{sha256(path.read_bytes()).hexdigest()[:16]}"
+            self._links = self._home / f"links-{sha256(path.read_bytes()).hexdigest()[:16]}"
             (self._home / "maps").mkdir(parents=True, exist_ok=True)
-            if not self._is_attached(links):
-                self._attach(path, links)
+            if not self._is_attached(self._links):
+                self._attach(path, self._links)
             self._maps = {name: libbpf.obj_get(str(self._home / "maps" / name)) for name in MAPS}
             _, self._ring_id, _, _, size = libbpf.map_info(self._maps["records"])
             libbpf.update(self._maps["limits"], bytes(4), self._bounds())
@@ -77,6 +83,9 @@ class Processes:
     def read(self, first_seq: int, limit: int) -> Reading:
         """See `Source.read`."""
         ring = self._need()
+        if not self._links.exists():
+            self.close()
+            raise Unavailable("sensor: its pins are gone")
         wall_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
         events: list[Event] = []
         at = ring.begin
