@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /* The programs. Each is a few lines over one of the headers: govern.h (packets), calls.h (connect and
  * sendmsg), record.h (what sockets and cgroups tell us), passes.h (over live flows). */
-#include "govern.h"
+#include "account.h"
 #include "calls.h"
 #include "passes.h"
 
@@ -13,6 +13,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 	struct control *ctl = control();
 	struct bpf_sock *sk = skb->sk;
 	struct state *st;
+	int answer;
 
 	if (!sk || !ctl)
 		return PASS;
@@ -35,11 +36,16 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		if (v.slot == SLOT_NONE && st && st->initiator)
 			st->stamp = stamp_unmanaged(ctl);
+		if (skb->ifindex != 1 && is_accounting())
+			account_free(skb, dir, v.slot);
 		return PASS;
 	}
 	v.remote = 1;
 	parse(skb, dir, &v.p);
-	return judge_packet(skb, sk, &v, st, ctl, 0);
+	answer = judge_packet(skb, sk, &v, st, ctl, 0);
+	if (is_accounting())
+		account(skb, &v);
+	return answer;
 }
 
 SEC("cgroup_skb/egress")
@@ -140,6 +146,7 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 	struct control *ctl = control();
 	struct bpf_sock *sk = skb->sk;
 	struct state *st;
+	int answer;
 
 	if (!sk || !ctl)
 		return PASS;
@@ -153,7 +160,10 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 		return PASS;
 	}
 	parse(skb, dir, &v.p);
-	return judge_packet(skb, sk, &v, st, ctl, flags | CB_GIVEN);
+	answer = judge_packet(skb, sk, &v, st, ctl, flags | CB_GIVEN);
+	if (is_accounting())
+		account(skb, &v);
+	return answer;
 }
 
 /* Never attached. */

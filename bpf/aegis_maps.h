@@ -5,6 +5,7 @@
 #define AEGIS_MAPS_H
 
 #include <linux/types.h>
+#include "account_maps.h"
 
 #define AEGIS_LAYOUT 1
 #define BLOCK 128
@@ -23,6 +24,7 @@
 #define INGRESS 1
 
 enum reason {
+	C_LOST_FLOWS = 0,	/* not a verdict: flows that found no room to be counted */
 	UNMANAGED = 1,
 	FAILSAFE = 2,
 	EXPIRED_OPEN = 3,

@@ -175,8 +175,10 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	}
 	v->narrow = narrow_bits(skb);
 	managed = judge_flow(v, 0);
-	if (!managed)
+	if (!managed) {
+		v->word = UNMANAGED;
 		v->stamp = stamp_unmanaged(ctl) | (v->dir == INGRESS ? W_INGRESS : 0);
+	}
 	if (v->recorded && st)
 		st->stamp = v->stamp;
 	else if (f)

@@ -57,6 +57,12 @@ struct sock {
 	__u16 sk_type;
 } AEGIS_CORE;
 
+struct task_struct {
+	int tgid;
+	struct task_struct *group_leader;
+	__u64 start_boottime;
+} AEGIS_CORE;
+
 struct inet_connection_sock {
 	int icsk_pending;
 } AEGIS_CORE;

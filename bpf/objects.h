@@ -84,12 +84,35 @@ struct {
 	__type(value, struct state);
 } states SEC(".maps");
 
+/* The map that flows are counted in during this turn; empty: accounting is off. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_HASH);
+		__uint(map_flags, BPF_F_NO_PREALLOC);
+		__uint(max_entries, 1);
+		__uint(key_size, sizeof(struct flow_key));
+		__uint(value_size, sizeof(struct flow_count));
+	});
+} accounts SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct owner);
+} owners SEC(".maps");
+
 /* Structures that no map's type names, kept in BTF for the layout check. */
 const volatile struct descriptor *btf_descriptor __attribute__((unused));
 const volatile struct identity *btf_identity __attribute__((unused));
 const volatile struct denied *btf_denied __attribute__((unused));
 const volatile struct udp_key *btf_udp_key __attribute__((unused));
 const volatile struct udp_flow *btf_udp_flow __attribute__((unused));
+const volatile struct flow_key *btf_flow_key __attribute__((unused));
+const volatile struct flow_count *btf_flow_count __attribute__((unused));
 const volatile struct own_key *btf_own_key __attribute__((unused));
 const volatile struct listener_key *btf_listener_key __attribute__((unused));
 

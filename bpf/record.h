@@ -7,12 +7,23 @@
 #include "kernel_types.h"
 #include "flows.h"
 
+static __always_inline void record_owner(struct bpf_sock *sk)
+{
+	struct owner *own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	if (!own)
+		return;
+	own->pid = BPF_CORE_READ(task, tgid);
+	own->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+}
+
 /* The socket belongs to the service of the process that creates it, for its whole life. */
 static __always_inline int on_create(struct bpf_sock *ctx)
 {
 	struct control *ctl = control();
 	struct state *st;
-	__u32 slot;
+	__u32 slot, zero = 0;
 
 	if (!ctl)
 		return PASS;
@@ -22,6 +33,8 @@ static __always_inline int on_create(struct bpf_sock *ctx)
 		give_slot(st, slot, epoch_of(ctl));
 	else
 		count(0, slot, C_NO_STORAGE);
+	if (bpf_map_lookup_elem(&accounts, &zero))
+		record_owner(ctx);
 	return PASS;
 }
 

@@ -134,6 +134,11 @@ class RealFleet:
         return self.lab.hub.netns
 
     @property
+    def desk(self) -> Machine:
+        """Where somebody asks the control plane."""
+        return self.hub
+
+    @property
     def control_address(self) -> str:
         """Where hosts reach the control plane."""
         return self.lab.hub.v4

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from demo import endings, product, story
+from demo import endings, product, seeing, story
 from demo.account import Account, Failed
 from demo.inside import Api
 from demo.scene import HOSTS, Scene
@@ -21,6 +21,7 @@ CHAPTERS: tuple[Callable[[Scene], None], ...] = (
     story.enrol,
     story.before,
     story.database,
+    seeing.meanwhile,
     story.canary,
     endings.refusals,
     endings.forgeries,

@@ -59,7 +59,7 @@ def up(data: Path, address: str, shift: int, lease: int = LEASE_SECONDS) -> tupl
 def agent_settings(state: Path, datapath: str, cgroup: Path | None, instance: str) -> dict[str, str]:
     """Settings of one host's agent."""
     found = {"STATE_DIR": str(state), "DATAPATH": datapath, "INSTANCE": instance}
-    found |= {"HEARTBEAT_SECONDS": "2", "TICK_SECONDS": "0.5"}
+    found |= {"HEARTBEAT_SECONDS": "2", "TICK_SECONDS": "0.5", "TELEMETRY_FLOW_SECONDS": "1"}
     if cgroup is not None:
         found |= {"ATTACH_CGROUP": str(cgroup), "CGROUP_ROOT": str(cgroup)}
     return {f"AEGISFLUX_AGENT_{name}": text for name, text in found.items()}
@@ -117,3 +117,20 @@ def reason(found: dict[str, Any]) -> str:
     """A verdict in a few words."""
     rule = f" by {found['rule']}" if found.get("rule") else ""
     return f"{found['verdict']} ({found['reason']}{rule})"
+
+
+def viewed(desk: Runs, data: Path, token: str, shift: int, *words: str) -> str:
+    """What a command of a viewer prints; empty when it fails."""
+    return _asked(desk, data, token, shift, *words).stdout
+
+
+def viewer(desk: Runs, data: Path, token: str, shift: int, *words: str) -> Any:
+    """The same for programs; an empty list when it fails."""
+    done = _asked(desk, data, token, shift, *words, "-o", "json")
+    return json.loads(done.stdout) if done.returncode == 0 and done.stdout else []
+
+
+def _asked(desk: Runs, data: Path, token: str, shift: int, *words: str) -> subprocess.CompletedProcess[str]:
+    settings = {"DATA_DIR": str(data), "PORT_BASE": str(shift), "TOKEN": token}
+    named = [f"AEGISFLUX_{name}={text}" for name, text in settings.items()]
+    return desk.run(["env", "NO_COLOR=1", *named, AEGISFLUX, *words])

@@ -127,8 +127,13 @@ class SimulatedFleet:
         self.served = {"db": "db", "batch": "batch", "web-1": "web", "web-2": "web"}
         self.folder = Path(tempfile.mkdtemp(prefix="aegisflux-demo-"))
         self.control: Popen[bytes] | None = None
-        self.port_base = 20_000 + os.getpid() % 6_000 * 2
+        self.port_base = 10_000 + os.getpid() % 2_000 * 10
         self._others: list[Popen[bytes]] = []
+
+    @property
+    def desk(self) -> "SimulatedMachine":
+        """Where somebody asks the control plane."""
+        return self.machines["web-1"]
 
     def open(self) -> None:
         """Give each host an address of the documentation's range."""

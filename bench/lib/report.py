@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -38,14 +38,20 @@ TARGETS: Final = {
     "rebind_gap_ms": Target("<=", 50.0),
     "agent_rss_mb": Target("<=", 60.0),
     "agent_idle_cpu_pct": Target("<=", 1.0),
+    "pipeline_events_s": Target(">=", 50_000.0),
+    "pipeline_p99_ms": Target("<=", 2000.0),
+    "decode_validate_events_s": Target(">=", 500_000.0),
+    "flow_accounting_ns": Target("<=", 150.0),
+    "exec_overhead_pct": Target("<=", 5.0),
+    "lost_or_doubled": Target("<=", 0.0),
 }
 
 
 class Report:
     """Figures with their units and remarks; a figure that could not be measured says why, and is null."""
 
-    def __init__(self, name: str, *, quick: bool) -> None:
-        self.name, self.quick = name, quick
+    def __init__(self, name: str, *, quick: bool, targets: Mapping[str, Target] = TARGETS) -> None:
+        self.name, self.quick, self.targets = name, quick, targets
         self._rows: list[tuple[str, float | None, str]] = []
         self._began = time.monotonic()
         self._busy, self._ours = _busy_seconds(), _our_seconds()
@@ -62,10 +68,16 @@ class Report:
     def print(self) -> None:
         """The table, then the JSON object."""
         print(f"\nbench/{self.name}.py{' --quick (short runs: not for comparing)' if self.quick else ''}\n")
-        for line in _table([("figure", "measured", "target", "", "remark"), *map(_row, self._rows)]):
+        for line in _table([("figure", "measured", "target", "", "remark"), *map(self._row, self._rows)]):
             print(line)
         print(f"\nother programs used {self.elsewhere():.2f} of {os.cpu_count()} cores meanwhile")
         print(json.dumps(self.as_json()))
+
+    def _row(self, row: tuple[str, float | None, str]) -> tuple[str, ...]:
+        name, value, remark = row
+        target = self.targets.get(name)
+        word = "" if target is None or value is None else "met" if target.met(value) else "MISSED"
+        return name, _shown(value), str(target or ""), word, remark
 
     def elsewhere(self) -> float:
         """Cores that programs which are not ours used since the start, once ours have ended."""
@@ -75,13 +87,13 @@ class Report:
     def as_json(self) -> dict[str, Any]:
         """Figures by name, their targets, and those that were missed or not measured."""
         figures = {name: None if v is None else round(v, 4) for name, v, _ in self._rows}
-        targets = {name: str(TARGETS[name]) for name in figures if name in TARGETS}
+        targets = {name: str(self.targets[name]) for name in figures if name in self.targets}
         return {
             "bench": self.name,
             "quick": self.quick,
             "figures": figures,
             "targets": targets,
-            "missed": [n for n in targets if (v := figures[n]) is not None and not TARGETS[n].met(v)],
+            "missed": [n for n in targets if (v := figures[n]) is not None and not self.targets[n].met(v)],
             "cores": os.cpu_count(),
             "cores_used_elsewhere": round(self.elsewhere(), 2),
             "unmeasured": {name: remark for name, v, remark in self._rows if v is None},
@@ -99,13 +111,6 @@ def _our_seconds() -> float:
     """CPU time of this process and of all that ended below it."""
     now = os.times()
     return now.user + now.system + now.children_user + now.children_system
-
-
-def _row(row: tuple[str, float | None, str]) -> tuple[str, ...]:
-    name, value, remark = row
-    target = TARGETS.get(name)
-    word = "" if target is None or value is None else "met" if target.met(value) else "MISSED"
-    return name, _shown(value), str(target or ""), word, remark
 
 
 def _shown(value: float | None) -> str:

@@ -53,8 +53,10 @@ def settings_page() -> str:
         fields_table(control.Leases, control.PREFIX + "LEASES_"),
         f"## The agent: `{agent.CONFIG}`",
         f"Each can be set by the environment too: `{agent.PREFIX}` and its name in capitals.",
-        fields_table(agent.AgentConfig, agent.PREFIX, inner),
+        fields_table(agent.AgentConfig, agent.PREFIX, inner, ("telemetry",)),
         f"A line of `failsafe` has {codes(agent.FailsafeSetting.__struct_fields__)}: {FAILSAFE_HOWTO}.",
+        "### `[telemetry]`",
+        fields_table(agent.TelemetrySettings, agent.PREFIX + "TELEMETRY_"),
     ]
     return page("Settings", "`settings.py` and `agent_bootstrap.py`", *parts)
 

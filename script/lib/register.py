@@ -20,6 +20,8 @@ REGISTER_FILE = SOURCE / "wire/subjects.py"
 ENDS = {
     "agent": (SOURCE / "agent",),
     "orchestrator": (SOURCE / "services/orchestrator",),
+    "ingest": (SOURCE / "services/ingest",),
+    "enrich": (SOURCE / "services/enrich",),
     "viewer": (SOURCE / "cli", SOURCE / "cli.py", SOURCE / "adapters/bus"),
     "operators": (SOURCE / "cli", SOURCE / "cli.py", SOURCE / "services"),
     "whoever refused": (SOURCE / "services", SOURCE / "runtime", SOURCE / "adapters"),

@@ -6,6 +6,7 @@ import os
 import signal
 import time
 import tomllib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,8 +21,17 @@ from aegisflux.agent.control import SOCKET, Control
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
-from aegisflux.agent.parts import AgentSettings, Cgroups, Parts, in_thread
+from aegisflux.agent.parts import (
+    AgentSettings,
+    Cgroups,
+    Feed,
+    Parts,
+    Senses,
+    TelemetrySettings,
+    in_thread,
+)
 from aegisflux.agent.runner import Runner
+from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
@@ -29,10 +39,15 @@ from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.snapshot import Proto
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
+from aegisflux.ports.inventory import Software
+from aegisflux.wire.layout import LAYOUT
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
+SPOOL: Final = "spool"
+NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
+M_ARENA_MAX: Final = -8  # malloc.h
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
 
 
@@ -60,6 +75,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
     nats_urls:         instead of those that enrolment gave
     failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
+    telemetry:         what is told of the host, see below
     """
 
     state_dir: str = ""
@@ -75,6 +91,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     drift_seconds: float = 30.0
     scan_seconds: float = 30.0
     addresses_seconds: float = 10.0
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def state(self) -> Path:
@@ -89,7 +106,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         times = {
             name: getattr(self, name) for name in AgentSettings.__struct_fields__ if name.endswith("_seconds")
         }
-        return AgentSettings(failsafe=rules, **times)
+        return AgentSettings(failsafe=rules, telemetry=self.telemetry, **times)
 
 
 def load_config(path: Path | None = None) -> AgentConfig:
@@ -101,6 +118,7 @@ def load_config(path: Path | None = None) -> AgentConfig:
             found = tomllib.loads(source.read_text())
         except (OSError, ValueError) as error:
             raise Invalid(str(source), "a TOML file", str(error)) from None
+    _telemetry_of(os.environ, found)
     for name in AgentConfig.__struct_fields__:
         text = os.environ.get(PREFIX + name.upper())
         if text is None:
@@ -112,6 +130,17 @@ def load_config(path: Path | None = None) -> AgentConfig:
         return msgspec.convert(found, AgentConfig, strict=False)
     except msgspec.ValidationError as error:
         raise Invalid("agent settings", "known settings of the right type", str(error)) from None
+
+
+def _telemetry_of(environ: Mapping[str, str], found: dict[str, Any]) -> None:
+    """The table's settings: AEGISFLUX_AGENT_TELEMETRY_<NAME>."""
+    told = {
+        name: environ[key]
+        for name in TelemetrySettings.__struct_fields__
+        if (key := f"{PREFIX}TELEMETRY_{name.upper()}") in environ
+    }
+    if told:
+        found["telemetry"] = {**found.get("telemetry", {}), **told}
 
 
 def make_datapath(config: AgentConfig) -> Datapath:
@@ -156,6 +185,63 @@ def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
     return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
+def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
+    """The sources of events of the kernel; the simulation has none."""
+    if config.datapath == "simulated":
+        return ()
+    from aegisflux.adapters.datapath.bpf.listeners import Listeners
+    from aegisflux.adapters.datapath.bpf.processes import Processes
+    from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
+    from aegisflux.adapters.datapath.bpf.traffic import Traffic
+
+    root = v2_root(Path("/proc/self/mountinfo").read_text())
+    inside = Path(config.attach_cgroup) if config.attach_cgroup else root
+    top, told = Path(config.bpffs) / "aegisflux" / config.instance, config.telemetry
+    programs, cgroups = Programs(), CgroupNames(root)
+    below = "" if inside == root else str(inside.relative_to(root))
+    listeners = Listeners(programs, cgroups, below)
+    beside = top / f"v{LAYOUT}" / "links"
+    rate = told.processes_per_second
+    processes = Processes(top, programs, rate=rate, inside=inside, beside=beside)
+    traffic = Traffic(top, programs, cgroups, listeners.owner)
+    return (
+        Feed(processes, "events"),
+        Feed(listeners, "events", told.listen_seconds),
+        Feed(traffic, "flows", told.flow_seconds),
+    )
+
+
+def make_software(config: AgentConfig) -> Software | None:
+    """What reads this host's packages; None where it is not to."""
+    if not config.telemetry.inventory:
+        return None
+    from aegisflux.adapters.inventory.host import HostSoftware
+
+    return HostSoftware()
+
+
+def make_senses(
+    config: AgentConfig, identity: Identity, pools: Mapping[str, ThreadPoolExecutor]
+) -> Senses | None:
+    """What telemetry works with; None where it is off."""
+    if not config.telemetry.enabled:
+        for feed in make_feeds(config):  # what an agent that told left attached
+            feed.source.remove()
+        return None
+    return Senses(
+        feeds=make_feeds(config),
+        spool=Spool(config.state / SPOOL, identity.host_id, boot_id(), config.telemetry.spool_bytes),
+        blocking=in_thread(pools["telemetry"]),
+        software=make_software(config),
+        background=in_thread(pools["background"]),
+    )
+
+
+def boot_id() -> str:
+    """The kernel's number of this boot."""
+    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+
+
 def make_bus(config: AgentConfig, identity: Identity, seed: bytes, trouble: Any) -> Any:
     """The agent's own connection, not opened."""
     from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
@@ -179,13 +265,14 @@ def make_runner(
     pool: ThreadPoolExecutor,
     log: Any,
     own: str | None = None,
+    senses: Senses | None = None,
 ) -> Runner:
     """An agent on this host's identity, in its own cgroup; raises NotFound on one that is not enrolled."""
     identity, seed = read_identity(store)
     cgroups = make_cgroups(config, own)
     parts = Parts(
         host_id=identity.host_id,
-        boot_id=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+        boot_id=boot_id(),
         version=__version__,
         bus=bus,
         datapath=datapath,
@@ -199,6 +286,7 @@ def make_runner(
         trim=_trim,
         log=log,
         settings=config.settings(),
+        senses=senses,
     )
     return Runner(parts, first_trust(identity))
 
@@ -211,6 +299,20 @@ def _trim() -> None:
         return
 
 
+def _one_arena() -> None:
+    """Let all threads share one heap: what is freed in a heap of their own would stay with the process."""
+    try:
+        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    except AttributeError:  # not glibc
+        return
+
+
+def _pools() -> dict[str, ThreadPoolExecutor]:
+    """Threads of telemetry; they begin with their first work."""
+    background = ThreadPoolExecutor(1, "background", initializer=os.setpriority, initargs=NICE)
+    return {"telemetry": ThreadPoolExecutor(1, "telemetry"), "background": background}
+
+
 def _ready(config: AgentConfig, host: str, log: Any) -> None:
     where = config.attach_cgroup or "every cgroup"
     log(f"running as {host}: datapath {config.datapath}, instance {config.instance}, attached to {where}")
@@ -219,13 +321,15 @@ def _ready(config: AgentConfig, host: str, log: Any) -> None:
 
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
+    _one_arena()
     locks, store = Locked(), FileStore(config.state)
     locks.take(config.state, "state folder")
     identity, seed = read_identity(store)
     (own, made), note = settled(config), note_of(config, identity.host_id)
-    datapath, pool = make_datapath(config), ThreadPoolExecutor(1, "datapath")
+    datapath, pool, pools = make_datapath(config), ThreadPoolExecutor(1, "datapath"), _pools()
     bus = make_bus(config, identity, seed, log)
-    runner = make_runner(config, store, bus, datapath, pool, log, own)
+    senses = make_senses(config, identity, pools)
+    runner = make_runner(config, store, bus, datapath, pool, log, own, senses)
     control, stop = Control(runner, config.state / SOCKET), asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -239,8 +343,11 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
     finally:
         await control.close()
         await bus.close()
+        if runner.telemetry is not None:
+            pools["telemetry"].submit(runner.telemetry.close).result()
         pool.submit(datapath.close).result()
-        pool.shutdown()
+        for one in (pool, *pools.values()):
+            one.shutdown(cancel_futures=True)
         notes.take_away(note)
         leave(made)
         locks.release()

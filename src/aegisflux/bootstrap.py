@@ -1,6 +1,7 @@
 """Settings -> adapters -> services of the control plane: the only module of it that names an adapter."""
 
 import asyncio
+import gc
 import json
 import os
 import signal
@@ -10,20 +11,30 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+from litestar import Litestar
+
 from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.engines.postgres import PostgresEngine
+from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
+from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
 from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import http, logs
+from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Child, Observer, Supervisor
-from aegisflux.services.orchestrator.access import new_token
+from aegisflux.services.enrich.api import application as enrich_application
+from aegisflux.services.enrich.app import Enrich
+from aegisflux.services.enrich.app import Parts as EnrichParts
+from aegisflux.services.ingest.api import application as ingest_application
+from aegisflux.services.ingest.app import Ingest
+from aegisflux.services.ingest.app import Parts as IngestParts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
@@ -88,7 +99,7 @@ class Place:
         """The text of a token that lies in a file of ours, made when missing. A secret."""
         return self.secrets.obtain(name, lambda: new_token().encode()).decode().strip()
 
-    def bus(self, credentials: Credentials) -> NatsBus:
+    def bus(self, credentials: Credentials, *, makes_streams: bool = True) -> NatsBus:
         """A bus of the user, not opened."""
         return NatsBus(
             NatsOptions(
@@ -96,6 +107,7 @@ class Place:
                 credentials=credentials,
                 ca_pem=self.nats_ca.read_text(),
                 trouble=lambda words: log.warning("bus", detail=words),
+                makes_streams=makes_streams,
             )
         )
 
@@ -123,22 +135,24 @@ def supervisor(settings: Settings, observe: Observer) -> Supervisor:
         children.append(place.nats.child())
     if not settings.database_url:
         children.append(place.postgres.child())
-    children.append(_orchestrator_child(settings, place))
+    children.append(_service_child("orchestrator", settings.api_port, settings, place))
+    children.append(_service_child("ingest", settings.ingest_port, settings, place))
+    children.append(_service_child("enrich", settings.enrich_port, settings, place))
     return Supervisor(children, place.data / "run", observe)
 
 
-def _orchestrator_child(settings: Settings, place: Place) -> Child:
+def _service_child(name: str, port: int, settings: Settings, place: Place) -> Child:
     async def ready() -> bool:
-        return await _status(settings.api_port, "/readyz") == 200
+        return await _status(port, "/readyz") == 200
 
-    mine = {name: text for name, text in os.environ.items() if not name.startswith("AEGISFLUX_")}
+    mine = {key: text for key, text in os.environ.items() if not key.startswith("AEGISFLUX_")}
     return Child(
-        name="orchestrator",
-        argv=(sys.executable, "-m", "aegisflux", "orchestrator"),
+        name=name,
+        argv=(sys.executable, "-m", "aegisflux", name),
         ready=ready,
         env=mine | settings.environment() | {"AEGISFLUX_DATA_DIR": str(place.data)},
-        log=place.data / "log" / "orchestrator.log",
-        port=settings.api_port,
+        log=place.data / "log" / f"{name}.log",
+        port=port,
         stop_seconds=15,
         ready_seconds=60,
     )
@@ -177,10 +191,7 @@ async def run_orchestrator(settings: Settings) -> None:
     accounts = LiveAccounts(place.accounts, pusher(system))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     app = application(orchestrator)
-    servers = [http.server(app, "127.0.0.1", settings.api_port, None)]
-    files = place.pki.server("orchestrator", place.names, time.time())
-    tls = files.certificate, files.key
-    servers += [http.server(app, address, settings.api_port, tls) for address in settings.outside]
+    servers = _servers(place, app, "orchestrator", settings.api_port)
     serving = [asyncio.create_task(server.serve()) for server in servers]
     system.on_connect(accounts.push_all)
     control.open()
@@ -198,6 +209,100 @@ async def run_orchestrator(settings: Settings) -> None:
         asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
     )
     await asyncio.wait(serving, timeout=3)
+
+
+def _servers(place: Place, app: Litestar, name: str, port: int) -> list[http.EmbeddedServer]:
+    """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address."""
+    found = [http.server(app, "127.0.0.1", port, None)]
+    if place.settings.outside:
+        files = place.pki.server(name, place.names, time.time())
+        tls = files.certificate, files.key
+        found += [http.server(app, address, port, tls) for address in place.settings.outside]
+    return found
+
+
+def _collect_rarely() -> None:
+    """Events come and go by the thousand and hold no cycles: looking for some took a third of the time."""
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 100)
+
+
+async def run_enrich(settings: Settings) -> None:
+    """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    _collect_rarely()
+    place, stop = Place(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store, facts = place.store(), PostgresFacts(place.dsn)
+    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    enrich = Enrich(
+        EnrichParts(
+            bus=bus,
+            facts=facts,
+            graph=LadybugGraph(place.data / "graph" / "graph"),
+            store=store,
+            clock=WallClock(),
+            keep_seconds=settings.retention.seconds(),
+            timescale=settings.timescale,
+        )
+    )
+    servers = _servers(place, enrich_application(enrich), "enrich", settings.enrich_port)
+    serving = [asyncio.create_task(server.serve()) for server in servers]
+    bus.open()
+    starting = asyncio.create_task(_start_enrich(store, bus, enrich))
+    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, starting):
+        task.cancel()
+    for server in servers:
+        server.end()
+    await enrich.close()
+    await asyncio.wait_for(
+        asyncio.gather(bus.close(), facts.close(), store.close(), return_exceptions=True), 5
+    )
+    await asyncio.wait(serving, timeout=3)
+
+
+async def run_ingest(settings: Settings) -> None:
+    """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    _collect_rarely()
+    place, stop = Place(settings), asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    store = place.store()
+    bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
+    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
+    servers = _servers(place, ingest_application(ingest), "ingest", settings.ingest_port)
+    serving = [asyncio.create_task(server.serve()) for server in servers]
+    bus.open()
+    starting = asyncio.create_task(_start_ingest(store, bus, ingest))
+    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
+    for task in (stopping, starting):
+        task.cancel()
+    for server in servers:
+        server.end()
+    await ingest.close()
+    await asyncio.wait_for(asyncio.gather(bus.close(), store.close(), return_exceptions=True), 5)
+    await asyncio.wait(serving, timeout=3)
+
+
+async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:
+    await _until("bus", lambda: bus.ready(30))
+    await _until("ingest", ingest.start)
+    log.info("ingest is ready")
+    await _until("store", store.open)
+
+
+async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: Enrich) -> None:
+    await _until("store", store.open)
+    await _until("bus", lambda: bus.ready(30))
+    await _until("enrich", enrich.start)
+    log.info("enrich is ready")
 
 
 def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccounts) -> Core:
@@ -269,6 +374,8 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "AEGISFLUX_DATA_DIR": str(place.data),
         "AEGISFLUX_URL": settings.url,
+        "AEGISFLUX_ENRICH_URL": settings.enrich_url,
+        "AEGISFLUX_INGEST_URL": settings.ingest_url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
         "NATS_URL": place.nats_urls("localhost")[0],
@@ -286,8 +393,16 @@ def admin_token(settings: Settings) -> str | None:
         return None
 
 
-async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes], None], count: int) -> None:
-    """Hear a subject with the credentials that `aegisflux env` exports, `count` of them (0: for ever)."""
+async def watch(
+    environ: dict[str, str],
+    subject: str,
+    lines: Callable[[bytes], list[str]],
+    tell: Callable[[str], None],
+    count: int,
+) -> None:
+    """Hear a subject with the credentials that `aegisflux env` exports, and tell `count` lines of it (0: for
+    ever).
+    """
     credentials = Credentials.parse(Path(environ["NATS_CREDS"]).read_text())
     bus = NatsBus(
         NatsOptions(
@@ -301,10 +416,13 @@ async def watch(environ: dict[str, str], subject: str, handle: Callable[[bytes],
 
     async def told(message: Message) -> None:
         nonlocal heard
-        handle(message.payload)
-        heard += 1
-        if heard == count:
-            done.set()
+        for line in lines(message.payload):
+            if done.is_set():
+                return
+            tell(line)
+            heard += 1
+            if heard == count:
+                done.set()
 
     bus.open()
     try:

@@ -16,7 +16,7 @@ CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
 PREFIX: Final = "AEGISFLUX_"
 SYSTEM_DATA: Final = Path("/var/lib/aegisflux/control")
 USER_DATA: Final = Path("~/.local/state/aegisflux/control")
-API_PORT, NATS_PORT = 8081, 4222
+API_PORT, ENRICH_PORT, INGEST_PORT, NATS_PORT = 8081, 8082, 8085, 4222
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -31,11 +31,31 @@ class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     renew_every: float = 5.0
 
 
+class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How many days facts are kept.
+
+    flows_days:   flow reports, each a row
+    events_days:  every other event
+    rollups_days: flows added up by minute, and what was seen of each source
+    """
+
+    flows_days: int = 14
+    events_days: int = 30
+    rollups_days: int = 400
+
+    def seconds(self) -> dict[str, int]:
+        """By table."""
+        days = {"flows": self.flows_days, "events": self.events_days, "flow_minutes": self.rollups_days}
+        longest = max(days.values())
+        return {name: count * 86_400 for name, count in days.items()} | {"sources": longest * 86_400}
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings: /etc/aegisflux/aegisflux.toml, then AEGISFLUX_<NAME>; a list is comma-separated there.
 
     data_dir:         where keys, tokens and the engines' data lie; mode 0700
-    port_base:        the HTTP port, NATS on the next one; 0 is 8081 and 4222
+    port_base:        the API's port; NATS is on the next one, enrich on the second, ingest on the fifth after
+                      it; 0 is 8081, 4222, 8082 and 8085
     listen:           addresses beside 127.0.0.1; HTTP has TLS there
     advertise:        the name or address that hosts reach us by; empty is the first of listen
     database_url:     an existing PostgreSQL; empty starts one of our own
@@ -47,6 +67,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_level:        debug, info, warning or error
     log_format:       json, or text for people
     leases:           see below
+    retention:        see below
+    timescale:        TimescaleDB where the database has it, or it must, or it is not used
     """
 
     data_dir: str = ""
@@ -62,6 +84,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     leases: Leases = Leases()
+    retention: Retention = Retention()
+    timescale: Literal["auto", "require", "off"] = "auto"
 
     @property
     def data(self) -> Path:
@@ -81,6 +105,21 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return self.port_base + 1 if self.port_base else NATS_PORT
 
     @property
+    def enrich_port(self) -> int:
+        """Where enrich answers."""
+        return self.port_base + 2 if self.port_base else ENRICH_PORT
+
+    @property
+    def ingest_url(self) -> str:
+        """Where programs on this machine post events."""
+        return f"http://127.0.0.1:{self.ingest_port}"
+
+    @property
+    def ingest_port(self) -> int:
+        """Where ingest takes events by HTTP."""
+        return self.port_base + 5 if self.port_base else INGEST_PORT
+
+    @property
     def outside(self) -> tuple[str, ...]:
         """The addresses that are not this machine's loopback."""
         return tuple(address for address in self.listen if address not in LOOPBACK)
@@ -94,6 +133,11 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def url(self) -> str:
         """Where programs on this machine reach the API."""
         return f"http://127.0.0.1:{self.api_port}"
+
+    @property
+    def enrich_url(self) -> str:
+        """Where programs on this machine ask for facts."""
+        return f"http://127.0.0.1:{self.enrich_port}"
 
     @property
     def enroll_url(self) -> str:
@@ -141,9 +185,9 @@ def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Setti
 
 def _environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     for field in msgspec.structs.fields(Settings):
-        if field.type is Leases:
+        if field.type in (Leases, Retention):
             inner: dict[str, Any] = raw.setdefault(field.name, {})
-            for part in msgspec.structs.fields(Leases):
+            for part in msgspec.structs.fields(field.type):
                 value = environ.get(f"{PREFIX}{field.name}_{part.name}".upper())
                 if value:
                     inner[part.name] = value

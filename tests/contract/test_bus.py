@@ -1,10 +1,12 @@
 """What every bus promises; one suite for the bus in memory and for NATS."""
 
 import asyncio
+import time
 
 import pytest
 import pytest_asyncio
 
+from aegisflux.adapters.bus import consumer
 from aegisflux.adapters.bus.memory import Broker, MemoryBus
 from aegisflux.domain.errors import Invalid, OverLimit, Refused, Unavailable
 from aegisflux.wire import subjects
@@ -197,3 +199,78 @@ async def test_too_large_a_message_is_refused_with_the_limit(bus):
 async def test_a_subject_of_no_stream_has_no_last_value(bus):
     with pytest.raises(Invalid):
         await bus.last("nowhere.at.all")
+
+
+async def test_a_stream_is_read_in_pages_and_nothing_is_taken_away(bus):
+    for number in range(5):
+        await bus.publish(subjects.acks(f"h{number % 2}"), b"%d" % number, msg_id=str(number))
+    first = await bus.read("ACKS", 0, 3)
+    assert [m.payload for m in first] == [b"0", b"1", b"2"]
+    assert [m.payload for m in await bus.read("ACKS", first[-1].sequence, 3)] == [b"3", b"4"]
+    assert await bus.read("ACKS", first[-1].sequence + 2, 3) == []
+    odd = await bus.read("ACKS", 0, 10, subjects.acks("h1"))
+    assert [(m.subject, m.payload) for m in odd] == [("agent.acks.h1", b"1"), ("agent.acks.h1", b"3")]
+    assert [m.payload for m in await bus.read("ACKS", 0, 10)] == [b"0", b"1", b"2", b"3", b"4"]
+
+
+async def test_what_is_read_says_when_it_was_stored_and_has_its_headers(bus):
+    before = time.time_ns()
+    await bus.publish(ACKS, b"x", msg_id="x", headers={"Kind": "test"})
+    taker = []
+
+    async def take(messages):
+        taker.extend(messages)
+
+    await bus.consume("ACKS", "reader", take)
+    await eventually(lambda: taker)
+    (found,) = await bus.read("ACKS", 0, 10)
+    assert found.headers["Kind"] == "test"
+    assert before - 10**9 < found.stored_ns < time.time_ns() + 10**9
+    assert taker[0].stored_ns == found.stored_ns
+
+
+async def test_an_empty_stream_has_nothing_to_read_and_no_stream_is_unavailable(bus):
+    assert await bus.read("ACKS", 0, 10) == []
+    with pytest.raises(Unavailable):
+        await bus.read("NOTHING", 0, 10)
+
+
+async def test_the_lag_counts_what_was_not_handled(bus):
+    taker = Taker(b=Unavailable("later"))
+    assert await bus.lag("ACKS", "reader") == 0
+    for payload in (b"a", b"b"):
+        await bus.publish(ACKS, payload, msg_id=payload.decode())
+    await bus.consume("ACKS", "reader", taker)
+    await eventually(lambda: "a" in taker.got)
+
+    async def one_left():
+        return await bus.lag("ACKS", "reader") == 1
+
+    await eventually(one_left)
+    taker.errors.clear()
+
+    async def none_left():
+        return await bus.lag("ACKS", "reader") == 0
+
+    await eventually(none_left)
+
+
+async def test_work_that_takes_longer_than_the_bus_waits_is_not_given_twice(bus, monkeypatch):
+    monkeypatch.setattr(consumer, "ACK_SECONDS", 0.4)
+    monkeypatch.setattr(consumer, "PROGRESS_SECONDS", 0.1)
+    given, done = [], []
+
+    async def slow(messages):
+        given.extend(m.payload for m in messages)
+        await asyncio.sleep(1.2)
+        done.append(len(messages))
+
+    await bus.publish(ACKS, b"a", msg_id="a")
+    await bus.consume("ACKS", "reader", slow)
+    await eventually(lambda: done)
+
+    async def nothing_left():
+        return await bus.lag("ACKS", "reader") == 0
+
+    await eventually(nothing_left)
+    assert given == [b"a"]

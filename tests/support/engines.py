@@ -1,9 +1,10 @@
 """A real NATS with our accounts, for tests: started once a module, everything below one temporary folder."""
 
 import asyncio
+import random
 import socket
 import time
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +18,28 @@ from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.runtime.supervise import Process
 from aegisflux.wire.natsjwt import Credentials
 
+OFFSETS = (0, 1, 2, 5)  # the API, NATS, enrich, ingest
+
 
 def free_port() -> int:
     """A port that nobody held a moment ago."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def free_base() -> int:
+    """A base of ports that a control plane finds free, outside of those that clients are given."""
+    draw = random.SystemRandom()
+    while True:
+        base = draw.randrange(10_000, 32_000, 10)
+        try:
+            with ExitStack() as stack:
+                for offset in OFFSETS:
+                    stack.enter_context(socket.socket()).bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        return base
 
 
 async def eventually(check, seconds: float = 10.0):

@@ -11,7 +11,7 @@ import urllib.request
 from contextlib import contextmanager
 from pathlib import Path
 
-from tests.support.engines import free_port
+from tests.support.engines import free_base
 
 UP = "AegisFlux is up"
 AEGISFLUX = str(Path(sys.executable).parent / "aegisflux")
@@ -127,24 +127,10 @@ class Up:
 @contextmanager
 def running_up(folder: Path, **settings: str):
     """Started, and ended however the test ends."""
-    up = Up(folder / "data", two_free_ports(), **settings)
+    up = Up(folder / "data", free_base(), **settings)
     up.start()
     try:
         yield up
     finally:
         if up.process and up.process.poll() is None:
             up.stop()
-
-
-def two_free_ports() -> int:
-    """A port whose next one is free too."""
-    import socket
-
-    while True:
-        port = free_port()
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port + 1))
-            except OSError:
-                continue
-            return port

@@ -29,6 +29,7 @@ TITLES = [
     "Enrolment: one token, one host, one key",
     "Traffic before any snapshot: everybody reaches everybody",
     "The database: observe first, then enforce",
+    "What the hosts told meanwhile: nobody wrote any of this down",
     "A canary: web version 1 on web-1 only",
     "Promotion: all hosts of the service",
     "Bad snapshots are refused, and say why",

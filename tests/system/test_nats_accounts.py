@@ -311,3 +311,37 @@ async def test_a_server_with_a_foreign_certificate_gets_no_identity(lab, tmp_pat
     await eventually(lambda: "certificate" in bus.last_error.lower())
     assert not bus.connected
     await bus.close()
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        subjects.desired("web1"), subjects.confirm("web1"), subjects.acks("web1"),
+        subjects.MAPS, subjects.ENRICHED,
+        "$JS.API.STREAM.PURGE.TELEMETRY", "$JS.API.STREAM.DELETE.EVENTS_RAW",
+        "$JS.API.STREAM.MSG.GET.DESIRED",
+        "$JS.API.CONSUMER.CREATE.ACKS.ingest", "$JS.API.CONSUMER.MSG.NEXT.ACKS.orchestrator",
+        "$JS.API.DIRECT.GET.DESIRED", "$JS.API.CONSUMER.DELETE.TELEMETRY.ingest",
+    ],
+)  # fmt: skip
+async def test_ingest_may_publish_nothing_but_what_it_checked(lab, subject):
+    async with Raw(lab, lab.accounts.ingest_creds(int(time.time()))) as client:
+        assert await client.publish_refused(subject, b"x")
+
+
+async def test_ingest_reads_telemetry_and_passes_it_on(lab):
+    credentials = lab.accounts.ingest_creds(int(time.time()))
+    heard = []
+
+    async def take(messages):
+        heard.extend(message.payload for message in messages)
+
+    async with lab.control() as control, opened(lab.bus(credentials)) as bus:
+        await control.publish(subjects.telemetry("web1"), b"events", msg_id="events-1")
+        reading = await bus.consume("TELEMETRY", "ingest", take)
+        await eventually(lambda: heard == [b"events"])
+        await reading.close()
+        assert await bus.lag("TELEMETRY", "ingest") in (0, 1)
+        await bus.publish(subjects.RAW, b"checked", msg_id="raw-1")
+        await bus.publish(subjects.dead("telemetry"), b"refused", msg_id="dead-1")
+        assert [message.payload for message in await bus.read("DEAD", 0, 10)] == [b"refused"]

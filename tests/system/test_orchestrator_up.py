@@ -17,7 +17,7 @@ import pytest
 from nacl.signing import SigningKey
 from tests.support.control import FakeAgent, request_of
 from tests.support.engines import eventually
-from tests.support.up import AEGISFLUX, Up, running_up, two_free_ports
+from tests.support.up import AEGISFLUX, Up, free_base, running_up
 
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import postgres
@@ -422,7 +422,7 @@ async def test_kill_9_of_each_child_under_a_stream_of_posts(up):
 
 
 def test_a_clean_stop_and_a_killed_supervisor(tmp_path):
-    up = Up(tmp_path / "data", two_free_ports())
+    up = Up(tmp_path / "data", free_base())
     up.start()
     try:
         assert up.call("POST", "/seg/maps", snapshot(1, 1)).status == 200
@@ -445,7 +445,7 @@ def test_a_clean_stop_and_a_killed_supervisor(tmp_path):
 @pytest.mark.skipif(os.geteuid() != 0, reason="then every test here is one of an ordinary user")
 def test_an_ordinary_user_has_it_all(tmp_path):
     """By a uid that is not root's, without any capability."""
-    up = Up(tmp_path / "data", two_free_ports())
+    up = Up(tmp_path / "data", free_base())
     up.become = (*postgres.NAMESPACE, "setpriv", "--bounding-set=-all", "--inh-caps=-all")
     up.start()
     enroll(up, "plain")
@@ -473,14 +473,15 @@ def test_given_engines_are_used_and_none_is_started(up, tmp_path):
     shutil.copytree(up.data / "secrets", data / "secrets")
     other = Up(
         data,
-        two_free_ports(),
+        free_base(),
         AEGISFLUX_DATABASE_URL=dsn.replace("/aegisflux?", f"/{database}?"),
         AEGISFLUX_NATS_URLS=exports["NATS_URL"],
         AEGISFLUX_NATS_CA=exports["NATS_CA"],
     )
     other.start()
     try:
-        assert sorted(path.stem for path in (data / "run").glob("*.pid")) == ["orchestrator"]
+        children = {path.stem for path in (data / "run").glob("*.pid")}
+        assert children == {"enrich", "ingest", "orchestrator"}
         assert other.call("POST", "/seg/maps", snapshot(1, 1)).status == 200
     finally:
         assert other.stop() == 0

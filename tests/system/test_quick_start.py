@@ -76,11 +76,15 @@ def reader() -> Iterator[Reader]:
                     shutil.rmtree(BPFFS / INSTANCE)
 
 
+WAIT = (
+    "for _ in $(seq 100); do aegisflux inventory list --host demo-host --name bash | grep -q deb &&"
+    " aegisflux graph reach quickstart >/dev/null 2>&1 && break; sleep 0.2; done\n"
+)
 LOOK_AGAIN = "for _ in $(seq 200); do aegisflux agent status | grep -q in_force && break; sleep 0.05; done\n"
 
 
 def test_the_quick_start_works_as_written(reader: Reader) -> None:
-    up, prepare, enroll, doctor, service, watch, post, call, why, promote, panic, clean = blocks("sh")
+    up, prepare, enroll, doctor, service, watch, post, call, why, promote, look, panic, clean = blocks("sh")
     refused, explained = blocks("text")
 
     shown = reader.left_running("up", up)
@@ -91,8 +95,8 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
         watch = watch.replace('nats sub "actions.seg.maps" -s nats://localhost:4222', "aegisflux bus watch")
     watched = reader.left_running("watch", prepare + watch)
 
-    prepared, examined, named, posted, called, answered, promoted, panicked, cleaned = reader.typed(
-        prepare, doctor, service, post + LOOK_AGAIN, call, why, promote, panic, clean
+    prepared, examined, named, posted, called, answered, promoted, looked, panicked, cleaned = reader.typed(
+        prepare, doctor, service, post + LOOK_AGAIN, call, why, promote, WAIT + look, panic, clean
     )
 
     assert '"status":"ok"' in prepared.replace(" ", "")
@@ -105,6 +109,11 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
     assert "198.51.100.1" in answered.split("\n")[-2], "the refused call is listed last"
     assert [json.loads(line)["version"] for line in promoted.splitlines()[:3]] == [1, 2, 3]
     assert "in_force" in promoted.splitlines()[-1]
+    assert "CLIENT" in looked
+    assert "blocked egress 198.51.100.1 tcp/443 (no_match)" in looked
+    assert re.search(r"demo-host +exec ", looked)
+    assert re.search(r"deb +bash ", looked)
+    assert "service quickstart runs on demo-host" in looked
     assert "resumed" in panicked
     assert "withdraw" in cleaned
     reader.waited(watched, '"action":"rollback"')

@@ -23,8 +23,11 @@ def test_an_agent_may_do_this_and_no_more():
         "agent.content.web1",
         "agent.acks.web1",
         "agent.heartbeat.web1",
+        "telemetry.web1",
+        "inventory.packages.web1",
         "$JS.API.DIRECT.GET.DESIRED.actions.seg.desired.web1",
         "$JS.API.DIRECT.GET.CONFIRM.actions.seg.confirm.web1",
+        "$JS.API.DIRECT.GET.INVENTORY.inventory.packages.web1",
     }
     assert set(subjects.agent_subscribes("web1")) == {
         "actions.seg.desired.web1",

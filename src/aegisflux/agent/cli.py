@@ -347,7 +347,13 @@ def _status_table(found: Json) -> str:
         ]
         rows.append(cells)
     failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
-    return "\n".join([head, _columns(rows), *failures])
+    return "\n".join([head, _columns(rows), *failures, *_telemetry_lines(found.get("telemetry"))])
+
+
+def _telemetry_lines(found: Json | None) -> list[str]:
+    from aegisflux.agent.doctor import telemetry_text
+
+    return [] if found is None else [f"telemetry: {telemetry_text(found)}"]
 
 
 def _why_text(found: Json) -> str:

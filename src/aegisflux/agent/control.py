@@ -122,6 +122,8 @@ class Control:
             report["name"] = service.name if service else ""
             if report["state"] == "pending" and (service is None or service.active is None):
                 report["state"] = "withdrawn"  # known here, and nothing is wanted of it
+        if runner.telemetry is not None:
+            found["telemetry"] = runner.telemetry.report()
         if runner.panic is not None:
             found["panic"] = {"at": runner.panic.at, "why": runner.panic.why}
         return found

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 from aegisflux.agent import remember
 from aegisflux.agent.cgroups import own_cgroup, v2_root
@@ -90,7 +90,7 @@ def _agent(state: Path) -> list[Finding]:
         Finding("state", True, f"{state}, last accepted serial {serial}", True, "agent"),
         Finding("panic", panic is None, calm, True, "agent"),
         _clock(accepted),
-        _running(state, began=accepted is not None),
+        *_running(state, began=accepted is not None),
     ]
 
 
@@ -101,14 +101,33 @@ def _clock(accepted: remember.Accepted | None) -> Finding:
     return Finding("clock", ahead <= CLOCK_SECONDS, detail if ahead > CLOCK_SECONDS else "ok", True, "agent")
 
 
-def _running(state: Path, *, began: bool) -> Finding:
+def telemetry_text(found: dict[str, Any]) -> str:
+    """What a running agent says of its telemetry, on one line."""
+    sources = found.get("sources", {})
+    said = [f"{len(sources)} sources"]
+    said += [f"{name}: {text}" for name, text in sources.items() if text != "open"]
+    said.append(f"{found.get('batches_waiting', 0)} batches wait in {found.get('spool_bytes', 0)} bytes")
+    said += [f"inventory: {found['inventory']}"] if found.get("inventory") else []
+    said += [f"lost {where}: {count}" for where, count in found.get("lost", {}).items()]
+    return "; ".join(filter(None, [*said, found.get("trouble", "")]))
+
+
+def _telemetry(found: dict[str, Any]) -> Finding:
+    """Enforcement does not hang on it."""
+    well = not found.get("lost") and not found.get("trouble")
+    well = well and all(text == "open" for text in found.get("sources", {}).values())
+    return Finding("telemetry", well, telemetry_text(found), False, "agent")
+
+
+def _running(state: Path, *, began: bool) -> list[Finding]:
     """One that never ran is no finding; one that ran and does not is."""
     try:
         (status,) = ask(state / SOCKET, {"do": "status"}, 5.0)
     except (AegisError, ValueError) as error:
-        return Finding("running", False, str(error) if began else "never yet", began, "agent")
+        return [Finding("running", False, str(error) if began else "never yet", began, "agent")]
     link = "connected" if status["connected"] else "not connected to the control plane"
-    return Finding("running", True, link, True, "agent")
+    running = Finding("running", True, link, True, "agent")
+    return [running, _telemetry(status["telemetry"])] if "telemetry" in status else [running]
 
 
 def _panicked(agent: list[Finding]) -> bool:

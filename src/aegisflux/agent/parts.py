@@ -8,14 +8,40 @@ from typing import Any, Final, Protocol, TypeVar
 
 from msgspec import Struct
 
+from aegisflux.agent.spool import Lane, Spool
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.trust import Verify
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
+from aegisflux.ports.inventory import Software
+from aegisflux.ports.sensor import Source
 from aegisflux.wire.envelope import Sign
 
 T = TypeVar("T")
 DENIED_KEPT: Final = 2048
+
+
+class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the agent tells of its host: events, and which software there is. It enforces without it too.
+
+    enabled:            false: nothing of this is read, kept or sent
+    spool_bytes:        how much is kept on disk while the bus is away; then the oldest flows go first
+    events_per_second:  more events are not read, so that what waits is lost where the kernel counts it
+    processes_per_second: more execs (and exits) a CPU are counted by the kernel and not told
+    inventory:          whether it tells which packages are installed
+    inventory_seconds:  between looks at the installed packages; they are sent when they changed
+    flow_seconds:       between reports of flows
+    listen_seconds:     between looks at listening sockets
+    """
+
+    enabled: bool = True
+    spool_bytes: int = 256 << 20
+    events_per_second: int = 5000
+    processes_per_second: int = 2000
+    inventory: bool = True
+    inventory_seconds: float = 300.0
+    flow_seconds: float = 5.0
+    listen_seconds: float = 5.0
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True):
@@ -28,6 +54,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds:      between scans of the cgroup tree, where the kernel tells of changes: a safety net
     addresses_seconds: between readings of the hosts' own addresses
     failsafe:          what no snapshot can deny here
+    telemetry:         what is told of the host
     """
 
     heartbeat_seconds: float = 5.0
@@ -37,6 +64,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds: float = 30.0
     addresses_seconds: float = 10.0
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
+    telemetry: TelemetrySettings = TelemetrySettings()
 
 
 class Store(Protocol):
@@ -95,9 +123,35 @@ class Prober(Protocol):
     def __call__(self, cgroup: str, target: str) -> Awaitable[str]: ...
 
 
+class Feed(Struct, frozen=True):
+    """A source of events, its lane of the spool, and the seconds between readings (None: as events come)."""
+
+    source: Source
+    lane: Lane
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Senses:
+    """What telemetry works with.
+
+    blocking:   calls of sources and of the spool, all on one thread
+    background: calls of `software`, on a thread of low priority
+    """
+
+    feeds: tuple[Feed, ...]
+    spool: Spool
+    blocking: Blocking
+    software: Software | None
+    background: Blocking
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """Everything an agent works with; `log` hears what happens, in words, `trim` gives freed memory back."""
+    """Everything an agent works with; `log` hears what happens, in words, `trim` gives freed memory back.
+
+    senses: what telemetry works with, None where it is off
+    """
 
     host_id: str
     boot_id: str
@@ -114,6 +168,7 @@ class Parts:
     trim: Callable[[], object]
     log: Callable[[str], None]
     settings: AgentSettings
+    senses: Senses | None = None
 
 
 async def inline(call: Callable[..., T], *args: Any) -> T:

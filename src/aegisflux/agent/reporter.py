@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -9,6 +10,7 @@ import msgspec
 from msgspec.structs import replace
 
 from aegisflux.agent.parts import DENIED_KEPT, Parts
+from aegisflux.domain.address_class import address_class
 from aegisflux.domain.converge import SECOND, Holding
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.manifest import (
@@ -21,6 +23,7 @@ from aegisflux.domain.manifest import (
     NackReason,
     ServiceReport,
 )
+from aegisflux.domain.net import Address
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.ports.datapath import DeniedFlow
 from aegisflux.wire import envelope, subjects
@@ -29,13 +32,15 @@ OUTBOX: Final = 4096
 NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
 PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
+ADDRESSES: Final = 64
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
 
 
 class Reporter:
-    """`cgroups`, `conflicts` and `verdicts` by service are for the next heartbeat; `serial` is accepted."""
+    """`cgroups`, `conflicts` and `verdicts` by service are for the next heartbeat; `serial` is accepted,
+    `lost` says what telemetry lost."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
@@ -52,6 +57,7 @@ class Reporter:
         self.verdicts: dict[int, dict[str, int]] = {}
         self.denied: deque[tuple[int, DeniedFlow]] = deque(maxlen=DENIED_KEPT)
         self._denied_count = 0
+        self.lost: Callable[[], Mapping[str, int]] = dict
 
     async def ack(self, holding: Holding, boot_ns: int) -> None:
         """What the kernel holds of a service now."""
@@ -136,15 +142,17 @@ class Reporter:
         except (Unavailable, Refused):
             self.loss["heartbeats"] += 1
 
-    async def collect(self, slots: dict[int, int]) -> None:
-        """Move denied flows into the ring and read the verdict counters; `slots` by service."""
+    async def collect(self, slots: dict[int, int]) -> Sequence[DeniedFlow]:
+        """Move denied flows into the ring, and give them; read the verdict counters; `slots` by service."""
         datapath, blocking = self._parts.datapath, self._parts.blocking
-        for flow in await blocking(datapath.drain_denied, DENIED_KEPT):
+        drained = await blocking(datapath.drain_denied, DENIED_KEPT)
+        for flow in drained:
             self._denied_count += 1
             self.denied.append((self._denied_count, flow))
         for service_id, slot in slots.items():
             counted = await blocking(datapath.counters, slot)
             self.verdicts[service_id] = {name: count for name, count in counted.items() if count}
+        return drained
 
     def heartbeat(
         self,
@@ -175,8 +183,9 @@ class Reporter:
             parts.wall(),
             panicked,
             parts.datapath.name,
-            dict(self.loss),
+            {**self.loss, **self.lost()},
             parts.settings.heartbeat_seconds,
+            own_addresses(parts.datapath.addresses()),
         )
 
     def _report(
@@ -207,6 +216,12 @@ class Reporter:
             tables_digest=active.tables_digest,
             deadline=int(self._parts.wall() + (active.deadline_ns - boot_ns) / SECOND),
         )
+
+
+def own_addresses(found: Iterable[Address]) -> tuple[str, ...]:
+    """By what others reach this host, as far as a heartbeat has room."""
+    texts = map(str, sorted(found))
+    return tuple(t for t in texts if address_class(t) not in ("loopback", "link_local"))[:ADDRESSES]
 
 
 def state_of(holding: Holding, wanted: str | None, failed: bool, boot_ns: int, panicked: bool) -> HostState:

@@ -17,6 +17,7 @@ from aegisflux.agent.binder import Binder
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.remember import Accepted, Panic
 from aegisflux.agent.reporter import Reporter
+from aegisflux.agent.telemetry import Telemetry
 from aegisflux.domain.errors import AegisError
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.trust import Nacked, Trusted, accept_confirm, accept_keys, accept_manifest
@@ -38,6 +39,9 @@ class Runner:
         self.reporter = Reporter(parts)
         self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
         self.binder = Binder(parts)
+        self.telemetry = None if parts.senses is None else Telemetry(parts, parts.senses)
+        if self.telemetry is not None:
+            self.reporter.lost = self.telemetry.lost
         self.panic: Panic | None = None
         self.applied = asyncio.Event()
         self._open = False
@@ -148,7 +152,9 @@ class Runner:
         now = self.parts.datapath.boot_ns()
         if any(now >= holding.confirm_by_ns for holding in self.applier.on_trial()):
             await self.converge()
-        await self.reporter.collect({i: h.slot for i, h in self.applier.book.services.items()})
+        denied = await self.reporter.collect({i: h.slot for i, h in self.applier.book.services.items()})
+        if self.telemetry is not None:
+            await self.telemetry.denied(denied)
 
     async def drift(self) -> None:
         """Read back everything, and repair what differs."""
@@ -240,8 +246,9 @@ class Runner:
             self._every(settings.drift_seconds, self.drift),
             self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
             self._every(min(self._scan_seconds, SCAN_SECONDS), self.rescan),
-            self._every(settings.addresses_seconds, self._addresses),
+            self._every(settings.addresses_seconds, self._addresses, first=True),
             self._every(CLOCK_SECONDS, self._persist_clock),
+            *(self.telemetry.tasks() if self.telemetry is not None else ()),
         ]
         running = [asyncio.create_task(task) for task in tasks]
         ended = asyncio.create_task(stop.wait())
@@ -272,6 +279,8 @@ class Runner:
         await self.confirm(message.payload)
 
     async def _connected(self) -> None:
+        if self.telemetry is not None:
+            self.telemetry.connected()
         await self.refresh()
         self._wake.set()
         self._beat_now.set()

@@ -27,10 +27,29 @@ TIMES = {
 }
 
 
-def call(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
+def facts(path: str, query: Mapping[str, object] | None = None) -> Any:
+    """One question to enrich; raises as `call`."""
+    base = os.environ.get("AEGISFLUX_ENRICH_URL") or loaded().enrich_url
+    return call("GET", path, query=query, base=base)
+
+
+def ingest(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
+    """One request to ingest; raises as `call`."""
+    base = os.environ.get("AEGISFLUX_INGEST_URL") or loaded().ingest_url
+    return call(method, path, body, query, base)
+
+
+def call(
+    method: str,
+    path: str,
+    body: object = None,
+    query: Mapping[str, object] | None = None,
+    base: str | None = None,
+) -> Any:
     """One request; raises Refused with the problem's detail, or Unavailable."""
     given = {name: value for name, value in (query or {}).items() if value is not None}
-    url = _url() + path + (f"?{urlencode(given, doseq=True)}" if given else "")
+    base = base or _url()
+    url = base + path + (f"?{urlencode(given, doseq=True)}" if given else "")
     data = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
     headers = {"Authorization": f"Bearer {_token()}", "Content-Type": "application/json"}
     request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own URL
@@ -49,7 +68,7 @@ def call(method: str, path: str, body: object = None, query: Mapping[str, object
         kind = Refused if error.code < 500 else Unavailable
         raise kind(f"{error.code} {detail}") from None
     except (urllib.error.URLError, OSError) as error:
-        raise Unavailable(f"{_url()}: {getattr(error, 'reason', error)}; is aegisflux up running?") from None
+        raise Unavailable(f"{base}: {getattr(error, 'reason', error)}; is aegisflux up running?") from None
 
 
 def show(value: Any, output: str, columns: tuple[str, ...] = ()) -> None:

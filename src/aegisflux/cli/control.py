@@ -16,7 +16,9 @@ Config = Annotated[
     Path | None, Parameter(name="--config", help="settings, instead of /etc/aegisflux/aegisflux.toml")
 ]
 DataDir = Annotated[str | None, Parameter(name="--data-dir", help="where all data lies")]
-PortBase = Annotated[int | None, Parameter(name="--port-base", help="the HTTP port; NATS takes the next one")]
+PortBase = Annotated[
+    int | None, Parameter(name="--port-base", help="the API's port; NATS and the other services follow")
+]
 
 
 def loaded(config: Path | None = None, data_dir: str | None = None, port_base: int | None = None) -> Settings:
@@ -25,8 +27,7 @@ def loaded(config: Path | None = None, data_dir: str | None = None, port_base: i
 
 
 def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
-    """Start the control plane of this machine: NATS, PostgreSQL and the orchestrator, supervised, until
-    SIGTERM.
+    """Start the control plane of this machine: NATS, PostgreSQL and our services, supervised, until SIGTERM.
 
     Example: aegisflux up --data-dir /srv/aegisflux --port-base 9000
     """
@@ -43,7 +44,7 @@ def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase =
         _say(f"{event.child}: {event.what} (process {event.pid}){detail}")
         if event.what == "ready":
             seen.add(event.child)
-        if event.child == "orchestrator" and event.what == "ready" and "told" not in seen:
+        if event.child == "enrich" and event.what == "ready" and "told" not in seen:
             seen.add("told")
             _say(_screen(given, seen))
 
@@ -62,6 +63,30 @@ def orchestrator(*, config: Config = None, data_dir: DataDir = None, port_base: 
     given = loaded(config, data_dir, port_base)
     logs.configure(given.log_level, given.log_format)
     uvloop.run(bootstrap.run_orchestrator(given))
+
+
+def enrich(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run enrich alone, against the engines that the settings name; `up` does this by itself."""
+    import uvloop
+
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    uvloop.run(bootstrap.run_enrich(given))
+
+
+def ingest(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run ingest alone, against the engines that the settings name; `up` does this by itself."""
+    import uvloop
+
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    uvloop.run(bootstrap.run_ingest(given))
 
 
 def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
@@ -85,6 +110,8 @@ def _screen(given: Settings, seen: set[str]) -> str:
             "",
             "AegisFlux is up",
             f"  API           {given.url}   (its pages: {given.url}/schema)",
+            f"  facts         {given.enrich_url}   (flows, events, packages, graph)",
+            f"  events in     {given.ingest_url}   (POST /api/v1/events)",
             *([f"  for hosts     {given.enroll_url}"] if given.enroll_url != given.url else []),
             f"  NATS          {nats}",
             f"  store         {store}",

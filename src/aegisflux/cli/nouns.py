@@ -1,6 +1,7 @@
 """Nouns of the control plane: snapshots, services, hosts, tokens, keys, the audit log, the bus."""
 
 import asyncio
+import json
 import os
 import sys
 import time
@@ -216,7 +217,9 @@ def release_host(host_id: str) -> None:
 def list_tokens(*, output: Output = "table") -> None:
     """API tokens."""
     show(
-        call("GET", "/api/v1/tokens"), output, ("id", "name", "role", "expires_at", "last_used", "revoked_at")
+        call("GET", "/api/v1/tokens"),
+        output,
+        ("id", "name", "role", "host_id", "expires_at", "last_used", "revoked_at"),
     )
 
 
@@ -226,6 +229,27 @@ def create_token(
 ) -> None:
     """Make an API token and print it: a secret."""
     print(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])  # noqa: T201
+
+
+@token_app.command(name="issue")
+def issue_token(
+    *,
+    role: Literal["source", "viewer", "operator", "approver", "admin"],
+    name: Annotated[str | None, Parameter(help="whose it is; by default the role and the host")] = None,
+    host_id: Annotated[str | None, Parameter(help="whose events a token of the role source may post")] = None,
+    ttl_seconds: int | None = None,
+) -> None:
+    """Make an API token and print it: a secret. One of the role source posts the events of one host.
+
+    Example: aegisflux token issue --role source --host-id web-1
+    """
+    body = {
+        "name": name or "-".join(filter(None, (role, host_id))),
+        "role": role,
+        "ttl_seconds": ttl_seconds,
+        "host_id": host_id,
+    }
+    print(call("POST", "/api/v1/tokens", body)["token"])  # noqa: T201
 
 
 @token_app.command(name="revoke")
@@ -279,8 +303,19 @@ def list_audit(*, limit: int = 50, output: Output = "table") -> None:
 
 
 @bus_app.command
-def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")] = 0) -> None:
-    """Show every announced snapshot, a line of JSON each, with the credentials of `aegisflux env`."""
+def watch(
+    what: Annotated[
+        Literal["snapshots", "events"], Parameter(help="announced snapshots, or enriched events")
+    ] = "snapshots",
+    /,
+    *,
+    count: Annotated[int, Parameter(help="end after so many lines; 0: never")] = 0,
+) -> None:
+    """Show announced snapshots or enriched events as they come, a line of JSON each, with the credentials
+    of `aegisflux env`.
+
+    Example: aegisflux bus watch events --count 10
+    """
     from aegisflux import bootstrap
     from aegisflux.runtime import logs
     from aegisflux.wire import subjects
@@ -291,12 +326,34 @@ def watch(*, count: Annotated[int, Parameter(help="end after so many; 0: never")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if len(given) < len(names):
         given = bootstrap.environment(loaded()) | given
+    subject, lines = (subjects.MAPS, announced) if what == "snapshots" else (subjects.ENRICHED, enriched)
 
-    def told(payload: bytes) -> None:
-        sys.stdout.write(payload.decode(errors="replace") + "\n")
+    def told(line: str) -> None:
+        sys.stdout.write(line + "\n")
         sys.stdout.flush()
 
-    asyncio.run(bootstrap.watch(given, subjects.MAPS, told, count))
+    asyncio.run(bootstrap.watch(given, subject, lines, told, count))
+
+
+def announced(payload: bytes) -> list[str]:
+    """The line of an announced snapshot."""
+    return [payload.decode(errors="replace")]
+
+
+def enriched(payload: bytes) -> list[str]:
+    """A line for each event of a message, of ASCII alone; raises Invalid."""
+    from msgspec import to_builtins
+
+    from aegisflux.wire import events
+
+    return [
+        json.dumps(
+            {"host_id": batch.host_id, "boot_id": batch.boot_id, "received_ns": batch.received_ns}
+            | to_builtins(event)
+        )
+        for batch in events.decode_enriched(payload)
+        for event in batch.events
+    ]
 
 
 def labels_of(given: list[str] | None) -> dict[str, str]:

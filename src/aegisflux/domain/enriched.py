@@ -17,7 +17,7 @@ AddressClass = Literal[
 JOINS: Final = ("host", "service", "peer_host", "peer_service", "process", "package")
 
 
-class PackageRef(Struct, frozen=True, omit_defaults=True):
+class PackageRef(Struct, frozen=True, gc=False, omit_defaults=True):
     """The package that a binary belongs to."""
 
     type: str
@@ -26,7 +26,7 @@ class PackageRef(Struct, frozen=True, omit_defaults=True):
     source: str = ""
 
 
-class OpenVulnerability(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class OpenVulnerability(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A vulnerability of a package that is not fixed on this host. Empty until intelligence exists."""
 
     id: str
@@ -36,7 +36,7 @@ class OpenVulnerability(Struct, frozen=True, kw_only=True, omit_defaults=True):
     epss: float | None = None
 
 
-class Indicator(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Indicator(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A threat-intelligence indicator that an address or a path matched. Empty until intelligence exists."""
 
     value: str
@@ -45,7 +45,7 @@ class Indicator(Struct, frozen=True, kw_only=True, omit_defaults=True):
     confidence: int = 0
 
 
-class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Context(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What enrichment adds to one event.
 
     service, peer_service: of the local end and of the peer, with their ids
@@ -67,18 +67,26 @@ class Context(Struct, frozen=True, kw_only=True, omit_defaults=True):
     indicators: tuple[Indicator, ...] = ()
 
 
-class Enriched(Struct, frozen=True):
+class Enriched(Struct, frozen=True, gc=False):
     """One event and its context."""
 
     event: Event
     context: Context
 
 
-class EnrichedBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """Events of one host and boot, in their order. `labels` are the host's, `received_ns` is ingest's."""
+class EnrichedBatch(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
+    """Events of one host and boot, in their order.
+
+    labels:      of the host
+    received_ns: when ingest had it, by ingest's clock
+    offset_ns:   how far the host's clock is behind that, by the least delay seen lately
+    lost:        as `EventBatch.lost`
+    """
 
     host_id: HostId
     boot_id: str
     received_ns: int
     events: tuple[Enriched, ...]
     labels: dict[str, str] = {}
+    offset_ns: int = 0
+    lost: dict[str, int] = {}

@@ -29,7 +29,7 @@ Verdict = Literal["allowed", "would block", "blocked", "unknown"]
 BootId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9:._-]+\Z")]
 
 
-class Common(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Common(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """What each event has. `clamped`: its time lay in the future, and was set to that of its arrival."""
 
     seq: Sequence
@@ -37,7 +37,7 @@ class Common(Struct, frozen=True, kw_only=True, omit_defaults=True):
     clamped: bool = False
 
 
-class Ancestor(Struct, frozen=True, omit_defaults=True, array_like=True):
+class Ancestor(Struct, frozen=True, gc=False, omit_defaults=True, array_like=True):
     """One process above another, as the kernel had it at that moment."""
 
     pid: Pid
@@ -45,7 +45,7 @@ class Ancestor(Struct, frozen=True, omit_defaults=True, array_like=True):
     comm: Name
 
 
-class Exec(Common, frozen=True, kw_only=True, omit_defaults=True, tag="exec"):
+class Exec(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="exec"):
     """A process became a program. Bytes that are not UTF-8 stand as `\\xNN`.
 
     path:      the binary's path in the mount namespace of the process
@@ -64,7 +64,7 @@ class Exec(Common, frozen=True, kw_only=True, omit_defaults=True, tag="exec"):
     ancestors: Annotated[tuple[Ancestor, ...], Meta(max_length=32)] = ()
 
 
-class Exit(Common, frozen=True, kw_only=True, omit_defaults=True, tag="exit"):
+class Exit(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="exit"):
     """A process (its last thread) ended: by `code`, or by `signal`."""
 
     pid: Pid
@@ -75,14 +75,14 @@ class Exit(Common, frozen=True, kw_only=True, omit_defaults=True, tag="exit"):
     comm: Name = ""
 
 
-class FlowSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="flow"):
+class FlowSeen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="flow"):
     """Traffic since the last report of one flow: a 5-tuple without the ephemeral port.
 
     direction:   who initiated: egress the local side, ingress the peer
     port:        the one that the initiator addressed; 0 where the protocol has none
     first_ns, last_ns: of the packets counted here
     connections: how many began
-    pid:         the process that made the last socket of it, 0 unknown
+    pid:         the process that made the last socket of it, 0 unknown; `path` is its binary
     """
 
     direction: Direction
@@ -103,9 +103,10 @@ class FlowSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="flow"
     cgroup: Text = ""
     pid: Pid = 0
     start_ns: Nanoseconds = 0
+    path: Text = ""
 
 
-class Listen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="listen"):
+class Listen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="listen"):
     """A socket began (or `closed`: ended) to listen."""
 
     proto: IpProto
@@ -119,7 +120,7 @@ class Listen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="listen"
     service_id: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
 
 
-class VerdictSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="verdict"):
+class VerdictSeen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="verdict"):
     """An initiation that was denied, or would be; `rule` as `domain.verdict.rule_text`."""
 
     service_id: Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -136,7 +137,7 @@ class VerdictSeen(Common, frozen=True, kw_only=True, omit_defaults=True, tag="ve
     candidate: bool = False
 
 
-class Auth(Common, frozen=True, kw_only=True, omit_defaults=True, tag="auth"):
+class Auth(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="auth"):
     """Somebody tried to be let in. `source` names the parser, `service` what they tried at."""
 
     source: Name
@@ -150,7 +151,7 @@ class Auth(Common, frozen=True, kw_only=True, omit_defaults=True, tag="auth"):
     message: Text = ""
 
 
-class File(Common, frozen=True, kw_only=True, omit_defaults=True, tag="file"):
+class File(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="file"):
     """A file was touched; `action` is one word: open, create, modify, rename, delete, chmod, chown, link."""
 
     source: Name
@@ -163,7 +164,7 @@ class File(Common, frozen=True, kw_only=True, omit_defaults=True, tag="file"):
     success: bool = True
 
 
-class Log(Common, frozen=True, kw_only=True, omit_defaults=True, tag="log"):
+class Log(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="log"):
     """What another program said: a rule of theirs that fired, or a line that no parser knows better."""
 
     source: Name
@@ -179,7 +180,7 @@ Event = Exec | Exit | FlowSeen | Listen | VerdictSeen | Auth | File | Log
 KINDS: Final = ("exec", "exit", "flow", "listen", "verdict", "auth", "file", "log")
 
 
-class EventBatch(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class EventBatch(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """Events of one host and boot, sequences rising. What a third party sent has a boot id of its own.
 
     sent_ns: the host's wall clock when the batch was made

@@ -190,7 +190,8 @@ class ServiceReport(Struct, frozen=True):
 
 
 class Heartbeat(Struct, frozen=True):
-    """What a host says of itself every few seconds."""
+    """What a host says of itself every few seconds. `addresses` are its own, of all its network namespaces,
+    without loopback and link-local ones."""
 
     host_id: HostId
     boot_id: str
@@ -204,3 +205,4 @@ class Heartbeat(Struct, frozen=True):
     datapath: str
     loss: dict[str, int] = {}
     interval: float = 5.0
+    addresses: tuple[str, ...] = ()

@@ -1,18 +1,21 @@
-"""Who may do what: four roles, each may do all that the one before it may."""
+"""Who may do what: roles, each may do all that the one before it may; the first only posts events."""
 
 from typing import Final, Literal
 
 from msgspec import Struct
 
-Role = Literal["viewer", "operator", "approver", "admin"]
-ROLES: Final[tuple[Role, ...]] = ("viewer", "operator", "approver", "admin")
+Role = Literal["source", "viewer", "operator", "approver", "admin"]
+ROLES: Final[tuple[Role, ...]] = ("source", "viewer", "operator", "approver", "admin")
 
 
 class Principal(Struct, frozen=True):
-    """Somebody who is known: a bearer of a token, or a part of the system itself."""
+    """Somebody who is known: a bearer of a token, or a part of the system itself. `host_id` is whose events
+    a source may post.
+    """
 
     name: str
     role: Role
+    host_id: str | None = None
 
 
 SYSTEM: Final = Principal("system", "admin")

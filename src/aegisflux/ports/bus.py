@@ -10,7 +10,7 @@ from typing import Protocol
 @dataclass(frozen=True, slots=True)
 class Message:
     """What arrived. `sequence` is its place in its stream, 0 outside of streams; `deliveries` counts from
-    1.
+    1; `stored_ns` is when a stream stored it, in nanoseconds since the epoch, 0 where nobody says.
     """
 
     subject: str
@@ -18,6 +18,7 @@ class Message:
     headers: Mapping[str, str] = field(default_factory=dict)
     sequence: int = 0
     deliveries: int = 1
+    stored_ns: int = 0
 
 
 Handler = Callable[[Message], Awaitable[None]]
@@ -72,14 +73,25 @@ class Bus(Protocol):
         ...
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
     ) -> Subscription:
         """Read a stream from where this durable name stopped; a batch that returns is done.
 
+        `linger`: seconds that the first message of a batch waits for others, which costs less for each.
         When the handler raises, its messages come again one by one: Refused puts a message on the dead-letter
         subject, Unavailable brings it again later for ever, anything else five times, then it is a dead
         letter.
         """
+        ...
+
+    async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
+        """Stored messages with a sequence above `after`, oldest first, of one subject or all; takes nothing
+        away. Fewer than `limit` where they are large, but one at least while there are any.
+        """
+        ...
+
+    async def lag(self, stream: str, durable: str) -> int:
+        """How many messages of the stream the durable name has not handled."""
         ...
 
     async def ensure_streams(self) -> tuple[str, ...]:

@@ -173,6 +173,10 @@ class Datapath(Protocol):
         """Read the addresses of the network namespaces that governed processes live in."""
         ...
 
+    def addresses(self) -> frozenset[Address]:
+        """What `refresh_addresses` found last. Asks nobody, so that any thread may."""
+        ...
+
     def counters(self, slot: int) -> Mapping[str, int]:
         """Verdicts since `open` by `reason`, and `would_block`, `lost_events`, `evicted_flows`."""
         ...

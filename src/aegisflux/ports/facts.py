@@ -11,52 +11,17 @@ from msgspec import Struct
 
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.inventory import PackageDelta, PackageInventory
+from aegisflux.domain.known import Known
 
 Row = Mapping[str, Any]
 
 
-class KnownHost(Struct, frozen=True):
-    """An enrolled host: its labels and its own addresses."""
-
-    host_id: str
-    labels: Mapping[str, str]
-    addresses: tuple[str, ...]
-
-
-class KnownService(Struct, frozen=True):
-    """A service of the registry."""
-
-    service_id: int
-    name: str
-    selectors: tuple[str, ...]
-    host_labels: Mapping[str, str]
-
-
-class KnownListener(Struct, frozen=True):
-    """A socket that listens on a host, as events said last; `service_id` None: of no service."""
-
-    host_id: str
-    proto: int
-    address: str
-    port: int
-    service_id: int | None
-    cgroup: str
-
-
-class Known(Struct, frozen=True):
-    """What enrichment joins with, as one moment has it."""
-
-    hosts: tuple[KnownHost, ...]
-    services: tuple[KnownService, ...]
-    listeners: tuple[KnownListener, ...]
-    inventories: tuple[PackageInventory, ...]
-
-
 class Stored(Struct, frozen=True):
-    """What a commit did: events that became rows, and events that were stored before."""
+    """What a commit did: how many events became rows and how many were stored before, and the former."""
 
     new: int
     known: int
+    fresh: tuple[EnrichedBatch, ...] = ()
 
 
 class Facts(Protocol):
@@ -86,6 +51,11 @@ class Facts(Protocol):
 
     async def rows(self, query: str, *values: object) -> Sequence[Row]:
         """A named query for readers."""
+        ...
+
+    async def shape(self, mode: str, keep_seconds: Mapping[str, int]) -> str:
+        """How large tables are kept, in words: with TimescaleDB where it is to be had (`mode` auto; require:
+        else Unavailable; off: never), else natively."""
         ...
 
     async def upkeep(self, now: float, keep_seconds: Mapping[str, int]) -> Sequence[str]:

@@ -37,6 +37,44 @@ hosts = Gauge("aegisflux_hosts", "Hosts by whether they are heard.", ["state"], 
 dirty_hosts = Gauge(
     "aegisflux_dirty_hosts", "Hosts whose newest manifest is not published.", registry=REGISTRY
 )
+events_taken = Counter("aegisflux_events_taken_total", "Events that ingest let through.", registry=REGISTRY)
+events_clamped = Counter(
+    "aegisflux_events_clamped_total", "Events whose time lay in the future.", registry=REGISTRY
+)
+events_stored = Counter("aegisflux_events_stored_total", "Events that became rows.", registry=REGISTRY)
+events_repeated = Counter(
+    "aegisflux_events_repeated_total", "Events that came again and were known.", registry=REGISTRY
+)
+join_misses = Counter(
+    "aegisflux_join_misses_total",
+    "Joins that found nothing, by what was missing.",
+    ["join"],
+    registry=REGISTRY,
+)
+graph_dropped = Counter(
+    "aegisflux_graph_edges_dropped_total",
+    "Edges that the graph could not take in time; the store has their events.",
+    registry=REGISTRY,
+)
+enrich_seconds = Histogram(
+    "aegisflux_enrich_seconds",
+    "Time from a pull of raw batches to their rows and their enriched form.",
+    buckets=SECONDS,
+    registry=REGISTRY,
+)
+intake_batches = Counter(
+    "aegisflux_intake_batches_total",
+    "Batches of hosts, by what became of them: whole, remade, refused.",
+    ["outcome"],
+    registry=REGISTRY,
+)
+intake_refused = Counter("aegisflux_intake_refused_total", "Events that ingest refused.", registry=REGISTRY)
+intake_lag = Gauge(
+    "aegisflux_intake_lag_messages", "Messages of hosts that ingest has not handled.", registry=REGISTRY
+)
+intake_waits = Counter(
+    "aegisflux_intake_waits_total", "Times that the bus would not take a checked batch.", registry=REGISTRY
+)
 
 
 def page() -> bytes:

@@ -1,5 +1,6 @@
 """Batches of events as bytes. Typed at once when all is well; one by one only when something is not."""
 
+from collections.abc import Iterable
 from typing import Final
 
 import msgspec
@@ -10,13 +11,15 @@ from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, BootId, Event, EventBatch
 from aegisflux.domain.manifest import HostId
 
+# ValidationError is a DecodeError; what msgspec raises for bad UTF-8 and for deep nesting is neither.
+BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _BATCH: Final = msgspec.msgpack.Decoder(EventBatch)
 _EVENT: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)
-_ENRICHED: Final = msgspec.msgpack.Decoder(EnrichedBatch)
+_ENRICHED: Final = msgspec.msgpack.Decoder(tuple[EnrichedBatch, ...])
 
 
-class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
+class Loose(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     """A batch whose events are not looked at yet."""
 
     host_id: HostId
@@ -26,6 +29,23 @@ class Loose(Struct, frozen=True, kw_only=True, omit_defaults=True):
     lost: dict[str, int] = {}
 
 
+class Taken(Struct, frozen=True, gc=False, array_like=True):
+    """A batch that ingest let through: when it had it, and how far the host's clock is behind."""
+
+    received_ns: int
+    offset_ns: int
+    batch: EventBatch
+
+
+class Sealed(Struct, frozen=True, gc=False, array_like=True):
+    """The same with the batch as the bytes that came."""
+
+    received_ns: int
+    offset_ns: int
+    batch: Raw
+
+
+_TAKEN: Final = msgspec.msgpack.Decoder(tuple[Taken, ...])
 _LOOSE: Final = msgspec.msgpack.Decoder(Loose)
 
 
@@ -40,7 +60,7 @@ def decode_batch(data: bytes) -> EventBatch:
         raise OverLimit("batch_bytes", MAX_BATCH_BYTES, len(data), "events")
     try:
         return _BATCH.decode(data)
-    except msgspec.DecodeError as error:  # of which ValidationError is one
+    except BROKEN as error:
         raise Invalid("batch", "an EventBatch", str(error)) from None
 
 
@@ -50,29 +70,52 @@ def decode_loose(data: bytes) -> Loose:
         raise OverLimit("batch_bytes", MAX_BATCH_BYTES, len(data), "events")
     try:
         loose = _LOOSE.decode(data)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Invalid("batch", "an EventBatch", str(error)) from None
     if not 1 <= len(loose.events) <= MAX_BATCH:
         raise OverLimit("batch_events", MAX_BATCH, len(loose.events), "events")
     return loose
 
 
-def decode_event(data: bytes) -> Event:
+def encode_taken(batches: Iterable[Sealed]) -> bytes:
+    """Batches that travel together."""
+    return _ENCODER.encode(tuple(batches))
+
+
+def decode_taken(data: bytes) -> tuple[Taken, ...]:
+    """Batches that were let through; raises Invalid."""
+    try:
+        return _TAKEN.decode(data)
+    except BROKEN as error:
+        raise Invalid("batches", "batches that ingest let through", str(error)) from None
+
+
+def encode_event(event: Event) -> bytes:
+    """One event as it stands in a batch."""
+    return _ENCODER.encode(event)
+
+
+def decode_event(data: bytes | Raw) -> Event:
     """One event; raises Invalid with the path of the field."""
     try:
         return _EVENT.decode(data)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Invalid("event", "an event of the schema", str(error)) from None
 
 
 def encode_enriched(batch: EnrichedBatch) -> bytes:
-    """An enriched batch as MessagePack."""
+    """An enriched batch as it stands among others."""
     return _ENCODER.encode(batch)
 
 
-def decode_enriched(data: bytes) -> EnrichedBatch:
-    """An enriched batch; raises Invalid."""
+def joined(encoded: Iterable[bytes]) -> bytes:
+    """Encoded batches as one message."""
+    return _ENCODER.encode(tuple(map(Raw, encoded)))
+
+
+def decode_enriched(data: bytes) -> tuple[EnrichedBatch, ...]:
+    """The enriched batches of a message; raises Invalid."""
     try:
         return _ENRICHED.decode(data)
-    except msgspec.DecodeError as error:
-        raise Invalid("batch", "an EnrichedBatch", str(error)) from None
+    except BROKEN as error:
+        raise Invalid("batches", "enriched batches", str(error)) from None

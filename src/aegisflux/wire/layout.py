@@ -37,6 +37,9 @@ FAILSAFE_LIST: Final = struct.Struct("<II")
 FAILSAFE_RULE: Final = struct.Struct("<16s16sQHBBB3x")
 OWN_KEY: Final = struct.Struct("<Q16s")
 LISTENER_KEY: Final = struct.Struct("<QII")
+OWNER: Final = struct.Struct("<QIBB2x")
+FLOW_KEY: Final = struct.Struct("<Q16s16sIIHBB4x")
+FLOW_COUNT: Final = struct.Struct("<QQQQQQQII")
 DENIED: Final = struct.Struct("<QQII16s16sHHBBBBBB6x")
 
 REASONS: Final = {
@@ -51,6 +54,7 @@ REASONS: Final = {
     9: "no_match",
     10: "kept",
 }
+C_LOST_FLOWS: Final = 0
 C_WOULD_BLOCK, C_UDP_CREATED, C_LOST_EVENTS, C_TOO_DEEP, C_NO_STORAGE = 11, 12, 13, 14, 15
 W_REASON, W_PLEN_SHIFT, W_PEER, W_ANY, W_WILD = 0xF, 4, 1 << 12, 1 << 13, 1 << 14
 W_MATCH, W_INGRESS, W_DENY, W_REFUSED, W_BITS = 1 << 15, 1 << 16, 1 << 17, 1 << 18, 24

@@ -15,6 +15,7 @@ Delivery = Literal["stream", "last value", "request and reply"]
 HOST = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 NAME_TEMPLATE = "{{name()}}"
 MAX_MESSAGE = 1 << 20
+MAX_LETTER = MAX_MESSAGE - 8192  # of a dead letter, beside its headers
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """A JetStream stream; sizes in bytes, ages in seconds, 0 = no bound of that kind."""
+    """A JetStream stream; sizes in bytes, ages in seconds, 0 = no bound of that kind.
+
+    queue: a work queue: what its one consumer has handled is gone, and a full one refuses instead of
+    forgetting, so that the sender keeps what cannot be taken
+    """
 
     name: str
     subjects: tuple[str, ...]
     per_subject: int
     max_bytes: int
     max_age: int
+    queue: bool = False
 
     @property
     def last_value(self) -> bool:
@@ -51,6 +57,7 @@ class Stream:
 
 
 MAPS = "actions.seg.maps"
+RAW, ENRICHED = "events.raw", "events.enriched"
 
 REGISTER: tuple[Subject, ...] = (
     Subject(MAPS, "SnapshotAnnouncement", "orchestrator", ("viewer",), "stream",
@@ -65,6 +72,14 @@ REGISTER: tuple[Subject, ...] = (
             "what the kernel of a host holds, or why it does not; signed with the host's key"),
     Subject("agent.heartbeat.<host>", "Heartbeat", "agent", ("orchestrator",), "last value",
             "state of a host; signed with the host's key"),
+    Subject("telemetry.<host>", "EventBatch", "agent", ("ingest",), "stream",
+            "what happened on a host, in batches"),
+    Subject("inventory.packages.<host>", "PackageInventory", "agent", ("enrich",), "last value",
+            "all packages of a host, sent again when their digest changes; zstd"),
+    Subject(RAW, "[Taken]", "ingest", ("enrich",), "stream",
+            "batches that ingest has checked; those in which all is well as the bytes that came"),
+    Subject(ENRICHED, "[EnrichedBatch]", "enrich", ("viewer",), "stream",
+            "events with what was known about them; after a crash a batch may come twice"),
     Subject("dead.<stream>", "DeadLetter", "whoever refused", ("operators",), "stream",
             "a message that was refused, with the reason and its bytes"),
 )  # fmt: skip
@@ -76,6 +91,10 @@ STREAMS: tuple[Stream, ...] = (
     Stream("CONFIRM", ("actions.seg.confirm.*",), 1, 0, DAY),
     Stream("ACKS", ("agent.acks.*",), 0, 1 << 30, 7 * DAY),
     Stream("HEARTBEATS", ("agent.heartbeat.*",), 1, 0, DAY),
+    Stream("TELEMETRY", ("telemetry.*",), 0, 4 << 30, 0, queue=True),
+    Stream("INVENTORY", ("inventory.packages.*",), 1, 0, 0),
+    Stream("EVENTS_RAW", (RAW,), 0, 4 << 30, 0, queue=True),
+    Stream("EVENTS", (ENRICHED,), 0, 2 << 30, DAY),
     Stream("DEAD", ("dead.*",), 0, 256 << 20, 30 * DAY),
 )
 
@@ -112,6 +131,16 @@ def heartbeat(host: str) -> str:
     return "agent.heartbeat." + host_token(host)
 
 
+def telemetry(host: str) -> str:
+    """Where the host's events go."""
+    return "telemetry." + host_token(host)
+
+
+def inventory(host: str) -> str:
+    """Where the host's packages go."""
+    return "inventory.packages." + host_token(host)
+
+
 def dead(stream: str) -> str:
     """Where refused messages of a stream go."""
     return "dead." + stream.lower()
@@ -126,6 +155,9 @@ ALL_ACKS = every("agent.acks.<host>")
 ALL_HEARTBEATS = every("agent.heartbeat.<host>")
 ALL_CONTENT = every("agent.content.<host>")
 ALL_DESIRED = every("actions.seg.desired.<host>")
+ALL_TELEMETRY = every("telemetry.<host>")
+ALL_INVENTORIES = every("inventory.packages.<host>")
+ALL_DEAD = every("dead.<stream>")
 
 
 def host_of(subject: str) -> str:
@@ -161,7 +193,8 @@ def agent_requests() -> tuple[str, ...]:
     accounts.
     """
     own = [row.pattern for row in REGISTER if row.producer == "agent"]
-    return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in agent_hears()))
+    looks = (*agent_hears(), ALL_INVENTORIES)
+    return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in looks))
 
 
 def agent_hears() -> tuple[str, ...]:
@@ -182,6 +215,20 @@ def agent_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
 def viewer_subscribes(name: str = NAME_TEMPLATE) -> tuple[str, ...]:
     """All that the viewer `name` may subscribe; it may publish nothing."""
     return (*(row.pattern for row in REGISTER if "viewer" in row.consumers), inbox(name) + ".>")
+
+
+def ingest_publishes(durable: str = "ingest") -> tuple[str, ...]:
+    """All that ingest may publish: what it lets through, refuses and puts in again; its consumer, its
+    acknowledgements, and the look at dead letters.
+    """
+    telemetry_stream, letters = stream_of(ALL_TELEMETRY).name, stream_of(ALL_DEAD).name
+    consumer, api = f"{telemetry_stream}.{durable}", "$JS.API.CONSUMER."
+    return (
+        RAW, ALL_DEAD, ALL_TELEMETRY, ALL_INVENTORIES,
+        f"{api}CREATE.{consumer}", f"{api}CREATE.{consumer}.>", f"{api}DURABLE.CREATE.{consumer}",
+        f"{api}MSG.NEXT.{consumer}", f"{api}INFO.{consumer}",
+        f"$JS.ACK.{consumer}.>", f"$JS.API.DIRECT.GET.{letters}",
+    )  # fmt: skip
 
 
 def inbox(name: str) -> str:

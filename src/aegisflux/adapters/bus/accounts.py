@@ -23,6 +23,7 @@ STATE = "nats-accounts.json"
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 AGENT_SUBSCRIPTIONS = 16
 VIEWER_SUBSCRIPTIONS = 16
+INGEST_SUBSCRIPTIONS = 64
 
 Push = Callable[[str], Awaitable[None]]
 
@@ -70,6 +71,10 @@ class NatsAccounts:
     def control_creds(self, now: int) -> Credentials:
         """Credentials of our own services: everything in CONTROL."""
         return self._kept_user("control", "control", now)
+
+    def ingest_creds(self, now: int) -> Credentials:
+        """Credentials of ingest: read what hosts send, publish what is checked and what is refused."""
+        return self._kept_user("ingest", "ingest", now)
 
     def system_creds(self, now: int) -> Credentials:
         """Credentials that may push account claims, and nothing else."""
@@ -126,12 +131,14 @@ class NatsAccounts:
     def _control_claim(self) -> str:
         control = self._scope("control", pub=(">",), sub=(">",), subs=-1)
         viewer = self._scope("viewer", pub=(), sub=subjects.viewer_subscribes(), subs=VIEWER_SUBSCRIPTIONS)
+        hears = (subjects.inbox("ingest") + ".>",)
+        ingest = self._scope("ingest", pub=subjects.ingest_publishes(), sub=hears, subs=INGEST_SUBSCRIPTIONS)
         return self._claim(
             "nats-account-control",
             "CONTROL",
             jetstream=True,
             exports=self._exports(),
-            scopes=[control, viewer],
+            scopes=[control, viewer, ingest],
         )
 
     def _agents_claim(self) -> str:
@@ -212,12 +219,14 @@ _KEYS: dict[str, natsjwt.Kind] = {
     "nats-account-sys": "account",
     "nats-sign-control": "account",
     "nats-sign-viewer": "account",
+    "nats-sign-ingest": "account",
     "nats-sign-agent": "account",
     "nats-sign-sys": "account",
 }
 _ACCOUNT_OF = {
     "agent": "nats-account-agents",
     "viewer": "nats-account-control",
+    "ingest": "nats-account-control",
     "control": "nats-account-control",
     "sys": "nats-account-sys",
 }

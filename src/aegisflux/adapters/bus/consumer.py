@@ -1,6 +1,7 @@
 """A durable pull consumer that makes itself again when the bus's data was deleted."""
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -18,14 +19,16 @@ from aegisflux.wire import subjects
 if TYPE_CHECKING:
     from aegisflux.adapters.bus.nats import NatsBus
 
-ACK_SECONDS, PULL_SECONDS = 30.0, 5.0
+ACK_SECONDS, PROGRESS_SECONDS, PULL_SECONDS = 10.0, 3.0, 5.0
 MAX_DELIVERIES = 5
 RETRY_NANOSECONDS, RETRY_LIMIT = 100_000_000, 8
 PENDING_BYTES = 64 << 20
 
 
 class Consumer:
-    """Pulls batches, hands them over, and acknowledges what was handled."""
+    """Pulls batches, hands them over, and acknowledges what was handled; tells the server meanwhile that it
+    is at work, so that what a killed process held comes again soon.
+    """
 
     def __init__(
         self,
@@ -34,10 +37,11 @@ class Consumer:
         durable: str,
         handler: BatchHandler,
         batch: int,
+        linger: float,
         trouble: Callable[[str], None],
     ) -> None:
         self._bus, self._stream, self._durable = bus, stream, durable
-        self._handler, self._batch, self._trouble = handler, batch, trouble
+        self._handler, self._batch, self._linger, self._trouble = handler, batch, linger, trouble
         self._task: asyncio.Task[None] | None = None
 
     async def attach(self, bus: "NatsBus", nc: Client) -> None:
@@ -93,12 +97,19 @@ class Consumer:
                 await nc.publish(where, ask, reply=box)
                 wanted = self._batch
                 while wanted > 0:
-                    batch, ended = _sorted(await _arrived(sub, wanted))
+                    batch, ended = _sorted(await _arrived(sub, wanted, self._linger))
                     if batch:
-                        await self._handle(nc, batch)
+                        await self._hold(nc, batch)
                     wanted = 0 if ended else wanted - len(batch)
         finally:
             await unsubscribe(sub)
+
+    async def _hold(self, nc: Client, batch: Sequence[Msg]) -> None:
+        beating = asyncio.create_task(_at_work(nc, batch))
+        try:
+            await self._handle(nc, batch)
+        finally:
+            beating.cancel()
 
     async def _handle(self, nc: Client, batch: Sequence[Msg]) -> None:
         try:
@@ -128,12 +139,24 @@ class Consumer:
         self._trouble(f"{message.subject}: dead letter: {reason}")
         headers = {"Aegisflux-Reason": header_text(reason), "Aegisflux-Subject": message.subject}
         msg_id = f"dead:{self._stream}:{self._durable}:{message.sequence}"
-        await self._bus.publish(subjects.dead(self._stream), message.payload, msg_id=msg_id, headers=headers)
+        payload = message.payload[: subjects.MAX_LETTER]
+        await self._bus.publish(subjects.dead(self._stream), payload, msg_id=msg_id, headers=headers)
 
 
-async def _arrived(sub: object, most: int) -> list[Msg]:
-    """The next message, and all that lie behind it already."""
+async def _at_work(nc: Client, batch: Sequence[Msg]) -> None:
+    """Until cancelled; what was acknowledged already is not in the server's hand any more, and ignored."""
+    with contextlib.suppress(NatsError):
+        while True:
+            await asyncio.sleep(PROGRESS_SECONDS)
+            for raw in batch:
+                await nc.publish(raw.reply, b"+WPI")
+
+
+async def _arrived(sub: object, most: int, linger: float) -> list[Msg]:
+    """The next message, and all that lie behind it when it has lingered."""
     found = [await sub.next_msg(timeout=PULL_SECONDS + 2)]  # type: ignore[attr-defined]
+    if linger and found[0].reply.startswith("$JS.ACK.") and sub.pending_msgs < most - 1:  # type: ignore[attr-defined]
+        await asyncio.sleep(linger)
     while len(found) < most and sub.pending_msgs:  # type: ignore[attr-defined]
         found.append(await sub.next_msg(timeout=1))  # type: ignore[attr-defined]
     return found

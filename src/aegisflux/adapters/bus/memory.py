@@ -3,6 +3,7 @@ promises.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -37,7 +38,7 @@ class Log:
         if self.stream.last_value and subject in self.newest:
             del self.messages[self.newest[subject]]
         self.newest[subject] = self.head
-        self.messages[self.head] = Message(subject, payload, headers, self.head)
+        self.messages[self.head] = Message(subject, payload, headers, self.head, 1, time.time_ns())
         self.ids[msg_id] = self.head
         self.grown.set()
         return self.head, True
@@ -49,10 +50,13 @@ class Log:
 
 
 class Broker:
-    """What the buses of one process share. `down` makes everything Unavailable, until `recover`."""
+    """What the buses of one process share. `down` makes everything Unavailable, until `recover`; `full` names
+    queues that refuse.
+    """
 
     def __init__(self) -> None:
         self.down = False
+        self.full: set[str] = set()
         self.logs: dict[str, Log] = {}
         self.watches: list[_Watch] = []
         self.services: list[_Service] = []
@@ -99,7 +103,10 @@ class MemoryBus:
         if len(payload) > subjects.MAX_MESSAGE:
             raise OverLimit("message", subjects.MAX_MESSAGE, len(payload), subject)
         tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
-        sequence, new = self._broker.log(subject).append(subject, bytes(payload), msg_id, tagged)
+        log = self._broker.log(subject)
+        if log.stream.name in self._broker.full:
+            raise Unavailable(f"{subject}: not stored: maximum bytes exceeded")
+        sequence, new = log.append(subject, bytes(payload), msg_id, tagged)
         if new:
             for watch in list(self._broker.watches):
                 watch.offer(Message(subject, bytes(payload), tagged))
@@ -131,10 +138,33 @@ class MemoryBus:
         return self._kept(_Service(self._broker, subject, responder))
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self,
+        stream: str,
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        linger: float = 0,  # noqa: ARG002
     ) -> Subscription:
         """See `Bus.consume`."""
         return self._kept(_Consumer(self, self._broker, stream, durable, handler, batch))
+
+    async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
+        """See `Bus.read`."""
+        found = self._log(stream).messages.values()
+        wanted = [m for m in found if m.sequence > after and subjects.matches(subject, m.subject)]
+        return wanted[:limit]
+
+    async def lag(self, stream: str, durable: str) -> int:
+        """See `Bus.lag`."""
+        log = self._log(stream)
+        return len(log.messages.keys() - log.done.get(durable, set()))
+
+    def _log(self, stream: str) -> Log:
+        found = self._broker.logs.get(stream)
+        if self._broker.down or found is None:
+            raise Unavailable(f"{stream}: nobody answers there")
+        return found
 
     async def ensure_streams(self) -> tuple[str, ...]:
         """See `Bus.ensure_streams`."""
@@ -243,7 +273,8 @@ class _Consumer:
     async def _handle(self, log: Log, batch: Sequence[Message]) -> None:
         tries = self._tries
         told = [
-            Message(m.subject, m.payload, m.headers, m.sequence, tries.get(m.sequence, 0) + 1) for m in batch
+            Message(m.subject, m.payload, m.headers, m.sequence, tries.get(m.sequence, 0) + 1, m.stored_ns)
+            for m in batch
         ]
         try:
             await self._handler(told)

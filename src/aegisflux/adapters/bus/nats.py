@@ -24,7 +24,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 
-from aegisflux.adapters.bus import streams
+from aegisflux.adapters.bus import reading, streams
 from aegisflux.adapters.bus.consumer import Consumer
 from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, end, message_of
 from aegisflux.domain.errors import Forbidden, OverLimit, Refused, Unavailable
@@ -38,6 +38,7 @@ FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 CONNECTS_AT_ONCE = 32
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
+FRAME_BYTES = 16  # of headers as a whole
 CLOSE_SECONDS = LOOK_SECONDS = 1.0
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
@@ -46,12 +47,15 @@ Trouble = Callable[[str], None]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsOptions:
-    """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions."""
+    """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions.
+    `makes_streams`: False for a user who may not; another one makes them.
+    """
 
     urls: Sequence[str]
     credentials: Credentials
     ca_pem: str
     trouble: Trouble
+    makes_streams: bool = True
 
 
 class Attachable(Subscription, Protocol):
@@ -112,7 +116,7 @@ class NatsBus:
     ) -> int:
         """See `Bus.publish`; gives up after 10 s."""
         deadline = time.monotonic() + PUBLISH_SECONDS
-        tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
+        tagged, pause = {**(headers or {}), "Nats-Msg-Id": msg_id}, FIRST_PAUSE
         while True:
             try:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
@@ -120,7 +124,8 @@ class NatsBus:
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
-                await asyncio.sleep(FIRST_PAUSE * (1 + random.random()))
+                await asyncio.sleep(pause * (1 + random.random()))
+                pause = min(pause * 2, LAST_PAUSE)
 
     async def last(self, subject: str) -> Message | None:
         """See `Bus.last`."""
@@ -167,13 +172,30 @@ class NatsBus:
         return await self._attach(Service(subject, responder, self._options.trouble))
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256
+        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
     ) -> Subscription:
         """See `Bus.consume`."""
-        return await self._attach(Consumer(self, stream, durable, handler, batch, self._options.trouble))
+        return await self._attach(
+            Consumer(self, stream, durable, handler, batch, linger, self._options.trouble)
+        )
+
+    async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
+        """See `Bus.read`."""
+        nc = await self._client(time.monotonic() + PUBLISH_SECONDS)
+        try:
+            return await reading.read(nc, stream, after, limit, subject)
+        except NatsError as error:
+            raise Unavailable(f"{stream}: {described(error)}") from error
+
+    async def lag(self, stream: str, durable: str) -> int:
+        """See `Bus.lag`."""
+        where = f"$JS.API.CONSUMER.INFO.{stream}.{durable}"
+        return reading.lag_of(await self.call(where, b"", TRY_SECONDS))
 
     async def ensure_streams(self) -> tuple[str, ...]:
         """See `Bus.ensure_streams`."""
+        if not self._options.makes_streams:
+            return ()
         nc = await self._client(time.monotonic() + PUBLISH_SECONDS)
         try:
             return await streams.ensure(nc.jetstream(timeout=CONNECT_SECONDS))
@@ -333,8 +355,9 @@ class NatsBus:
         headers: dict[str, str] | None = None,
     ) -> Msg:
         nc = await self._client(deadline)
-        if len(payload) > nc.max_payload:
-            raise OverLimit("message", nc.max_payload, len(payload), subject)
+        size = len(payload) + sum(len(name) + len(value) + 4 for name, value in (headers or {}).items())
+        if size + FRAME_BYTES > nc.max_payload:
+            raise OverLimit("message", nc.max_payload, size, subject)
         loop = asyncio.get_running_loop()
         denial = self._denials.setdefault(subject.lower(), loop.create_future())
         asked = asyncio.ensure_future(nc.request(subject, payload, timeout=timeout, headers=headers))

@@ -29,9 +29,9 @@ def _config(stream: Stream) -> StreamConfig:
     return StreamConfig(
         name=stream.name,
         subjects=list(stream.subjects),
-        retention=RetentionPolicy.LIMITS,
+        retention=RetentionPolicy.WORK_QUEUE if stream.queue else RetentionPolicy.LIMITS,
         storage=StorageType.FILE,
-        discard=DiscardPolicy.OLD,
+        discard=DiscardPolicy.NEW if stream.queue else DiscardPolicy.OLD,
         max_msgs_per_subject=stream.per_subject or -1,
         max_bytes=stream.max_bytes or -1,
         max_age=float(stream.max_age),

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from datetime import datetime
 from typing import TYPE_CHECKING
 
 from nats.aio.client import Client
@@ -94,11 +95,28 @@ class Service(Watch):
 def message_of(raw: Msg, subject: str | None = None) -> Message:
     """Our value of a message; one that was fetched directly says in headers where it was stored."""
     headers = dict(raw.headers or {})
-    sequence, deliveries = int(headers.get("Nats-Sequence", 0)), 1
+    sequence, deliveries, stored = int(headers.get("Nats-Sequence", 0)), 1, 0
     if raw.reply.startswith("$JS.ACK."):
-        found = raw.metadata
-        sequence, deliveries = found.sequence.stream, found.num_delivered
-    return Message(subject or raw.subject, bytes(raw.data), headers, sequence, deliveries)
+        # $JS.ACK.<stream>.<durable>.<deliveries>.<sequence>.<of the consumer>.<time>.<pending>, or with the
+        # domain and the account before the stream, and a token more at the end.
+        parts = raw.reply.split(".")
+        start = 4 if len(parts) < 11 else 6
+        deliveries, sequence, stored = int(parts[start]), int(parts[start + 1]), int(parts[start + 3])
+    elif "Nats-Time-Stamp" in headers:
+        stored = nanoseconds(headers["Nats-Time-Stamp"])
+    return Message(subject or raw.subject, bytes(raw.data), headers, sequence, deliveries, stored)
+
+
+def nanoseconds(stamp: str) -> int:
+    """A time as the bus writes it, RFC 3339 in UTC with up to nine digits, in nanoseconds since the epoch; 0
+    when it is none.
+    """
+    whole, _, rest = stamp.rstrip("Z").partition(".")
+    try:
+        seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
+        return seconds * 1_000_000_000 + int(rest[:9].ljust(9, "0"))
+    except ValueError:
+        return 0
 
 
 def header_text(text: str) -> str:

@@ -192,6 +192,10 @@ class SimulatedDatapath:
         self._need_open()
         self._fault("refresh_addresses")
 
+    def addresses(self) -> frozenset[Address]:
+        """See `Datapath.addresses`."""
+        return self._addresses
+
     def counters(self, slot: int) -> Mapping[str, int]:
         """See `Datapath.counters`."""
         found = self._slots.get(slot)

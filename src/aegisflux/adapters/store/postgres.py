@@ -34,9 +34,9 @@ AWAY = (
 T = TypeVar("T")
 
 
-def named_queries() -> dict[str, str]:
-    """The queries of queries.sql by name."""
-    text = files(__package__).joinpath("sql", "queries.sql").read_text()
+def named_queries(file: str = "queries.sql") -> dict[str, str]:
+    """The queries of a file by name."""
+    text = files(__package__).joinpath("sql", file).read_text()
     return {name: body.strip() for name, body in NAMED.findall(text)}
 
 

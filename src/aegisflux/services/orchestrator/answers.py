@@ -61,6 +61,7 @@ class Answers:
             [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
             [msgspec.msgpack.encode(b) for b in beats],
             [b.serial for b in beats],
+            ["\n".join(b.addresses) for b in beats],
             self._core.clock.now(),
         )
         await self._store_reports(beats)

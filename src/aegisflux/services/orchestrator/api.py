@@ -2,24 +2,19 @@
 everybody.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 from litestar import Litestar, MediaType, Request, Response, get, post
-from litestar.connection import ASGIConnection
-from litestar.exceptions import HTTPException, NotAuthorizedException, PermissionDeniedException
-from litestar.handlers import BaseRouteHandler
+from litestar.exceptions import HTTPException
 from msgspec import Struct
 
 from aegisflux import __version__
 from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.domain.roles import Role, may
-from aegisflux.runtime import health, http, metrics
+from aegisflux.runtime import access, health, http, metrics
+from aegisflux.runtime.access import Connection, Who, needs
 from aegisflux.services.orchestrator.app import Orchestrator
-from aegisflux.services.orchestrator.core import Who
 from aegisflux.wire.token import CA_PATH, ENROLL_PATH, EnrollAnswer, EnrollRequest
 
-Connection = ASGIConnection[Any, Any, Any, Any]
 Handler = Request[Any, Any, Any]
 
 
@@ -40,35 +35,6 @@ def orchestrator_of(connection: Connection) -> Orchestrator:
     """The orchestrator behind the application."""
     found: Orchestrator = connection.app.state["orchestrator"]
     return found
-
-
-def needs(role: Role) -> Callable[[Connection, BaseRouteHandler], Any]:
-    """A guard: a bearer of this role or a higher one."""
-
-    async def guard(connection: Connection, _handler: BaseRouteHandler) -> None:
-        scheme, _, token = connection.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise NotAuthorizedException(
-                "a bearer token is needed: Authorization: Bearer <token>",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        found = await orchestrator_of(connection).access.principal(token.strip())
-        if found is None:
-            raise NotAuthorizedException(
-                "this token is unknown, expired or revoked",
-                headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
-            )
-        if not may(found.role, role):
-            raise PermissionDeniedException(f"this needs the role {role}; {found.name} is {found.role}")
-        connection.scope["user"] = found
-
-    return guard
-
-
-def who(request: Handler) -> Who:
-    """Who asks, for the audit log."""
-    client = request.client
-    return Who(request.scope["user"], client.host if client else "", http.request_id(request))
 
 
 @get("/healthz", security=[{}], sync_to_thread=False)
@@ -147,4 +113,5 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
         logging_config=None,
     )
     app.state["orchestrator"] = orchestrator
+    app.state[access.STATE] = orchestrator.access.bearers if orchestrator else None
     return http.documented(app)

@@ -3,12 +3,11 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from aegisflux.domain.audit import Entry
-from aegisflux.domain.roles import SYSTEM, Principal
 from aegisflux.ports.accounts import AgentAccounts
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
+from aegisflux.runtime.access import Who
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 
@@ -26,28 +25,6 @@ class Options:
     nats_urls: tuple[str, ...]
     ca_pem: str
     ca_sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Who:
-    """Who asks: for the audit log."""
-
-    principal: Principal = SYSTEM
-    source: str = ""
-    request_id: str = ""
-
-    def did(self, action: str, what: str, *, before: str = "", after: str = "", reason: str = "") -> Entry:
-        """A line of the audit log."""
-        return Entry(
-            actor=self.principal.name,
-            action=action,
-            object=what,
-            source=self.source,
-            before=before,
-            after=after,
-            reason=reason,
-            request_id=self.request_id,
-        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -79,3 +56,6 @@ class Core:
         """Tell the relay that a transaction was committed."""
         self.manifests_due.set()
         self.announcements_due.set()
+
+
+__all__ = ["Core", "Options", "Who"]

@@ -12,10 +12,12 @@ from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import Direction
+from aegisflux.domain.manifest import HostId
 from aegisflux.domain.roles import Role
 from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.runtime.access import needs, who
 from aegisflux.services.orchestrator.access import NewToken, TokenView
-from aegisflux.services.orchestrator.api import needs, orchestrator_of, who
+from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.changes import Changed
 from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
 from aegisflux.services.orchestrator.rotation import KeyState
@@ -83,11 +85,12 @@ class LabelsRequest(Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
-    """A new API token."""
+    """A new API token; `host_id` is whose events a token of the role source may post."""
 
     name: Annotated[str, Meta(min_length=1, max_length=64, pattern=PRINTABLE)]
     role: Role
     ttl_seconds: Annotated[int, Meta(ge=60, le=10 * 365 * 86_400)] | None = None
+    host_id: HostId | None = None
 
 
 class AuditLine(Struct, frozen=True):
@@ -293,7 +296,8 @@ async def list_tokens(request: Handler) -> tuple[TokenView, ...]:
 @post("/api/v1/tokens", status_code=201, guards=[needs("admin")])
 async def issue_token(data: TokenRequest, request: Handler) -> NewToken:
     """A new API token, shown this once."""
-    return await orchestrator_of(request).access.issue(data.name, data.role, data.ttl_seconds, who(request))
+    access = orchestrator_of(request).access
+    return await access.issue(data.name, data.role, data.ttl_seconds, who(request), data.host_id)
 
 
 @delete("/api/v1/tokens/{token_id:str}", status_code=204, guards=[needs("admin")])

@@ -19,7 +19,7 @@ from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
-from aegisflux.domain.net import TCP, UDP, address_of
+from aegisflux.domain.net import TCP, UDP, Address, address_of
 from aegisflux.domain.verdict import Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
 from aegisflux.ports.datapath import Binding, Check, DeniedFlow, Generation, Held, Loaded, Role
@@ -49,6 +49,7 @@ class BpfDatapath:
         self._mapping: CgroupMap | None = None
         self._denied: DeniedFlows | None = None
         self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
+        self._addresses: frozenset[Address] = frozenset()
 
     # life
 
@@ -263,7 +264,9 @@ class BpfDatapath:
         for key in libbpf.keys(own, layout.OWN_KEY.size):
             number, address = layout.OWN_KEY.unpack(key)
             before.setdefault(number, set()).add(address)
-        for number, found in self._own_addresses():
+        told = self._own_addresses()
+        self._addresses = frozenset(address_of(raw) for found in self._reached(told) for raw in found)
+        for number, found in told:
             known = before.get(number, set())
             for address in found - known:
                 libbpf.update(own, layout.OWN_KEY.pack(number, address), b"\1")
@@ -271,6 +274,16 @@ class BpfDatapath:
                 libbpf.delete(own, layout.OWN_KEY.pack(number, address))
             if READ_MARK not in known:
                 libbpf.update(own, layout.OWN_KEY.pack(number, READ_MARK), b"\1")
+
+    def addresses(self) -> frozenset[Address]:
+        """See `Datapath.addresses`."""
+        return self._addresses
+
+    def _reached(self, told: list[tuple[int, set[bytes]]]) -> list[set[bytes]]:
+        """By what others reach what runs below our cgroup; for a part of a machine that is less than all."""
+        if self._pins.attach == self._root:
+            return [found for _, found in told]
+        return self._visited(namespaces([os.getpid(), *processes(self._pins.attach)]), addresses)
 
     def _own_addresses(self) -> list[tuple[int, set[bytes]]]:
         """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""

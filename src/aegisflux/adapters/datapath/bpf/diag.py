@@ -52,8 +52,8 @@ def sockets(proto: int, states_fd: int) -> Iterator[Found]:
         fd = struct.pack("=HHI", 8, 1, states_fd)
         storages = struct.pack("=HH", 4 + len(fd), REQ_STORAGES | NESTED) + fd
         ask = ASK.pack(family, proto, 0, 0, CONNECTED, bytes(48)) + storages
-        for body in _answers(BY_FAMILY, ask, DUMP):
-            parts = dict(_attributes(body[TOLD.size :]))
+        for body in answers(BY_FAMILY, ask, DUMP):
+            parts = dict(attributes(body[TOLD.size :]))
             cgroup = int.from_bytes(parts.get(CGROUP_ID, b""), "little")
             found = Found(family, proto, TOLD.unpack_from(body)[4], cgroup)
             value = _storage(parts.get(STORAGES, b""))
@@ -67,12 +67,12 @@ def destroy(found: Found) -> bool:
     """End one socket, by the kernel's identity of it (its cookie included)."""
     ask = ASK.pack(found.family, found.proto, 0, 0, 0xFFFFFFFF, found.identity)
     with suppress(OSError):
-        list(_answers(DESTROY, ask, ACK))
+        list(answers(DESTROY, ask, ACK))
         return True
     return False
 
 
-def _answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
+def answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, SOCK_DIAG) as s:
         s.send(HEAD.pack(HEAD.size + len(body), kind, REQUEST | flags, 1, 0) + body)
         while True:
@@ -91,7 +91,7 @@ def _answers(kind: int, body: bytes, flags: int) -> Iterator[bytes]:
                 at += (length + 3) & ~3
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+def attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
     at = 0
     while at + 4 <= len(data):
         length, kind = struct.unpack_from("=HH", data, at)
@@ -102,8 +102,8 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _storage(storages: bytes) -> bytes | None:
-    for _, one in _attributes(storages):
-        for kind, value in _attributes(one):
+    for _, one in attributes(storages):
+        for kind, value in attributes(one):
             if kind == STORAGE_VALUE and len(value) >= STATE.size:
                 return value
     return None

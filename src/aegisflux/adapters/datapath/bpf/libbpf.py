@@ -241,6 +241,27 @@ def read_all(fd: int, size: int, total: int) -> bytes:
     return values.raw[: size * done]
 
 
+def read_hash(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> list[tuple[bytes, bytes]]:
+    """All entries of a hash map that nobody changes meanwhile."""
+    found: list[tuple[bytes, bytes]] = []
+    names = ctypes.create_string_buffer(key_size * chunk)
+    values = ctypes.create_string_buffer(value_size * chunk)
+    position, at, opts = c_uint32(0), None, BatchOpts()
+    while True:
+        count = c_uint32(chunk)
+        result = lib().bpf_map_lookup_batch(fd, at, byref(position), names, values, byref(count), byref(opts))
+        if result < 0 and ctypes.get_errno() != 2:
+            check(result, "reading a hash map")
+        all_names, all_values = names.raw, values.raw
+        found += [
+            (all_names[i * key_size : (i + 1) * key_size], all_values[i * value_size : (i + 1) * value_size])
+            for i in range(count.value)
+        ]
+        if result < 0:
+            return found
+        at = byref(position)
+
+
 def pin(fd: int, path: str) -> None:
     check(lib().bpf_obj_pin(fd, path.encode()), f"pin {path}")
 

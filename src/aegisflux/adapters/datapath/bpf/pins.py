@@ -31,13 +31,13 @@ CUTTERS: Final = ("aegis_cut_tcp", "aegis_cut_udp")
 OBJECT: Final = "aegis.bpf.o"
 
 
-def object_path() -> Path:
-    """The compiled programs: in the wheel, or in the checkout. Raises Unavailable."""
+def object_path(name: str = OBJECT) -> Path:
+    """Compiled programs: in the wheel, or in the checkout. Raises Unavailable."""
     package = Path(__file__).resolve().parents[3]
-    for path in (package / "_bpf" / OBJECT, package.parents[1] / "bpf" / "build" / OBJECT):
+    for path in (package / "_bpf" / name, package.parents[1] / "bpf" / "build" / name):
         if path.exists():
             return path
-    raise Unavailable(f"{OBJECT} is neither in the package nor in bpf/build; run make -C bpf")
+    raise Unavailable(f"{name} is neither in the package nor in bpf/build; run make -C bpf")
 
 
 def mounted_bpffs(path: Path) -> None:
@@ -111,14 +111,14 @@ class Pinned:
         for home in self.top.glob("v*"):
             _detach(home)
         self.close()
-        _erase(self.top)
+        erase(self.top)
 
     def retire(self) -> bool:
         """Detach and unpin what other layouts left; whether there was anything."""
         others = [home for home in self.top.glob("v*") if home != self.home]
         for home in others:
             _detach(home)
-            _erase(home)
+            erase(home)
         return bool(others)
 
     def mend(self) -> list[str]:
@@ -249,7 +249,7 @@ def _detach(home: Path) -> None:
         pin.unlink(missing_ok=True)
 
 
-def _erase(top: Path) -> None:
+def erase(top: Path) -> None:
     """Unpin everything; somebody else may be doing the same."""
     for path in sorted(top.rglob("*"), reverse=True):
         with suppress(FileNotFoundError):

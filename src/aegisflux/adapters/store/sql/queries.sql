@@ -209,13 +209,14 @@ select request, answer from idempotency where actor = $1 and key = $2
 insert into idempotency (actor, key, request, answer, created_at) values ($1, $2, $3, $4, $5)
 
 -- name: token
-select id, name, role, expires_at, revoked_at from tokens where hash = $1
+select id, name, role, host_id, expires_at, revoked_at from tokens where hash = $1
 
 -- name: tokens
-select id, name, role, created_at, created_by, expires_at, last_used, revoked_at from tokens order by created_at, id
+select id, name, role, created_at, created_by, expires_at, last_used, revoked_at, host_id from tokens order by created_at, id
 
 -- name: add_token
-insert into tokens (id, name, role, hash, created_at, created_by, expires_at) values ($1, $2, $3, $4, $5, $6, $7)
+insert into tokens (id, name, role, hash, created_at, created_by, expires_at, host_id)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (hash) do nothing
 
 -- name: revoke_token
@@ -286,8 +287,10 @@ on conflict (host_id, service_id) do update set nack_serial = excluded.nack_seri
     nack_reason = excluded.nack_reason, nack_detail = excluded.nack_detail, nack_at = excluded.nack_at
 
 -- name: store_heartbeats
-update hosts h set seen_at = $5, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial
-from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[]) as g (host_id, every, body, serial)
+update hosts h set seen_at = $6, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial,
+    addresses = case when g.addresses = '' then h.addresses else string_to_array(g.addresses, e'\n') end
+from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[])
+    as g (host_id, every, body, serial, addresses)
 where h.host_id = g.host_id and h.released_at is null
 
 -- name: store_reports

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* What flows there are, governed or not, for people and not for verdicts: nothing here decides anything.
+ * Off while `accounts` is empty. Traffic over loopback is not counted. */
+#ifndef AEGIS_ACCOUNT_H
+#define AEGIS_ACCOUNT_H
+
+#include "govern.h"
+
+/* The address that the packet names for this side. */
+static __always_inline int local_of(struct __sk_buff *skb, const struct view *v, __u32 *local)
+{
+	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
+	__u32 *w = data;
+
+	if (v->p.family == 4) {
+		if (data + 20 > end)
+			return 0;
+		local[2] = MAPPED;
+		local[3] = v->packet_dir == EGRESS ? w[3] : w[4];
+		return 1;
+	}
+	if (data + 40 > end)
+		return 0;
+	w += v->packet_dir == EGRESS ? 2 : 6;
+	local[0] = w[0];
+	local[1] = w[1];
+	local[2] = w[2];
+	local[3] = w[3];
+	return 1;
+}
+
+static __always_inline void add(struct flow_count *n, const struct view *v, const struct flow_count *one)
+{
+	__u32 at = v->packet_dir & 1;
+
+	__sync_fetch_and_add(&n->packets[at], one->packets[at]);
+	__sync_fetch_and_add(&n->bytes[at], one->bytes[at]);
+	if (one->connections)
+		__sync_fetch_and_add(&n->connections, one->connections);
+	if (n->last_ns < one->last_ns)
+		n->last_ns = one->last_ns;
+	if (one->pid && n->pid != one->pid) {
+		n->start_ns = one->start_ns;
+		n->pid = one->pid;
+	}
+}
+
+/* A connection is counted once: TCP by its socket, UDP where the flow begins. */
+static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, struct owner *own)
+{
+	if (v->p.proto == P_UDP && v->slot < MAX_SLOTS)
+		return !v->live && !(v->word & W_REFUSED);
+	if (!own || own->counted || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
+		return 0;
+	own->counted = 1;
+	return 1;
+}
+
+__noinline int account(struct __sk_buff *skb, const struct view *v)
+{
+	struct flow_count *n, one = {};
+	struct bpf_sock *sk = skb->sk;
+	struct flow_key key = {};
+	struct owner *own;
+	__u32 zero = 0;
+	void *flows;
+
+	flows = bpf_map_lookup_elem(&accounts, &zero);
+	if (!flows || !v || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)) || !local_of(skb, v, key.local))
+		return 0;
+	own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	key.cgroup = bpf_skb_cgroup_id(skb);
+	__builtin_memcpy(key.peer, v->p.peer, 16);
+	key.verdict = v->word & (W_REASON | W_DENY | W_REFUSED);
+	key.slot = v->slot;
+	key.port = !v->p.has_ports ? 0 : v->dir == INGRESS ? v->p.local_port : v->p.peer_port;
+	key.proto = v->p.proto;
+	key.dir = v->dir;
+	one.first_ns = one.last_ns = v->now;
+	one.packets[v->packet_dir & 1] = skb->gso_segs ? skb->gso_segs : 1;
+	one.bytes[v->packet_dir & 1] = skb->len;
+	one.connections = begins(sk, v, own);
+	if (own) {
+		one.start_ns = own->start_ns;
+		one.pid = own->pid;
+	}
+	n = bpf_map_lookup_elem(flows, &key);
+	if (!n) {
+		if (!bpf_map_update_elem(flows, &key, &one, BPF_NOEXIST))
+			return 0;
+		n = bpf_map_lookup_elem(flows, &key);
+	}
+	if (n)
+		add(n, v, &one);
+	else
+		count(0, v->slot < SLOT_ROWS ? v->slot : SLOT_NONE, C_LOST_FLOWS);
+	return 0;
+}
+
+/* Who began what nothing governs: TCP as recorded; else whoever sent first on the socket. */
+static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock *sk, const struct state *st,
+					  struct view *v)
+{
+	struct owner *own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	__u32 side;
+
+	if (sk->protocol == P_TCP && sk->state == S_LISTEN)
+		return INGRESS;
+	if (sk->protocol == P_TCP && st && st->initiator)
+		return (st->initiator - 1) & 1;
+	if (own && own->initiator)
+		return (own->initiator - 1) & 1;
+	if (sk->protocol == P_TCP && sk->state != S_SYN_SENT)
+		side = (initiator_by_listener(skb, &v->p) - 1) & 1;
+	else
+		side = v->packet_dir;
+	if (own)
+		own->initiator = 1 + side;
+	return side;
+}
+
+/* A packet that no service's rules are asked about. */
+__noinline int account_free(struct __sk_buff *skb, __u32 dir, __u32 slot)
+{
+	struct view v = {.packet_dir = dir, .slot = slot, .word = UNMANAGED};
+	struct bpf_sock *sk = skb->sk;
+	struct state *st;
+
+	if (!sk)
+		return 0;
+	st = bpf_sk_storage_get(&states, sk, 0, 0);
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 0;
+	parse(skb, dir, &v.p);
+	v.now = now_ns();
+	v.dir = side_of_free(skb, sk, st, &v);
+	return account(skb, &v);
+}
+
+static __always_inline int is_accounting(void)
+{
+	__u32 zero = 0;
+
+	return !!bpf_map_lookup_elem(&accounts, &zero);
+}
+
+#endif

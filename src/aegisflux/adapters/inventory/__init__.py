@@ -1,0 +1,1 @@
+"""The software of a host, read from its file system."""

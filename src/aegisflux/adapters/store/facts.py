@@ -1,0 +1,390 @@
+"""Facts on PostgreSQL: one transaction for rows, roll-ups, listeners and marks.
+
+One connection writes, guarded by an advisory lock; a pool reads. What was seen of each source is remembered
+here and moved in the store by a guarded update, so that neither a repeated batch nor a second writer doubles.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import asyncpg
+import msgspec
+import zstandard
+from msgspec.structs import replace
+
+from aegisflux.adapters.store import partitions, timescale
+from aegisflux.adapters.store.postgres import AWAY, named_queries
+from aegisflux.adapters.store.rows import Rows, copied
+from aegisflux.domain.enriched import EnrichedBatch
+from aegisflux.domain.errors import Conflict, Unavailable
+from aegisflux.domain.event import Listen
+from aegisflux.domain.inventory import Package, PackageDelta, PackageInventory, delta
+from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
+from aegisflux.domain.marks import Range, Seen, ranges_of, text_of
+from aegisflux.domain.rollup import Key, Sums, rolled_up
+from aegisflux.ports.facts import Row, Stored
+
+WRITER_LOCK: Final = 0x41656769734657
+CHANNEL: Final = "aegisflux_known"
+READERS: Final = 4
+COMMAND_SECONDS: Final = 60.0
+MAX_SOURCES: Final = 200_000
+EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_INVENTORY: Final = msgspec.msgpack.Decoder(PackageInventory)
+Changed = Callable[[str], Awaitable[None]]
+
+
+class _Source:
+    """A source as the writer knows it; id 0: not in the store yet."""
+
+    def __init__(self, number: int, seen: Seen) -> None:
+        self.number, self.seen = number, seen
+
+
+class PostgresFacts:
+    """`Facts` on the database that the control plane's store has migrated."""
+
+    def __init__(self, dsn: str) -> None:
+        self._dsn = dsn
+        self._queries = named_queries("facts.sql")
+        self._timescale = named_queries("timescale.sql")
+        self._writer: Any = None
+        self._readers: Any = None
+        self._turn = asyncio.Lock()
+        self._sources: dict[tuple[str, str], _Source] = {}
+        self._changed: Changed | None = None
+        self._telling: set[asyncio.Task[None]] = set()
+
+    # life
+
+    async def open(self) -> None:
+        """Connect for reading; raises Unavailable."""
+        if self._readers is None:
+            async with _here():
+                self._readers = await asyncpg.create_pool(
+                    self._dsn,
+                    min_size=1,
+                    max_size=READERS,
+                    init=_prepare,
+                    command_timeout=COMMAND_SECONDS,
+                    timeout=10,
+                )
+
+    async def open_writer(self) -> None:
+        """See `Facts.open_writer`."""
+        await self.open()
+        async with self._turn:
+            await self._connected()
+
+    async def close(self) -> None:
+        """Let go of all connections."""
+        for task in list(self._telling):
+            task.cancel()
+        if self._writer is not None:
+            self._writer.terminate()
+        if self._readers is not None:
+            self._readers.terminate()
+        self._writer = self._readers = None
+
+    async def _connected(self) -> Any:
+        """The writing connection; after a loss a new one, and nothing remembered of before."""
+        if self._writer is not None and not self._writer.is_closed():
+            return self._writer
+        self._sources.clear()
+        async with _here():
+            connection = await asyncpg.connect(self._dsn, command_timeout=COMMAND_SECONDS, timeout=10)
+            try:
+                await _prepare(connection)
+                if not await connection.fetchval("select pg_try_advisory_lock($1)", WRITER_LOCK):
+                    raise Conflict("the store of facts has a writer already: only one enrich may run")
+                await connection.add_listener(CHANNEL, self._heard)
+            except BaseException:
+                connection.terminate()
+                raise
+        first, self._writer = self._writer is None, connection
+        if not first:
+            for what in ("hosts", "services", "inventories"):
+                self._tell(what)
+        return connection
+
+    # what is known
+
+    async def known(self) -> Known:
+        """See `Facts.known`."""
+        hosts, services = await self.rows("known_hosts"), await self.rows("known_services")
+        listeners, inventories = await self.rows("known_listeners"), await self.rows("known_inventories")
+        return Known(
+            hosts=tuple(KnownHost(r["host_id"], r["labels"], tuple(r["addresses"])) for r in hosts),
+            services=tuple(
+                KnownService(r["service_id"], r["name"], tuple(r["selectors"]), r["host_labels"])
+                for r in services
+            ),
+            listeners=tuple(KnownListener(**dict(row)) for row in listeners),
+            inventories=tuple(_unpacked(row["body"]) for row in inventories),
+        )
+
+    async def watch(self, changed: Changed) -> None:
+        """See `Facts.watch`."""
+        self._changed = changed
+
+    def _heard(self, _connection: object, _pid: int, _channel: str, what: str) -> None:
+        self._tell(what)
+
+    def _tell(self, what: str) -> None:
+        if self._changed is not None:
+            task = asyncio.ensure_future(self._changed(what))
+            self._telling.add(task)
+            task.add_done_callback(self._told)
+
+    def _told(self, task: "asyncio.Task[None]") -> None:
+        self._telling.discard(task)
+        if not task.cancelled():
+            task.exception()
+
+    # writing
+
+    async def commit(self, batches: Sequence[EnrichedBatch]) -> Stored:
+        """See `Facts.commit`."""
+        async with self._turn:
+            connection = await self._connected()
+            try:
+                async with _here():
+                    return await self._commit(connection, batches)
+            except BaseException:
+                self._sources.clear()  # whether it was committed is not known
+                raise
+
+    async def _commit(self, connection: Any, batches: Sequence[EnrichedBatch]) -> Stored:
+        async with connection.transaction():
+            plan = _Plan()
+            for batch in batches:
+                plan.add(await self._source(connection, batch), batch)
+            if plan.new:
+                await self._write(connection, plan)
+        for source, seen in plan.marks.items():
+            source.seen = seen
+        return Stored(plan.new, plan.known, tuple(plan.fresh))
+
+    async def _source(self, connection: Any, batch: EnrichedBatch) -> _Source:
+        name = (batch.host_id, batch.boot_id)
+        known = self._sources.get(name)
+        if known is not None:
+            return known
+        if len(self._sources) >= MAX_SOURCES:
+            self._sources.clear()
+        await connection.execute(self._queries["add_source"], *name)
+        row = await connection.fetchrow(self._queries["source"], *name)
+        found = self._sources[name] = _Source(row["id"], Seen(_ranges(row["seen"])))
+        return found
+
+    async def _write(self, connection: Any, plan: "_Plan") -> None:
+        marks = [
+            (source.number, text_of(plan.ranges[source]), plan.lost[source], plan.offsets[source])
+            for source in plan.ranges
+        ]
+        moved = await connection.fetch(self._queries["mark"], *zip(*marks, strict=True))
+        if len(moved) != len(marks):
+            raise Unavailable("the marks of the store were moved by somebody else; they are read again")
+        for table, rows in (("flows", plan.rows.flows), ("events", plan.rows.events)):
+            if rows:
+                await connection.copy_to_table(table, source=_Whole(copied(rows)), format="binary")
+        if plan.sums:
+            await connection.execute(self._queries["roll_up"], *_columns(plan.sums))
+        await self._write_listeners(connection, plan.listens)
+
+    async def _write_listeners(
+        self, connection: Any, listens: "Mapping[_ListenKey, _Listening | None]"
+    ) -> None:
+        opened = [(*key, *value) for key, value in sorted(listens.items()) if value is not None]
+        closed = [key for key, value in sorted(listens.items()) if value is None]
+        if opened:
+            await connection.execute(self._queries["listen"], *zip(*opened, strict=True))
+        if closed:
+            await connection.execute(self._queries["unlisten"], *zip(*closed, strict=True))
+
+    async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:
+        """See `Facts.keep_inventory`."""
+        async with self._turn:
+            connection = await self._connected()
+            async with _here(), connection.transaction():
+                row = await connection.fetchrow(self._queries["inventory"], inventory.host_id)
+                if row is not None and row["digest"] == inventory.digest:
+                    return None
+                before: tuple[Package, ...] = _unpacked(row["body"]).packages if row else ()
+                found = delta(before, inventory.packages)
+                await self._keep(connection, inventory, found)
+                return found
+
+    async def _keep(self, connection: Any, inventory: PackageInventory, found: PackageDelta) -> None:
+        host, taken = inventory.host_id, _time(inventory.taken_ns)
+        body = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(inventory))
+        await connection.execute(self._queries["keep_inventory"], host, inventory.digest, taken, body)
+        await connection.execute(self._queries["forget_packages"], host)
+        rows = [
+            (
+                p.type,
+                _plain(p.name),
+                _plain(p.version),
+                _plain(p.arch),
+                _plain(p.source),
+                _plain(p.source_version),
+                _plain(p.where),
+            )
+            for p in inventory.packages
+        ]
+        if rows:
+            await connection.execute(self._queries["add_packages"], host, *zip(*rows, strict=True))
+        changes = [
+            (added, p.type, _plain(p.name), _plain(p.version), _plain(p.arch), _plain(p.where))
+            for added, packages in ((False, found.removed), (True, found.added))
+            for p in packages
+        ]
+        if changes:
+            await connection.execute(
+                self._queries["add_package_changes"], taken, host, *zip(*changes, strict=True)
+            )
+
+    # reading and upkeep
+
+    async def rows(self, query: str, *values: object) -> Sequence[Row]:
+        """See `Facts.rows`."""
+        if self._readers is None:
+            raise Unavailable("the store of facts: not connected yet")
+        async with _here():
+            found: Sequence[Row] = await self._readers.fetch(self._queries[query], *values)
+            return found
+
+    async def shape(self, mode: str, keep_seconds: Mapping[str, int]) -> str:
+        """See `Facts.shape`."""
+        async with self._turn:
+            connection = await self._connected()
+            async with _here():
+                found = await timescale.version(connection, self._timescale, mode)
+                if found is None:
+                    return "native partitions"
+                done = await timescale.adopt(connection, self._timescale, keep_seconds)
+                return "; ".join((f"TimescaleDB {found}", *done))
+
+    async def upkeep(self, now: float, keep_seconds: Mapping[str, int]) -> Sequence[str]:
+        """See `Facts.upkeep`."""
+        async with self._turn:
+            connection = await self._connected()
+            async with _here():
+                return await partitions.upkeep(connection, self._queries, now, keep_seconds)
+
+    async def check(self) -> str:
+        """See `Facts.check`."""
+        (row,) = await self.rows("size")
+        return f"{row['sources']} sources, {row['bytes'] >> 20} MiB"
+
+
+_ListenKey = tuple[str, int, str, int]
+_Listening = tuple[int | None, str, str, datetime]
+
+
+class _Plan:
+    """What one commit writes: new sequences only, each once."""
+
+    def __init__(self) -> None:
+        self.rows = Rows()
+        self.sums: dict[Key, Sums] = {}
+        self.listens: dict[_ListenKey, _Listening | None] = {}
+        self.marks: dict[_Source, Seen] = {}
+        self.ranges: dict[_Source, list[Range]] = {}
+        self.lost: dict[_Source, dict[str, int]] = {}
+        self.offsets: dict[_Source, int] = {}
+        self.fresh: list[EnrichedBatch] = []
+        self.new = self.known = 0
+
+    def add(self, source: _Source, batch: EnrichedBatch) -> None:
+        """Take the events of a batch that were not seen."""
+        seen = self.marks.get(source)
+        if seen is None:
+            seen = source.seen.copy()
+        unseen = {e.event.seq: e for e in batch.events if e.event.seq not in seen}
+        fresh = [unseen[sequence] for sequence in sorted(unseen)]
+        self.new += len(fresh)
+        self.known += len(batch.events) - len(fresh)
+        if not fresh:
+            return
+        ranges = ranges_of([enriched.event.seq for enriched in fresh])
+        for start, end in ranges:
+            seen.add(start, end)
+        self.marks[source] = seen
+        self.ranges.setdefault(source, []).extend(ranges)
+        self.lost[source], self.offsets[source] = dict(batch.lost), batch.offset_ns
+        add, number = self.rows.add, source.number
+        for enriched in fresh:
+            add(number, enriched)
+            if type(enriched.event) is Listen:
+                self._listen(batch.host_id, enriched.event, enriched.context.service_id)
+        rolled_up(batch.host_id, fresh, self.sums)
+        whole = len(fresh) == len(batch.events)
+        self.fresh.append(batch if whole else replace(batch, events=tuple(fresh)))
+
+    def _listen(self, host: str, event: Listen, service: int | None) -> None:
+        key = (host, event.proto, event.address, event.port)
+        value = (service, _plain(event.cgroup), _plain(event.path), _time(event.time_ns))
+        self.listens[key] = None if event.closed else value
+
+
+class _Whole:
+    """One buffer as the source of a COPY."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data: bytes | None = data
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        data, self._data = self._data, None
+        if data is None:
+            raise StopAsyncIteration
+        return data
+
+
+def _columns(sums: Mapping[Key, Sums]) -> list[tuple[Any, ...]]:
+    """Roll-ups by column, in one order, so that two writers could never wait for each other."""
+    rows = [
+        (
+            _time(key.minute), *key[1:], s.flows, s.connections, s.packets_out, s.packets_in, s.bytes_out,
+            s.bytes_in,
+        )
+        for key, s in sorted(sums.items(), key=lambda item: item[0])
+    ]  # fmt: skip
+    return list(zip(*rows, strict=True))
+
+
+def _ranges(text: str) -> list[Range]:
+    """An int8multirange as PostgreSQL prints it."""
+    parts = text.strip("{}").replace("[", "").split("),")
+    return [Range(*map(int, part.rstrip(")").split(","))) for part in parts if part]
+
+
+def _time(time_ns: int) -> datetime:
+    return EPOCH + timedelta(microseconds=time_ns // 1000)
+
+
+def _plain(value: str) -> str:
+    return value.replace("\0", "\\0")
+
+
+def _unpacked(body: bytes) -> PackageInventory:
+    return _INVENTORY.decode(zstandard.ZstdDecompressor().decompress(body))
+
+
+@asynccontextmanager
+async def _here() -> AsyncIterator[None]:
+    try:
+        yield
+    except AWAY as error:
+        raise Unavailable(f"the store of facts: {error or type(error).__name__}") from error
+
+
+async def _prepare(connection: Any) -> None:
+    await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")

@@ -1,0 +1,76 @@
+"""`aegisflux dead`: what was refused, why, and once more."""
+
+import base64
+import sys
+from datetime import UTC, datetime
+from typing import Annotated
+
+from cyclopts import App, Parameter
+
+from aegisflux.cli.client import ingest, say, show
+from aegisflux.cli.nouns import DryRun, Output
+
+COLUMNS = ("id", "time", "stream", "subject", "host_id", "size", "reason")
+Stream = Annotated[str | None, Parameter(help="only of this stream: telemetry, http, acks, ...")]
+
+app = App(name="dead", help="Dead letters: what was refused, with its reason and its bytes.")
+
+
+@app.command(name="list")
+def list_letters(
+    *, stream: Stream = None, limit: int = 100, cursor: int = 0, output: Output = "table"
+) -> None:
+    """Dead letters, oldest first.
+
+    Example: aegisflux dead list --stream telemetry -o json
+    """
+    found = ingest("GET", "/api/v1/dead", None, {"stream": stream, "limit": limit, "cursor": cursor})
+    if output == "table":
+        show([_row(letter) for letter in found["items"]], output, COLUMNS)
+    else:
+        show(found["items"], output)
+    if found["next_cursor"] is not None:
+        say(f"more: --cursor {found['next_cursor']}")
+
+
+@app.command(name="show")
+def show_letter(letter: int, *, raw: bool = False, output: Output = "json") -> None:
+    """A dead letter, with what its bytes say; --raw writes the bytes themselves."""
+    found = ingest("GET", f"/api/v1/dead/{letter}")
+    if raw:
+        _write(base64.b64decode(found["payload"]))
+    elif output == "table":
+        show(_row(found["letter"]), output, COLUMNS)
+    else:
+        show(found, output)
+
+
+@app.command
+def replay(letter: int, *, dry_run: DryRun = False, output: Output = "json") -> None:
+    """Put a dead letter in again, through the checks of its way.
+
+    Example: aegisflux dead replay 7 --dry-run
+    """
+    query = {"dry_run": "true"} if dry_run else {}
+    found = ingest("POST", f"/api/v1/dead/{letter}/replay", {}, query)
+    if dry_run:
+        say("dry run: nothing was changed")
+    show(found, output, ("id", "subject", "accepted", "refused", "sequence"))
+
+
+def _row(letter: dict[str, object]) -> dict[str, object]:
+    """A letter for people: control characters in what others chose are not sent to the terminal."""
+    row = {key: _plain(value) for key, value in letter.items()}
+    when = datetime.fromtimestamp(int(str(letter["time_ns"])) // 1_000_000_000, UTC)
+    return row | {"time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}
+
+
+def _plain(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value)
+
+
+def _write(data: bytes) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()

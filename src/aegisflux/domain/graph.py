@@ -1,0 +1,274 @@
+"""The graph of the fleet: one schema for every Cypher engine, and what a batch of events adds to it.
+
+Nodes and relations are described once (`NODES`, `RELATIONS`); adapters compile constraints and upserts of it.
+`facts_of` turns enriched events into upserts, added up: a thousand flows between two services are one.
+The graph is a cache of the store: it holds sums and last sightings, no single events.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Literal, NamedTuple
+
+from aegisflux.domain.enriched import Context, EnrichedBatch
+from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
+from aegisflux.domain.inventory import PackageInventory
+
+Kind = Literal["text", "int", "bool"]
+Label = Literal["Host", "Service", "Binary", "Package", "Vulnerability", "Endpoint"]
+RelationName = Literal["RUNS", "COMMUNICATES", "HAS", "AFFECTED_BY", "LISTENS", "EXECUTES"]
+Value = str | int | bool
+
+
+@dataclass(frozen=True, slots=True)
+class Property:
+    """A property; `adds` properties are added up, the others are replaced by what was said last."""
+
+    name: str
+    kind: Kind
+    adds: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A kind of node; `key` tells two of them apart."""
+
+    label: Label
+    key: Property
+    properties: tuple[Property, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """A kind of relation between `ends`; `keys` tell two of them between the same nodes apart."""
+
+    name: RelationName
+    ends: tuple[tuple[Label, Label], ...]
+    keys: tuple[Property, ...]
+    properties: tuple[Property, ...]
+
+
+LAST: Final = Property("last_ns", "int")
+_ACTORS: Final[tuple[Label, ...]] = ("Service", "Host", "Endpoint")
+
+NODES: Final[tuple[Node, ...]] = (
+    Node("Host", Property("id", "text"), (Property("labels", "text"),)),
+    Node("Service", Property("id", "int"), (Property("name", "text"),)),
+    Node("Binary", Property("path", "text"), ()),
+    Node(
+        "Package",
+        Property("id", "text"),
+        (Property("type", "text"), Property("name", "text"), Property("version", "text")),
+    ),
+    Node(
+        "Vulnerability",
+        Property("id", "text"),
+        (Property("severity", "text"), Property("kev", "bool")),
+    ),
+    Node("Endpoint", Property("address", "text"), (Property("class", "text"),)),
+)
+RELATIONS: Final[tuple[Relation, ...]] = (
+    Relation("RUNS", (("Host", "Service"),), (), (LAST,)),
+    Relation(
+        "COMMUNICATES",
+        tuple((a, b) for a in _ACTORS for b in _ACTORS if (a, b) != ("Endpoint", "Endpoint")),
+        (Property("proto", "int"), Property("port", "int")),
+        (
+            Property("allowed", "int", adds=True),
+            Property("blocked", "int", adds=True),
+            Property("bytes", "int", adds=True),
+            LAST,
+        ),
+    ),
+    Relation("HAS", (("Host", "Package"),), (), ()),
+    Relation("AFFECTED_BY", (("Package", "Vulnerability"),), (), ()),
+    Relation(
+        "LISTENS",
+        (("Host", "Endpoint"), ("Service", "Endpoint")),
+        (Property("proto", "int"), Property("port", "int")),
+        (Property("closed", "bool"), LAST),
+    ),
+    Relation(
+        "EXECUTES",
+        (("Host", "Binary"), ("Service", "Binary")),
+        (),
+        (Property("runs", "int", adds=True), LAST),
+    ),
+)
+NODE: Final = {node.label: node for node in NODES}
+RELATION: Final = {relation.name: relation for relation in RELATIONS}
+
+
+class Ref(NamedTuple):
+    """A node, by its key."""
+
+    label: Label
+    key: Value
+
+
+class Edge(NamedTuple):
+    """A relation, by its ends and the values of its keys."""
+
+    name: RelationName
+    start: Ref
+    end: Ref
+    keys: tuple[Value, ...] = ()
+
+
+@dataclass(slots=True)
+class Upserts:
+    """Nodes and edges to be made or changed; one entry for each, however often it was seen."""
+
+    nodes: dict[Ref, dict[str, Value]] = field(default_factory=dict)
+    edges: dict[Edge, dict[str, Value]] = field(default_factory=dict)
+
+    def node(self, ref: Ref, **properties: Value) -> Ref:
+        """See a node."""
+        self.nodes.setdefault(ref, {}).update(properties)
+        return ref
+
+    def edge(self, edge: Edge, **properties: Value) -> None:
+        """See an edge once more; its ends are to be seen by `node`."""
+        known = self.edges.setdefault(edge, {})
+        adding = _ADDING[edge.name]
+        for name, value in properties.items():
+            known[name] = known.get(name, 0) + value if name in adding else value  # type: ignore[operator]
+
+    def __bool__(self) -> bool:
+        return bool(self.nodes or self.edges)
+
+
+_ADDING: Final = {r.name: frozenset(p.name for p in r.properties if p.adds) for r in RELATIONS}
+
+
+def facts_of(batches: Iterable[EnrichedBatch], into: Upserts | None = None) -> Upserts:
+    """What events say of the graph, added to `into`. What a batch repeats is added up before."""
+    found = into if into is not None else Upserts()
+    for batch in batches:
+        host = found.node(Ref("Host", batch.host_id), labels=_text(batch.labels))
+        seen = Sight()
+        for enriched in batch.events:
+            seen.add(enriched.event, enriched.context)
+        seen.put(found, host)
+    return found
+
+
+FlowKey = tuple[int | None, Ref, str, bool, int, int]
+"""The local service, the peer with its name or class, whether it is egress, protocol and port."""
+
+
+class Sight:
+    """What one host says, by plain keys, added up; a service None is the host itself."""
+
+    __slots__ = ("flows", "listens", "names", "ran", "runs")
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+        self.ran: dict[int, int] = {}
+        self.flows: dict[FlowKey, list[int]] = {}
+        self.runs: dict[tuple[int | None, str], list[int]] = {}
+        self.listens: dict[tuple[int | None, str, int, int], tuple[bool, int]] = {}
+
+    def add(self, event: Event, context: Context) -> None:
+        """See an event."""
+        service = context.service_id
+        if type(event) is FlowSeen:
+            self._flow(event, context)
+        elif type(event) is Exec:
+            self._local(service, context.service, event.time_ns)
+            known = self.runs.setdefault((service, event.path), [0, 0])
+            known[0] += 1
+            known[1] = event.time_ns
+        elif type(event) is Listen:
+            self._local(service, context.service, event.time_ns)
+            self.listens[service, event.address, event.proto, event.port] = event.closed, event.time_ns
+        elif type(event) is VerdictSeen and event.verdict == "blocked":
+            self._refused(event, context)
+
+    def put(self, found: Upserts, host: Ref) -> None:
+        """All of it as nodes and edges."""
+        actors: dict[int | None, Ref] = {None: host}
+        for number, at in self.ran.items():
+            actors[number] = found.node(Ref("Service", number), name=self.names[number])
+            found.edge(Edge("RUNS", host, actors[number]), last_ns=at)
+        for (service, peer, text, egress, proto, port), (allowed, blocked, size, last) in self.flows.items():
+            property_ = {"Service": {"name": text}, "Endpoint": {"class": text}}.get(peer.label, {})
+            found.node(peer, **property_)
+            local = actors[service]
+            start, end = (local, peer) if egress else (peer, local)
+            edge = Edge("COMMUNICATES", start, end, (proto, port))
+            found.edge(edge, allowed=allowed, blocked=blocked, bytes=size, last_ns=last)
+        for (service, path), (runs, last) in self.runs.items():
+            binary = found.node(Ref("Binary", path))
+            found.edge(Edge("EXECUTES", actors[service], binary), runs=runs, last_ns=last)
+        for (service, address, proto, port), (closed, last) in self.listens.items():
+            endpoint = found.node(Ref("Endpoint", address))
+            edge = Edge("LISTENS", actors[service], endpoint, (proto, port))
+            found.edge(edge, closed=closed, last_ns=last)
+
+    def _flow(self, event: FlowSeen, context: Context) -> None:
+        """One side's sight of a flow. Where the peer's host tells of it too, only the initiator's counts."""
+        egress = event.direction == "egress"
+        if context.peer_class in ("own", "loopback") or (not egress and context.peer_host):
+            return
+        service, count = context.service_id, max(1, event.connections)
+        blocked = count if event.verdict == "blocked" else 0
+        self._local(service, context.service, event.last_ns)
+        key = (service, *_peer(event, context), egress, event.proto, event.port)
+        self.flow(key, count - blocked, blocked, event.bytes_in + event.bytes_out, event.last_ns)
+
+    def flow(self, key: FlowKey, allowed: int, blocked: int, size: int, last_ns: int) -> None:
+        """Traffic of a key."""
+        known = self.flows.get(key)
+        if known is None:
+            known = self.flows[key] = [0, 0, 0, 0]
+        known[0] += allowed
+        known[1] += blocked
+        known[2] += size
+        known[3] = max(known[3], last_ns)
+
+    def _refused(self, event: VerdictSeen, context: Context) -> None:
+        """What was refused at the call sent no packet, and is no flow."""
+        egress = event.direction == "egress"
+        self._local(context.service_id, context.service, event.time_ns)
+        port = (event.peer_port if egress else event.local_port) or 0
+        key = (context.service_id, *_peer(event, context), egress, event.proto, port)
+        self.flow(key, 0, 1, 0, event.time_ns)
+
+    def runs_on(self, service: int, name: str, at: int) -> None:
+        """A service runs on the host."""
+        self._local(service, name, max(at, self.ran.get(service, 0)))
+
+    def _local(self, service: int | None, name: str, at: int) -> None:
+        if service is not None:
+            self.names[service] = name
+            self.ran[service] = at
+
+
+def _peer(event: FlowSeen | VerdictSeen, context: Context) -> tuple[Ref, str]:
+    return peer_of(
+        context.peer_service_id, context.peer_service, context.peer_host, event.peer, context.peer_class or ""
+    )
+
+
+def peer_of(service: int | None, name: str, host: str, address: str, class_: str) -> tuple[Ref, str]:
+    """A peer as a node, with its name or its class."""
+    if service is not None:
+        return Ref("Service", service), name
+    if host:
+        return Ref("Host", host), ""
+    return Ref("Endpoint", address), class_
+
+
+def software_of(inventory: PackageInventory) -> Upserts:
+    """What an inventory says of the graph. What was removed is to be taken away by the caller first."""
+    found = Upserts()
+    host = found.node(Ref("Host", inventory.host_id))
+    for package in inventory.packages:
+        ref = Ref("Package", f"{package.type}/{package.name}@{package.version}")
+        found.node(ref, type=package.type, name=package.name, version=package.version)
+        found.edge(Edge("HAS", host, ref))
+    return found
+
+
+def _text(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

@@ -1,0 +1,118 @@
+"""What ingest lets through: whose events, in which order, of which time. Pure; arrival is an argument.
+
+The rules, for a batch of the schema:
+
+* The host is the one that the subject (or the token) proves. A batch that names another is refused whole.
+* Sequences rise strictly. An event that does not is refused; those around it go on.
+* A time more than `FUTURE_NS` after the arrival is set to the arrival, and the event marked `clamped`.
+* A batch has at most `MAX_LOST` counters of lost events.
+"""
+
+from collections import deque
+from typing import Final
+
+import msgspec
+from msgspec import Struct
+
+from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.event import Event, EventBatch, FlowSeen
+
+SECOND: Final = 1_000_000_000
+FUTURE_NS: Final = 5 * SECOND
+MAX_LOST: Final = 64
+WINDOW_NS: Final = 60 * SECOND
+SLICES: Final = 6
+MAX_HOSTS: Final = 100_000
+
+
+class Judged(Struct, frozen=True):
+    """A batch by its rules. `events` is None when all of them go on as they came.
+
+    refused: place in the batch and reason of each event that does not go on
+    clamped: how many events were given another time
+    """
+
+    events: tuple[Event, ...] | None = None
+    refused: tuple[tuple[int, str], ...] = ()
+    clamped: int = 0
+
+
+_ALL_WELL: Final = Judged()
+
+
+def judge(batch: EventBatch, host: str, arrival: int) -> Judged:
+    """What of a batch of the proven host goes on; `arrival` in nanoseconds since the epoch.
+
+    Raises Invalid or OverLimit when the batch is refused whole.
+    """
+    if batch.host_id != host:
+        raise Invalid("host_id", f"{host}, which its subject proves", batch.host_id)
+    if len(batch.lost) > MAX_LOST:
+        raise OverLimit("lost", MAX_LOST, len(batch.lost), "batch")
+    latest, last = arrival + FUTURE_NS, 0
+    for event in batch.events:
+        if event.seq <= last or event.time_ns > latest:
+            return _sorted_out(batch.events, arrival)
+        last = event.seq
+    return _ALL_WELL
+
+
+def _sorted_out(events: tuple[Event, ...], arrival: int) -> Judged:
+    """The slow way: event by event."""
+    good: list[Event] = []
+    refused: list[tuple[int, str]] = []
+    last = clamped = 0
+    for place, event in enumerate(events):
+        if event.seq <= last:
+            refused.append((place, f"seq: expected above {last}, got {event.seq}"))
+            continue
+        last = event.seq
+        if event.time_ns > arrival + FUTURE_NS:
+            event = clamp(event, arrival)
+            clamped += 1
+        good.append(event)
+    return Judged(tuple(good), tuple(refused), clamped)
+
+
+def clamp(event: Event, arrival: int) -> Event:
+    """The event as if it had happened at its arrival, and marked; also what a flow says of its packets."""
+    if isinstance(event, FlowSeen):
+        first, last = min(event.first_ns, arrival), min(event.last_ns, arrival)
+        return msgspec.structs.replace(event, time_ns=arrival, clamped=True, first_ns=first, last_ns=last)
+    return msgspec.structs.replace(event, time_ns=arrival, clamped=True)
+
+
+class Offsets:
+    """By how much each host's clock is behind ours, in nanoseconds: the least `arrival - sent` of a window.
+
+    The way costs time and never gains any, so the least difference is the offset plus the fastest way;
+    a host whose clock is ahead has a negative one.
+    """
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, deque[tuple[int, int]]] = {}
+
+    def observe(self, host: str, arrival: int, sent: int) -> int:
+        """Learn from a batch; the estimate."""
+        slices = self._hosts.get(host)
+        if slices is None:
+            if len(self._hosts) >= MAX_HOSTS:
+                self._hosts.clear()
+            slices = self._hosts[host] = deque(maxlen=SLICES)
+        number, difference = arrival // (WINDOW_NS // SLICES), arrival - sent
+        if not slices or slices[-1][0] < number:
+            slices.append((number, difference))
+        elif difference < slices[-1][1]:
+            slices[-1] = slices[-1][0], difference
+        while slices[0][0] <= number - SLICES:
+            slices.popleft()
+        return min(least for _, least in slices)
+
+    def estimate(self, host: str) -> int | None:
+        """The newest estimate; None for a host that was not heard."""
+        slices = self._hosts.get(host)
+        return min(least for _, least in slices) if slices else None
+
+    def all(self) -> dict[str, int]:
+        """The estimates of all hosts that were heard."""
+        return {host: min(least for _, least in slices) for host, slices in self._hosts.items() if slices}

@@ -1,0 +1,90 @@
+"""One grammar of filters everywhere: `service=web verdict=blocked port=5432 -peer=10.0.0.0/8`.
+
+Words are joined by "and"; several values of one field (`port=80,443`, or the field twice) by "or"; a leading
+`-` excludes. Values with spaces stand in double quotes. What the grammar does not know is refused by name.
+"""
+
+import re
+from typing import Final
+
+from msgspec import Struct
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.net import PROTOCOLS, parse_address, parse_cidr
+
+MAX_TERMS: Final = 64
+FLOW_FIELDS: Final = (
+    "from", "to", "service", "host", "peer", "port", "proto", "verdict", "reason", "direction", "path",
+    "class",
+)  # fmt: skip
+EVENT_FIELDS: Final = ("kind", "host", "service", "path", "user", "peer", "pid")
+VERDICTS: Final = {
+    "allowed": "allowed",
+    "would-block": "would block",
+    "blocked": "blocked",
+    "unknown": "unknown",
+}
+_TERM: Final = re.compile(r'\s*(-?)([a-z]+)=("(?:[^"\\]|\\.)*"|[^\s"]*)(?=\s|\Z)')
+
+
+class Search(Struct, frozen=True):
+    """Wanted and unwanted values by field, as the store compares them."""
+
+    wanted: dict[str, tuple[str, ...]] = {}
+    unwanted: dict[str, tuple[str, ...]] = {}
+
+
+def parse_search(text: str, fields: tuple[str, ...]) -> Search:
+    """Read a filter; raises Invalid with the term that is not understood."""
+    wanted: dict[str, list[str]] = {}
+    unwanted: dict[str, list[str]] = {}
+    at = terms = 0
+    text = text.strip()
+    while at < len(text):
+        found = _TERM.match(text, at)
+        if found is None:
+            raise Invalid("filter", "field=value terms, as in: service=web -port=22", text[at : at + 40])
+        minus, name, value = found.groups()
+        if name not in fields:
+            raise Invalid("filter", f"one of the fields {', '.join(fields)}", name)
+        for part in _values(value):
+            terms += 1
+            (unwanted if minus else wanted).setdefault(name, []).append(_checked(name, part))
+        at = found.end()
+    if terms > MAX_TERMS:
+        raise Invalid("filter", f"at most {MAX_TERMS} values", terms)
+    return Search(_frozen(wanted), _frozen(unwanted))
+
+
+def _values(value: str) -> list[str]:
+    if value.startswith('"'):
+        return [re.sub(r"\\(.)", r"\1", value[1:-1])]
+    return value.split(",")
+
+
+def _checked(name: str, value: str) -> str:
+    path = f"filter.{name}"
+    if not value or len(value) > 4096:
+        raise Invalid(path, "a value", value)
+    if name in ("port", "pid"):
+        if not value.isdecimal() or len(value) > 10 or (name == "port" and int(value) > 65_535):
+            raise Invalid(path, "a number", value)
+        return value
+    if name == "proto":
+        number = PROTOCOLS.get(value.lower(), int(value) if value.isdecimal() and len(value) < 4 else 256)
+        if number > 255:
+            raise Invalid(path, f"{', '.join(PROTOCOLS)} or a number", value)
+        return str(number)
+    if name == "peer":
+        return str(parse_cidr(value, path)) if "/" in value else str(parse_address(value, path))
+    if name == "verdict":
+        if value.replace(" ", "-") not in VERDICTS:
+            raise Invalid(path, " or ".join(VERDICTS), value)
+        return VERDICTS[value.replace(" ", "-")]
+    if name == "direction" and value not in ("egress", "ingress"):
+        raise Invalid(path, "egress or ingress", value)
+    return value
+
+
+def _frozen(found: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:
+    return {name: tuple(values) for name, values in found.items()}

@@ -1,0 +1,139 @@
+"""Bearer tokens over HTTP: whose a token is, by the store, and what its bearer may do.
+
+A token is 256 random bits, stored hashed, with a role and an end; what was found is remembered for a few
+seconds.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any
+
+from litestar import Request
+from litestar.connection import ASGIConnection
+from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar.handlers import BaseRouteHandler
+
+from aegisflux.domain.audit import Entry
+from aegisflux.domain.roles import SYSTEM, Principal, Role, may
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.store import Queries
+from aegisflux.runtime import http
+
+REMEMBER_SECONDS = 5.0
+PREFIX = "afx_"
+MAX_REMEMBERED = 4096
+STATE = "bearers"
+
+Connection = ASGIConnection[Any, Any, Any, Any]
+Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Who:
+    """Who asks: for the audit log."""
+
+    principal: Principal = SYSTEM
+    source: str = ""
+    request_id: str = ""
+
+    def did(self, action: str, what: str, *, before: str = "", after: str = "", reason: str = "") -> Entry:
+        """A line of the audit log."""
+        return Entry(
+            actor=self.principal.name,
+            action=action,
+            object=what,
+            source=self.source,
+            before=before,
+            after=after,
+            reason=reason,
+            request_id=self.request_id,
+        )
+
+
+class Bearers:
+    """Who a token belongs to."""
+
+    def __init__(self, store: Queries, clock: Clock) -> None:
+        self._store, self._clock = store, clock
+        self._known: dict[bytes, tuple[float, Principal]] = {}
+
+    async def principal(self, token: str) -> Principal | None:
+        """The bearer of a token; None for one that is unknown, expired or revoked."""
+        digest, now = hashed(token), self._clock.now()
+        known = self._known.get(digest)
+        if known is not None and known[0] > now:
+            return known[1]
+        self._known.pop(digest, None)
+        row = await self._store.row("token", digest)
+        if row is None or row["revoked_at"] is not None:
+            return None
+        if row["expires_at"] is not None and row["expires_at"] <= now:
+            return None
+        await self._store.run("touch_token", row["id"], int(now))
+        if len(self._known) > MAX_REMEMBERED:
+            self._known.clear()
+        found = Principal(row["name"], row["role"], row["host_id"])
+        self._known[digest] = now + REMEMBER_SECONDS, found
+        return found
+
+    def forget(self) -> None:
+        """Ask the store again from now on."""
+        self._known.clear()
+
+
+def new_token() -> str:
+    """The text of a token: a secret of 256 bits."""
+    return PREFIX + secrets.token_urlsafe(32)
+
+
+def hashed(token: str) -> bytes:
+    """What is stored of a token; its 256 random bits need no slow hash."""
+    return sha256(token.encode()).digest()
+
+
+async def bearer_of(connection: Connection) -> Principal:
+    """Who asks, by the bearer token; 401 when nobody is known by it."""
+    scheme, _, token = connection.headers.get("Authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token:
+        raise NotAuthorizedException(
+            "a bearer token is needed: Authorization: Bearer <token>",
+            headers={"WWW-Authenticate": "Bearer"},
+        )
+    bearers: Bearers = connection.app.state[STATE]
+    found = await bearers.principal(token.strip())
+    if found is None:
+        raise NotAuthorizedException(
+            "this token is unknown, expired or revoked",
+            headers={"WWW-Authenticate": 'Bearer error="invalid_token"'},
+        )
+    return found
+
+
+def needs(role: Role) -> Guard:
+    """A guard: a bearer of this role or a higher one. The application's state holds `Bearers`."""
+
+    async def guard(connection: Connection, _handler: BaseRouteHandler) -> None:
+        found = await bearer_of(connection)
+        if not may(found.role, role):
+            raise PermissionDeniedException(f"this needs the role {role}; {found.name} is {found.role}")
+        connection.scope["user"] = found
+
+    return guard
+
+
+async def needs_source(connection: Connection, _handler: BaseRouteHandler) -> None:
+    """A guard: a bearer who may post events, as one host."""
+    found = await bearer_of(connection)
+    if found.role != "source" or found.host_id is None:
+        raise PermissionDeniedException(
+            f"this needs a token of the role source, bound to a host; {found.name} is {found.role}"
+        )
+    connection.scope["user"] = found
+
+
+def who(request: Request[Any, Any, Any]) -> Who:
+    """Who asks, for the audit log."""
+    client = request.client
+    return Who(request.scope["user"], client.host if client else "", http.request_id(request))

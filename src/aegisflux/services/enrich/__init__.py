@@ -1,0 +1,1 @@
+"""Enrich: joins raw events with what is known, and stores them."""

@@ -1,0 +1,71 @@
+"""Fill an empty graph from the store: after it was deleted, torn by a crash, or made by another schema."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from aegisflux.domain.graph import Ref, Sight, Upserts, peer_of, software_of
+from aegisflux.ports.facts import Facts
+from aegisflux.ports.graph import Graph
+from aegisflux.runtime import logs
+
+PART = 20_000
+log = logs.get("enrich")
+
+
+async def refill(graph: Graph, facts: Facts, now: float) -> int:
+    """Put in all that was stored before `now` (seconds), if nothing is there; how many edges and nodes."""
+    (row,) = await graph.rows("MATCH (n) RETURN count(n) AS nodes")
+    if row["nodes"]:
+        return 0
+    before, count = datetime.fromtimestamp(now, UTC), 0
+    for query, put in (
+        ("graph_listeners", _listener),
+        ("graph_flows", _flow),
+        ("graph_refusals", _flow),
+        ("graph_programs", _program),
+    ):
+        rows = await facts.rows(query, *(() if query == "graph_listeners" else (before,)))
+        for at in range(0, len(rows), PART):
+            upserts = _sights(rows[at : at + PART], put)
+            await graph.upsert(upserts)
+            count += len(upserts.edges) + len(upserts.nodes)
+    for inventory in (await facts.known()).inventories:
+        upserts = software_of(inventory)
+        await graph.upsert(upserts)
+        count += len(upserts.edges) + len(upserts.nodes)
+    if count:
+        log.info("the graph was empty and is filled from the store", entries=count)
+    return count
+
+
+def _sights(rows: Sequence[Mapping[str, Any]], put: Any) -> Upserts:
+    """Rows host by host."""
+    hosts: dict[str, Sight] = defaultdict(Sight)
+    for row in rows:
+        sight = hosts[row["host_id"]]
+        if row["service_id"] is not None:
+            sight.runs_on(row["service_id"], row["service"], row["last_ns"])
+        put(sight, row)
+    found = Upserts()
+    for host, sight in hosts.items():
+        sight.put(found, found.node(Ref("Host", host)))
+    return found
+
+
+def _flow(sight: Sight, row: Mapping[str, Any]) -> None:
+    peer = peer_of(
+        row["peer_service_id"], row["peer_service"], row["peer_host"], row["peer"], row["peer_class"]
+    )
+    key = (row["service_id"], *peer, row["direction"] == "egress", row["proto"], row["port"])
+    sight.flow(key, row["allowed"], row["blocked"], row["bytes"], row["last_ns"])
+
+
+def _program(sight: Sight, row: Mapping[str, Any]) -> None:
+    sight.runs[row["service_id"], row["path"]] = [row["runs"], row["last_ns"]]
+
+
+def _listener(sight: Sight, row: Mapping[str, Any]) -> None:
+    key = row["service_id"], row["address"], row["proto"], row["port"]
+    sight.listens[key] = False, row["last_ns"]

@@ -1,0 +1,181 @@
+"""Ingest as a whole: what runs while it lives."""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from msgspec import Raw
+
+from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.intake import Offsets
+from aegisflux.ports.bus import Bus, Message, Subscription
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.store import Store
+from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.access import Bearers
+from aegisflux.runtime.tasks import Tasks
+from aegisflux.services.ingest.intake import BATCH, Outcome, Refusal, check
+from aegisflux.services.ingest.letters import HOST, REASON, SUBJECT, TIME, Letters
+from aegisflux.services.ingest.posted import Posted
+from aegisflux.wire import subjects
+from aegisflux.wire.events import Sealed, encode_taken
+
+DURABLE = "ingest"
+STREAM = subjects.stream_of(subjects.ALL_TELEMETRY).name
+PUBLISHES_AT_ONCE, BATCH_MESSAGES = 16, 256
+LINGER_SECONDS = 0.02
+BUNDLE, BUNDLE_BYTES = 16, 400 << 10
+LAG_SECONDS = 2.0
+FIRST_PAUSE, LAST_PAUSE = 0.1, 2.0
+log = logs.get("ingest")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What it is made of."""
+
+    bus: Bus
+    store: Store
+    clock: Clock
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """A message and what becomes of it. `arrival` and `offset` in nanoseconds."""
+
+    outcome: Outcome
+    subject: str
+    host: str
+    arrival: int
+    offset: int
+
+
+def bundled(judged: Iterable[Judged]) -> Iterator[list[Judged]]:
+    """What goes on, as many at a time as one message of the bus holds well; what came twice, once."""
+    found: list[Judged] = []
+    size = 0
+    unlike = {one.outcome.msg_id: one for one in judged if one.outcome.payload is not None}
+    for one in unlike.values():
+        assert one.outcome.payload is not None
+        if found and (len(found) == BUNDLE or size + len(one.outcome.payload) > BUNDLE_BYTES):
+            yield found
+            found, size = [], 0
+        found.append(one)
+        size += len(one.outcome.payload)
+    if found:
+        yield found
+
+
+class Ingest:
+    """`start` needs an opened bus (connected or not); `close` leaves bus and store open. It keeps no state
+    that a restart would miss.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        self.bus, self.store, self.clock = parts.bus, parts.store, parts.clock
+        self.bearers = Bearers(parts.store, parts.clock)
+        self.offsets = Offsets()
+        self.letters = Letters(parts.bus)
+        self.posted = Posted(self.let_through, self.letters)
+        self.letters.posted = self.posted.again
+        self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
+        self._tasks = Tasks()
+        self._reading: Subscription | None = None
+        self.waiting = ""
+        self.lag = 0
+        self.started = False
+
+    async def start(self) -> None:
+        """Consume what hosts send."""
+        await self.bus.ensure_streams()
+        self._reading = await self.bus.consume(
+            STREAM, DURABLE, self.on_batches, batch=BATCH_MESSAGES, linger=LINGER_SECONDS
+        )
+        self._tasks.loop("lag", self._measure)
+        self.started = True
+
+    async def close(self) -> None:
+        """Read no more; what is in hand comes again to the next one."""
+        await self._tasks.close()
+        if self._reading is not None:
+            await self._reading.close()
+
+    def now_ns(self) -> int:
+        """Nanoseconds since the epoch."""
+        return int(self.clock.now() * 1e9)
+
+    async def on_batches(self, messages: Sequence[Message]) -> None:
+        """Messages of hosts; done when all that goes on, and all that does not, is stored."""
+        judged = [self._judged(message) for message in messages]
+        await asyncio.gather(*(self._pass(bundle) for bundle in bundled(judged)))
+        for one in judged:
+            for refusal in one.outcome.refused:
+                await self._bury(one.subject, one.host, one.arrival, refusal)
+            _count(one.outcome)
+
+    def _judged(self, message: Message) -> Judged:
+        # The bus's time of arrival is the same when the message comes again.
+        arrival = message.stored_ns or self.now_ns()
+        host, offset = "", 0
+        try:
+            host = subjects.host_of(message.subject)
+            outcome = check(message.payload, host, arrival)
+        except Refused as error:
+            outcome = Outcome(None, None, (Refusal(BATCH, str(error), message.payload),))
+        if outcome.batch is not None:
+            offset = self.offsets.observe(host, arrival, outcome.batch.sent_ns)
+        return Judged(outcome, message.subject, host, arrival, offset)
+
+    async def let_through(self, outcome: Outcome, arrival: int) -> None:
+        """Publish what a third party posted; raises Unavailable when the bus does not take it in time."""
+        assert outcome.batch is not None
+        (bundle,) = bundled([Judged(outcome, "", outcome.batch.host_id, arrival, 0)])
+        async with self._slots:
+            await self._publish(bundle)
+        _count(outcome)
+
+    async def _pass(self, bundle: Sequence[Judged]) -> None:
+        """Publish until it is stored, however long the bus is away or full: the messages wait meanwhile."""
+        pause = FIRST_PAUSE
+        async with self._slots:
+            while True:
+                try:
+                    await self._publish(bundle)
+                except Unavailable as error:
+                    if not self.waiting:
+                        log.warning("waits", error=str(error))
+                    self.waiting = str(error)
+                    metrics.intake_waits.inc()
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, LAST_PAUSE)
+                    continue
+                self.waiting = ""
+                return
+
+    async def _publish(self, bundle: Sequence[Judged]) -> None:
+        sealed = [Sealed(one.arrival, one.offset, Raw(one.outcome.payload or b"")) for one in bundle]
+        names = [one.outcome.msg_id for one in bundle]
+        msg_id = names[0] if len(names) == 1 else sha256("\n".join(names).encode()).hexdigest()
+        await self.bus.publish(subjects.RAW, encode_taken(sealed), msg_id=msg_id)
+
+    async def _bury(self, subject: str, host: str, arrival: int, refusal: Refusal) -> None:
+        headers = {REASON: refusal.reason, SUBJECT: subject, HOST: host, TIME: str(arrival)}
+        log.info("refused", host_id=host, reason=refusal.reason, events=refusal.events)
+        await self.letters.bury(STREAM, refusal.payload, headers)
+
+    async def _measure(self) -> None:
+        self.lag = await self.bus.lag(STREAM, DURABLE)
+        metrics.intake_lag.set(self.lag)
+        await asyncio.sleep(LAG_SECONDS)
+
+
+def _count(outcome: Outcome) -> None:
+    if outcome.batch is None:
+        metrics.intake_batches.labels("refused").inc()
+    else:
+        remade = outcome.refused or outcome.clamped
+        metrics.intake_batches.labels("remade" if remade else "whole").inc()
+        metrics.events_taken.inc(len(outcome.batch.events))
+    metrics.intake_refused.inc(sum(refusal.events for refusal in outcome.refused))
+    metrics.events_clamped.inc(outcome.clamped)

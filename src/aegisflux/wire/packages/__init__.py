@@ -1,0 +1,1 @@
+"""Databases of packages as values: dpkg, rpm, apk and Python's metadata. None of them is trusted."""
