@@ -14,6 +14,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+TIMESCALE = REPOSITORY / "tests" / "support" / "timescale" / "node_modules" / ".package-lock.json"
 NEEDED_FOR_ALL = ("BPF", "CGROUP", "NETNS")
 
 hypothesis.settings.register_profile("change", deadline=None, derandomize=True, print_blob=True)
@@ -49,12 +50,16 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out nightly tests by day; skip what the machine refuses, with its reason."""
+    """Leave out what is nightly by day, and TimescaleDB's tests where it is not installed; skip what the
+    machine refuses, with its reason.
+    """
     abilities = config.stash[ABILITIES]
-    if not os.environ.get("AEGISFLUX_NIGHTLY"):
-        by_day = [item for item in items if item.get_closest_marker("nightly") is None]
-        config.hook.pytest_deselected(items=[item for item in items if item not in set(by_day)])
-        items[:] = by_day
+    left_out = set() if os.environ.get("AEGISFLUX_NIGHTLY") else {"nightly"}
+    left_out |= set() if TIMESCALE.exists() else {"timescale"}
+    kept = [item for item in items if not left_out & {mark.name for mark in item.iter_markers()}]
+    if len(kept) < len(items):
+        config.hook.pytest_deselected(items=[item for item in items if item not in set(kept)])
+        items[:] = kept
     for item in items:
         needed = [("bpf", "BPF"), ("bpf", "CGROUP"), ("netns", "NETNS")]
         for marker, ability in needed:

@@ -1,5 +1,6 @@
 """The store's large tables with TimescaleDB and without it, as found on this machine; and our side of the
-first where it is not: its functions are stand-ins that record their calls, and make ordinary tables."""
+first where it is not: its functions are stand-ins that record their calls, and make ordinary tables. The
+extension itself: test_timescale_extension.py."""
 
 import re
 
@@ -74,10 +75,10 @@ class Plain:
         self.fetch, self.fetchval = connection.fetch, connection.fetchval
         self.transaction = connection.transaction
 
-    async def execute(self, text, *values):
+    async def execute(self, text, *values, **more):
         text = re.sub(r"alter table \w+ set \(timescaledb[^;]*;", "", text)
         text = re.sub(r" with \(timescaledb[^)]*\)", "", text)
-        return await self._connection.execute(text, *values)
+        return await self._connection.execute(text, *values, **more)
 
 
 async def test_what_this_machine_has_is_said_and_used(facts):
@@ -89,6 +90,26 @@ async def test_what_this_machine_has_is_said_and_used(facts):
     if not rows:
         with pytest.raises(Unavailable, match="require"):
             await facts.shape("require", KEEP)
+
+
+class NotPreloaded:
+    """A connection whose server has the extension's files only: creating it there is fatal to the session."""
+
+    def __init__(self, connection):
+        self._connection, self.fetch = connection, connection.fetch
+
+    async def execute(self, text):
+        assert text == "create extension timescaledb"
+        await self._connection.execute("select pg_terminate_backend(pg_backend_pid())")
+
+
+async def test_an_extension_that_is_not_preloaded_costs_a_connection_only(facts):
+    queries = {**facts._timescale, "timescale_available": "select null as installed_version"}
+    assert await timescale.version(NotPreloaded(facts._writer), queries, "auto") is None
+    assert facts._writer.is_closed()
+    assert await facts.shape("off", KEEP) == "native partitions"
+    with pytest.raises(Unavailable, match="terminating connection"):
+        await timescale.version(NotPreloaded(facts._writer), queries, "require")
 
 
 async def test_rows_views_and_writing_go_on_over_the_change(facts):

@@ -1,8 +1,8 @@
 """TimescaleDB, where the database has it: hypertables by day, compression, retention, and hours added up from
 minutes by a continuous aggregate. Without it: native partitions (`partitions.py`) under the same names.
 
-Written from TimescaleDB's documentation (2.11 and later). No machine of ours had the extension: what is
-proved is our side of it (tests/contract/test_timescale.py), not the extension's.
+Written from TimescaleDB's documentation (2.11 and later) and run against 2.23 without its scheduler
+(tests/contract/test_timescale_extension.py; docs/adr/0018-timescaledb.md).
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from aegisflux.domain.errors import Unavailable
 
 HYPER: Final = ("flows", "events")
 KEPT: Final = ("flows", "events", "flow_minutes")
+MOVE_SECONDS: Final = 3600.0  # weeks of rows move in one statement
 
 
 async def version(connection: Any, queries: Mapping[str, str], mode: str) -> str | None:
@@ -30,6 +31,8 @@ async def version(connection: Any, queries: Mapping[str, str], mode: str) -> str
             rows = await connection.fetch(queries["timescale_available"])
         except asyncpg.PostgresError as error:  # not preloaded, or not ours to create
             problem = str(error)
+    if not problem and await connection.fetchval(queries["timescale_license"]) == "apache":
+        problem = "its licence is `apache`, without compression and continuous aggregates"
     if problem and mode == "require":
         raise Unavailable(f"store.timescale is `require`, but the database has no TimescaleDB: {problem}")
     return None if problem else str(rows[0]["installed_version"])
@@ -45,13 +48,11 @@ async def adopt(
     for table in HYPER:
         if await connection.fetchval(queries["table_kind"], table) == "p":
             async with connection.transaction():
-                await connection.execute(queries[f"hyper_{table}"])
+                await connection.execute(queries[f"hyper_{table}"], timeout=MOVE_SECONDS)
             done.append(f"{table} is a hypertable")
     if not await connection.fetchval(queries["hours_adopted"]):
         async with connection.transaction():
-            await connection.execute(queries["hyper_minutes"])
-        await connection.execute(queries["hyper_hours"])
-        await connection.execute(queries["hyper_hours_policy"])
+            await connection.execute(queries["hyper_hours"], timeout=MOVE_SECONDS)
         done.append("flow_hours is a continuous aggregate")
     for table in KEPT:
         async with connection.transaction():

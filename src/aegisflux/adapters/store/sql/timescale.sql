@@ -1,6 +1,9 @@
 -- name: timescale_available
 select installed_version, default_version from pg_available_extensions where name = 'timescaledb'
 
+-- name: timescale_license
+select current_setting('timescaledb.license', true)
+
 -- name: table_kind
 select relkind::text from pg_class where relname = $1 and relnamespace = current_schema()::regnamespace
 
@@ -38,21 +41,19 @@ drop table events_native;
 alter table events set (timescaledb.compress, timescaledb.compress_segmentby = 'source', timescaledb.compress_orderby = 'time desc');
 select add_compression_policy('events', interval '2 days', if_not_exists => true);
 
--- name: hyper_minutes
+-- The refresh reaches back to the first minute: it looks only at hours whose minutes changed, and hosts that were
+-- away bring minutes of long ago.
+-- name: hyper_hours
 select create_hypertable('flow_minutes', 'minute', chunk_time_interval => interval '7 days', migrate_data => true);
 drop view flow_hours;
-
--- name: hyper_hours
 create materialized view flow_hours with (timescaledb.continuous, timescaledb.materialized_only = false) as
     select time_bucket(interval '1 hour', minute) as hour, host_id, service_id, direction, peer_host, peer_service_id, peer_class,
            proto, port, verdict, reason, sum(flows)::bigint as flows, sum(connections)::bigint as connections,
            sum(packets_out)::bigint as packets_out, sum(packets_in)::bigint as packets_in,
            sum(bytes_out)::bigint as bytes_out, sum(bytes_in)::bigint as bytes_in
     from flow_minutes group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-with no data
-
--- name: hyper_hours_policy
-select add_continuous_aggregate_policy('flow_hours', start_offset => interval '3 days', end_offset => interval '1 hour',
+with no data;
+select add_continuous_aggregate_policy('flow_hours', start_offset => null, end_offset => interval '1 hour',
                                        schedule_interval => interval '30 minutes', if_not_exists => true)
 
 -- name: drop_retention
