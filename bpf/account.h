@@ -56,6 +56,23 @@ static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, s
 	return 1;
 }
 
+/* The headers that the further segments of a large packet have on the wire; IPv6 without extensions. */
+static __always_inline __u32 repeated(struct __sk_buff *skb, const struct view *v)
+{
+	__u32 header = 40;
+	__u8 b = 0;
+
+	if (skb->gso_segs < 2 || bpf_skb_load_bytes(skb, 0, &b, 1))
+		return 0;
+	if (v->p.family == 4)
+		header = (b & 15) * 4;
+	if (v->p.proto == P_UDP)
+		header += 8;
+	else if (v->p.proto == P_TCP && !bpf_skb_load_bytes(skb, header + 12, &b, 1))
+		header += (b >> 4) * 4;
+	return (skb->gso_segs - 1) * header;
+}
+
 __noinline int account(struct __sk_buff *skb, const struct view *v)
 {
 	struct flow_count *n, one = {};
@@ -78,7 +95,7 @@ __noinline int account(struct __sk_buff *skb, const struct view *v)
 	key.dir = v->dir;
 	one.first_ns = one.last_ns = v->now;
 	one.packets[v->packet_dir & 1] = skb->gso_segs ? skb->gso_segs : 1;
-	one.bytes[v->packet_dir & 1] = skb->len;
+	one.bytes[v->packet_dir & 1] = skb->len + repeated(skb, v);
 	one.connections = begins(sk, v, own);
 	if (own) {
 		one.start_ns = own->start_ns;

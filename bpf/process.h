@@ -32,6 +32,14 @@ struct {
 	__type(value, __u64);
 } losses SEC(".maps");
 
+/* Ends that were told. Threads that end at one time may each find that none lives any more. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 4096);
+	__type(key, struct ended);
+	__type(value, __u8);
+} ends SEC(".maps");
+
 /* What an exec is written down in. The room beyond TEXT_BYTES lets the verifier see that a name fits. */
 struct page {
 	struct record r;
@@ -115,7 +123,8 @@ static int path_step(__u32 i, struct walk *w)
 	struct mount *mount, *above;
 	__u32 took;
 
-	if (here == BPF_CORE_READ(mnt, mnt_root) || here == parent) {
+	/* a file of memory lies in no folder: its own parent, and yet it has a name */
+	if (here == BPF_CORE_READ(mnt, mnt_root) || (here == parent && w->at)) {
 		mount = (void *)mnt - bpf_core_field_offset(struct mount, mnt);
 		above = BPF_CORE_READ(mount, mnt_parent);
 		if (!above || above == mount) {

@@ -8,6 +8,7 @@
 
 char _license[] SEC("license") = "Dual BSD/GPL";
 
+#define ALREADY_THERE 17
 #define FLAG_GROUP_EXIT 4
 #define WINDOW_SHIFT 27
 
@@ -43,6 +44,17 @@ static __always_inline int may_tell(int is_exec)
 	return is_exec ? s->execs++ < most->execs : s->exits++ < most->exits;
 }
 
+static __always_inline int is_told(struct task_struct *task)
+{
+	struct ended key = {
+		.start_ns = BPF_CORE_READ(task, group_leader, start_boottime),
+		.pid = BPF_CORE_READ(task, tgid),
+	};
+	__u8 one = 1;
+
+	return bpf_map_update_elem(&ends, &key, &one, BPF_NOEXIST) == -ALREADY_THERE;
+}
+
 /* args: the task, its pid before, and the binary's parameters */
 SEC("raw_tp/sched_process_exec")
 int aegis_exec(struct bpf_raw_tracepoint_args *ctx)
@@ -75,7 +87,7 @@ int aegis_exit(struct bpf_raw_tracepoint_args *ctx)
 	struct signal_struct *signal = BPF_CORE_READ(task, signal);
 	struct record r = {};
 
-	if (BPF_CORE_READ(signal, live.counter) || !is_ours())
+	if (BPF_CORE_READ(signal, live.counter) || !is_ours() || is_told(task))
 		return 0;	/* not the last thread */
 	tally(SEEN_EXIT);
 	if (!may_tell(0)) {

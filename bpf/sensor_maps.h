@@ -58,6 +58,11 @@ struct spent {
 	__u32 exits;
 };
 
+struct ended {
+	__u64 start_ns;
+	__u64 pid;
+};
+
 enum loss {
 	LOST_RATE_EXEC = 0,
 	LOST_RATE_EXIT = 1,

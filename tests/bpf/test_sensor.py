@@ -5,19 +5,22 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from aegisflux.adapters.datapath.bpf.pins import erase
-from aegisflux.adapters.datapath.bpf.processes import Processes
+from aegisflux.adapters.datapath.bpf.processes import POSITION_BITS, Processes
 from aegisflux.adapters.datapath.bpf.programs import Programs
+from aegisflux.adapters.datapath.bpf.ring import Unread
 from aegisflux.agent.parts import TelemetrySettings
 from aegisflux.agent_bootstrap import AgentConfig, make_senses
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.event import MAX_ARGS, EventBatch, Exec, Exit
 from aegisflux.wire.events import decode_batch, encode_batch
+from aegisflux.wire.records import MAX_ANCESTORS
 from tests.support.netns import Lab, cgroup_root
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
@@ -104,6 +107,16 @@ def test_an_end_by_a_signal_and_threads_that_end_first(lab: Lab, sensor: Process
     assert [(e.code, e.signal) for e in ends] == [(0, 9)]
 
 
+def test_threads_that_end_together_are_one_end(lab: Lab, sensor: Processes) -> None:
+    """Two threads on two CPUs: each may find that no other one lives."""
+    code = "import hashlib,os,threading\nmuch=bytes(20_000_000)\nfor _ in range(400):\n if not os.fork():\n"
+    code += "  threading.Thread(target=hashlib.sha256,args=(much,)).start();os._exit(7)\n os.wait()"
+    lab.hosts["a"].run([sys.executable, "-S", "-c", code])
+    ends = Counter((e.pid, e.start_ns) for e in drained(sensor) if isinstance(e, Exit))
+    assert len(ends) == 401
+    assert {pid for pid, n in ends.items() if n > 1} == set()
+
+
 def test_the_identity_is_the_real_user_and_a_script_is_its_interpreter(lab: Lab, sensor: Processes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         script = Path(folder) / "run me"
@@ -154,6 +167,47 @@ def test_paths_across_mounts_and_deep_ones(lab: Lab, sensor: Processes, tmp_path
     assert paths[-1] == str(deep / "other")
 
 
+def test_a_program_that_lies_in_no_folder_has_its_name(lab: Lab, sensor: Processes) -> None:
+    code = "import os;f=os.memfd_create('of memory');os.write(f,open('/bin/true','rb').read());"
+    lab.hosts["a"].run([sys.executable, "-S", "-c", code + "os.execve(f,['kworker'],{})"])
+    told = [e for e in drained(sensor) if isinstance(e, Exec)][-1]
+    assert (told.path, told.args) == ("/memfd:of memory", ("kworker",))
+
+
+def test_a_program_told_by_a_thread_is_the_process(lab: Lab, sensor: Processes) -> None:
+    """The thread takes over the number and the start of the process; its leader's end is none."""
+    code = "import os,threading;threading.Thread(target=os.execv,args=('/bin/true',['t'])).start();"
+    process = lab.hosts["a"].start([sys.executable, "-S", "-c", code + "threading.Event().wait()"])
+    assert process.wait(20) == 0
+    first, second, end = drained(sensor)
+    assert isinstance(second, Exec)
+    assert second.args == ("t",)
+    assert isinstance(end, Exit)
+    assert {(e.pid, e.start_ns) for e in (first, second, end)} == {(process.pid, first.start_ns)}
+
+
+def test_a_namespace_of_numbers_is_told_by_the_hosts_numbers(lab: Lab, sensor: Processes) -> None:
+    process = lab.hosts["a"].start(["unshare", "-pf", SHELL, "-c", "/bin/true; exit 3"])
+    assert process.wait(20) == 3
+    told = drained(sensor)
+    outer, shell, leaf = [e for e in told if isinstance(e, Exec)]
+    assert outer.pid == process.pid
+    assert [a.pid for a in leaf.ancestors[:3]] == [shell.pid, outer.pid, os.getpid()]
+    assert {e.pid for e in told if isinstance(e, Exit)} == {outer.pid, shell.pid, leaf.pid}
+    assert 1 not in {e.pid for e in told}
+
+
+def test_more_ancestors_than_are_told_leave_the_nearest(lab: Lab, sensor: Processes) -> None:
+    code = (
+        "import os\nfor _ in range(25):\n if os.fork():\n  os.wait();os._exit(0)\nos.execv('/bin/true',['x'])"
+    )
+    lab.hosts["a"].run([sys.executable, "-S", "-c", code])
+    told = drained(sensor)
+    leaf = [e for e in told if isinstance(e, Exec)][-1]
+    ended = [e.pid for e in told if isinstance(e, Exit)]
+    assert [a.pid for a in leaf.ancestors] == ended[1 : MAX_ANCESTORS + 1]
+
+
 def test_reading_takes_nothing_away_until_it_is_done(lab: Lab, sensor: Processes) -> None:
     for _ in range(3):
         lab.hosts["a"].run(["/bin/true"])
@@ -191,6 +245,37 @@ def test_a_cursor_of_another_ring_says_nothing_of_this_one(lab: Lab, sensor: Pro
         lab.hosts["a"].run(["/bin/true"])
     sensor.resume(cursor)
     assert len(drained(sensor)) == 6
+
+
+def test_a_position_that_outgrows_the_cursor_is_still_done(lab: Lab, sensor: Processes) -> None:
+    """Positions rise for as long as the host runs; a cursor holds their lower bits."""
+    lab.hosts["a"].run(["/bin/true"])
+    ring, beyond = sensor._ring, 3 << POSITION_BITS
+    sensor._ring = Risen(ring, beyond)
+    try:
+        cursor = sensor.read(1, 100).cursor
+        sensor.done(cursor)
+        assert sensor.read(1, 100).events == ()
+        sensor.done(cursor)
+    finally:
+        sensor._ring = ring
+
+
+class Risen:
+    """A ring whose positions are higher by so much."""
+
+    def __init__(self, ring: Unread, by: int) -> None:
+        self._ring, self._by = ring, by
+
+    @property
+    def begin(self) -> int:
+        return self._ring.begin + self._by
+
+    def records(self) -> Iterator[tuple[bytes, int]]:
+        return ((data, at + self._by) for data, at in self._ring.records())
+
+    def release(self, position: int) -> None:
+        self._ring.release(position - self._by)
 
 
 def test_pins_that_somebody_took_away_are_made_again(lab: Lab, sensor: Processes) -> None:

@@ -89,6 +89,21 @@ def test_a_connection_is_one_flow_on_either_side(kernel: Kernel, traffic: Traffi
     assert out.first_ns <= out.last_ns == out.time_ns
 
 
+@pytest.mark.parametrize("address", [V4, V6])
+def test_a_packet_of_many_segments_has_the_bytes_that_travel(
+    kernel: Kernel, traffic: Traffic, address: str
+) -> None:
+    """The kernel hands over up to 64 KiB under one header; each segment of it has its own on the wire."""
+    headers, much = (20 if "." in address else 40) + 20, 1 << 17
+    kernel.lab.hosts["app"].call(exchange, address, [much], cgroup="svc")
+    flows = [flow for flow in drained(traffic) if flow.proto == 6]
+    assert len(flows) == 2
+    for flow in flows:
+        assert much / 1500 < flow.packets_out
+        assert flow.bytes_out >= much + flow.packets_out * headers
+        assert flow.bytes_in >= much + flow.packets_in * headers
+
+
 def test_datagrams_are_of_whoever_sent_first(kernel: Kernel, traffic: Traffic) -> None:
     """28 bytes of headers and one of data, there and back; nothing governs either side."""
     for _ in range(3):

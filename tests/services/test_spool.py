@@ -137,8 +137,43 @@ def test_a_damaged_segment_in_the_middle_loses_only_its_rest(folder):
     data = bytearray(middle.read_bytes())
     data[60] ^= 1
     middle.write_bytes(data)
-    kept = [r.meta.first for r in drained(opened(folder, segment=1000))]
-    assert kept == [f for f in firsts if f not in firsts[3:6]]
+    after = opened(folder, segment=1000)
+    assert [r.meta.first for r in drained(after)] == [f for f in firsts if f not in firsts[3:6]]
+    assert after.lost == {"damaged.batches": 3}
+    assert opened(folder, segment=1000).lost == after.lost, "counted once"
+
+
+def test_what_is_damaged_while_it_waits_is_skipped_and_counted(folder):
+    spool = opened(folder, segment=1000)
+    firsts = [put(spool, size=300) for _ in range(9)]
+    for index, damaged in enumerate(sorted(folder.glob("events/*.log"))[:2]):
+        with damaged.open("r+b") as file:
+            file.seek(60 if index else 4)
+            file.write(bytes([0xFF] * 8))
+    assert [r.meta.first for r in drained(spool)] == firsts[6:]
+    assert spool.lost == {"damaged.batches": 6}
+
+
+def test_numbers_that_were_settled_before_a_damage_are_not_given_again(folder):
+    """What is newer than the damage would pass for sent."""
+    spool = opened(folder)
+    for _ in range(8):
+        put(spool)
+    given = spool.exchange([], 8)
+    spool.exchange(given[4:7], 0)
+    (path,) = folder.glob("events/*.log")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 4])
+    after = opened(folder)
+    new = [put(after) for _ in range(8)]
+    assert [r.meta.first for r in drained(after)][-8:] == new
+
+
+def test_a_file_that_is_none_of_ours_is_left_alone(folder):
+    spool = opened(folder)
+    put(spool)
+    (folder / "events/copy of.log").write_bytes(b"x")
+    assert len(drained(opened(folder))) == 1
+    assert (folder / "events/copy of.log").exists()
 
 
 def test_lost_marks_send_again_and_give_no_sequence_twice(folder):
@@ -151,6 +186,7 @@ def test_lost_marks_send_again_and_give_no_sequence_twice(folder):
     after = opened(folder)
     left = drained(after)
     assert left
+    assert after.lost == {}
     assert after.first(1) > 600
     put(after)
     assert len(drained(after)) == 1

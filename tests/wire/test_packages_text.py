@@ -1,5 +1,8 @@
 """dpkg, apk, Python and os-release: files as they lie on hosts, and files that somebody made up."""
 
+import time
+import tracemalloc
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -191,6 +194,24 @@ def test_a_list_gives_a_bounded_number_of_files():
 )
 def test_which_files_matter(file, kept):
     assert matters(file) is kept
+
+
+@pytest.mark.parametrize("parse", [parse_status, parse_installed])
+@pytest.mark.parametrize("data", [b"\n" * (2 << 20), b"P:\n\n" * (1 << 17)], ids=["lines", "stanzas"])
+def test_a_database_of_nothing_takes_little_memory(parse, data):
+    tracemalloc.start()
+    try:
+        assert parse(data).listed == ()
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("parse", [parse_status, parse_installed])
+def test_a_database_of_empty_lines_takes_little_time(parse):
+    before = time.process_time()
+    assert parse(b"\n" * (16 << 20)).listed == ()
+    assert time.process_time() - before < 2
 
 
 def test_packages_of_apk_with_their_origin_and_files():

@@ -96,6 +96,7 @@ class Collector:
         self._spool_is_open = False
         self._throttled = 0
         self._lost: Counter[str] = Counter()
+        self._told: dict[str, int] = {}
         self._lost_at = float("-inf")
         self.opened = 0
         self.report: dict[str, object] = {}
@@ -245,7 +246,7 @@ class Collector:
         self._spool.append(lane, data, kinds, events[-1].seq if events else 0, cursors)
 
     def _count_lost(self, now: float) -> None:
-        """What the sources say; a counter that began anew does not fall here."""
+        """What the sources say; a counter that began anew goes on here."""
         if now - self._lost_at < LOST_SECONDS:
             return
         self._lost_at = now
@@ -258,7 +259,9 @@ class Collector:
                 continue
             for where, count in told.items():
                 key = f"{held.feed.source.name}.{where}"
-                self._lost[key] = max(self._lost[key], count)
+                before = self._told.get(key, 0)
+                self._lost[key] += count - before if count >= before else count
+                self._told[key] = count
 
     def _pause(self, now: float) -> float:
         times = [held.retry_at if held.trouble else held.due for held in self._held]

@@ -21,6 +21,7 @@ from aegisflux.domain.errors import Unavailable
 HEAD: Final = struct.Struct("<III")
 CRC: Final = 4
 SUFFIX: Final = ".log"
+OURS: Final = "[0-9]" * 16 + SUFFIX
 
 
 class Meta(Struct, frozen=True, array_like=True):
@@ -99,7 +100,7 @@ class Log:
         """
         with _told(self._folder):
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            for path in sorted(self._folder.glob(f"*{SUFFIX}")):
+            for path in sorted(self._folder.glob(OURS)):
                 segment = Segment(path, os.open(path, os.O_RDWR | os.O_CLOEXEC))
                 self._segments.append(segment)
                 self._number = int(path.stem) + 1
@@ -131,7 +132,7 @@ class Log:
             segment.add(meta)
 
     def read(self) -> Record | None:
-        """The next record with a batch after the last one read."""
+        """The next record with a batch after the last one read; a damaged one ends its segment."""
         while True:
             segment = self._reading or (self._segments[0] if self._segments else None)
             if segment is None:
@@ -144,12 +145,16 @@ class Log:
                 self._reading, self._offset = after, 0
                 continue
             with _told(segment.path):
-                _, meta_size, size = HEAD.unpack(os.pread(segment.fd, HEAD.size, self._offset))
-                meta = _META.decode(os.pread(segment.fd, meta_size, self._offset + HEAD.size))
-                batch = os.pread(segment.fd, size, self._offset + HEAD.size + meta_size) if size else b""
-            self._offset += HEAD.size + meta_size + size
-            if batch:
-                return Record(self.lane, meta, batch)
+                data = _record(segment, self._offset)
+            whole = next(_whole(data), None)
+            if whole is None:
+                self._offset = segment.size
+                continue
+            meta, has_batch, end = whole
+            self._offset += end
+            if has_batch:
+                _, meta_size, _ = HEAD.unpack_from(data)
+                return Record(self.lane, meta, data[HEAD.size + meta_size :])
 
     def settle(self, meta: Meta) -> None:
         """A batch need not be sent any more, unless its segment is gone already."""
@@ -216,6 +221,15 @@ class _told:  # noqa: N801 - reads as a word of `with`
     def __exit__(self, _type: object, error: BaseException | None, _trace: object) -> None:
         if isinstance(error, OSError):
             raise Unavailable(f"spool {self._path}: {error.strerror}") from error
+
+
+def _record(segment: Segment, start: int) -> bytes:
+    """The bytes of a record as its head tells its size; no more than there are."""
+    head = os.pread(segment.fd, HEAD.size, start)
+    if len(head) < HEAD.size:
+        return head
+    _, meta_size, size = HEAD.unpack(head)
+    return os.pread(segment.fd, min(HEAD.size + meta_size + size, segment.size - start), start)
 
 
 def _whole(data: bytes) -> Iterator[tuple[Meta, bool, int]]:

@@ -58,7 +58,7 @@ class _Progress:
     """
 
     def __init__(self) -> None:
-        self.upto = self._high = 0
+        self.upto, self._high = 0, -1
         self.beyond: set[int] = set()
         self.pending: set[int] = set()
 
@@ -71,10 +71,17 @@ class _Progress:
         """Whether a number is still to be settled."""
         return n >= self.upto and n not in self.beyond
 
-    def take(self, n: int) -> None:
-        """A number is handed out."""
+    @property
+    def next(self) -> int:
+        """The first number that was certainly never settled."""
+        return max(self.beyond, default=self.upto - 1) + 1
+
+    def take(self, n: int) -> int:
+        """A number is handed out; how many that wait below it were not."""
+        missing = sum(map(self.waits, range(self._high + 1, n)))
         self._high = n
         self.pending.add(n)
+        return missing
 
     def settle(self, n: int) -> bool:
         """A number is done; False when it was forgotten."""
@@ -104,7 +111,7 @@ class _Progress:
 class Spool:
     """The spool of a host in a folder; every method raises Unavailable when the disk refuses.
 
-    lost:    events by where and kind, since the host booted
+    lost:    events by where and kind, since the host booted; of what is damaged, batches
     cursors: of sources, behind what is durable here
     """
 
@@ -238,9 +245,11 @@ class Spool:
     def _take_over(self, lane: Lane) -> int:
         """Read a lane; the highest sequence of this boot in it."""
         highest, sent = 0, self._sent[lane]
-        number = sent.upto
+        number = sent.next
         for segment, meta, has_batch in self._logs[lane].open():
             if has_batch:
+                if not self._turn and not number:  # without marks nobody knows what was below
+                    sent.recall(meta.n, ())
                 number, segment.last = max(number, meta.n + 1), meta.n
                 if sent.waits(meta.n):
                     segment.add(meta)
@@ -257,7 +266,9 @@ class Spool:
             if record is None:
                 return
             if sent.waits(record.meta.n):
-                sent.take(record.meta.n)
+                missing = sent.take(record.meta.n)
+                if missing:
+                    self.count("damaged", {"batches": missing})
                 found.append(record)
 
     def _room(self, lane: Lane, size: int) -> bool:

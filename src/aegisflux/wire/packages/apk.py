@@ -1,11 +1,24 @@
 """/lib/apk/db/installed: stanzas of `X:value`. F is a folder, the R after it are its files."""
 
+import re
+from itertools import chain
 from typing import Final
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.inventory import MAX_PACKAGES, Package
-from aegisflux.wire.packages.common import MAX_FILES, Listed, Parsed, counted, matters, needed, path, text
+from aegisflux.domain.inventory import Package
+from aegisflux.wire.packages.common import (
+    MAX_FILES,
+    Listed,
+    Parsed,
+    counted,
+    gives_up,
+    matters,
+    needed,
+    path,
+    text,
+)
 
+_LINES: Final = re.compile(rb"[^\n]+|\n{2,}")  # all that lies between stanzas is one
 _FIELDS: Final = (b"P", b"V", b"A", b"o")
 
 
@@ -16,7 +29,8 @@ def parse_installed(data: bytes) -> Parsed:
     fields: dict[bytes, str] = {}
     files: list[str] = []
     folder = b"/"
-    for number, line in enumerate((*data.split(b"\n"), b""), 1):
+    number = 0
+    for line in chain((match[0] for match in _LINES.finditer(data)), (b"",)):
         key, _, value = line.rstrip(b"\r").partition(b":")
         if key in _FIELDS:
             fields.setdefault(key, text(value))
@@ -27,13 +41,13 @@ def parse_installed(data: bytes) -> Parsed:
             if len(files) < MAX_FILES and file and matters(file):
                 files.append(file)
         elif not line.strip():
-            if len(found) >= MAX_PACKAGES:
-                troubles.append(f"more than {MAX_PACKAGES} packages")
+            number += 1
+            if fields and gives_up(found, troubles):
                 break
             try:
                 found += [Listed(_package(fields), tuple(files))] if fields else []
             except Invalid as error:
-                troubles.append(f"stanza before line {number}: {error}")
+                troubles.append(f"stanza {number}: {error}")
             fields, files, folder = {}, [], b"/"
     return Parsed(tuple(found), counted(troubles))
 

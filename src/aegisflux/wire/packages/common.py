@@ -6,7 +6,7 @@ from typing import Final
 from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.inventory import Package
+from aegisflux.domain.inventory import MAX_PACKAGES, Package
 
 MAX_TEXT: Final = 256
 MAX_PATH: Final = 4096
@@ -68,6 +68,15 @@ def needed(value: str, what: str) -> str:
     if not value:
         raise Invalid(what, "a value", value)
     return value
+
+
+def gives_up(found: list[Listed], troubles: list[str]) -> bool:
+    """Whether there are more packages, or troubles, than anybody wants; the first trouble then says so."""
+    for what, count in (("packages", len(found)), ("troubles", len(troubles))):
+        if count >= MAX_PACKAGES:
+            troubles.insert(0, f"more than {MAX_PACKAGES} {what}")
+            return True
+    return False
 
 
 def counted(troubles: list[str]) -> tuple[str, ...]:

@@ -5,11 +5,22 @@ from collections.abc import Iterator
 from typing import Final
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.inventory import MAX_PACKAGES, Package
-from aegisflux.wire.packages.common import MAX_FILES, Listed, Parsed, counted, matters, needed, path, text
+from aegisflux.domain.inventory import Package
+from aegisflux.wire.packages.common import (
+    MAX_FILES,
+    Listed,
+    Parsed,
+    counted,
+    gives_up,
+    matters,
+    needed,
+    path,
+    text,
+)
 
 UNPACKED: Final = (b"installed", b"unpacked", b"half-configured", b"triggers-awaited", b"triggers-pending")
 _FIELD: Final = re.compile(rb"^(Package|Status|Version|Architecture|Source):[ \t]*([^\r\n]*)", re.M | re.I)
+_GAP: Final = re.compile(rb"\n{2,}")
 _LINE: Final = re.compile(rb"^/[^\n]+", re.M)
 _SOURCE: Final = re.compile(rb"([^\s(]+)(?:\s*\(\s*([^\s)]+)\s*\))?\s*", re.A)
 
@@ -21,15 +32,15 @@ def parse_status(data: bytes) -> Parsed:
     for number, stanza in enumerate(_stanzas(data), 1):
         try:
             package = _package(stanza)
+            if package is None:
+                continue
+            if gives_up(found, troubles):
+                break
+            found.append(Listed(package))
         except Invalid as error:
+            if gives_up(found, troubles):
+                break
             troubles.append(f"stanza {number}: {error}")
-            continue
-        if package is None:
-            continue
-        if len(found) >= MAX_PACKAGES:
-            troubles.append(f"more than {MAX_PACKAGES} packages")
-            break
-        found.append(Listed(package))
     return Parsed(tuple(found), counted(troubles))
 
 
@@ -47,13 +58,12 @@ def parse_list(data: bytes) -> tuple[str, ...]:
 
 def _stanzas(data: bytes) -> Iterator[bytes]:
     at = 0
-    while at < len(data):
-        end = data.find(b"\n\n", at)
-        end = len(data) if end < 0 else end
-        stanza = data[at:end]
-        if stanza.strip():
-            yield stanza
-        at = end + 2
+    for gap in _GAP.finditer(data):
+        if data[at : gap.start()].strip():
+            yield data[at : gap.start()]
+        at = gap.end()
+    if data[at:].strip():
+        yield data[at:]
 
 
 def _package(stanza: bytes) -> Package | None:

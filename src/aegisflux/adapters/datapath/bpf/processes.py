@@ -105,9 +105,10 @@ class Processes:
 
     def done(self, cursor: int) -> None:
         """See `Source.done`; a cursor of another ring says nothing of this one."""
-        ring, position = self._need(), cursor & (1 << POSITION_BITS) - 1
-        if cursor == self._cursor(position):
-            ring.release(position)
+        ring = self._need()
+        ahead = (cursor - ring.begin) % (1 << POSITION_BITS)
+        if cursor == self._cursor(ring.begin + ahead):
+            ring.release(ring.begin + ahead)
 
     resume = done
 
@@ -141,7 +142,8 @@ class Processes:
         erase(self._home)
 
     def _cursor(self, position: int) -> int:
-        return self._ring_id % (1 << 62 - POSITION_BITS) << POSITION_BITS | position
+        low = position % (1 << POSITION_BITS)
+        return self._ring_id % (1 << 62 - POSITION_BITS) << POSITION_BITS | low
 
     def _bounds(self) -> bytes:
         most = max(1, round(self._rate / WINDOWS_PER_SECOND))
