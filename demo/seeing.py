@@ -28,7 +28,7 @@ def _flows(scene: Scene) -> None:
     found = scene.wait("flows of web to db are told", 15, lambda: _rows(scene, *command, "--since", "5m"))
     scene.account.expect(
         "aegisflux flows observe: web to db, both by name",
-        bool(found) and (found[0]["service"], found[0]["peer_service"]) == ("web", "db"),
+        bool(found) and {found[0]["service"], found[0]["peer_service"]} == {"web", "db"},
         f"{found[0]['verdict']}, {found[0]['connections']} connections" if found else "none",
     )
     _shown(scene, *command)

@@ -6,6 +6,7 @@ from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.graph import NODES, RELATIONS, Edge, Ref, Upserts, software_of
 from aegisflux.domain.inventory import Package, PackageInventory, System
+from aegisflux.domain.rollup import MOST
 
 WEB, DB, HOST = Ref("Service", 101), Ref("Service", 102), Ref("Host", "web-1")
 CALLS = Edge("COMMUNICATES", WEB, DB, (6, 5432))
@@ -118,3 +119,18 @@ async def test_what_is_in_stays_over_a_restart(tmp_path):
         await graph.upsert(seen())
         assert (await graph.rows(COUNTS))[0]["n"] == expected
         await graph.close()
+
+
+async def test_a_sum_stays_at_its_bound(graph):
+    edge = Edge(
+        "COMMUNICATES", Ref("Host", "web-1"), Ref("Endpoint", "\0\x1b' }) DETACH DELETE n //"), (6, 1)
+    )
+    for _ in range(3):
+        upserts = Upserts()
+        upserts.node(edge.start)
+        upserts.node(edge.end)
+        for _ in range(3):
+            upserts.edge(edge, allowed=1, blocked=0, bytes=(1 << 63) - 1, last_ns=5)
+        await graph.upsert(upserts)
+    (row,) = await graph.rows("MATCH (:Host)-[e:COMMUNICATES]->() RETURN e.bytes AS bytes")
+    assert row["bytes"] == MOST

@@ -128,6 +128,13 @@ def test_the_future_begins_after_five_seconds_and_is_clamped_to_the_arrival():
     assert outcome.refused == ()
 
 
+@pytest.mark.parametrize("ahead", [6 * SECOND, 20 * 3600 * SECOND, (1 << 63) - 1 - NOON])
+def test_a_flow_cannot_hide_the_future_in_its_last_packet(ahead):
+    one = msgspec.structs.replace(flow(1), last_ns=NOON + ahead)
+    (event,) = decode_batch(check(encode_batch(batch(one)), "web-1", NOON).payload).events
+    assert (event.last_ns, event.clamped) == (NOON, True)
+
+
 def test_the_host_is_never_taken_from_the_body():
     with pytest.raises(Invalid, match="web-1, which its subject proves"):
         intake.judge(batch(execed(1), host="db-1"), "web-1", NOON)

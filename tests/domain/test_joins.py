@@ -6,7 +6,7 @@ from aegisflux.domain.address_class import address_class
 from aegisflux.domain.enriched import PackageRef
 from aegisflux.domain.event import Ancestor, Auth, EventBatch, Exec, Exit, FlowSeen, Listen, Log, VerdictSeen
 from aegisflux.domain.inventory import Package, PackageInventory, System
-from aegisflux.domain.joins import MAX_PROCESSES, Joins
+from aegisflux.domain.joins import MAX_ADDRESSES, MAX_BOOTS, MAX_LISTENERS, MAX_PROCESSES, Joins
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
 
 WEB, DB = KnownHost("web-1", {"role": "web"}, ("10.0.0.1",)), KnownHost("db-1", {"role": "db"}, ("10.0.0.2",))
@@ -153,6 +153,30 @@ def test_processes_are_bounded_and_the_oldest_goes(joins):
         one(joins, "web-1", execed(pid=pid))
     assert one(joins, "web-1", flow(pid=0, start_ns=0)).path == ""
     assert one(joins, "web-1", flow(pid=1, start_ns=1, port=1)).path == "/usr/sbin/nginx"
+
+
+def test_requests_of_third_parties_are_forgotten_before_the_boot_of_the_host(joins):
+    one(joins, "web-1", execed(pid=10))
+    for number in range(3 * MAX_BOOTS):
+        one(joins, "web-1", execed(pid=11), boot=f"http:{number}")
+    assert len(joins._hosts["web-1"].processes) == MAX_BOOTS
+    assert one(joins, "web-1", flow(pid=10, start_ns=10)).path == "/usr/sbin/nginx"
+
+
+def test_boots_and_listeners_of_a_host_are_bounded(joins):
+    for number in range(2 * MAX_LISTENERS):
+        one(joins, "web-1", listen(port=number), boot=str(number))
+    for number in range(2 * MAX_ADDRESSES):
+        one(joins, "web-1", listen(port=1, address=f"10.1.0.{number}"))
+    host = joins._hosts["web-1"]
+    assert (len(host.processes), len(host.listeners)) == (MAX_BOOTS, MAX_LISTENERS)
+    assert len(host.listeners[6, 1]) == MAX_ADDRESSES
+
+
+def test_a_released_host_has_no_labels_and_no_addresses(joins):
+    joins.learn_hosts([DB])
+    assert one(joins, "web-1", flow(peer="10.0.0.1")).peer_class == "private"
+    assert joins.misses["host"] == 1
 
 
 def test_a_denied_flow_knows_its_peer(joins):

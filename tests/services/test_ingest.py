@@ -256,8 +256,14 @@ async def test_the_same_request_again_adds_nothing(lab):
     body = lines(execed(1))
     first, second = [(await lab.post(body)).json() for _ in range(2)]
     assert first == second
-    keyed = [await lab.post(lines(execed(n)), headers={"Idempotency-Key": "k1"}) for n in (2, 3)]
+    keyed = [await lab.post(lines(execed(2)), headers={"Idempotency-Key": "k1"}) for _ in range(2)]
     assert keyed[0].json()["id"] == keyed[1].json()["id"]
+    assert len(await lab.raw()) == 2
+
+
+async def test_a_key_that_is_used_again_with_another_body_loses_nothing(lab):
+    posted = [await lab.post(lines(execed(n)), headers={"Idempotency-Key": "k1"}) for n in (2, 3)]
+    assert posted[0].json()["id"] != posted[1].json()["id"]
     assert len(await lab.raw()) == 2
 
 

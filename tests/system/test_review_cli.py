@@ -1,10 +1,20 @@
 """The command line as people type it."""
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+from datetime import datetime
+
+import pytest
+from tests.support import facts
 
 from aegisflux.cli.client import show
+from aegisflux.cli.facts import moment
+from aegisflux.cli.nouns import enriched
+from aegisflux.domain.errors import Invalid
+from aegisflux.wire import events
 
 NOWHERE = {"AEGISFLUX_URL": "http://127.0.0.1:1", "AEGISFLUX_TOKEN": "afx_none"}
 
@@ -49,3 +59,50 @@ def test_times_in_a_table_are_for_people(capsys):
         "LEASE_UNTIL           SINCE  AT",
         "2026-11-24T03:15:41Z  -      2026-11-24T03:15:41Z",
     ]
+
+
+def test_each_enriched_event_is_a_line_of_ascii():
+    """A message holds batches of several hosts; what a host wrote into arguments reaches no terminal."""
+    hostile = "caf\u00e9 \x1b[2J\u009b2J\u202e\x7f\n"
+    sent = [
+        facts.enriched(facts.execed(1, args=("x", hostile)), facts.listen(2)),
+        facts.enriched(facts.flow(7), host="db-1", boot="boot-9"),
+    ]
+    lines = enriched(events.joined(map(events.encode_enriched, sent)))
+    assert all(line.isascii() and line.isprintable() for line in lines)
+    told = [json.loads(line) for line in lines]
+    names = [(row["host_id"], row["boot_id"], row["event"]["type"], row["event"]["seq"]) for row in told]
+    assert names == [
+        ("web-1", "boot-1", "exec", 1),
+        ("web-1", "boot-1", "listen", 2),
+        ("db-1", "boot-9", "flow", 7),
+    ]
+    assert told[0]["event"]["args"] == ["x", hostile]
+    assert {row["context"]["service"] for row in told} == {"web"}
+
+
+def test_what_is_no_enriched_message_is_refused():
+    with pytest.raises(Invalid, match="enriched batches"):
+        enriched(b"\x93\x01\x02")
+
+
+@pytest.mark.parametrize("char", ["\x1b]0;pwned\x07", "\r", "\n", "\x9b31m", "\u202e", "\ud800"])
+def test_what_hosts_say_never_moves_the_terminal(capsys, char):
+    show([{"name": f"a{char}b", "lost": {char: 1}, "by": [char]}], "table", ("name", "lost", "by"))
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) == 2
+    assert all(c.isprintable() for c in said.replace("\n", ""))
+
+
+@pytest.mark.parametrize("since", ["99999999999999d", "9" * 5000 + "s", "", "x", "-1h", "99999d", "٣d", "²s"])
+def test_a_time_is_one_or_refused(since):
+    with contextlib.suppress(Invalid):
+        assert datetime.fromisoformat(moment(since) or "").tzinfo is not None
+
+
+@pytest.mark.parametrize("name", ["a b", "a/b", "a?x=1", "a#b", "../flows", "ü", "%2e"])
+@pytest.mark.parametrize("verb", ["reach", "blast-radius"])
+def test_any_name_may_be_asked_for(monkeypatch, verb, name):
+    monkeypatch.setenv("AEGISFLUX_ENRICH_URL", "http://127.0.0.1:1")
+    done = ran("graph", verb, name)
+    assert (done.returncode, "Traceback" in done.stderr) == (4, False), done

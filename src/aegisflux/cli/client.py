@@ -85,12 +85,17 @@ def show(value: Any, output: str, columns: tuple[str, ...] = ()) -> None:
 
 def say(text: str) -> None:
     """Talk on stderr."""
-    print(text, file=sys.stderr)  # noqa: T201
+    print(printable(text), file=sys.stderr)  # noqa: T201
+
+
+def printable(text: str) -> str:
+    """Control characters of what hosts said never reach a terminal."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     cells = [[name.upper() for name in columns]]
-    cells += [[_cell(row.get(name), TIMES.get(name)) for name in columns] for row in rows]
+    cells += [[printable(_cell(row.get(name), TIMES.get(name))) for name in columns] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     for row in cells:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201

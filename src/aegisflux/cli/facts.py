@@ -1,13 +1,15 @@
 """`aegisflux flows`, `events`, `inventory`, `graph`: what hosts really do."""
 
-import time
+import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import facts, say, show
+from aegisflux.cli.client import facts, printable, say, show
+from aegisflux.cli.following import following
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import PROTOCOL_NAMES
 
@@ -16,7 +18,7 @@ Since = Annotated[str, Parameter(help="a time (RFC 3339), or how long ago: 30s, 
 Until = Annotated[str | None, Parameter(help="up to this time, written like --since")]
 Not = Annotated[tuple[str, ...], Parameter(name="--not", help="field=value terms to leave out", negative="")]
 Filter = Annotated[str, Parameter(help="further field=value terms: service=web -port=22")]
-POLL_SECONDS, MAX_ROWS = 0.5, 1000
+MAX_ROWS = 1000
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MARKS = {
     "allowed": "+ allowed",
@@ -148,7 +150,7 @@ def reach(service: str, /, *, output: Output = "table") -> None:
 
     Example: aegisflux graph reach db
     """
-    found = facts(f"/api/v1/graph/reach/{service}")
+    found = facts(f"/api/v1/graph/reach/{quote(service, safe='')}")
     if output not in ("table", "wide"):
         show(found, "json")
         return
@@ -168,7 +170,7 @@ def blast_radius(host: str, /, *, output: Output = "table") -> None:
 
     Example: aegisflux graph blast-radius web-1
     """
-    found = facts(f"/api/v1/graph/blast-radius/{host}")
+    found = facts(f"/api/v1/graph/blast-radius/{quote(host, safe='')}")
     if output not in ("table", "wide"):
         show(found, "json")
         return
@@ -206,14 +208,13 @@ def _pages(
         "filter": text, "since": moment(since), "until": moment(until), "limit": min(limit, MAX_ROWS),
         "follow": str(follow).lower(),
     }  # fmt: skip
+    if follow:
+        for new in following(lambda asked: facts(path, asked), query):
+            _live(new, output, columns, picture)
     rows: list[dict[str, Any]] = []
     while True:
         page = facts(path, query)
-        query["cursor"] = page["next_cursor"] or query.get("cursor")
-        if follow:
-            _live(page["items"], output, columns, picture)
-            time.sleep(POLL_SECONDS if len(page["items"]) < limit else 0)
-            continue
+        query["cursor"] = page["next_cursor"]
         rows += page["items"]
         if page["next_cursor"] is None or len(rows) >= limit:
             break
@@ -226,18 +227,18 @@ def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], pic
         return
     if output in ("table", "wide"):
         for row in map(picture, rows):
-            print("  ".join(str(row[name]) for name in columns), flush=True)  # noqa: T201
+            print("  ".join(printable(str(row[name])) for name in columns), flush=True)  # noqa: T201
     else:
         show(rows, "jsonl")
+        sys.stdout.flush()  # a pipe wants them now, too
 
 
 def _flow(row: dict[str, Any]) -> dict[str, Any]:
     here = row["service"] or row["host_id"]
     there = row["peer_service"] or row["peer_host"] or row["peer"]
     client, server = (here, there) if row["direction"] == "egress" else (there, here)
-    sides = {"client": printable(client), "server": printable(server), "conns": row["connections"]}
-    shown = {name: printable(value) if isinstance(value, str) else value for name, value in row.items()}
-    return shown | sides | _what(row) | {"bytes": row["bytes_out"] + row["bytes_in"]}
+    sides = {"client": client, "server": server, "conns": row["connections"]}
+    return row | sides | _what(row) | {"bytes": row["bytes_out"] + row["bytes_in"]}
 
 
 def _named(row: dict[str, Any]) -> dict[str, Any]:
@@ -262,7 +263,7 @@ def _event(row: dict[str, Any]) -> dict[str, Any]:
         "file": lambda: f"{event['action']} {event['path']}",
         "log": lambda: event["message"],
     }
-    return row | {"service": row["service"] or "-", "what": printable(words[row["kind"]]())}
+    return row | {"service": row["service"] or "-", "what": words[row["kind"]]()}
 
 
 def _verdict(event: Mapping[str, Any]) -> str:
@@ -272,20 +273,15 @@ def _verdict(event: Mapping[str, Any]) -> str:
     return f"{event['verdict']} {event['direction']} {where} ({event['reason']})"
 
 
-def printable(text: str) -> str:
-    """Control characters of what hosts said never reach a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 def moment(text: str | None) -> str | None:
     """A time as the API wants it; raises Invalid."""
     if text is None:
         return None
-    if text[:-1].isdecimal() and text[-1:] in UNITS:
-        return (datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * UNITS[text[-1]])).isoformat()
     try:
+        if text[:-1].isdecimal() and text[-1:] in UNITS:
+            return (datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * UNITS[text[-1]])).isoformat()
         found = datetime.fromisoformat(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise Invalid("--since", "a time (2026-11-24T12:00:00Z) or how long ago (15m)", text) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).isoformat()
 

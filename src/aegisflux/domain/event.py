@@ -18,7 +18,7 @@ MAX_TEXT: Final = 4096
 
 Nanoseconds = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Sequence = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+Sequence = Annotated[int, Meta(ge=1, le=(1 << 63) - 2)]  # a range of the store ends one above
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
 Name = Annotated[str, Meta(max_length=256)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]

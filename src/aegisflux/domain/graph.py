@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 from aegisflux.domain.enriched import Context, EnrichedBatch
 from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
 from aegisflux.domain.inventory import PackageInventory
+from aegisflux.domain.rollup import MOST
 
 Kind = Literal["text", "int", "bool"]
 Label = Literal["Host", "Service", "Binary", "Package", "Vulnerability", "Endpoint"]
@@ -114,6 +115,10 @@ class Edge(NamedTuple):
     keys: tuple[Value, ...] = ()
 
 
+def _added(known: Value, more: Value) -> int:
+    return min(MOST, int(known) + int(more))
+
+
 @dataclass(slots=True)
 class Upserts:
     """Nodes and edges to be made or changed; one entry for each, however often it was seen."""
@@ -131,7 +136,7 @@ class Upserts:
         known = self.edges.setdefault(edge, {})
         adding = _ADDING[edge.name]
         for name, value in properties.items():
-            known[name] = known.get(name, 0) + value if name in adding else value  # type: ignore[operator]
+            known[name] = _added(known.get(name, 0), value) if name in adding else value
 
     def __bool__(self) -> bool:
         return bool(self.nodes or self.edges)

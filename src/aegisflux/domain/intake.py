@@ -51,7 +51,7 @@ def judge(batch: EventBatch, host: str, arrival: int) -> Judged:
         raise OverLimit("lost", MAX_LOST, len(batch.lost), "batch")
     latest, last = arrival + FUTURE_NS, 0
     for event in batch.events:
-        if event.seq <= last or event.time_ns > latest:
+        if event.seq <= last or is_ahead(event, latest):
             return _sorted_out(batch.events, arrival)
         last = event.seq
     return _ALL_WELL
@@ -67,11 +67,16 @@ def _sorted_out(events: tuple[Event, ...], arrival: int) -> Judged:
             refused.append((place, f"seq: expected above {last}, got {event.seq}"))
             continue
         last = event.seq
-        if event.time_ns > arrival + FUTURE_NS:
+        if is_ahead(event, arrival + FUTURE_NS):
             event = clamp(event, arrival)
             clamped += 1
         good.append(event)
     return Judged(tuple(good), tuple(refused), clamped)
+
+
+def is_ahead(event: Event, latest: int) -> bool:
+    """Whether it tells of a time after `latest`; a flow is stored by that of its last packet."""
+    return event.time_ns > latest or (type(event) is FlowSeen and event.last_ns > latest)
 
 
 def clamp(event: Event, arrival: int) -> Event:

@@ -30,6 +30,8 @@ from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
 from aegisflux.domain.selectors import Selector, owners, parse_selector
 
 MAX_PROCESSES: Final = 16_384  # of a host and boot
+MAX_BOOTS: Final = 16  # of a host whose processes are known; each request of a third party is one
+MAX_LISTENERS, MAX_ADDRESSES = 4096, 64  # ports of a host that somebody listens at, addresses of a port
 MAX_CALLERS: Final = 262_144
 MAX_CACHED: Final = 65_536  # contexts of a host
 SEVERAL: Final = -1
@@ -87,6 +89,8 @@ class Joins:
     def learn_hosts(self, hosts: Iterable[KnownHost]) -> None:
         """All hosts. An address that two hosts claim belongs to none."""
         addresses: dict[str, str | None] = {}
+        for host in self._hosts.values():  # who was released is none any more
+            host.labels, host.addresses = {}, frozenset()
         for known in hosts:
             host = self._host(known.host_id)
             host.labels, host.addresses = dict(known.labels), frozenset(known.addresses)
@@ -123,7 +127,7 @@ class Joins:
     def enrich(self, batch: EventBatch, received_ns: int, offset_ns: int = 0) -> EnrichedBatch:
         """Each event with its context, in order. Later events of a batch know the earlier ones."""
         host = self._host(batch.host_id)
-        programs = host.processes.setdefault(batch.boot_id, {})
+        programs = self._programs_of(host, batch.boot_id)
         if not host.labels and not host.addresses:
             self.misses["host"] += len(batch.events)
         joined = tuple([Enriched(event, self._context(host, programs, event)) for event in batch.events])
@@ -260,6 +264,15 @@ class Joins:
             found = self._hosts[host_id] = _Host(host_id)
         return found
 
+    def _programs_of(self, host: _Host, boot_id: str) -> dict[tuple[int, int], Program]:
+        """Those of a boot, which is now the newest. The oldest goes: of a third party's before the host's."""
+        boots = host.processes
+        found = boots.pop(boot_id, None)
+        if found is None and len(boots) >= MAX_BOOTS:
+            del boots[next((boot for boot in boots if boot.startswith("http:")), next(iter(boots)))]
+        boots[boot_id] = found = {} if found is None else found
+        return found
+
     def _kept(self, host: _Host, key: tuple[object, ...], context: Context) -> Context:
         if len(host.contexts) >= MAX_CACHED:
             host.contexts.clear()
@@ -267,11 +280,14 @@ class Joins:
         return context
 
     def _listens(self, host: _Host, known: KnownListener, closed: bool = False) -> None:
-        at = host.listeners.setdefault((known.proto, known.port), {})
+        port = known.proto, known.port
+        if port not in host.listeners and len(host.listeners) >= MAX_LISTENERS:
+            del host.listeners[next(iter(host.listeners))]
+        at = host.listeners.setdefault(port, {})
         before = at.get(known.address)
         if closed:
             at.pop(known.address, None)
-        else:
+        elif known.address in at or len(at) < MAX_ADDRESSES:
             at[known.address] = known.service_id
         host.epoch += at.get(known.address) != before
 

@@ -2,7 +2,7 @@
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class Range(NamedTuple):
@@ -10,6 +10,9 @@ class Range(NamedTuple):
 
     start: int
     end: int
+
+
+MAX_GAPS: Final = 10_000  # of a source; whoever leaves more loses the lowest
 
 
 class Seen:
@@ -54,6 +57,15 @@ class Seen:
             end = max(end, ends[last])
             last += 1
         starts[first:last], ends[first:last] = [start], [end]
+
+    def close(self, most: int = MAX_GAPS) -> list[Range]:
+        """Take the lowest gaps for seen until at most half of `most` are left, when there are more; those."""
+        if len(self._starts) - 1 <= most:
+            return []
+        closing = len(self._starts) - 1 - most // 2
+        gaps = [Range(self._ends[n], self._starts[n + 1]) for n in range(closing)]
+        del self._starts[1 : closing + 1], self._ends[:closing]
+        return gaps
 
     def copy(self) -> "Seen":
         """A set of its own with the same ranges."""

@@ -6,6 +6,7 @@ from typing import Final, NamedTuple
 from aegisflux.domain.enriched import Enriched
 from aegisflux.domain.event import FlowSeen
 
+MOST: Final = (1 << 53) - 1  # so that sums of sums fit in 64 bits
 MINUTE_NS: Final = 60 * 1_000_000_000
 NO_SERVICE: Final = -1
 
@@ -27,7 +28,7 @@ class Key(NamedTuple):
 
 
 class Sums:
-    """What a key saw."""
+    """What a key saw, each number at most `MOST`."""
 
     __slots__ = ("bytes_in", "bytes_out", "connections", "flows", "packets_in", "packets_out")
 
@@ -54,14 +55,14 @@ def rolled_up(host_id: str, events: Iterable[Enriched], into: dict[Key, Sums]) -
             event.proto,
             event.port,
             event.verdict,
-            event.reason,
+            event.reason.replace("\0", "\\0"),
         )
         sums = into.get(key)
         if sums is None:
             sums = into[key] = Sums()
         sums.flows += 1
-        sums.connections += event.connections
-        sums.packets_out += event.packets_out
-        sums.packets_in += event.packets_in
-        sums.bytes_out += event.bytes_out
-        sums.bytes_in += event.bytes_in
+        sums.connections = min(MOST, sums.connections + event.connections)
+        sums.packets_out = min(MOST, sums.packets_out + event.packets_out)
+        sums.packets_in = min(MOST, sums.packets_in + event.packets_in)
+        sums.bytes_out = min(MOST, sums.bytes_out + event.bytes_out)
+        sums.bytes_in = min(MOST, sums.bytes_in + event.bytes_in)

@@ -42,7 +42,8 @@ class Facts(Protocol):
 
     async def commit(self, batches: Sequence[EnrichedBatch]) -> Stored:
         """Rows, roll-ups, listeners and the marks of (host, boot id, sequence), in one transaction. Events
-        that were seen before are left out, however long ago that was."""
+        that were seen before are left out, however long ago that was. Raises Refused when something of it
+        can be no row."""
         ...
 
     async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:

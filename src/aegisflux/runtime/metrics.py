@@ -45,6 +45,11 @@ events_stored = Counter("aegisflux_events_stored_total", "Events that became row
 events_repeated = Counter(
     "aegisflux_events_repeated_total", "Events that came again and were known.", registry=REGISTRY
 )
+gaps_closed = Counter(
+    "aegisflux_sequence_gaps_closed_total",
+    "Gaps in the sequences of a source that left too many; what comes late for them is not stored.",
+    registry=REGISTRY,
+)
 join_misses = Counter(
     "aegisflux_join_misses_total",
     "Joins that found nothing, by what was missing.",

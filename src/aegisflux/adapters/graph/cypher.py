@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aegisflux.domain.graph import NODE, RELATION, Edge, Label, Ref, RelationName, Upserts, Value
+from aegisflux.domain.rollup import MOST
 
 Statement = tuple[str, list[dict[str, Any]]]
 ROWS = 2000
@@ -39,10 +40,7 @@ def _edge_statements(
 ) -> Iterator[Statement]:
     relation = RELATION[name]
     keys = ", ".join(f"{key.name}: r.{key.name}" for key in relation.keys)
-    sets = ", ".join(
-        f"e.{p.name} = coalesce(e.{p.name}, 0) + r.{p.name}" if p.adds else f"e.{p.name} = r.{p.name}"
-        for p in relation.properties
-    )
+    sets = ", ".join(_added(p.name) if p.adds else f"e.{p.name} = r.{p.name}" for p in relation.properties)
     query = (
         f"UNWIND $rows AS r MATCH (a:{start} {{{NODE[start].key.name}: r.a}}), "
         f"(b:{end} {{{NODE[end].key.name}: r.b}}) "
@@ -55,6 +53,12 @@ def _edge_statements(
         for edge, given in edges
     ]
     yield from _chunks(query, rows)
+
+
+def _added(name: str) -> str:
+    """The sum of what is there and what is new, up to a bound: an overflow would fail for ever."""
+    total = f"coalesce(e.{name}, 0) + r.{name}"
+    return f"e.{name} = CASE WHEN {total} > {MOST} THEN {MOST} ELSE {total} END"
 
 
 _ZERO: dict[str, Value] = {"text": "", "int": 0, "bool": False}

@@ -6,6 +6,7 @@ here and moved in the store by a guarded update, so that neither a repeated batc
 
 import asyncio
 import json
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -20,19 +21,24 @@ from aegisflux.adapters.store import partitions, timescale
 from aegisflux.adapters.store.postgres import AWAY, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.errors import Conflict, Unavailable
+from aegisflux.domain.errors import Conflict, Refused, Unavailable
 from aegisflux.domain.event import Listen
 from aegisflux.domain.inventory import Package, PackageDelta, PackageInventory, delta
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
 from aegisflux.domain.marks import Range, Seen, ranges_of, text_of
 from aegisflux.domain.rollup import Key, Sums, rolled_up
 from aegisflux.ports.facts import Row, Stored
+from aegisflux.runtime import metrics
 
 WRITER_LOCK: Final = 0x41656769734657
 CHANNEL: Final = "aegisflux_known"
 READERS: Final = 4
 COMMAND_SECONDS: Final = 60.0
 MAX_SOURCES: Final = 200_000
+REFUSED: Final = (  # by the server, and by what makes rows
+    asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError,
+    struct.error, OverflowError, UnicodeError,
+)  # fmt: skip
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _INVENTORY: Final = msgspec.msgpack.Decoder(PackageInventory)
 Changed = Callable[[str], Awaitable[None]]
@@ -314,9 +320,12 @@ class _Plan:
         ranges = ranges_of([enriched.event.seq for enriched in fresh])
         for start, end in ranges:
             seen.add(start, end)
+        closed = seen.close()
+        metrics.gaps_closed.inc(len(closed))
         self.marks[source] = seen
-        self.ranges.setdefault(source, []).extend(ranges)
-        self.lost[source], self.offsets[source] = dict(batch.lost), batch.offset_ns
+        self.ranges.setdefault(source, []).extend((*ranges, *closed))
+        self.lost[source] = {_plain(name): count for name, count in batch.lost.items()}
+        self.offsets[source] = batch.offset_ns
         add, number = self.rows.add, source.number
         for enriched in fresh:
             add(number, enriched)
@@ -327,7 +336,7 @@ class _Plan:
         self.fresh.append(batch if whole else replace(batch, events=tuple(fresh)))
 
     def _listen(self, host: str, event: Listen, service: int | None) -> None:
-        key = (host, event.proto, event.address, event.port)
+        key = (host, event.proto, _plain(event.address), event.port)
         value = (service, _plain(event.cgroup), _plain(event.path), _time(event.time_ns))
         self.listens[key] = None if event.closed else value
 
@@ -384,6 +393,8 @@ async def _here() -> AsyncIterator[None]:
         yield
     except AWAY as error:
         raise Unavailable(f"the store of facts: {error or type(error).__name__}") from error
+    except REFUSED as error:
+        raise Refused(f"the store of facts: {type(error).__name__}: {error}") from error
 
 
 async def _prepare(connection: Any) -> None:

@@ -9,17 +9,24 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from hashlib import sha256
 
+from msgspec import Raw
+from msgspec.structs import replace
+
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Conflict, Invalid, Refused, Unavailable
+from aegisflux.domain.event import EventBatch
 from aegisflux.domain.joins import Joins
 from aegisflux.ports.bus import Bus, Message
-from aegisflux.ports.facts import Facts
+from aegisflux.ports.facts import Facts, Stored
 from aegisflux.runtime import logs, metrics
 from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.wire import events, subjects
+from aegisflux.wire.events import Sealed
 from aegisflux.wire.inventory import decode_inventory
 
 PUBLISHES_AT_ONCE = 16
+REASON_CHARS = 500
+LEARN_SECONDS = 0.5
 BUNDLE_BYTES = 400 << 10
 log = logs.get("enrich")
 
@@ -31,6 +38,7 @@ class Pipeline:
         self._bus, self._facts, self._joins, self._graphed = bus, facts, joins, graphed
         self._misses: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
+        self._learning = asyncio.Lock()
 
     async def start(self) -> None:
         """Become the writer, and learn what is known. Raises Unavailable or Conflict."""
@@ -39,12 +47,21 @@ class Pipeline:
         await self._facts.watch(self.changed)
 
     async def changed(self, what: str) -> None:
-        """Something of the registry changed: it holds for the next event."""
-        known = await self._facts.known()
-        if what == "services":
-            self._joins.learn_services(known.services)
-        elif what == "hosts":
-            self._joins.learn_hosts(known.hosts)
+        """Something of the registry changed: it holds for the next event. One after the other, so that what
+        was read before never follows what was read after; and until the store answers.
+        """
+        async with self._learning:
+            while True:
+                try:
+                    known = await self._facts.known()
+                    break
+                except Unavailable as error:
+                    log.warning("a change of the registry waits", what=what, error=str(error))
+                    await asyncio.sleep(LEARN_SECONDS)
+            if what == "services":
+                self._joins.learn_services(known.services)
+            elif what == "hosts":
+                self._joins.learn_hosts(known.hosts)
 
     async def on_raw(self, messages: Sequence[Message]) -> None:
         """Messages of `events.raw`; done when all is stored and published."""
@@ -54,7 +71,7 @@ class Pipeline:
             for message in messages
             for taken in events.decode_taken(message.payload)
         ]
-        stored = await self._facts.commit(joined)
+        stored, joined = await self._commit(joined)
         self._graphed.see(stored.fresh)
         await asyncio.gather(*(self._publish(bundle) for bundle in bundled(joined)))
         metrics.events_stored.inc(stored.new)
@@ -76,6 +93,42 @@ class Pipeline:
                     "inventory", host_id=inventory.host_id, added=len(delta.added), removed=len(delta.removed)
                 )
 
+    async def _commit(self, joined: list[EnrichedBatch]) -> tuple[Stored, list[EnrichedBatch]]:
+        """Store them; what the store refuses is looked for by halves, and becomes a dead letter alone."""
+        try:
+            return await self._facts.commit(joined), joined
+        except Conflict:
+            raise
+        except Refused as error:
+            halves = halved(joined)
+            if not halves:
+                await self._bury(joined[0], str(error))
+                return Stored(0, 0), []
+        (one, these), (two, those) = [await self._commit(half) for half in halves]
+        return Stored(one.new + two.new, one.known + two.known, one.fresh + two.fresh), these + those
+
+    async def _bury(self, batch: EnrichedBatch, reason: str) -> None:
+        event = batch.events[0].event
+        alone = EventBatch(
+            host_id=batch.host_id,
+            boot_id=batch.boot_id,
+            sent_ns=batch.received_ns - batch.offset_ns,
+            events=(event,),
+        )
+        sealed = Sealed(batch.received_ns, batch.offset_ns, Raw(events.encode_batch(alone)))
+        name = f"{batch.host_id}:{batch.boot_id}:{event.seq}"
+        headers = {
+            "Aegisflux-Reason": " ".join(reason.split())[:REASON_CHARS],
+            "Aegisflux-Subject": subjects.RAW,
+            "Aegisflux-Host": batch.host_id,
+        }
+        where = subjects.dead(subjects.stream_of(subjects.RAW).name)
+        await self._bus.publish(
+            where, events.encode_taken([sealed]), msg_id=f"dead:raw:{name}", headers=headers
+        )
+        metrics.dead_letters.inc()
+        log.warning("refused by the store", host_id=batch.host_id, seq=event.seq, reason=reason)
+
     async def _publish(self, bundle: dict[str, bytes]) -> None:
         msg_id = sha256("\n".join(bundle).encode()).hexdigest()
         async with self._slots:
@@ -85,6 +138,16 @@ class Pipeline:
         for join, count in self._joins.misses.items():
             metrics.join_misses.labels(join).inc(count - self._misses.get(join, 0))
         self._misses = dict(self._joins.misses)
+
+
+def halved(batches: list[EnrichedBatch]) -> list[list[EnrichedBatch]]:
+    """The same events in two parts; none of a single event."""
+    if len(batches) > 1:
+        middle = len(batches) // 2
+        return [batches[:middle], batches[middle:]]
+    middle = len(batches[0].events) // 2
+    parts = batches[0].events[:middle], batches[0].events[middle:]
+    return [[replace(batches[0], events=part)] for part in parts] if middle else []
 
 
 def bundled(batches: Iterable[EnrichedBatch]) -> Iterator[dict[str, bytes]]:

@@ -47,7 +47,11 @@ async def post_events(
     ] = "native",
     idempotency_key: Annotated[
         str | None,
-        Parameter(header="Idempotency-Key", max_length=128, description="else it is the body"),
+        Parameter(
+            header="Idempotency-Key",
+            max_length=128,
+            description="with another key the same body is another request",
+        ),
     ] = None,
 ) -> Answer:
     """Events of the host that the token is bound to: NDJSON, a JSON array, MessagePack, or lines of a log;

@@ -1,6 +1,6 @@
 """What third parties post: records of a known format become events of the host that the token is bound to.
 
-The boot id is made of the digest of the request or of its key, the sequence is the place in it: a request
+The boot id is made of the digest of the request and its key, the sequence is the place in it: a request
 that is sent again adds nothing.
 """
 
@@ -77,7 +77,7 @@ class Posted:
         """
         if form not in FORMATS:
             raise Invalid("format", " or ".join(FORMATS), form)
-        boot = "http:" + sha256(key.encode() if key else body).hexdigest()[:32]
+        boot = boot_of(key, body)
         async with self._room:
             events: list[Event] = []
             bad: list[tuple[int, Record, str]] = []
@@ -121,6 +121,12 @@ class Posted:
         await self._letters.bury(HTTP, record.data, headers)
 
 
+def boot_of(key: str, body: bytes) -> str:
+    """Of a request. Another body under the same key is another one: its events are not taken for known."""
+    told = sha256(key.encode()).digest() if key else b""
+    return "http:" + sha256(told + body).hexdigest()[:32]
+
+
 def _read(record: Record, form: str, index: int, now_ns: int) -> Event | str:
     """The event of a record, or why there is none."""
     try:
@@ -129,7 +135,7 @@ def _read(record: Record, form: str, index: int, now_ns: int) -> Event | str:
         return str(error)
     if len(encode_event(event)) > MAX_BATCH_BYTES - FRAME_BYTES:
         return f"event: over the limit batch_bytes: at most {MAX_BATCH_BYTES}"
-    return intake.clamp(event, now_ns) if event.time_ns > now_ns + intake.FUTURE_NS else event
+    return intake.clamp(event, now_ns) if intake.is_ahead(event, now_ns + intake.FUTURE_NS) else event
 
 
 def batches(events: Sequence[Event], host: str, boot: str, now_ns: int) -> Iterator[Outcome]:

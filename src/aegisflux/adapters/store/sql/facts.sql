@@ -18,8 +18,10 @@ insert into sources (host_id, boot_id) values ($1, $2) on conflict (host_id, boo
 
 -- The guard makes a second writer, or a mark that another process moved, a conflict instead of a second row.
 -- name: mark
-update sources s set seen = s.seen + n.seen::int8multirange, lost = s.lost || n.lost, offset_ns = n.offset_ns,
-                     last_at = now()
+update sources s set seen = s.seen + n.seen::int8multirange, offset_ns = n.offset_ns,
+                     last_at = now(),
+                     lost = case when (select count(*) from jsonb_object_keys(s.lost || n.lost)) > 64 then n.lost
+                                 else s.lost || n.lost end
 from unnest($1::integer[], $2::text[], $3::jsonb[], $4::bigint[]) as n(id, seen, lost, offset_ns)
 where s.id = n.id and not s.seen && n.seen::int8multirange returning s.id
 
@@ -30,9 +32,9 @@ select * from unnest($1::timestamptz[], $2::text[], $3::bigint[], $4::text[], $5
                      $14::bigint[], $15::bigint[], $16::bigint[], $17::bigint[])
 on conflict (minute, host_id, service_id, direction, peer_host, peer_service_id, peer_class, proto, port, verdict,
              reason)
-do update set flows = m.flows + excluded.flows, connections = m.connections + excluded.connections,
-              packets_out = m.packets_out + excluded.packets_out, packets_in = m.packets_in + excluded.packets_in,
-              bytes_out = m.bytes_out + excluded.bytes_out, bytes_in = m.bytes_in + excluded.bytes_in
+do update set flows = bounded(m.flows::numeric + excluded.flows), connections = bounded(m.connections::numeric + excluded.connections),
+              packets_out = bounded(m.packets_out::numeric + excluded.packets_out), packets_in = bounded(m.packets_in::numeric + excluded.packets_in),
+              bytes_out = bounded(m.bytes_out::numeric + excluded.bytes_out), bytes_in = bounded(m.bytes_in::numeric + excluded.bytes_in)
 
 -- name: listen
 insert into listeners
@@ -134,8 +136,8 @@ limit $21
 -- name: flow_summary
 select case m.direction when 'egress' then coalesce(a.name, m.host_id) else coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) end as client,
        case m.direction when 'egress' then coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) else coalesce(a.name, m.host_id) end as server,
-       m.proto, m.port, m.verdict, m.reason, sum(m.flows)::bigint as flows, sum(m.connections)::bigint as connections,
-       sum(m.bytes_out + m.bytes_in)::bigint as bytes, min(m.minute) as first_minute, max(m.minute) as last_minute
+       m.proto, m.port, m.verdict, m.reason, bounded(sum(m.flows)) as flows, bounded(sum(m.connections)) as connections,
+       bounded(sum(m.bytes_out::numeric + m.bytes_in)) as bytes, min(m.minute) as first_minute, max(m.minute) as last_minute
 from flow_minutes m left join services a on a.id = m.service_id left join services b on b.id = m.peer_service_id
 where m.minute >= $1 and m.minute < $2
 group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
@@ -144,8 +146,8 @@ group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
 -- name: flow_summary_hours
 select case m.direction when 'egress' then coalesce(a.name, m.host_id) else coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) end as client,
        case m.direction when 'egress' then coalesce(b.name, nullif(m.peer_host, ''), m.peer_class) else coalesce(a.name, m.host_id) end as server,
-       m.proto, m.port, m.verdict, m.reason, sum(m.flows)::bigint as flows, sum(m.connections)::bigint as connections,
-       sum(m.bytes_out + m.bytes_in)::bigint as bytes, min(m.hour) as first_minute, max(m.hour) as last_minute
+       m.proto, m.port, m.verdict, m.reason, bounded(sum(m.flows)) as flows, bounded(sum(m.connections)) as connections,
+       bounded(sum(m.bytes_out::numeric + m.bytes_in)) as bytes, min(m.hour) as first_minute, max(m.hour) as last_minute
 from flow_hours m left join services a on a.id = m.service_id left join services b on b.id = m.peer_service_id
 where m.hour >= date_trunc('hour', $1::timestamptz) and m.hour < $2
 group by 1, 2, 3, 4, 5, 6 order by flows desc, 1, 2, 3, 4 limit $3
@@ -195,9 +197,9 @@ select id from services where name = $1
 select s.host_id, f.service_id, coalesce(a.name, 'service-' || f.service_id, '') as service, f.direction, f.peer_service_id,
        coalesce(b.name, 'service-' || f.peer_service_id, '') as peer_service, f.peer_host, coalesce(host(f.peer), '') as peer,
        f.peer_class, f.proto::int as proto, f.port,
-       sum(case when f.verdict = 'blocked' then 0 else greatest(1, f.connections) end)::bigint as allowed,
-       sum(case when f.verdict = 'blocked' then greatest(1, f.connections) else 0 end)::bigint as blocked,
-       sum(f.bytes_in + f.bytes_out)::bigint as bytes, (extract(epoch from max(f.time)) * 1000000000)::bigint as last_ns
+       bounded(sum(case when f.verdict = 'blocked' then 0 else greatest(1, f.connections) end)) as allowed,
+       bounded(sum(case when f.verdict = 'blocked' then greatest(1, f.connections) else 0 end)) as blocked,
+       bounded(sum(f.bytes_in::numeric + f.bytes_out)) as bytes, (extract(epoch from max(f.time)) * 1000000000)::bigint as last_ns
 from flows f join sources s on s.id = f.source
 left join services a on a.id = f.service_id left join services b on b.id = f.peer_service_id
 where f.time < $1 and f.peer_class not in ('own', 'loopback') and (f.direction = 'egress' or f.peer_host = '')

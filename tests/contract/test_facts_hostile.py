@@ -1,0 +1,87 @@
+"""What a hostile host may say within the schema: the store takes it, and goes on."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from tests.contract.test_facts import facts, server
+from tests.support.facts import NOON, SECOND, enriched, execed, flow, listen
+
+from aegisflux.domain import rollup
+from aegisflux.domain.errors import Refused
+from aegisflux.domain.event import VerdictSeen
+from aegisflux.domain.marks import Seen
+
+pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
+__all__ = ["facts", "server"]
+MOST = (1 << 63) - 1
+REFUSAL = VerdictSeen(
+    seq=1, time_ns=NOON, service_id=1, direction="egress", proto=6, peer="\0", verdict="blocked", reason="\0"
+)
+
+
+@pytest.mark.parametrize(
+    "events",
+    [
+        (execed(MOST - 1, pid=1),),
+        (flow(1, bytes_out=MOST), flow(2, bytes_out=MOST, packets_in=MOST, connections=MOST)),
+        (flow(1, reason="a\0b"),),
+        (listen(1, address="a\0b"),),
+        (flow(1, reason="a\0b"), flow(2, reason="a\\0b")),
+        (listen(3, address="a\0b"), listen(4, address="a\\0b")),
+        (listen(1, path="/a\0b", cgroup="/\0"), listen(2, address="\0", closed=True)),
+        (execed(1, at=0), flow(2, at=SECOND), execed(3, at=MOST), flow(4, at=MOST)),
+        (REFUSAL,),
+        (execed(1, uid=MOST, start_ns=MOST, pid=1 << 31, args=("\0" * 4096,) * 20),),
+        (flow(1, reason="\U0010ffff" * 256),),
+    ],
+)  # fmt: skip
+async def test_whatever_the_schema_lets_through_is_a_row(facts, events):
+    assert (await facts.commit([enriched(*events)])).new == len(events)
+    assert (await facts.commit([enriched(*events)])).known == len(events)
+
+
+async def test_sums_stay_at_the_most_that_the_store_can_hold(facts):
+    for seq in (1, 2):
+        await facts.commit([enriched(flow(seq, bytes_out=MOST))])
+    assert await facts._writer.fetchval("select bytes_out from flow_minutes") == rollup.MOST
+
+
+async def test_names_of_losses_may_be_anything(facts):
+    assert (await facts.commit([enriched(flow(1), lost={"a\0b": 1, "\x1b[31m": MOST})])).new == 1
+
+
+async def test_questions_take_sums_beyond_the_columns(facts):
+    await facts.commit([enriched(flow(1, bytes_out=MOST, bytes_in=MOST), flow(2, bytes_out=MOST, port=1))])
+    at = datetime.fromtimestamp(NOON / 1e9, UTC)
+    rows = await facts.rows("flow_summary", at - timedelta(hours=1), at + timedelta(hours=1), 10)
+    assert len(rows) == 2
+    rows = await facts.rows("flow_summary_hours", at - timedelta(hours=1), at + timedelta(hours=1), 10)
+    assert len(rows) == 2
+    await facts.rows("graph_flows", at + timedelta(hours=1))
+
+
+async def test_names_of_losses_are_bounded(facts):
+    for seq in range(1, 9):
+        await facts.commit([enriched(flow(seq), lost={f"{seq}-{n}": n for n in range(60)})])
+    assert len((await facts._writer.fetchrow("select lost from sources"))["lost"]) <= 64
+
+
+async def test_a_host_that_leaves_gaps_for_ever_keeps_a_bounded_mark(facts, monkeypatch):
+    monkeypatch.setattr(Seen.close, "__defaults__", (100,))
+    for start in range(1, 2001, 200):
+        await facts.commit([enriched(*(execed(n) for n in range(start, start + 200, 2)))])
+    assert (await facts._writer.fetchval("select seen::text from sources")).count("[") <= 101
+    assert (await facts.commit([enriched(*(execed(n) for n in range(1, 2001, 2)))])).new == 0
+    assert await facts._writer.fetchval("select count(*) from events") == 1000
+
+
+@pytest.mark.parametrize("event", [flow(1, connections=1 << 70), execed(1, at=1 << 80)])
+async def test_what_can_be_no_row_is_refused_and_the_next_one_is_taken(facts, event):
+    with pytest.raises(Refused):
+        await facts.commit([enriched(execed(2), event)])
+    assert (await facts.commit([enriched(execed(2))])).new == 1
+
+
+async def test_a_host_that_the_store_cannot_name_is_refused(facts):
+    with pytest.raises(Refused):
+        await facts.commit([enriched(execed(1), host="a\0")])
