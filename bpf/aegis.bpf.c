@@ -109,13 +109,6 @@ int aegis_pass_tcp(struct bpf_iter__tcp *ctx)
 	return 0;
 }
 
-SEC("iter/bpf_map_elem")
-int aegis_pass_flows(struct bpf_iter__bpf_map_elem *ctx)
-{
-	pass_flow(ctx);
-	return 0;
-}
-
 /* One byte for every socket destroyed. Not loaded where the kernel has no bpf_sock_destroy. */
 SEC("iter/tcp")
 int aegis_cut_tcp(struct bpf_iter__tcp *ctx)
@@ -166,7 +159,7 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 	return answer;
 }
 
-/* Never attached. */
+/* Never attached, from here on. */
 SEC("cgroup_skb/egress")
 int aegis_test_egress(struct __sk_buff *skb)
 {
@@ -177,6 +170,14 @@ SEC("cgroup_skb/ingress")
 int aegis_test_ingress(struct __sk_buff *skb)
 {
 	return on_test(skb, INGRESS) & 1;
+}
+
+/* Run by the agent, over no packet at all. */
+SEC("cgroup_skb/ingress")
+int aegis_pass_flows(struct __sk_buff *skb)
+{
+	pass_flows();
+	return PASS;
 }
 
 SEC("cgroup_skb/ingress")

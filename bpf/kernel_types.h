@@ -85,10 +85,6 @@ struct bpf_iter_meta {
 	__u64 seq_num;
 } AEGIS_CORE;
 
-struct bpf_map {
-	__u32 id;
-} AEGIS_CORE;
-
 struct bpf_iter__tcp {
 	struct bpf_iter_meta *meta;
 	struct sock_common *sk_common;
@@ -100,13 +96,6 @@ struct bpf_iter__udp {
 	struct udp_sock *udp_sk;
 	unsigned int uid;
 	int bucket;
-} AEGIS_CORE;
-
-struct bpf_iter__bpf_map_elem {
-	struct bpf_iter_meta *meta;
-	struct bpf_map *map;
-	void *key;
-	void *value;
 } AEGIS_CORE;
 
 #endif

@@ -154,15 +154,11 @@ static __always_inline __u32 pass_udp(struct bpf_iter__udp *ctx)
 	return judge_flow(&v, 0) ? v.word : 0;
 }
 
-static __always_inline int pass_flow(struct bpf_iter__bpf_map_elem *ctx)
+/* A callback of bpf_for_each_map_elem, which some kernels allow where they refuse iterators over a map's elements. */
+static long pass_flow(void *flows, struct udp_key *key, struct udp_flow *f, __u32 *slot)
 {
-	struct control *ctl = control();
-	struct udp_flow *f = ctx->value;
-	struct udp_key *key = ctx->key;
 	struct view v = {};
 
-	if (!f || !key || !ctl)
-		return 0;
 	v.now = now_ns();
 	if (!is_live_flow(f, v.now))
 		return 0;
@@ -171,7 +167,7 @@ static __always_inline int pass_flow(struct bpf_iter__bpf_map_elem *ctx)
 	v.p.local_port = key->local_port;
 	v.p.has_ports = 1;
 	v.p.proto = P_UDP;
-	v.slot = ctl->pass_slot;
+	v.slot = *slot;
 	v.dir = v.packet_dir = (f->initiator - 1) & 1;
 	v.narrow = ~0U;
 	v.remote = 1;
@@ -181,6 +177,20 @@ static __always_inline int pass_flow(struct bpf_iter__bpf_map_elem *ctx)
 	if (v.slot < MAX_SLOTS && judge_flow(&v, 0))
 		f->stamp = v.stamp;
 	return 0;
+}
+
+static __always_inline void pass_flows(void)
+{
+	struct control *ctl = control();
+	void *flows;
+	__u32 slot;
+
+	if (!ctl)
+		return;
+	slot = ctl->pass_slot;
+	flows = bpf_map_lookup_elem(&udp_flows, &slot);
+	if (flows)
+		bpf_for_each_map_elem(flows, pass_flow, &slot, 0);
 }
 
 #endif

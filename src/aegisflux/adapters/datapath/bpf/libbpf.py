@@ -49,10 +49,6 @@ class TestRunOpts(_Sized):
     ]  # fmt: skip
 
 
-class IterAttachOpts(_Sized):
-    _fields_ = [("sz", c_size_t), ("link_info", c_void_p), ("link_info_len", c_uint32)]
-
-
 PRINT = ctypes.CFUNCTYPE(c_int, c_int, c_char_p, c_void_p)
 SAMPLE = ctypes.CFUNCTYPE(c_int, c_void_p, c_void_p, c_size_t)
 
@@ -294,13 +290,9 @@ def run_program(prog: int, data: bytes, ctx: bytes = b"", repeat: int = 1) -> tu
     return opts.retval, opts.duration
 
 
-def run_iterator(program: c_void_p, map_fd: int | None = None) -> bytes:
+def run_iterator(program: c_void_p) -> bytes:
     """Attach an iterator, read it to its end (in the caller's network namespace), detach; what it wrote."""
-    info = (c_uint32 * 4)(map_fd or 0)
-    opts = IterAttachOpts()
-    if map_fd is not None:
-        opts.link_info, opts.link_info_len = ctypes.addressof(info), ctypes.sizeof(info)
-    link = not_null(lib().bpf_program__attach_iter(program, byref(opts)), "iterator")
+    link = not_null(lib().bpf_program__attach_iter(program, None), "iterator")
     try:
         fd = check(lib().bpf_iter_create(lib().bpf_link__fd(link)), "iterator")
         try:
