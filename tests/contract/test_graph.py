@@ -3,9 +3,11 @@
 import pytest
 
 from aegisflux.adapters.graph.ladybug import LadybugGraph
+from aegisflux.domain.enriched import OpenVulnerability, PackageRef
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.graph import NODES, RELATIONS, Edge, Ref, Upserts, software_of
+from aegisflux.domain.graph import NODES, RELATIONS, Edge, Ref, Upserts, software_of, vulnerabilities_of
 from aegisflux.domain.inventory import Package, PackageInventory, System
+from aegisflux.domain.known import KnownVulnerability
 from aegisflux.domain.rollup import MOST
 
 WEB, DB, HOST = Ref("Service", 101), Ref("Service", 102), Ref("Host", "web-1")
@@ -79,6 +81,42 @@ async def test_software_is_replaced(graph):
         "MATCH (:Host {id: 'web-1'})-[:HAS]->(p:Package) RETURN p.name AS name ORDER BY name"
     )
     assert [row["name"] for row in rows] == ["b", "c"]
+
+
+async def test_what_was_not_seen_for_long_is_forgotten(graph):
+    host, shell = Ref("Host", "web-1"), Ref("Binary", "/bin/sh")
+    old, new = Ref("Endpoint", "192.0.2.1"), Ref("Endpoint", "192.0.2.2")
+    upserts = Upserts()
+    for ref in (host, shell, old, new):
+        upserts.node(ref)
+    for peer, at in ((old, 99), (new, 100)):
+        edge = Edge("COMMUNICATES", host, peer, (6, 443))
+        upserts.edge(edge, allowed=1, blocked=0, bytes=1, last_ns=at)
+    upserts.edge(Edge("EXECUTES", host, shell), runs=1, last_ns=99)
+    for port, closed in ((22, False), (80, True)):
+        upserts.edge(Edge("LISTENS", host, new, (6, port)), closed=closed, last_ns=1)
+    await graph.upsert(upserts)
+    await graph.forget_before(100)
+    edges = await graph.rows("MATCH (:Host)-[e]->(n) RETURN label(e) AS name, e.port AS port ORDER BY port")
+    assert [(row["name"], row["port"]) for row in edges] == [("LISTENS", 22), ("COMMUNICATES", 443)]
+    (row,) = await graph.rows("MATCH (n) RETURN count(n) AS n")
+    assert row["n"] == 2
+
+
+async def test_a_vulnerability_is_found_by_host(graph):
+    """As blast-radius asks; a vulnerability known twice is one."""
+    nginx = PackageRef("deb", "nginx", "1", "nginx")
+    of_package = OpenVulnerability(id="CVE-2026-1", package="nginx", severity="high", kev=True)
+    known = [KnownVulnerability(host, nginx, of_package) for host in ("web-1", "db-1")]
+    packages = (Package(type="deb", name="nginx", version="1"),)
+    inventory = PackageInventory(host_id="web-1", taken_ns=1, digest="", system=System(), packages=packages)
+    await graph.upsert(vulnerabilities_of(known))
+    await graph.upsert(software_of(inventory))
+    rows = await graph.rows(
+        "MATCH (:Host {id: 'web-1'})-[:HAS]->(:Package)-[:AFFECTED_BY]->(v:Vulnerability) "
+        "RETURN v.id AS id, v.kev AS kev"
+    )
+    assert list(rows) == [{"id": "CVE-2026-1", "kev": True}]
 
 
 async def test_a_failed_upsert_leaves_nothing(graph):

@@ -3,11 +3,11 @@
 import pytest
 
 from aegisflux.domain.address_class import address_class
-from aegisflux.domain.enriched import PackageRef
+from aegisflux.domain.enriched import Indicator, OpenVulnerability, PackageRef
 from aegisflux.domain.event import Ancestor, Auth, EventBatch, Exec, Exit, FlowSeen, Listen, Log, VerdictSeen
 from aegisflux.domain.inventory import Package, PackageInventory, System
 from aegisflux.domain.joins import MAX_ADDRESSES, MAX_BOOTS, MAX_LISTENERS, MAX_PROCESSES, Joins
-from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
+from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
 
 WEB, DB = KnownHost("web-1", {"role": "web"}, ("10.0.0.1",)), KnownHost("db-1", {"role": "db"}, ("10.0.0.2",))
 SERVICES = (
@@ -194,6 +194,34 @@ def test_events_of_third_parties_know_what_can_be_known(joins):
     log = Log(seq=1, time_ns=1, source="falco", message="m", exe="/usr/sbin/nginx")
     assert one(joins, "web-1", log).package.name == "nginx"
     assert one(joins, "web-1", Log(seq=1, time_ns=1, source="falco", message="m")).package is None
+
+
+CVE = OpenVulnerability(id="CVE-2026-1", package="nginx", severity="high", kev=True, epss=0.9)
+
+
+def test_an_open_vulnerability_is_of_the_package_as_that_host_has_it(joins):
+    has = PackageRef("deb", "nginx", "1.22.1-9", "nginx")
+    other = PackageRef("deb", "nginx", "1.23", "nginx")
+    assert one(joins, "web-1", execed()).vulnerabilities == ()
+    joins.learn_vulnerabilities([KnownVulnerability("web-1", has, CVE), KnownVulnerability("db-1", has, CVE)])
+    assert one(joins, "web-1", execed()).vulnerabilities == (CVE,)
+    assert one(joins, "web-1", flow(pid=10, start_ns=10)).vulnerabilities == (CVE,)
+    assert one(joins, "web-1", execed(path="/usr/bin/true")).vulnerabilities == ()
+    assert one(joins, "db-1", execed()).vulnerabilities == ()
+    joins.learn_vulnerabilities([KnownVulnerability("web-1", other, CVE)])
+    assert one(joins, "web-1", execed()).vulnerabilities == ()
+
+
+def test_indicators_are_of_the_peer_or_the_path(joins):
+    address = Indicator(value="10.0.0.2", kind="ip", feed="own")
+    path = Indicator(value="/usr/sbin/nginx", kind="path", feed="own")
+    joins.learn_indicators([address, path])
+    assert one(joins, "web-1", flow(path="/usr/sbin/nginx")).indicators == (address, path)
+    assert one(joins, "web-1", execed()).indicators == (path,)
+    auth = Auth(seq=1, time_ns=1, source="sshd", success=False, address="10.0.0.2")
+    assert one(joins, "web-1", auth).indicators == (address,)
+    joins.learn_indicators([])
+    assert one(joins, "web-1", execed()).indicators == ()
 
 
 def test_an_unknown_host_is_counted(joins):

@@ -1,6 +1,8 @@
 """The command line as people type it."""
 
 import contextlib
+import csv
+import io
 import json
 import os
 import subprocess
@@ -8,11 +10,12 @@ import sys
 from datetime import datetime
 
 import pytest
+from ruamel.yaml import YAML
 from tests.support import facts
 
-from aegisflux.cli.client import show
 from aegisflux.cli.facts import moment
 from aegisflux.cli.nouns import enriched
+from aegisflux.cli.output import show
 from aegisflux.domain.errors import Invalid
 from aegisflux.wire import events
 
@@ -106,3 +109,40 @@ def test_any_name_may_be_asked_for(monkeypatch, verb, name):
     monkeypatch.setenv("AEGISFLUX_ENRICH_URL", "http://127.0.0.1:1")
     done = ran("graph", verb, name)
     assert (done.returncode, "Traceback" in done.stderr) == (4, False), done
+
+
+ROW = {
+    "id": 7,
+    "host_id": "web-1",
+    "labels": {"role": "web"},
+    "taken_at": None,
+    "path": 'a,"b"\x1b[2J\u202e\x9b',
+}
+FORMS = {
+    "json": json.loads,
+    "jsonl": lambda text: [json.loads(line) for line in text.splitlines()],
+    "yaml": lambda text: YAML(typ="safe").load(text),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_for_programs_say_all_of_a_row_in_ascii(capsys, form):
+    show([ROW, ROW], form, ("host_id",))
+    text = capsys.readouterr().out
+    assert text.isascii()
+    assert all(line.isprintable() for line in text.splitlines())
+    assert FORMS[form](text) == [ROW, ROW]
+
+
+def test_csv_has_columns_and_quotes(capsys):
+    columns = ("host_id", "labels", "taken_at", "path")
+    show([ROW], "csv", columns)
+    show([ROW], "csv", columns, headed=False)
+    head, first, second = csv.reader(io.StringIO(capsys.readouterr().out))
+    assert tuple(head) == columns
+    assert first == second == ["web-1", '{"role": "web"}', "", 'a,"b"\\x1b[2J\\u202e\\x9b']
+
+
+def test_names_are_for_the_next_command(capsys):
+    show([ROW, {"host_id": "db-1"}, {"client": "web"}], "name", ("client",))
+    assert capsys.readouterr().out.splitlines() == ["7", "db-1", "web"]

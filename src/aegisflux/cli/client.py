@@ -4,8 +4,6 @@ argument.
 
 import json
 import os
-import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
@@ -16,15 +14,6 @@ from aegisflux.cli.control import loaded
 from aegisflux.domain.errors import Forbidden, Refused, Unavailable
 
 SECONDS = 30.0
-TIMES = {
-    "since": 1,
-    "lease_until": 1,
-    "created_at": 1,
-    "expires_at": 1,
-    "last_used": 1,
-    "revoked_at": 1,
-    "at": 1000,
-}
 
 
 def facts(path: str, query: Mapping[str, object] | None = None) -> Any:
@@ -69,52 +58,6 @@ def call(
         raise kind(f"{error.code} {detail}") from None
     except (urllib.error.URLError, OSError) as error:
         raise Unavailable(f"{base}: {getattr(error, 'reason', error)}; is aegisflux up running?") from None
-
-
-def show(value: Any, output: str, columns: tuple[str, ...] = ()) -> None:
-    """Data on stdout: json, jsonl, or a table of some columns."""
-    rows = value if isinstance(value, list) else [value]
-    if output == "json":
-        print(json.dumps(value, indent=2))  # noqa: T201
-    elif output == "jsonl":
-        for row in rows:
-            print(json.dumps(row))  # noqa: T201
-    else:
-        _table(rows, columns)
-
-
-def say(text: str) -> None:
-    """Talk on stderr."""
-    print(printable(text), file=sys.stderr)  # noqa: T201
-
-
-def printable(text: str) -> str:
-    """Control characters of what hosts said never reach a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    cells = [[name.upper() for name in columns]]
-    cells += [[printable(_cell(row.get(name), TIMES.get(name))) for name in columns] for row in rows]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-    for row in cells:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())  # noqa: T201
-
-
-def _cell(value: Any, per_second: int | None = None) -> str:
-    if value is None or value in ([], {}):
-        return "-"
-    if per_second is not None:
-        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value / per_second))
-    if isinstance(value, dict):
-        if "reason" in value:
-            return str(value["reason"])
-        if "version" in value:
-            return str(value["version"])
-        return ",".join(f"{name}={item}" for name, item in value.items())
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return str(value)
 
 
 def _url() -> str:

@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import ingest, say, show
-from aegisflux.cli.nouns import DryRun, Output
+from aegisflux.cli.client import ingest
+from aegisflux.cli.nouns import DryRun
+from aegisflux.cli.output import Output, columnar, say, show
 
 COLUMNS = ("id", "time", "stream", "subject", "host_id", "size", "reason")
 Stream = Annotated[str | None, Parameter(help="only of this stream: telemetry, http, acks, ...")]
@@ -25,7 +26,7 @@ def list_letters(
     Example: aegisflux dead list --stream telemetry -o json
     """
     found = ingest("GET", "/api/v1/dead", None, {"stream": stream, "limit": limit, "cursor": cursor})
-    if output == "table":
+    if columnar(output):
         show([_row(letter) for letter in found["items"]], output, COLUMNS)
     else:
         show(found["items"], output)
@@ -39,7 +40,7 @@ def show_letter(letter: int, *, raw: bool = False, output: Output = "json") -> N
     found = ingest("GET", f"/api/v1/dead/{letter}")
     if raw:
         _write(base64.b64decode(found["payload"]))
-    elif output == "table":
+    elif columnar(output):
         show(_row(found["letter"]), output, COLUMNS)
     else:
         show(found, output)

@@ -3,17 +3,17 @@
 import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import facts, printable, say, show
+from aegisflux.cli.client import facts
 from aegisflux.cli.following import following
+from aegisflux.cli.output import Output, columnar, printable, say, show
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import PROTOCOL_NAMES
 
-Output = Annotated[Literal["table", "wide", "json", "jsonl"], Parameter(name=("--output", "-o"))]
 Since = Annotated[str, Parameter(help="a time (RFC 3339), or how long ago: 30s, 15m, 2h, 7d")]
 Until = Annotated[str | None, Parameter(help="up to this time, written like --since")]
 Not = Annotated[tuple[str, ...], Parameter(name="--not", help="field=value terms to leave out", negative="")]
@@ -61,7 +61,7 @@ def observe(
         f'{name}="{value}"' if " " in value else f"{name}={value}" for name, value in given.items() if value
     ]
     text = " ".join([*terms, *(f"-{term}" for term in without), filter])
-    columns = FLOW_WIDE if output == "wide" else FLOW
+    columns = FLOW if output == "table" else FLOW_WIDE
     _pages("/api/v1/flows", text, since, until, follow, limit, output, columns, _flow)
 
 
@@ -70,7 +70,7 @@ def summary(*, since: Since = "1h", until: Until = None, limit: int = 100, outpu
     """Who talked to whom, one line for each pair, port and verdict."""
     query = {"since": moment(since), "until": moment(until), "limit": limit}
     rows = facts("/api/v1/flows/summary", query)
-    show([_named(row) for row in rows] if output in ("table", "wide") else rows, _plain(output), SUMMARY)
+    show([_named(row) for row in rows] if columnar(output) else rows, output, SUMMARY)
 
 
 def events(
@@ -120,7 +120,7 @@ def packages(
             break
     show(
         rows[:limit],
-        _plain(output),
+        output,
         ("host_id", "type", "name", "version", "arch", "source", "source_version"),
     )
 
@@ -131,16 +131,16 @@ def changes(
 ) -> None:
     """What was installed and removed, newest first."""
     rows = facts("/api/v1/packages/changes", {"host": host, "since": moment(since), "limit": limit})
-    if output in ("table", "wide"):
+    if columnar(output):
         rows = [row | {"change": "added" if row["added"] else "removed"} for row in rows]
-    show(rows, _plain(output), ("time", "host_id", "change", "type", "name", "version"))
+    show(rows, output, ("time", "host_id", "change", "type", "name", "version"))
 
 
 @inventory_app.command
 def hosts(*, output: Output = "table") -> None:
     """Hosts, and how their telemetry is: last event, losses, packages."""
     rows = facts("/api/v1/telemetry/hosts")
-    show(rows, _plain(output), ("host_id", "last_at", "lost", "offset_ns", "packages", "taken_at", "labels"))
+    show(rows, output, ("host_id", "last_at", "lost", "offset_ns", "packages", "taken_at", "labels"))
 
 
 @graph_app.command
@@ -151,14 +151,14 @@ def reach(service: str, /, *, output: Output = "table") -> None:
     Example: aegisflux graph reach db
     """
     found = facts(f"/api/v1/graph/reach/{quote(service, safe='')}")
-    if output not in ("table", "wide"):
-        show(found, "json")
+    if not columnar(output):
+        show(found, output)
         return
     say(f"service {service} runs on {', '.join(found['hosts']) or 'no host that is known'}")
     rows = [way | {"what": "reaches"} for way in found["reached_by"]]
     rows += [way | {"what": "could reach"} for way in found["could"]]
     rows += [way | {"what": "was refused"} for way in found["refused"]]
-    show(rows, "table", ("actor", "what", "hops", "by"))
+    show(rows, output, ("actor", "what", "hops", "by"))
     if found["open"]:
         say("anybody may call it: on some host nothing restricts its ingress")
     _told_cut(found)
@@ -171,13 +171,13 @@ def blast_radius(host: str, /, *, output: Output = "table") -> None:
     Example: aegisflux graph blast-radius web-1
     """
     found = facts(f"/api/v1/graph/blast-radius/{quote(host, safe='')}")
-    if output not in ("table", "wide"):
-        show(found, "json")
+    if not columnar(output):
+        show(found, output)
         return
     say(f"host {host} runs {', '.join(found['services']) or 'no service that is known'}")
     rows = [way | {"what": "reaches"} for way in found["reaches"]]
     rows += [way | {"what": "could reach"} for way in found["could"]]
-    show(rows, "table", ("actor", "what", "hops", "by"))
+    show(rows, output, ("actor", "what", "hops", "by"))
     _told_cut(found)
 
 
@@ -219,7 +219,7 @@ def _pages(
         if page["next_cursor"] is None or len(rows) >= limit:
             break
     rows = rows[:limit]
-    show([picture(row) for row in rows] if output in ("table", "wide") else rows, _plain(output), columns)
+    show([picture(row) for row in rows] if columnar(output) else rows, output, columns)
 
 
 def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], picture: Any) -> None:
@@ -229,7 +229,8 @@ def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], pic
         for row in map(picture, rows):
             print("  ".join(printable(str(row[name])) for name in columns), flush=True)  # noqa: T201
     else:
-        show(rows, "jsonl")
+        shown = [picture(row) for row in rows] if columnar(output) else rows
+        show(shown, "jsonl" if output == "json" else output, columns, headed=False)
         sys.stdout.flush()  # a pipe wants them now, too
 
 
@@ -284,7 +285,3 @@ def moment(text: str | None) -> str | None:
     except (ValueError, OverflowError):
         raise Invalid("--since", "a time (2026-11-24T12:00:00Z) or how long ago (15m)", text) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).isoformat()
-
-
-def _plain(output: str) -> str:
-    return "table" if output == "wide" else output

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
-from aegisflux.cli.client import say
+from aegisflux.cli.output import say
 from aegisflux.domain.errors import Unavailable
 
 POLL_SECONDS: Final = 0.5

@@ -10,10 +10,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call, say, show
+from aegisflux.cli.client import call
 from aegisflux.cli.control import Config, DataDir, PortBase, loaded
+from aegisflux.cli.output import Output, columnar, say, show
 
-Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output", "-o"])]
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
 ]
@@ -107,7 +107,7 @@ def status(service_id: int, *, output: Output = "table") -> None:
     """Each host's desired and observed version."""
     found = call("GET", f"/seg/maps/{service_id}/status")
     columns = ("host_id", "state", "desired", "observed", "since", "lease_until", "last_nack")
-    show(found["hosts"] if output == "table" else found, output, columns)
+    show(found["hosts"] if columnar(output) else found, output, columns)
 
 
 @snapshot_app.command
@@ -128,7 +128,7 @@ def why(
     direction = "ingress" if ingress else "egress"
     query = {"proto": proto, "peer": peer, "port": port, "direction": direction, "host": host}
     found = call("GET", f"/seg/maps/{service_id}/why", None, query)
-    if output != "table":
+    if not columnar(output):
         show(found, output)
         return
     rows = [

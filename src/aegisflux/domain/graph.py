@@ -9,9 +9,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal, NamedTuple
 
-from aegisflux.domain.enriched import Context, EnrichedBatch
+from aegisflux.domain.enriched import Context, EnrichedBatch, PackageRef
 from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
-from aegisflux.domain.inventory import PackageInventory
+from aegisflux.domain.inventory import Package, PackageInventory
+from aegisflux.domain.known import KnownVulnerability
 from aegisflux.domain.rollup import MOST
 
 Kind = Literal["text", "int", "bool"]
@@ -269,10 +270,23 @@ def software_of(inventory: PackageInventory) -> Upserts:
     found = Upserts()
     host = found.node(Ref("Host", inventory.host_id))
     for package in inventory.packages:
-        ref = Ref("Package", f"{package.type}/{package.name}@{package.version}")
-        found.node(ref, type=package.type, name=package.name, version=package.version)
-        found.edge(Edge("HAS", host, ref))
+        found.edge(Edge("HAS", host, _package(found, package)))
     return found
+
+
+def vulnerabilities_of(known: Iterable[KnownVulnerability]) -> Upserts:
+    """What is known of vulnerabilities, whichever host has the package."""
+    found = Upserts()
+    for one in known:
+        open_one = one.vulnerability
+        ref = found.node(Ref("Vulnerability", open_one.id), severity=open_one.severity, kev=open_one.kev)
+        found.edge(Edge("AFFECTED_BY", _package(found, one.package), ref))
+    return found
+
+
+def _package(found: Upserts, package: Package | PackageRef) -> Ref:
+    ref = Ref("Package", f"{package.type}/{package.name}@{package.version}")
+    return found.node(ref, type=package.type, name=package.name, version=package.version)
 
 
 def _text(labels: Mapping[str, str]) -> str:

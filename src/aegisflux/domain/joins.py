@@ -1,8 +1,8 @@
 """Joins each event with what is known at that time. Nothing here asks anybody: it is told, and remembers.
 
-What it is told: hosts, services, inventories and listeners of the registry (`learn`), and the events
-themselves, in their order: processes from exec, listeners from listen, callers from flows. Each memory
-has a bound. A join that should have found something and did not is counted in `misses`, not guessed.
+What it is told: hosts, services, inventories, listeners, open vulnerabilities and indicators (`learn`), and
+the events themselves, in their order: processes from exec, listeners from listen, callers from flows. Each
+memory has a bound. A join that should have found something and did not is counted in `misses`, not guessed.
 """
 
 from collections import Counter
@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
 
 from aegisflux.domain.address_class import address_class
-from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch, PackageRef
+from aegisflux.domain.enriched import (
+    Context,
+    Enriched,
+    EnrichedBatch,
+    Indicator,
+    OpenVulnerability,
+    PackageRef,
+)
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.event import (
     Ancestor,
@@ -26,7 +33,7 @@ from aegisflux.domain.event import (
     VerdictSeen,
 )
 from aegisflux.domain.inventory import PackageInventory
-from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
+from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
 from aegisflux.domain.selectors import Selector, owners, parse_selector
 
 MAX_PROCESSES: Final = 16_384  # of a host and boot
@@ -56,6 +63,7 @@ class _Host:
         self.labels: dict[str, str] = {}
         self.addresses: frozenset[str] = frozenset()
         self.packages: dict[str, PackageRef] = {}
+        self.vulnerabilities: dict[PackageRef | None, tuple[OpenVulnerability, ...]] = {}
         self.listeners: dict[tuple[int, int], dict[str, int | None]] = {}
         self.processes: dict[str, dict[tuple[int, int], Program]] = {}
         self.cgroups: dict[str, int | None] = {}
@@ -73,6 +81,7 @@ class Joins:
         self._names: dict[int, str] = {}
         self._services: dict[int, tuple[tuple[Selector, ...], Mapping[str, str]]] = {}
         self._callers: dict[tuple[str, str, int, int], int] = {}
+        self._indicators: dict[str, tuple[Indicator, ...]] = {}
         self._programs = 0
 
     # what is known
@@ -85,6 +94,8 @@ class Joins:
             self.learn_inventory(inventory)
         for listener in known.listeners:
             self._listens(self._host(listener.host_id), listener)
+        self.learn_vulnerabilities(known.vulnerabilities)
+        self.learn_indicators(known.indicators)
 
     def learn_hosts(self, hosts: Iterable[KnownHost]) -> None:
         """All hosts. An address that two hosts claim belongs to none."""
@@ -116,6 +127,22 @@ class Joins:
             for path in package.binaries
         }
         host.contexts.clear()
+
+    def learn_vulnerabilities(self, found: Iterable[KnownVulnerability]) -> None:
+        """All open ones of all hosts."""
+        for host in self._hosts.values():
+            host.vulnerabilities.clear()
+        for known in found:
+            open_ones = self._host(known.host_id).vulnerabilities
+            open_ones[known.package] = (*open_ones.get(known.package, ()), known.vulnerability)
+        self._forget()
+
+    def learn_indicators(self, indicators: Iterable[Indicator]) -> None:
+        """All indicators, by the address or path that they name."""
+        self._indicators = {}
+        for indicator in indicators:
+            self._indicators[indicator.value] = (*self._indicators.get(indicator.value, ()), indicator)
+        self._forget()
 
     def _forget(self) -> None:
         for host in self._hosts.values():
@@ -168,6 +195,7 @@ class Joins:
         found = host.contexts.get(key)
         if found is None:
             service = self._service_of(host, cgroup, None)
+            package = host.packages.get(path)
             found = self._kept(
                 host,
                 key,
@@ -176,7 +204,9 @@ class Joins:
                     service=self._name(service),
                     path=program.path if program else "",
                     ancestors=program.ancestors if program else (),
-                    package=host.packages.get(path),
+                    package=package,
+                    vulnerabilities=host.vulnerabilities.get(package, ()),
+                    indicators=self._indicators.get(path, ()),
                 ),
             )
         if found.package is None and path and host.packages:
@@ -213,6 +243,7 @@ class Joins:
     ) -> Context:
         peer_host = host.host_id if event.peer in host.addresses else self._addresses.get(event.peer) or ""
         peer_service = self._peer_service(peer_host, event)
+        package = host.packages.get(path)
         return Context(
             service_id=service,
             service=self._name(service),
@@ -222,7 +253,9 @@ class Joins:
             peer_service=self._name(peer_service),
             path=path if path != getattr(event, "path", "") else "",
             ancestors=program.ancestors if program else (),
-            package=host.packages.get(path),
+            package=package,
+            vulnerabilities=host.vulnerabilities.get(package, ()),
+            indicators=self._indicators.get(event.peer, ()) + self._indicators.get(path, ()),
         )
 
     def _peer_service(self, peer_host: str, event: FlowSeen | VerdictSeen) -> int | None:
@@ -253,7 +286,8 @@ class Joins:
             if event.address is None:
                 return _NOTHING
             peer = self._addresses.get(event.address) or ""
-            return Context(peer_class=address_class(event.address), peer_host=peer)
+            indicators = self._indicators.get(event.address, ())
+            return Context(peer_class=address_class(event.address), peer_host=peer, indicators=indicators)
         return self._of_program(host, "", event.exe, None) if event.exe else _NOTHING
 
     # memories

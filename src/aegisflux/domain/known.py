@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
+from aegisflux.domain.enriched import Indicator, OpenVulnerability, PackageRef
 from aegisflux.domain.inventory import PackageInventory
 
 
@@ -35,10 +36,20 @@ class KnownListener(Struct, frozen=True):
     cgroup: str
 
 
+class KnownVulnerability(Struct, frozen=True):
+    """A vulnerability of a package as a host has it, not fixed there."""
+
+    host_id: str
+    package: PackageRef
+    vulnerability: OpenVulnerability
+
+
 class Known(Struct, frozen=True):
-    """What enrichment joins with, as one moment has it."""
+    """What enrichment joins with, as one moment has it. No feed fills the last two yet."""
 
     hosts: tuple[KnownHost, ...]
     services: tuple[KnownService, ...]
     listeners: tuple[KnownListener, ...]
     inventories: tuple[PackageInventory, ...]
+    vulnerabilities: tuple[KnownVulnerability, ...] = ()
+    indicators: tuple[Indicator, ...] = ()

@@ -32,6 +32,11 @@ class Graph(Protocol):
         """Take away all HAS of a host, before its new inventory is put in."""
         ...
 
+    async def forget_before(self, at_ns: int) -> None:
+        """Take away traffic, programs and ended listeners not seen since, and peers and binaries that nothing
+        is said of any more."""
+        ...
+
     async def rows(self, query: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
         """The rows of a Cypher query."""
         ...

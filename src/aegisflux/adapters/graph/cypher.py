@@ -8,6 +8,14 @@ from aegisflux.domain.rollup import MOST
 
 Statement = tuple[str, list[dict[str, Any]]]
 ROWS = 2000
+FORGET = (
+    "MATCH ()-[e:COMMUNICATES]->() WHERE e.last_ns < $at DELETE e",
+    "MATCH ()-[e:EXECUTES]->() WHERE e.last_ns < $at DELETE e",
+    "MATCH ()-[e:LISTENS]->() WHERE e.closed AND e.last_ns < $at DELETE e",
+)
+FORGET_ALONE = tuple(
+    f"MATCH (n:{label}) WHERE NOT EXISTS {{ MATCH (n)-[]-() }} DELETE n" for label in ("Endpoint", "Binary")
+)
 
 
 def statements(upserts: Upserts) -> Iterator[Statement]:

@@ -5,12 +5,12 @@ The engine blocks and releases the interpreter's lock while it works; one thread
 
 import asyncio
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from aegisflux.adapters.graph.cypher import statements
+from aegisflux.adapters.graph.cypher import FORGET, FORGET_ALONE, statements
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.graph import NODES, RELATIONS, Property, Upserts
 from aegisflux.ports.graph import Row
@@ -41,12 +41,17 @@ class LadybugGraph:
 
     async def upsert(self, upserts: Upserts) -> None:
         """See `Graph.upsert`."""
-        await self._do(lambda: self._upsert(upserts))
+        await self._do(lambda: self._together((query, {"rows": rows}) for query, rows in statements(upserts)))
 
     async def forget_software(self, host_id: str) -> None:
         """See `Graph.forget_software`."""
         query = "MATCH (h:Host {id: $host})-[e:HAS]->(:Package) DELETE e"
         await self._do(lambda: self._rows(query, {"host": host_id}))
+
+    async def forget_before(self, at_ns: int) -> None:
+        """See `Graph.forget_before`."""
+        steps = [*((query, {"at": at_ns}) for query in FORGET), *((query, {}) for query in FORGET_ALONE)]
+        await self._do(lambda: self._together(steps))
 
     async def rows(self, query: str, values: Mapping[str, Any] | None = None) -> Sequence[Row]:
         """See `Graph.rows`."""
@@ -101,11 +106,11 @@ class LadybugGraph:
             else:
                 path.unlink()
 
-    def _upsert(self, upserts: Upserts) -> None:
+    def _together(self, steps: Iterable[tuple[str, dict[str, Any]]]) -> None:
         self._connection.execute("BEGIN TRANSACTION")
         try:
-            for query, rows in statements(upserts):
-                self._connection.execute(query, {"rows": rows})
+            for query, values in steps:
+                self._connection.execute(query, values)
         except BaseException:
             self._connection.execute("ROLLBACK")
             raise

@@ -86,3 +86,7 @@ class Enrich:
     async def _upkeep(self) -> None:
         for what in await self.parts.facts.upkeep(self.parts.clock.now(), self.parts.keep_seconds):
             log.info("upkeep", what=what)
+        if self.started:
+            keep = self.parts.keep_seconds
+            longest = max(keep["flows"], keep["events"])
+            await self.parts.graph.forget_before(int((self.parts.clock.now() - longest) * 1e9))
