@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import time
 import urllib.request
 from contextlib import asynccontextmanager
@@ -143,9 +144,25 @@ async def test_the_same_batch_twice_is_stored_once_and_the_future_is_clamped(up)
     assert late
 
 
+def source_token(up: Up, host: str) -> str:
+    return up.run(AEGISFLUX, "token", "issue", "--role", "source", "--host-id", host).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    "rest", [b"Content-Length: 100\r\n\r\n[", b"Transfer-Encoding: chunked\r\n\r\n1\r\n[\r\nzz\r\n"]
+)
+def test_a_body_that_ends_early_is_the_callers_mistake(up, rest):
+    head = "POST /api/v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    token = source_token(up, "torn")
+    with socket.create_connection(("127.0.0.1", up.port + 5), timeout=10) as caller:
+        caller.sendall(f"{head}Authorization: Bearer {token}\r\n".encode() + rest)
+        caller.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: caller.recv(65536), b""))
+    assert answer.startswith(b"HTTP/1.1 400") or not answer
+
+
 async def test_a_third_party_posts_as_its_host_and_again_without_effect(up):
-    argv = (AEGISFLUX, "token", "issue", "--role", "source", "--host-id", "app-1")
-    token = (await asyncio.to_thread(up.run, *argv)).stdout.strip()
+    token = await asyncio.to_thread(source_token, up, "app-1")
     assert token.startswith("afx_")
     now = time.strftime("%b %d %H:%M:%S", time.gmtime())
     lines = "\n".join(f"{now} app sshd[{n}]: Invalid user u{n} from 203.0.113.{n}" for n in range(1, 6))

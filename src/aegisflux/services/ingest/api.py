@@ -4,7 +4,7 @@ import asyncio
 from typing import Annotated, Any
 
 from litestar import Litestar, Request, get, post
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, InternalServerException
 from litestar.openapi.spec import OpenAPIMediaType, Operation, RequestBody, Schema
 from litestar.params import Parameter
 
@@ -18,6 +18,7 @@ from aegisflux.services.ingest.posted import Answer
 
 Handler = Request[Any, Any, Any]
 LARGE = 64 << 10
+BODY_SECONDS = 60.0
 Number = Annotated[int, Parameter(ge=1, le=2**62, description="the letter's id")]
 DryRun = Annotated[bool, Parameter(description="say what would become of it, and change nothing")]
 log = logs.get("ingest")
@@ -36,6 +37,17 @@ def ingest_of(request: Handler) -> Ingest:
     """The ingest behind the application."""
     found: Ingest = request.app.state["ingest"]
     return found
+
+
+async def _whole(request: Handler) -> bytes:
+    """The body, once all of it is here; who is slow is told so."""
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.body()
+    except TimeoutError:
+        raise HTTPException(f"body: expected within {BODY_SECONDS:.0f} s", status_code=408) from None
+    except InternalServerException:
+        raise HTTPException("body: expected as long as was said, it ended before", status_code=400) from None
 
 
 @post("/api/v1/events", status_code=202, guards=[needs_source], operation_class=_Body)
@@ -59,7 +71,7 @@ async def post_events(
     letters, and is named here.
     """
     ingest = ingest_of(request)
-    raw = await request.body()
+    raw = await _whole(request)
     encoding = request.headers.get("Content-Encoding", "").strip().lower()
     if encoding not in ("", *bodies.ENCODINGS):
         raise HTTPException(f"Content-Encoding: expected {', '.join(bodies.ENCODINGS)}", status_code=415)
