@@ -75,15 +75,21 @@ def _software(scene: Scene) -> None:
 def _reach(scene: Scene) -> None:
     intruder = "host:intruder"
 
-    def told() -> dict[str, Any] | None:
+    reached: set[str] = set()
+    refused: set[str] = set()
+
+    def told() -> bool:
+        nonlocal reached, refused
         found = _said(scene, "graph", "reach", "db")
         reached = {way["actor"] for way in found.get("reached_by", ())}
         refused = {way["actor"] for way in found.get("refused", ())}
-        return found if {"service:web", "service:batch"} <= reached and intruder in refused else None
+        return {"service:web", "service:batch"} <= reached and intruder in refused
 
-    found = scene.wait("the graph knows who reaches db", 15, told)
+    known = scene.wait("the graph knows who reaches db", 15, told)
     scene.account.expect(
-        "aegisflux graph reach db: web and batch do, the intruder was refused", bool(found), "so it is"
+        "aegisflux graph reach db: web and batch do, the intruder was refused",
+        bool(known),
+        f"reached by {', '.join(sorted(reached))}; refused: {', '.join(sorted(refused))}",
     )
     _shown(scene, "graph", "reach", "db")
 
