@@ -38,18 +38,15 @@ def test_what_is_seen_again_is_added_up():
     assert found.edges[Edge("RUNS", HOST, SERVICE)]["last_ns"] == one.last_ns
 
 
-@pytest.mark.parametrize(
-    ("event", "start", "end", "port"),
-    [
-        (verdict(), SERVICE, Ref("Endpoint", "192.0.2.1"), 443),
-        (verdict(direction="ingress", local_port=80), Ref("Endpoint", "192.0.2.1"), SERVICE, 80),
-    ],
-)
-def test_a_refusal_at_the_call_is_an_edge_although_no_packet_went(event, start, end, port):
-    found = of((event, WEB))
+def test_a_refusal_at_the_call_is_an_edge_although_no_packet_went():
+    found = of((verdict(), WEB))
     (edge,) = [e for e in found.edges if e.name == "COMMUNICATES"]
-    assert edge == Edge("COMMUNICATES", start, end, (6, port))
+    assert edge == Edge("COMMUNICATES", SERVICE, Ref("Endpoint", "192.0.2.1"), (6, 443))
     assert (found.edges[edge]["allowed"], found.edges[edge]["blocked"]) == (0, 1)
+
+
+def test_a_refusal_of_packets_is_told_by_their_flow_alone():
+    assert not [e for e in of((verdict(direction="ingress", local_port=80), WEB)).edges if e.keys]
 
 
 def test_what_would_be_refused_is_no_refusal():
@@ -60,6 +57,22 @@ def test_the_callees_sight_of_a_known_caller_is_not_counted_again():
     context = Context(service_id=1, service="web", peer_host="other")
     assert not [e for e in of((flow(1, direction="ingress"), context)).edges if e.name == "COMMUNICATES"]
     assert [e for e in of((flow(1, direction="egress"), context)).edges if e.name == "COMMUNICATES"]
+
+
+def test_what_the_callee_refused_is_its_own_to_tell():
+    """The caller's kernel let it out, and heard no answer."""
+    unanswered = flow(1, direction="egress", proto=6, port=5432, packets_in=0, bytes_in=0, connections=0)
+    refused = flow(
+        2, direction="ingress", proto=6, port=5432, verdict="blocked", packets_out=0, connections=0
+    )
+    callee = Context(peer_host="db-1", peer_service_id=2, peer_service="db")
+    caller = Context(service_id=2, service="db", peer_host="h")
+    (edge,) = [e for e in of((unanswered, callee)).edges if e.keys]
+    said, told = of((unanswered, callee)).edges[edge], of((refused, caller)).edges
+    assert (said["allowed"], said["blocked"]) == (0, 0)
+    (edge,) = [e for e in told if e.keys]
+    assert edge == Edge("COMMUNICATES", HOST, Ref("Service", 2), (6, 5432))
+    assert (told[edge]["allowed"], told[edge]["blocked"]) == (0, 1)
 
 
 def test_programs_and_listeners_belong_to_their_service_or_to_the_host():

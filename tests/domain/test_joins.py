@@ -120,6 +120,30 @@ def test_what_changes_holds_for_the_next_event(joins):
     assert (found.service, found.peer_host) == ("front", "new")
 
 
+def test_a_service_that_comes_later_owns_what_listened_and_called_before():
+    """Whoever registers services after the agents came must not restart anything."""
+    joins = Joins()
+    joins.learn_hosts([WEB, DB])
+    seen = flow("ingress", "10.0.0.2", "10.0.0.1", cgroup="/system.slice/db.service")
+    one(joins, "db-1", listen())
+    assert one(joins, "web-1", flow()).peer_service_id is None
+    assert one(joins, "db-1", seen).peer_service_id is None
+    joins.learn_services(SERVICES)
+    assert one(joins, "web-1", flow()).peer_service == "db"
+    assert one(joins, "db-1", seen).peer_service == "web"
+    joins.learn_services(SERVICES[:1])
+    assert one(joins, "web-1", flow()).peer_service_id is None
+
+
+def test_a_listener_of_the_store_is_of_the_service_that_its_cgroup_has_now():
+    known = KnownListener("db-1", 6, "0.0.0.0", 5432, 999, "/system.slice/db.service")
+    told = KnownListener("db-1", 6, "0.0.0.0", 80, 101, "")
+    joins = Joins()
+    joins.learn(Known(hosts=(WEB, DB), services=SERVICES, listeners=(known, told), inventories=()))
+    assert one(joins, "web-1", flow()).peer_service == "db"
+    assert one(joins, "web-1", flow(port=80)).peer_service == "web"
+
+
 def test_an_address_of_two_hosts_is_of_none(joins):
     joins.learn_hosts([WEB, DB, KnownHost("copy", {}, ("10.0.0.2",))])
     assert one(joins, "web-1", flow()).peer_host == ""

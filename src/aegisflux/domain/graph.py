@@ -13,6 +13,7 @@ from aegisflux.domain.enriched import Context, EnrichedBatch, PackageRef
 from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
 from aegisflux.domain.inventory import Package, PackageInventory
 from aegisflux.domain.known import KnownVulnerability
+from aegisflux.domain.net import TCP
 from aegisflux.domain.rollup import MOST
 
 Kind = Literal["text", "int", "bool"]
@@ -187,7 +188,7 @@ class Sight:
         elif type(event) is Listen:
             self._local(service, context.service, event.time_ns)
             self.listens[service, event.address, event.proto, event.port] = event.closed, event.time_ns
-        elif type(event) is VerdictSeen and event.verdict == "blocked":
+        elif type(event) is VerdictSeen and event.verdict == "blocked" and event.direction == "egress":
             self._refused(event, context)
 
     def put(self, found: Upserts, host: Ref) -> None:
@@ -212,15 +213,18 @@ class Sight:
             found.edge(edge, closed=closed, last_ns=last)
 
     def _flow(self, event: FlowSeen, context: Context) -> None:
-        """One side's sight of a flow. Where the peer's host tells of it too, only the initiator's counts."""
-        egress = event.direction == "egress"
-        if context.peer_class in ("own", "loopback") or (not egress and context.peer_host):
+        """One side's sight of a flow. Where the peer's host tells of it too, what passed is the initiator's to
+        tell, and what was refused its own: the other saw a call without an answer, which reached nobody.
+        """
+        egress, refused = event.direction == "egress", event.verdict == "blocked"
+        if context.peer_class in ("own", "loopback") or (not egress and context.peer_host and not refused):
             return
         service, count = context.service_id, max(1, event.connections)
-        blocked = count if event.verdict == "blocked" else 0
+        blocked = count if refused else 0
+        allowed = 0 if refused or (egress and event.proto == TCP and not event.packets_in) else count
         self._local(service, context.service, event.last_ns)
         key = (service, *_peer(event, context), egress, event.proto, event.port)
-        self.flow(key, count - blocked, blocked, event.bytes_in + event.bytes_out, event.last_ns)
+        self.flow(key, allowed, blocked, event.bytes_in + event.bytes_out, event.last_ns)
 
     def flow(self, key: FlowKey, allowed: int, blocked: int, size: int, last_ns: int) -> None:
         """Traffic of a key."""
@@ -234,10 +238,8 @@ class Sight:
 
     def _refused(self, event: VerdictSeen, context: Context) -> None:
         """What was refused at the call sent no packet, and is no flow."""
-        egress = event.direction == "egress"
         self._local(context.service_id, context.service, event.time_ns)
-        port = (event.peer_port if egress else event.local_port) or 0
-        key = (context.service_id, *_peer(event, context), egress, event.proto, port)
+        key = (context.service_id, *_peer(event, context), True, event.proto, event.peer_port or 0)
         self.flow(key, 0, 1, 0, event.time_ns)
 
     def runs_on(self, service: int, name: str, at: int) -> None:

@@ -33,7 +33,7 @@ from aegisflux.domain.event import (
     VerdictSeen,
 )
 from aegisflux.domain.inventory import PackageInventory
-from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
+from aegisflux.domain.known import Known, KnownHost, KnownService, KnownVulnerability
 from aegisflux.domain.selectors import Selector, owners, parse_selector
 
 MAX_PROCESSES: Final = 16_384  # of a host and boot
@@ -52,6 +52,13 @@ class Program(NamedTuple):
     ancestors: tuple[Ancestor, ...]
 
 
+class Owner(NamedTuple):
+    """Whose a listener is: the service that the kernel named, else that of the cgroup when it is asked."""
+
+    service_id: int | None
+    cgroup: str
+
+
 class _Host:
     """One host: what the registry says, and what its events taught.
 
@@ -64,7 +71,7 @@ class _Host:
         self.addresses: frozenset[str] = frozenset()
         self.packages: dict[str, PackageRef] = {}
         self.vulnerabilities: dict[PackageRef | None, tuple[OpenVulnerability, ...]] = {}
-        self.listeners: dict[tuple[int, int], dict[str, int | None]] = {}
+        self.listeners: dict[tuple[int, int], dict[str, Owner]] = {}
         self.processes: dict[str, dict[tuple[int, int], Program]] = {}
         self.cgroups: dict[str, int | None] = {}
         self.contexts: dict[tuple[object, ...], Context] = {}
@@ -93,7 +100,9 @@ class Joins:
         for inventory in known.inventories:
             self.learn_inventory(inventory)
         for listener in known.listeners:
-            self._listens(self._host(listener.host_id), listener)
+            owner = Owner(None if listener.cgroup else listener.service_id, listener.cgroup)
+            at = listener.proto, listener.port
+            self._listens(self._host(listener.host_id), at, listener.address, owner)
         self.learn_vulnerabilities(known.vulnerabilities)
         self.learn_indicators(known.indicators)
 
@@ -148,6 +157,7 @@ class Joins:
         for host in self._hosts.values():
             host.cgroups.clear()
             host.contexts.clear()
+        self._callers.clear()
 
     # events
 
@@ -272,9 +282,8 @@ class Joins:
 
     def _of_listen(self, host: _Host, programs: dict[tuple[int, int], Program], event: Listen) -> Context:
         program = programs.get((event.pid, event.start_ns)) if event.pid else None
-        service = self._service_of(host, event.cgroup, event.service_id)
-        known = KnownListener(host.host_id, event.proto, event.address, event.port, service, event.cgroup)
-        self._listens(host, known, event.closed)
+        owner = Owner(event.service_id, event.cgroup)
+        self._listens(host, (event.proto, event.port), event.address, owner, event.closed)
         path = event.path or (program.path if program else "")
         return self._of_program(host, event.cgroup, path, program)
 
@@ -313,25 +322,27 @@ class Joins:
         host.contexts[key] = context
         return context
 
-    def _listens(self, host: _Host, known: KnownListener, closed: bool = False) -> None:
-        port = known.proto, known.port
+    def _listens(
+        self, host: _Host, port: tuple[int, int], address: str, owner: Owner, closed: bool = False
+    ) -> None:
         if port not in host.listeners and len(host.listeners) >= MAX_LISTENERS:
             del host.listeners[next(iter(host.listeners))]
         at = host.listeners.setdefault(port, {})
-        before = at.get(known.address)
+        before = at.get(address)
         if closed:
-            at.pop(known.address, None)
-        elif known.address in at or len(at) < MAX_ADDRESSES:
-            at[known.address] = known.service_id
-        host.epoch += at.get(known.address) != before
+            at.pop(address, None)
+        elif address in at or len(at) < MAX_ADDRESSES:
+            at[address] = owner
+        host.epoch += at.get(address) != before
 
     def _listener(self, host_id: str, proto: int, address: str, port: int) -> int | None:
         host = self._hosts.get(host_id)
         at = host.listeners.get((proto, port)) if host else None
-        if not at:
+        if host is None or not at:
             return None
         any_address = at.get("0.0.0.0", at.get("::")) if "." in address else at.get("::")  # noqa: S104
-        return at.get(address, any_address)
+        owner = at.get(address, any_address)
+        return None if owner is None else self._service_of(host, owner.cgroup, owner.service_id)
 
     def _calls(self, host: _Host, callee: _Host | None, event: FlowSeen, service: int | None) -> None:
         """Who calls what, for the other side's sight of the same flow; two services of one host: nobody's."""

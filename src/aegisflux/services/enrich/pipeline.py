@@ -43,8 +43,9 @@ class Pipeline:
     async def start(self) -> None:
         """Become the writer, and learn what is known. Raises Unavailable or Conflict."""
         await self._facts.open_writer()
-        self._joins.learn(await self._facts.known())
-        await self._facts.watch(self.changed)
+        await self._facts.watch(self.changed)  # before we ask: what changes meanwhile is told
+        async with self._learning:
+            self._joins.learn(await self._facts.known())
 
     async def changed(self, what: str) -> None:
         """Something of the registry changed: it holds for the next event. One after the other, so that what

@@ -197,26 +197,27 @@ select id from services where name = $1
 select s.host_id, f.service_id, coalesce(a.name, 'service-' || f.service_id, '') as service, f.direction, f.peer_service_id,
        coalesce(b.name, 'service-' || f.peer_service_id, '') as peer_service, f.peer_host, coalesce(host(f.peer), '') as peer,
        f.peer_class, f.proto::int as proto, f.port,
-       bounded(sum(case when f.verdict = 'blocked' then 0 else greatest(1, f.connections) end)) as allowed,
+       bounded(sum(case when f.verdict = 'blocked' or (f.proto = 6 and f.direction = 'egress' and f.packets_in = 0) then 0
+                        else greatest(1, f.connections) end)) as allowed,
        bounded(sum(case when f.verdict = 'blocked' then greatest(1, f.connections) else 0 end)) as blocked,
        bounded(sum(f.bytes_in::numeric + f.bytes_out)) as bytes, (extract(epoch from max(f.time)) * 1000000000)::bigint as last_ns
 from flows f join sources s on s.id = f.source
 left join services a on a.id = f.service_id left join services b on b.id = f.peer_service_id
-where f.time < $1 and f.peer_class not in ('own', 'loopback') and (f.direction = 'egress' or f.peer_host = '')
+where f.time < $1 and f.peer_class not in ('own', 'loopback') and (f.direction = 'egress' or f.peer_host = '' or f.verdict = 'blocked')
 group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 limit 500000
 
 -- name: graph_refusals
 select s.host_id, e.service_id, coalesce(a.name, 'service-' || e.service_id, '') as service,
-       e.body #>> '{event,direction}' as direction, (e.body #>> '{context,peer_service_id}')::bigint as peer_service_id,
+       'egress' as direction, (e.body #>> '{context,peer_service_id}')::bigint as peer_service_id,
        coalesce(e.body #>> '{context,peer_service}', '') as peer_service, coalesce(e.body #>> '{context,peer_host}', '') as peer_host,
        coalesce(host(e.peer), '') as peer, coalesce(e.body #>> '{context,peer_class}', '') as peer_class,
        (e.body #>> '{event,proto}')::int as proto,
-       coalesce(case when e.body #>> '{event,direction}' = 'egress' then e.body #>> '{event,peer_port}'
-                     else e.body #>> '{event,local_port}' end, '0')::int as port,
+       coalesce(e.body #>> '{event,peer_port}', '0')::int as port,
        0::bigint as allowed, count(*) as blocked, 0::bigint as bytes,
        (extract(epoch from max(e.time)) * 1000000000)::bigint as last_ns
 from events e join sources s on s.id = e.source left join services a on a.id = e.service_id
 where e.time < $1 and e.kind = 'verdict' and e.body #>> '{event,verdict}' = 'blocked'
+  and e.body #>> '{event,direction}' = 'egress'
 group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 limit 500000
 
 -- name: graph_programs
