@@ -1,7 +1,5 @@
 """What events say of the graph."""
 
-import pytest
-
 from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch
 from aegisflux.domain.event import VerdictSeen
 from aegisflux.domain.graph import Edge, Ref, facts_of
