@@ -213,8 +213,8 @@ class Sight:
             found.edge(edge, closed=closed, last_ns=last)
 
     def _flow(self, event: FlowSeen, context: Context) -> None:
-        """One side's sight of a flow. Where the peer's host tells of it too, the initiator tells what passed, and
-        each what it refused itself: the other saw a call without an answer, which reached nobody.
+        """One side's sight of a flow. Where the peer's host tells of it too, the initiator tells what passed,
+        and each what it refused itself: the other saw a call without an answer, which reached nobody.
         """
         egress, refused = event.direction == "egress", event.verdict == "blocked"
         if context.peer_class in ("own", "loopback") or (not egress and context.peer_host and not refused):
