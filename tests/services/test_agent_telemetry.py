@@ -17,6 +17,7 @@ from aegisflux.domain.errors import Forbidden, Invalid, Refused, Unavailable
 from aegisflux.domain.event import MAX_TEXT, EventBatch, VerdictSeen
 from aegisflux.domain.flow import Flow
 from aegisflux.domain.net import TCP, parse_address
+from aegisflux.ports.sensor import Reading
 from aegisflux.wire import events as wire
 from aegisflux.wire import subjects
 from support.agents import WALL, AgentLab, body, edges
@@ -222,6 +223,30 @@ async def test_a_busy_host_is_looked_at_as_often_as_batches_fill(bench):
         pauses.append(bench.step())
     assert pauses[-1] == pytest.approx(0.05)
     assert [bench.step() for _ in range(10)][-1] == 1.0
+
+
+class Turns(FakeSource):
+    """What happens while a turn is read belongs to the next."""
+
+    turn = 0
+
+    def read(self, first_seq: int, limit: int) -> Reading:
+        if self._at >= self.turn:
+            self.turn = len(self.kernel.events)
+        found = super().read(first_seq, min(limit, self.turn - self._at))
+        return Reading(found.events, found.cursor, found.cursor < self.turn)
+
+
+async def test_a_reading_that_takes_long_does_not_put_off_the_next(tmp_path):
+    """At its highest rate a feed would fall behind for ever, by its period each time."""
+    source = Turns(Kernel(), "traffic")
+    bench = Bench(tmp_path, source)
+    feeds = [Feed(source, "flows", 5.0)]
+    bench.collector = Collector(feeds, bench.spool, "web1", "boot-1", 100, bench.logs.append)
+    for _ in range(200):
+        source.kernel.happen(100)
+        bench.step()
+    assert len(source.kernel.events) - source.kernel.done <= 1500
 
 
 async def test_a_feed_with_a_period_is_read_by_it(tmp_path):

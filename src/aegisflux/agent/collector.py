@@ -61,11 +61,14 @@ class _Held:
         self.pause = feed.seconds or BATCH_SECONDS
         self.limit = BATCH_EVENTS
         self.served = (float("-inf"), 0)
-        self.seen = 0
+        self.seen, self.began = 0, float("inf")
 
     def read(self, now: float, count: int, *, more: bool) -> None:
-        """A batch came. When all is read: look again when about a batch waits."""
+        """A batch came. When all is read: look again when about a batch waits, or a feed's seconds after this
+        reading began: a reading that took long must not make the next one longer.
+        """
         self.served = now, self.served[1] + 1
+        self.began = min(self.began, now)
         self.seen += count
         if more:
             return
@@ -74,7 +77,7 @@ class _Held:
                 self.pause = max(SOONEST, self.pause / 2)
             elif self.seen < BATCH_EVENTS // 2:
                 self.pause = min(BATCH_SECONDS, self.pause * 2)
-        self.due, self.seen = now + self.pause, 0
+        self.due, self.seen, self.began = max(now, self.began + self.pause), 0, float("inf")
 
 
 class Collector:
