@@ -19,6 +19,7 @@ from aegisflux.domain.errors import Conflict, Unavailable
 from aegisflux.domain.event import Auth, Exit, File, Log, VerdictSeen
 from aegisflux.domain.inventory import Package, PackageInventory, System, digest_of
 from aegisflux.runtime.supervise import Process
+from aegisflux.services.enrich.readers import Readers
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 DAY = 86_400
@@ -213,6 +214,24 @@ async def test_an_inventory_is_replaced_and_its_changes_are_told(facts):
     changes = await facts._writer.fetch("select added, name from package_changes order by added, name")
     assert [tuple(row) for row in changes] == [(False, "a"), (True, "a"), (True, "b"), (True, "c")]
     assert (await facts.known()).inventories == (inventory("b", "c"),)
+
+
+async def test_packages_come_in_pages_without_one_missing(facts):
+    """The same version may be there for two architectures, and in two places."""
+    where = [("amd64", ""), ("i386", ""), ("amd64", "/srv/root"), ("i386", "/srv/root")]
+    packages = tuple(
+        Package(type="deb", name="libc6", version="2", arch=arch, where=place) for arch, place in where
+    )
+    await facts.keep_inventory(
+        PackageInventory(host_id="web-1", taken_ns=NOON, digest="d", system=System(), packages=packages)
+    )
+    readers, found, cursor = Readers(facts), [], None
+    for _ in range(5):
+        page = await readers.packages(None, None, None, cursor, 1)
+        found += [(row["arch"], row["place"]) for row in page.items]
+        if (cursor := page.next_cursor) is None:
+            break
+    assert (sorted(found), cursor) == (sorted(where), None)
 
 
 async def test_one_writer_only(facts, server):

@@ -58,6 +58,8 @@ def test_what_a_filter_means(text, found):
         ("port=65536", "filter.port"),
         ("port=-1", "filter.port"),
         ("port=²", "filter.port"),
+        ("port=٣", "filter.port"),
+        ("proto=٦", "filter.proto"),
         ("port=12345678901", "filter.port"),
         ("proto=256", "filter.proto"),
         ("proto=quic", "filter.proto"),

@@ -62,16 +62,20 @@ def _values(value: str) -> list[str]:
     return value.split(",")
 
 
+def _is_number(value: str) -> bool:
+    return value.isascii() and value.isdecimal()
+
+
 def _checked(name: str, value: str) -> str:
     path = f"filter.{name}"
     if not value or len(value) > 4096:
         raise Invalid(path, "a value", value)
     if name in ("port", "pid"):
-        if not value.isdecimal() or len(value) > 10 or (name == "port" and int(value) > 65_535):
+        if not _is_number(value) or len(value) > 10 or (name == "port" and int(value) > 65_535):
             raise Invalid(path, "a number", value)
         return value
     if name == "proto":
-        number = PROTOCOLS.get(value.lower(), int(value) if value.isdecimal() and len(value) < 4 else 256)
+        number = PROTOCOLS.get(value.lower(), int(value) if _is_number(value) and len(value) < 4 else 256)
         if number > 255:
             raise Invalid(path, f"{', '.join(PROTOCOLS)} or a number", value)
         return str(number)

@@ -34,6 +34,7 @@ WRITER_LOCK: Final = 0x41656769734657
 CHANNEL: Final = "aegisflux_known"
 READERS: Final = 4
 COMMAND_SECONDS: Final = 60.0
+LOCK_SECONDS: Final = 2
 MAX_SOURCES: Final = 200_000
 REFUSED: Final = (  # by the server, and by what makes rows
     asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError,
@@ -105,8 +106,7 @@ class PostgresFacts:
             connection = await asyncpg.connect(self._dsn, command_timeout=COMMAND_SECONDS, timeout=10)
             try:
                 await _prepare(connection)
-                if not await connection.fetchval("select pg_try_advisory_lock($1)", WRITER_LOCK):
-                    raise Conflict("the store of facts has a writer already: only one enrich may run")
+                await _only_writer(connection)
                 await connection.add_listener(CHANNEL, self._heard)
             except BaseException:
                 connection.terminate()
@@ -339,6 +339,16 @@ class _Plan:
         key = (host, event.proto, _plain(event.address), event.port)
         value = (service, _plain(event.cgroup), _plain(event.path), _time(event.time_ns))
         self.listens[key] = None if event.closed else value
+
+
+async def _only_writer(connection: Any) -> None:
+    """Take the lock; the server may need a moment to see that the one who held it is gone."""
+    await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
+    try:
+        await connection.execute("select pg_advisory_lock($1)", WRITER_LOCK)
+    except asyncpg.LockNotAvailableError:
+        raise Conflict("the store of facts has a writer already: only one enrich may run") from None
+    await connection.execute("reset lock_timeout")
 
 
 class _Whole:

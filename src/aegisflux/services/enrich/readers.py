@@ -74,10 +74,10 @@ class Readers:
         self, host: str | None, name: str | None, kind: str | None, cursor: str | None, limit: int
     ) -> Page:
         """Installed packages of all hosts, or those of one host, name or type."""
-        after = _decoded(cursor, tuple[str, str, str, str]) if cursor else (None,) * 4
+        after = _decoded(cursor, tuple[str, str, str, str, str, str]) if cursor else (None,) * 6
         rows = await self._facts.rows("packages", host, name, kind, *after, _page_size(limit))
         last = rows[-1] if len(rows) == _page_size(limit) else None
-        following = (last["host_id"], last["type"], last["name"], last["version"]) if last else None
+        following = tuple(last[name] for name in PACKAGE_KEY) if last else None
         return Page([shown(row) for row in rows], _encoded(following) if following else None)
 
     async def package_changes(self, host: str | None, since: datetime, limit: int) -> list[dict[str, Any]]:
@@ -85,6 +85,9 @@ class Readers:
         return [
             shown(row) for row in await self._facts.rows("package_changes", host, since, _page_size(limit))
         ]
+
+
+PACKAGE_KEY = ("host_id", "type", "name", "version", "arch", "place")
 
 
 class Asked(Struct, frozen=True, kw_only=True):

@@ -11,6 +11,7 @@ from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs
 
 PART = 20_000
+MOST = 500_000  # as in the queries
 log = logs.get("enrich")
 
 
@@ -27,6 +28,8 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
         ("graph_programs", _program),
     ):
         rows = await facts.rows(query, *(() if query == "graph_listeners" else (before,)))
+        if len(rows) >= MOST:
+            log.warning("the graph is filled in part", of=query, rows=MOST)
         for at in range(0, len(rows), PART):
             upserts = _sights(rows[at : at + PART], put)
             await graph.upsert(upserts)

@@ -164,8 +164,8 @@ where h.released_at is null order by h.host_id
 -- name: packages
 select host_id, type, name, version, arch, source, source_version, place from packages
 where ($1::text is null or host_id = $1) and ($2::text is null or name = $2) and ($3::text is null or type = $3)
-  and ($4::text is null or (host_id, type, name, version) > ($4, $5, $6, $7))
-order by host_id, type, name, version limit $8
+  and ($4::text is null or (host_id, type, name, version, arch, place) > ($4, $5, $6, $7, $8, $9))
+order by host_id, type, name, version, arch, place limit $10
 
 -- name: package_changes
 select time, host_id, added, type, name, version, arch, place from package_changes
