@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import pytest_asyncio
+from msgspec.structs import replace
 from tests.support.engines import eventually
 from tests.support.facts import NOON, SECOND, enriched, execed, flow, listen
 
@@ -188,6 +189,16 @@ async def test_losses_and_offsets_are_kept(facts):
     await facts.commit([enriched(flow(2), lost={"spool": 1}, offset_ns=9)])
     (row,) = await facts._writer.fetch("select lost, offset_ns from sources")
     assert (row["lost"], row["offset_ns"]) == ({"ring": 5, "spool": 1}, 9)
+
+
+async def test_listeners_change_hands(facts):
+    await facts.commit([enriched(listen(1, port=80), listen(2, port=81))])
+    known = [replace(k, service_id=7) for k in (await facts.known()).listeners if k.port == 80]
+    await facts.own(known)
+    await facts.own([])
+    assert {k.port: k.service_id for k in (await facts.known()).listeners}[80] == 7
+    await facts.own([replace(known[0], service_id=None), replace(known[0], port=9)])
+    assert [k.port for k in (await facts.known()).listeners if k.service_id == 7] == []
 
 
 def inventory(*names, host="web-1", taken=NOON):

@@ -135,6 +135,18 @@ def test_a_service_that_comes_later_owns_what_listened_and_called_before():
     assert one(joins, "web-1", flow()).peer_service_id is None
 
 
+def test_listeners_that_change_hands_are_named_once(joins):
+    joins.learn_services([])
+    one(joins, "db-1", listen())
+    one(joins, "db-1", listen(port=80, service_id=7))
+    assert joins.moved_listeners() == []
+    joins.learn_services(SERVICES)
+    moved = KnownListener("db-1", 6, "0.0.0.0", 5432, 102, "/system.slice/db.service")
+    assert (joins.moved_listeners(), joins.moved_listeners()) == ([moved], [])
+    joins.learn_hosts([WEB, DB])
+    assert joins.moved_listeners() == []
+
+
 def test_a_listener_of_the_store_is_of_the_service_that_its_cgroup_has_now():
     known = KnownListener("db-1", 6, "0.0.0.0", 5432, 999, "/system.slice/db.service")
     told = KnownListener("db-1", 6, "0.0.0.0", 80, 101, "")
@@ -142,6 +154,7 @@ def test_a_listener_of_the_store_is_of_the_service_that_its_cgroup_has_now():
     joins.learn(Known(hosts=(WEB, DB), services=SERVICES, listeners=(known, told), inventories=()))
     assert one(joins, "web-1", flow()).peer_service == "db"
     assert one(joins, "web-1", flow(port=80)).peer_service == "web"
+    assert [(known.port, known.service_id) for known in joins.moved_listeners()] == [(5432, 102)]
 
 
 def test_an_address_of_two_hosts_is_of_none(joins):

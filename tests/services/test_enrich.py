@@ -4,13 +4,13 @@ import asyncio
 
 import pytest
 from msgspec import Raw
-from tests.support.facts import NOON, execed
+from tests.support.facts import NOON, execed, listen
 
 from aegisflux.adapters.bus.memory import Broker, MemoryBus
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.event import EventBatch
 from aegisflux.domain.joins import Joins
-from aegisflux.domain.known import Known, KnownHost
+from aegisflux.domain.known import Known, KnownHost, KnownService
 from aegisflux.ports.facts import Stored
 from aegisflux.services.enrich.pipeline import Pipeline
 from aegisflux.wire import subjects
@@ -23,9 +23,20 @@ class Picky:
     """A store that refuses a path."""
 
     def __init__(self):
-        self.kept, self.away = [], False
+        self.kept, self.away, self.owned = [], False, []
+        self.services, self.slow = (), None
+
+    async def known(self):
+        return Known(hosts=(), services=self.services, listeners=(), inventories=())
+
+    async def own(self, listeners):
+        if self.away:
+            raise Unavailable("away")
+        self.owned += [(known.port, known.service_id, tuple(self.kept)) for known in listeners]
 
     async def commit(self, batches):
+        if self.slow is not None:
+            await self.slow.wait()
         if self.away:
             raise Unavailable("away")
         found = [(b.host_id, e.event.seq) for b in batches for e in b.events]
@@ -114,3 +125,22 @@ async def test_a_store_that_is_away_buries_nothing(lab):
     with pytest.raises(Unavailable):
         await handled(bus, pipeline, raw(("web-1", (execed(1), execed(2)))))
     assert not await bus.read(subjects.stream_of(subjects.dead("x")).name, 0, 10)
+
+
+async def test_a_service_that_comes_while_its_listener_is_stored_owns_it(lab):
+    """The row must be there before it is said whose it is."""
+    bus, facts, _, pipeline = lab
+    facts.slow = asyncio.Event()
+    payload = raw(("web-1", (listen(1, port=80, cgroup="/a.slice/x"),)))
+    storing = asyncio.ensure_future(handled(bus, pipeline, payload))
+    while not pipeline._storing:
+        await asyncio.sleep(0)
+    facts.services = (KnownService(5, "x", ("cgroup:a.slice",), {}),)
+    changed = asyncio.ensure_future(pipeline.changed("services"))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert facts.owned == []
+    facts.slow.set()
+    await storing
+    await changed
+    assert facts.owned == [(80, 5, (("web-1", 1),))]

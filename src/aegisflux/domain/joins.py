@@ -33,7 +33,7 @@ from aegisflux.domain.event import (
     VerdictSeen,
 )
 from aegisflux.domain.inventory import PackageInventory
-from aegisflux.domain.known import Known, KnownHost, KnownService, KnownVulnerability
+from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
 from aegisflux.domain.selectors import Selector, owners, parse_selector
 
 MAX_PROCESSES: Final = 16_384  # of a host and boot
@@ -53,10 +53,13 @@ class Program(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """Whose a listener is: the service that the kernel named, else that of the cgroup when it is asked."""
+    """Whose a listener is: the service that the kernel named, else that of the cgroup when it is asked.
+    `told` is what was said of it last.
+    """
 
     service_id: int | None
     cgroup: str
+    told: int | None
 
 
 class _Host:
@@ -100,7 +103,8 @@ class Joins:
         for inventory in known.inventories:
             self.learn_inventory(inventory)
         for listener in known.listeners:
-            owner = Owner(None if listener.cgroup else listener.service_id, listener.cgroup)
+            given = None if listener.cgroup else listener.service_id
+            owner = Owner(given, listener.cgroup, listener.service_id)
             at = listener.proto, listener.port
             self._listens(self._host(listener.host_id), at, listener.address, owner)
         self.learn_vulnerabilities(known.vulnerabilities)
@@ -152,6 +156,18 @@ class Joins:
         for indicator in indicators:
             self._indicators[indicator.value] = (*self._indicators.get(indicator.value, ()), indicator)
         self._forget()
+
+    def moved_listeners(self) -> list[KnownListener]:
+        """Those of another service than was said last; each is named once."""
+        found = []
+        for host in self._hosts.values():
+            for (proto, port), at in host.listeners.items():
+                for address, owner in at.items():
+                    service = self._service_of(host, owner.cgroup, owner.service_id)
+                    if service != owner.told:
+                        at[address] = owner._replace(told=service)
+                        found.append(KnownListener(host.host_id, proto, address, port, service, owner.cgroup))
+        return found
 
     def _forget(self) -> None:
         for host in self._hosts.values():
@@ -282,7 +298,7 @@ class Joins:
 
     def _of_listen(self, host: _Host, programs: dict[tuple[int, int], Program], event: Listen) -> Context:
         program = programs.get((event.pid, event.start_ns)) if event.pid else None
-        owner = Owner(event.service_id, event.cgroup)
+        owner = Owner(event.service_id, event.cgroup, self._service_of(host, event.cgroup, event.service_id))
         self._listens(host, (event.proto, event.port), event.address, owner, event.closed)
         path = event.path or (program.path if program else "")
         return self._of_program(host, event.cgroup, path, program)

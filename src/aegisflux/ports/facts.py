@@ -11,7 +11,7 @@ from msgspec import Struct
 
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.inventory import PackageDelta, PackageInventory
-from aegisflux.domain.known import Known
+from aegisflux.domain.known import Known, KnownListener
 
 Row = Mapping[str, Any]
 
@@ -44,6 +44,10 @@ class Facts(Protocol):
         """Rows, roll-ups, listeners and the marks of (host, boot id, sequence), in one transaction. Events
         that were seen before are left out, however long ago that was. Raises Refused when something of it
         can be no row."""
+        ...
+
+    async def own(self, listeners: Sequence[KnownListener]) -> None:
+        """Say of which service listeners are that were stored before; raises as `commit`."""
         ...
 
     async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:

@@ -212,6 +212,16 @@ class PostgresFacts:
         if closed:
             await connection.execute(self._queries["unlisten"], *zip(*closed, strict=True))
 
+    async def own(self, listeners: Sequence[KnownListener]) -> None:
+        """See `Facts.own`."""
+        if not listeners:
+            return
+        rows = [(k.host_id, k.proto, _plain(k.address), k.port, k.service_id) for k in listeners]
+        async with self._turn:
+            connection = await self._connected()
+            async with _here():
+                await connection.execute(self._queries["own"], *zip(*rows, strict=True))
+
     async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:
         """See `Facts.keep_inventory`."""
         async with self._turn:

@@ -6,8 +6,10 @@ sequences it has. What is published again has the same id.
 
 import asyncio
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import sha256
+from typing import TypeVar
 
 from msgspec import Raw
 from msgspec.structs import replace
@@ -28,6 +30,7 @@ PUBLISHES_AT_ONCE = 16
 REASON_CHARS = 500
 LEARN_SECONDS = 0.5
 BUNDLE_BYTES = 400 << 10
+T = TypeVar("T")
 log = logs.get("enrich")
 
 
@@ -38,7 +41,8 @@ class Pipeline:
         self._bus, self._facts, self._joins, self._graphed = bus, facts, joins, graphed
         self._misses: dict[str, int] = {}
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
-        self._learning = asyncio.Lock()
+        self._learning, self._owning = asyncio.Lock(), asyncio.Lock()
+        self._storing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
         """Become the writer, and learn what is known. Raises Unavailable or Conflict."""
@@ -46,33 +50,42 @@ class Pipeline:
         await self._facts.watch(self.changed)  # before we ask: what changes meanwhile is told
         async with self._learning:
             self._joins.learn(await self._facts.known())
+        await self._facts.own(self._joins.moved_listeners())
 
     async def changed(self, what: str) -> None:
         """Something of the registry changed: it holds for the next event. One after the other, so that what
         was read before never follows what was read after; and until the store answers.
         """
         async with self._learning:
-            while True:
-                try:
-                    known = await self._facts.known()
-                    break
-                except Unavailable as error:
-                    log.warning("a change of the registry waits", what=what, error=str(error))
-                    await asyncio.sleep(LEARN_SECONDS)
+            known = await self._patiently(what, self._facts.known)
             if what == "services":
                 self._joins.learn_services(known.services)
             elif what == "hosts":
                 self._joins.learn_hosts(known.hosts)
+        async with self._owning:
+            if self._storing:
+                await asyncio.wait(set(self._storing))  # what was joined before is stored before
+            moved = self._joins.moved_listeners()
+            await self._patiently(what, lambda: self._facts.own(moved))
+
+    async def _patiently(self, what: str, ask: Callable[[], Awaitable[T]]) -> T:
+        while True:
+            try:
+                return await ask()
+            except Unavailable as error:
+                log.warning("a change of the registry waits", what=what, error=str(error))
+                await asyncio.sleep(LEARN_SECONDS)
 
     async def on_raw(self, messages: Sequence[Message]) -> None:
         """Messages of `events.raw`; done when all is stored and published."""
         started = time.monotonic()
-        joined = [
-            self._joins.enrich(taken.batch, taken.received_ns, taken.offset_ns)
-            for message in messages
-            for taken in events.decode_taken(message.payload)
-        ]
-        stored, joined = await self._commit(joined)
+        with self._until_stored():
+            joined = [
+                self._joins.enrich(taken.batch, taken.received_ns, taken.offset_ns)
+                for message in messages
+                for taken in events.decode_taken(message.payload)
+            ]
+            stored, joined = await self._commit(joined)
         self._graphed.see(stored.fresh)
         await asyncio.gather(*(self._publish(bundle) for bundle in bundled(joined)))
         metrics.events_stored.inc(stored.new)
@@ -93,6 +106,16 @@ class Pipeline:
                 log.info(
                     "inventory", host_id=inventory.host_id, added=len(delta.added), removed=len(delta.removed)
                 )
+
+    @contextmanager
+    def _until_stored(self) -> Iterator[None]:
+        done = asyncio.get_running_loop().create_future()
+        self._storing.add(done)
+        try:
+            yield
+        finally:
+            self._storing.discard(done)
+            done.set_result(None)
 
     async def _commit(self, joined: list[EnrichedBatch]) -> tuple[Stored, list[EnrichedBatch]]:
         """Store them; what the store refuses is looked for by halves, and becomes a dead letter alone."""

@@ -43,6 +43,11 @@ select * from unnest($1::text[], $2::smallint[], $3::text[], $4::integer[], $5::
 on conflict (host_id, proto, address, port)
 do update set service_id = excluded.service_id, cgroup = excluded.cgroup, path = excluded.path, since = excluded.since
 
+-- name: own
+update listeners l set service_id = n.service_id
+from unnest($1::text[], $2::smallint[], $3::text[], $4::integer[], $5::bigint[]) as n(host_id, proto, address, port, service_id)
+where l.host_id = n.host_id and l.proto = n.proto and l.address = n.address and l.port = n.port
+
 -- name: unlisten
 delete from listeners l using unnest($1::text[], $2::smallint[], $3::text[], $4::integer[]) as n(host_id, proto, address, port)
 where l.host_id = n.host_id and l.proto = n.proto and l.address = n.address and l.port = n.port
