@@ -151,12 +151,19 @@ def facts_of(batches: Iterable[EnrichedBatch], into: Upserts | None = None) -> U
     """What events say of the graph, added to `into`. What a batch repeats is added up before."""
     found = into if into is not None else Upserts()
     for batch in batches:
-        host = found.node(Ref("Host", batch.host_id), labels=_text(batch.labels))
+        host = host_of(found, batch.host_id, batch.labels)
         seen = Sight()
         for enriched in batch.events:
             seen.add(enriched.event, enriched.context)
         seen.put(found, host)
     return found
+
+
+def host_of(found: Upserts, host_id: str, labels: Mapping[str, str]) -> Ref:
+    """A host with its labels, as one text."""
+    return found.node(
+        Ref("Host", host_id), labels=",".join(f"{name}={value}" for name, value in sorted(labels.items()))
+    )
 
 
 FlowKey = tuple[int | None, Ref, str, bool, int, int]
@@ -289,7 +296,3 @@ def vulnerabilities_of(known: Iterable[KnownVulnerability]) -> Upserts:
 def _package(found: Upserts, package: Package | PackageRef) -> Ref:
     ref = Ref("Package", f"{package.type}/{package.name}@{package.version}")
     return found.node(ref, type=package.type, name=package.name, version=package.version)
-
-
-def _text(labels: Mapping[str, str]) -> str:
-    return ",".join(f"{name}={value}" for name, value in sorted(labels.items()))

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from aegisflux.domain.graph import Ref, Sight, Upserts, peer_of, software_of
+from aegisflux.domain.graph import Sight, Upserts, host_of, peer_of, software_of
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs
@@ -21,6 +21,8 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
     if row["nodes"]:
         return 0
     before, count = datetime.fromtimestamp(now, UTC), 0
+    known = await facts.known()
+    labels = {host.host_id: host.labels for host in known.hosts}
     for query, put in (
         ("graph_listeners", _listener),
         ("graph_flows", _flow),
@@ -31,10 +33,10 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
         if len(rows) >= MOST:
             log.warning("the graph is filled in part", of=query, rows=MOST)
         for at in range(0, len(rows), PART):
-            upserts = _sights(rows[at : at + PART], put)
+            upserts = _sights(rows[at : at + PART], put, labels)
             await graph.upsert(upserts)
             count += len(upserts.edges) + len(upserts.nodes)
-    for inventory in (await facts.known()).inventories:
+    for inventory in known.inventories:
         upserts = software_of(inventory)
         await graph.upsert(upserts)
         count += len(upserts.edges) + len(upserts.nodes)
@@ -43,7 +45,7 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
     return count
 
 
-def _sights(rows: Sequence[Mapping[str, Any]], put: Any) -> Upserts:
+def _sights(rows: Sequence[Mapping[str, Any]], put: Any, labels: Mapping[str, Mapping[str, str]]) -> Upserts:
     """Rows host by host."""
     hosts: dict[str, Sight] = defaultdict(Sight)
     for row in rows:
@@ -53,7 +55,7 @@ def _sights(rows: Sequence[Mapping[str, Any]], put: Any) -> Upserts:
         put(sight, row)
     found = Upserts()
     for host, sight in hosts.items():
-        sight.put(found, found.node(Ref("Host", host)))
+        sight.put(found, host_of(found, host, labels.get(host, {})))
     return found
 
 
