@@ -100,13 +100,19 @@ def test_a_message_that_cannot_be_taken_is_refused_whole_with_its_bytes(data, wo
     assert words in outcome.refused[0].reason
 
 
-def test_a_bad_frame_around_good_events_is_refused_whole():
-    raw = msgspec.msgpack.decode(spoiled([0]))
-    raw["sent_ns"] = -1
+@pytest.mark.parametrize("bad", [[], [0]])
+@pytest.mark.parametrize(
+    ("field", "value"), [("sent_ns", -1), ("lost", {"ring": -1}), ("boot_id", ""), ("boot_id", "b" * 300)]
+)
+def test_a_bad_frame_around_good_events_is_refused_whole(bad, field, value):
+    """And at once: whoever looks again and again at the same frame does so for ever."""
+    raw = msgspec.msgpack.decode(spoiled(bad))
+    raw[field] = value
     data = msgspec.msgpack.encode(raw)
     outcome = check(data, "web-1", NOON)
     assert outcome.payload is None
     assert (outcome.refused[0].place, outcome.refused[0].payload) == (BATCH, data)
+    assert field in outcome.refused[0].reason
 
 
 def test_sequences_that_do_not_rise_are_refused_and_the_others_go_on():

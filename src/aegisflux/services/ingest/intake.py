@@ -51,12 +51,14 @@ def check(data: bytes, host: str, arrival: int) -> Outcome:
     except Refused as error:
         return _whole(data, error)
     try:
-        judged = intake.judge(batch, host, arrival)
+        return _judged(data, batch, host, arrival)
     except Refused as error:
         return _whole(data, error)
-    if judged.events is None:
-        return Outcome(data, batch)
-    return _remade(batch, judged)
+
+
+def _judged(data: bytes, batch: EventBatch, host: str, arrival: int) -> Outcome:
+    judged = intake.judge(batch, host, arrival)
+    return Outcome(data, batch) if judged.events is None else _remade(batch, judged)
 
 
 def _whole(data: bytes, error: AegisError) -> Outcome:
@@ -83,11 +85,10 @@ def _picked(data: bytes, host: str, arrival: int) -> Outcome:
         if not good:
             return Outcome(None, None, refused)
         # What goes on is decoded once more: whoever reads it later meets no surprise.
-        remade = check(encode_batch(_loose(loose, tuple(good))), host, arrival)
+        made = encode_batch(_loose(loose, tuple(good)))
+        remade = _judged(made, decode_batch(made), host, arrival)
     except Refused as error:
         return _whole(data, error)
-    if remade.payload is None:
-        return Outcome(None, None, (Refusal(BATCH, remade.refused[0].reason, data),))
     return Outcome(remade.payload, remade.batch, (*refused, *remade.refused), remade.clamped)
 
 
