@@ -13,7 +13,7 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support import facts
 
-from aegisflux.cli.facts import moment
+from aegisflux.cli.facts import moment, pictured
 from aegisflux.cli.nouns import enriched
 from aegisflux.cli.output import show
 from aegisflux.domain.errors import Invalid
@@ -146,3 +146,10 @@ def test_csv_has_columns_and_quotes(capsys):
 def test_names_are_for_the_next_command(capsys):
     show([ROW, {"host_id": "db-1"}, {"client": "web"}], "name", ("client",))
     assert capsys.readouterr().out.splitlines() == ["7", "db-1", "web"]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"), [("table", "x blocked"), ("wide", "x blocked"), ("csv", "blocked"), ("json", "blocked")]
+)
+def test_verdicts_are_marked_for_people_alone(form, said):
+    assert pictured([{"verdict": "blocked"}], form, dict) == [{"verdict": said}]

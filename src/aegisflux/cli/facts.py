@@ -18,7 +18,9 @@ Since = Annotated[str, Parameter(help="a time (RFC 3339), or how long ago: 30s, 
 Until = Annotated[str | None, Parameter(help="up to this time, written like --since")]
 Not = Annotated[tuple[str, ...], Parameter(name="--not", help="field=value terms to leave out", negative="")]
 Filter = Annotated[str, Parameter(help="further field=value terms: service=web -port=22")]
+Picture = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_ROWS = 1000
+PEOPLES = ("table", "wide")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MARKS = {
     "allowed": "+ allowed",
@@ -70,7 +72,7 @@ def summary(*, since: Since = "1h", until: Until = None, limit: int = 100, outpu
     """Who talked to whom, one line for each pair, port and verdict."""
     query = {"since": moment(since), "until": moment(until), "limit": limit}
     rows = facts("/api/v1/flows/summary", query)
-    show([_named(row) for row in rows] if columnar(output) else rows, output, SUMMARY)
+    show(pictured(rows, output, _named), output, SUMMARY)
 
 
 def events(
@@ -201,7 +203,7 @@ def _pages(
     limit: int,
     output: str,
     columns: tuple[str, ...],
-    picture: Any,
+    picture: Picture,
 ) -> None:
     """One answer of at most `limit` rows, or answers for ever."""
     query: dict[str, object] = {
@@ -219,19 +221,30 @@ def _pages(
         if page["next_cursor"] is None or len(rows) >= limit:
             break
     rows = rows[:limit]
-    show([picture(row) for row in rows] if columnar(output) else rows, output, columns)
+    show(pictured(rows, output, picture), output, columns)
 
 
-def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], picture: Any) -> None:
+def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], picture: Picture) -> None:
     if not rows:
         return
-    if output in ("table", "wide"):
-        for row in map(picture, rows):
+    shown = pictured(rows, output, picture)
+    if output in PEOPLES:
+        for row in shown:
             print("  ".join(printable(str(row[name])) for name in columns), flush=True)  # noqa: T201
     else:
-        shown = [picture(row) for row in rows] if columnar(output) else rows
         show(shown, "jsonl" if output == "json" else output, columns, headed=False)
         sys.stdout.flush()  # a pipe wants them now, too
+
+
+def pictured(rows: list[dict[str, Any]], output: str, picture: Picture) -> list[dict[str, Any]]:
+    """Rows as columns show them; verdicts are marked for people alone."""
+    if not columnar(output):
+        return rows
+    marked = [
+        row | {"verdict": MARKS.get(row["verdict"], row["verdict"])} if "verdict" in row else row
+        for row in rows
+    ]
+    return [picture(row) for row in (marked if output in PEOPLES else rows)]
 
 
 def _flow(row: dict[str, Any]) -> dict[str, Any]:
@@ -248,7 +261,7 @@ def _named(row: dict[str, Any]) -> dict[str, Any]:
 
 def _what(row: dict[str, Any]) -> dict[str, str]:
     proto = PROTOCOL_NAMES.get(row["proto"], str(row["proto"]))
-    return {"what": f"{proto}/{row['port']}", "verdict": MARKS.get(row["verdict"], row["verdict"])}
+    return {"what": f"{proto}/{row['port']}"}
 
 
 def _event(row: dict[str, Any]) -> dict[str, Any]:
