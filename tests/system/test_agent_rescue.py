@@ -1,7 +1,7 @@
 """Panic and questions from a shell that knows nothing of the agent's settings, on the real kernel.
 
-Agents and commands live in a mount namespace with a BPF file system and a /run of their own: panic without a
-name ends all that is pinned, and other tests run on this kernel too.
+Agents and commands live in a mount namespace with a BPF file system, a /run and a /var/lib of their own:
+panic without a name ends all that is pinned and every agent that was enrolled, and this host may have others.
 """
 
 import asyncio
@@ -21,7 +21,10 @@ from support.agents import Plane
 from support.engines import eventually, running_nats
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
-MOUNTS = "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && echo ready && exec sleep 600"
+MOUNTS = (
+    "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib"
+    " && echo ready && exec sleep 600"
+)
 
 # Enforces an empty snapshot on a cgroup, as an agent did whose state is lost.
 LEFT = """
