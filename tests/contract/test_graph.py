@@ -9,6 +9,7 @@ from aegisflux.domain.graph import NODES, RELATIONS, Edge, Ref, Upserts, softwar
 from aegisflux.domain.inventory import Package, PackageInventory, System
 from aegisflux.domain.known import KnownVulnerability
 from aegisflux.domain.rollup import MOST
+from aegisflux.services.enrich.graphed import AT_ONCE
 
 WEB, DB, HOST = Ref("Service", 101), Ref("Service", 102), Ref("Host", "web-1")
 CALLS = Edge("COMMUNICATES", WEB, DB, (6, 5432))
@@ -67,6 +68,21 @@ async def test_more_rows_than_a_chunk(graph):
     await graph.upsert(upserts)
     (row,) = await graph.rows("MATCH (e:Endpoint) RETURN count(e) AS n")
     assert row["n"] == 5000
+
+
+async def test_a_large_fleet_goes_in_by_parts(graph):
+    services, ports = 1000, 20
+    upserts = Upserts()
+    for number in range(services):
+        upserts.node(Ref("Service", number), name=f"service {number}")
+        for port in range(ports):
+            other = Ref("Service", (number + port) % services)
+            edge = Edge("COMMUNICATES", Ref("Service", number), other, (6, port))
+            upserts.edge(edge, allowed=1, blocked=0, bytes=1, last_ns=1)
+    for part in upserts.parts(AT_ONCE):
+        await graph.upsert(part)
+    (row,) = await graph.rows("MATCH (:Service)-[e:COMMUNICATES]->(:Service) RETURN count(e) AS n")
+    assert row["n"] == services * ports
 
 
 async def test_software_is_replaced(graph):

@@ -1,16 +1,19 @@
 """What events say of the graph."""
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch
 from aegisflux.domain.event import VerdictSeen
-from aegisflux.domain.graph import Edge, Ref, facts_of
+from aegisflux.domain.graph import Edge, Ref, Upserts, facts_of
 from tests.support.facts import NOON, execed, flow, listen
 
 WEB = Context(service_id=1, service="web")
 HOST, SERVICE = Ref("Host", "h"), Ref("Service", 1)
 
 
-def of(*given):
-    events = tuple(Enriched(event, context) for event, context in given)
+def of(*seen):
+    events = tuple(Enriched(event, context) for event, context in seen)
     return facts_of([EnrichedBatch(host_id="h", boot_id="b", received_ns=NOON, events=events)])
 
 
@@ -79,3 +82,18 @@ def test_programs_and_listeners_belong_to_their_service_or_to_the_host():
     assert runs == {SERVICE: 2, HOST: 1}
     (edge,) = [e for e in found.edges if e.name == "LISTENS"]
     assert edge.start == SERVICE
+
+
+@given(nodes=st.integers(0, 9), edges=st.integers(0, 9), most=st.integers(1, 12))
+def test_parts_hold_all_of_it_in_order(nodes, edges, most):
+    whole = Upserts()
+    for number in range(nodes):
+        whole.node(Ref("Endpoint", str(number)), name=str(number))
+    for number in range(edges):
+        whole.edge(Edge("RUNS", Ref("Host", str(number)), SERVICE), last_ns=number)
+    parts = list(whole.parts(most))
+    assert all(0 < len(part.nodes) + len(part.edges) <= most for part in parts)
+    assert [n for part in parts for n in part.nodes.items()] == list(whole.nodes.items())
+    assert [e for part in parts for e in part.edges.items()] == list(whole.edges.items())
+    kinds = ["edges" if part.edges else "nodes" for part in parts]
+    assert kinds == sorted(kinds, reverse=True), "nodes come first"

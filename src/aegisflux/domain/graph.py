@@ -5,8 +5,9 @@ Nodes and relations are described once (`NODES`, `RELATIONS`); adapters compile 
 The graph is a cache of the store: it holds sums and last sightings, no single events.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Final, Literal, NamedTuple
 
 from aegisflux.domain.enriched import Context, EnrichedBatch, PackageRef
@@ -139,6 +140,14 @@ class Upserts:
         adding = _ADDING[edge.name]
         for name, value in properties.items():
             known[name] = _added(known.get(name, 0), value) if name in adding else value
+
+    def parts(self, most: int) -> Iterator["Upserts"]:
+        """The same in pieces of at most `most` entries: nodes first, so that every edge finds its ends."""
+        nodes, edges = iter(self.nodes.items()), iter(self.edges.items())
+        while some_nodes := dict(islice(nodes, most)):
+            yield Upserts(nodes=some_nodes)
+        while some_edges := dict(islice(edges, most)):
+            yield Upserts(edges=some_edges)
 
     def __bool__(self) -> bool:
         return bool(self.nodes or self.edges)

@@ -25,7 +25,7 @@ class Graph(Protocol):
         ...
 
     async def upsert(self, upserts: Upserts) -> None:
-        """Make or change nodes, then edges: all of it, or Unavailable."""
+        """Make or change nodes, then edges: all of it, or Unavailable. Some thousand entries at once."""
         ...
 
     async def forget_software(self, host_id: str) -> None:

@@ -1,4 +1,9 @@
-"""The schema of `domain.graph` as Cypher that every engine of ours takes: MERGE by key, then SET."""
+"""The schema of `domain.graph` as Cypher that every engine of ours takes.
+
+Each end of an edge is a MATCH of its own, and a node is made where OPTIONAL MATCH finds none: both look into
+the index. Two ends in one MATCH, or MERGE of a node, make the embedded engine read all nodes of the label for
+every statement.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -34,11 +39,18 @@ def statements(upserts: Upserts) -> Iterator[Statement]:
 
 
 def _node_statements(label: Label, nodes: Sequence[tuple[Ref, dict[str, Value]]]) -> Iterator[Statement]:
-    """One statement for each set of properties that is given: what is not said is not touched."""
+    """First what is not there yet, then one statement for each set of properties that is given: what is not
+    said is not touched.
+    """
     key = NODE[label].key.name
-    for given in dict.fromkeys(tuple(sorted(properties)) for _, properties in nodes):
+    yield from _chunks(
+        f"UNWIND $rows AS r OPTIONAL MATCH (n:{label} {{{key}: r.key}}) "
+        f"WITH r, n WHERE n IS NULL CREATE (m:{label} {{{key}: r.key}})",
+        [{"key": ref.key} for ref, _ in nodes],
+    )
+    for given in dict.fromkeys(tuple(sorted(properties)) for _, properties in nodes if properties):
         sets = ", ".join(f"n.`{name}` = r.`{name}`" for name in given)
-        query = f"UNWIND $rows AS r MERGE (n:{label} {{{key}: r.key}})" + (f" SET {sets}" if sets else "")
+        query = f"UNWIND $rows AS r MATCH (n:{label} {{{key}: r.key}}) SET {sets}"
         rows = [{"key": ref.key} | props for ref, props in nodes if tuple(sorted(props)) == given]
         yield from _chunks(query, rows)
 
@@ -50,8 +62,8 @@ def _edge_statements(
     keys = ", ".join(f"{key.name}: r.{key.name}" for key in relation.keys)
     sets = ", ".join(_added(p.name) if p.adds else f"e.{p.name} = r.{p.name}" for p in relation.properties)
     query = (
-        f"UNWIND $rows AS r MATCH (a:{start} {{{NODE[start].key.name}: r.a}}), "
-        f"(b:{end} {{{NODE[end].key.name}: r.b}}) "
+        f"UNWIND $rows AS r MATCH (a:{start} {{{NODE[start].key.name}: r.a}}) "
+        f"MATCH (b:{end} {{{NODE[end].key.name}: r.b}}) "
         f"MERGE (a)-[e:{name}{f' {{{keys}}}' if keys else ''}]->(b)" + (f" SET {sets}" if sets else "")
     )
     rows = [

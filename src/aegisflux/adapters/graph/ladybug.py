@@ -7,6 +7,7 @@ import asyncio
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -112,7 +113,8 @@ class LadybugGraph:
             for query, values in steps:
                 self._connection.execute(query, values)
         except BaseException:
-            self._connection.execute("ROLLBACK")
+            with suppress(RuntimeError):  # some errors end the transaction themselves
+                self._connection.execute("ROLLBACK")
             raise
         self._connection.execute("COMMIT")
 

@@ -5,6 +5,7 @@ the store. More than `MAX_EDGES` gathered (the graph is away) are dropped and co
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,6 +17,7 @@ from aegisflux.ports.graph import Graph
 from aegisflux.runtime import metrics
 
 MAX_EDGES: Final = 200_000
+AT_ONCE: Final = 10_000  # entries of a transaction, which the embedded graph holds in its memory
 FLUSH_SECONDS: Final = 2.0
 
 
@@ -45,18 +47,23 @@ class Graphed:
 
     async def flush(self) -> None:
         """Put in what was seen; on Unavailable it stays seen."""
-        seen, self._seen = self._seen, Upserts()
+        waiting = deque(self._seen.parts(AT_ONCE))
+        self._seen = Upserts()
         try:
-            if seen:
-                await self._graph.upsert(seen)
+            while waiting:
+                await self._graph.upsert(waiting[0])
+                waiting.popleft()
         except Unavailable:
-            _merge(seen, self._seen)
-            self._seen = seen
+            waiting.append(self._seen)
+            self._seen = Upserts()
+            for part in waiting:
+                _merge(self._seen, part)
             raise
         for host in list(self._inventories):
             inventory = self._inventories[host]
             await self._graph.forget_software(host)
-            await self._graph.upsert(software_of(inventory))
+            for part in software_of(inventory).parts(AT_ONCE):
+                await self._graph.upsert(part)
             if self._inventories.get(host) is inventory:
                 del self._inventories[host]
 
