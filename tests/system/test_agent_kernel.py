@@ -96,13 +96,15 @@ async def test_panic_while_the_agent_is_stopped(bench):
 async def test_a_lease_ends_while_the_agent_is_stopped(bench, on_expiry, refused):
     web, allow = bench.cgroup("web"), ["192.0.2.0/24 udp/9"] if on_expiry == "closed" else []
     async with fleet(bench.lab, bench.plane) as control:
-        made = content(bench, 1, allow, on_expiry=on_expiry)
-        await control.desire(bench.service(made, lease=int(time.time()) + 3))
+        await control.desire(bench.service(content(bench, 1)))
         bench.agent.start()
         await control.acked(1)
+        made = content(bench, 2, allow, on_expiry=on_expiry)
+        await control.desire(bench.service(made, lease=int(time.time()) + 4))
+        await control.acked(2)
         bench.agent.process.send_signal(signal.SIGSTOP)
         assert await bench.refused(web) is not refused
-        await eventually(lambda: bench.refused(web) if refused else bench.is_open(web), 6)
+        await eventually(lambda: bench.refused(web) if refused else bench.is_open(web), 8)
 
 
 async def test_what_is_not_confirmed_returns_in_the_kernel(bench):
