@@ -226,16 +226,23 @@ def test_all_hosts_converge_after_the_bus_lost_its_data_between_two_starts(site)
         until(lambda host=host: judged_by(site, host, version), 60, site.machine(host).tail_of_log)
 
 
+def deadline_of(agent, version):
+    (service,) = agent.ask("status")["services"]
+    return service["version"] == version and service["deadline"]
+
+
 def test_a_lease_ends_in_the_kernel_while_the_agent_is_stopped():
     """A posted snapshot is not renewed; nobody has to be alive for its end."""
     with Site(("gamma",), lease=5) as site:
         site.machine("peer").serve("peer", ALWAYS, NEVER)
         agent, talking = site.machine("gamma"), site.machine("gamma").program(UNIT)
         address = site.address("peer")
-        assert site.post(1, [site.allow("peer", "tcp", ALWAYS)], on_expiry="closed").status == 200
+        allowed = [site.allow("peer", "tcp", ALWAYS)]
+        assert site.post(1, allowed, on_expiry="closed").status == 200
         assert talking.until(REFUSED, "tcp", address, NEVER, 20)["word"] in REFUSED
+        assert site.post(2, allowed, on_expiry="closed").status == 200
+        ends = until(lambda: deadline_of(agent, 2))
         assert talking.attempt("tcp", address, ALWAYS)["word"] == "connected"
-        ends = until(lambda: agent.ask("status")["services"][0]["deadline"])
         agent.agent.send_signal(signal.SIGSTOP)
         found = talking.until(REFUSED, "tcp", address, ALWAYS, 10)
         late = time.time() - ends
