@@ -143,6 +143,9 @@ class Upserts:
 
     def parts(self, most: int) -> Iterator["Upserts"]:
         """The same in pieces of at most `most` entries: nodes first, so that every edge finds its ends."""
+        if 0 < len(self.nodes) + len(self.edges) <= most:
+            yield self
+            return
         nodes, edges = iter(self.nodes.items()), iter(self.edges.items())
         while some_nodes := dict(islice(nodes, most)):
             yield Upserts(nodes=some_nodes)
