@@ -1,0 +1,63 @@
+"""Who was seen with whom: flow records summed up to (client, server, protocol, port), with their support."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegisflux.domain.segment.flows import Flows, Int, tuple_keys
+
+MOST_DAYS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Tuples:
+    """One row a tuple, sorted by `key`.
+
+    records: flow records; connections: their sum
+    days:    a bit for each day of the window on which it was seen
+    """
+
+    key: NDArray[np.uint64]
+    client: Int
+    server: Int
+    proto: Int
+    port: Int
+    records: NDArray[np.int64]
+    connections: NDArray[np.int64]
+    days: NDArray[np.uint64]
+
+    def __len__(self) -> int:
+        return len(self.key)
+
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.intp]) -> "Tuples":
+        """Some of the rows, in their order."""
+        return Tuples(*(getattr(self, name)[chosen] for name in self.__slots__))
+
+    @property
+    def distinct_days(self) -> NDArray[np.int64]:
+        """On how many days each was seen."""
+        return np.bitwise_count(self.days).astype(np.int64)
+
+
+def tuples_of(flows: Flows) -> Tuples:
+    """Distinct tuples of these records; raises ValueError for a window longer than `MOST_DAYS`."""
+    days = flows.day
+    if len(days) and int(days.max()) >= MOST_DAYS:
+        raise ValueError(f"a window has at most {MOST_DAYS} days, got {int(days.max()) + 1}")
+    keys = tuple_keys(flows.client, flows.server, flows.proto, flows.port)
+    order = np.argsort(keys, kind="stable")
+    key, first = np.unique(keys[order], return_index=True)
+    at = order[first]
+    bits = np.left_shift(np.uint64(1), days[order].astype(np.uint64))
+    empty = len(key) == 0
+    return Tuples(
+        key,
+        flows.client[at],
+        flows.server[at],
+        flows.proto[at],
+        flows.port[at],
+        np.diff(np.append(first, len(keys))),
+        np.empty(0, np.int64) if empty else np.add.reduceat(flows.count[order].astype(np.int64), first),
+        np.empty(0, np.uint64) if empty else np.bitwise_or.reduceat(bits, first),
+    )
