@@ -1,0 +1,74 @@
+"""From flow records to groups and rules: lift core services, group, set aside who looks wide, group again."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from aegisflux.domain.segment.core import CoreService, core_rows, core_services
+from aegisflux.domain.segment.flows import Flows, Int
+from aegisflux.domain.segment.grouping import features_of, group, group_servers_outside
+from aegisflux.domain.segment.rules import (
+    ANYONE,
+    Rule,
+    allowed,
+    called_by_others,
+    core_rules,
+    gone_by_wide_hosts_alone,
+    rules_of,
+    support_of,
+    wide_hosts,
+)
+from aegisflux.domain.segment.tuples import tuples_of
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Groups and rules of a window.
+
+    groups: of every actor; hosts first, then servers outside of the fleet; ANYONE who is neither
+    wide:   hosts that look like a scanner or an intruder, whose own ways were not learned
+    """
+
+    groups: Int
+    hosts: int
+    rules: tuple[Rule, ...]
+    core: tuple[CoreService, ...]
+    wide: tuple[int, ...]
+
+    @property
+    def proposed(self) -> tuple[Rule, ...]:
+        """Rules that are not held back."""
+        return tuple(rule for rule in self.rules if not rule.held)
+
+    def allows(self, client: Int, server: Int, proto: Int, port: Int) -> NDArray[np.bool_]:
+        """Which of these tuples the proposed rules allow."""
+        return allowed(self.proposed, self.groups, self.hosts, client, server, proto, port)
+
+
+def mine(flows: Flows, hosts: int, actors: int, labels: Int | None = None) -> Mined:
+    """Groups and rules; actors below `hosts` are hosts of the fleet, the rest addresses outside of it.
+
+    labels: of each host, hosts with one label are one group, with different labels never; -1: none
+    """
+    tuples = tuples_of(flows)
+    core = core_services(tuples, hosts)
+    by_core, of_core = core_rows(tuples, core, "client"), core_rows(tuples, core, "server")
+    lifted = by_core | of_core
+
+    def grouped(rows: NDArray[np.bool_]) -> Int:
+        some = tuples.where(rows)
+        groups = np.full(actors, ANYONE, np.int32)
+        groups[:hosts] = group(features_of(some, hosts, of_core[rows], by_core[rows]), labels)
+        return group_servers_outside(some, groups, hosts)
+
+    groups = grouped(np.ones(len(tuples), bool))
+    wide = wide_hosts(tuples, groups, hosts, lifted)
+    if len(wide):
+        groups = grouped(called_by_others(tuples, wide))
+    rest = tuples.where(~lifted)
+    support = support_of(rest, groups)
+    rules = core_rules(core, groups, tuples) + rules_of(
+        support, gone_by_wide_hosts_alone(rest, support, wide)
+    )
+    return Mined(groups, hosts, rules, core, tuple(wide.tolist()))
