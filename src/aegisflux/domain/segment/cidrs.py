@@ -70,3 +70,22 @@ def _worth_it(ways: list[Way]) -> list[Way]:
         if not kept or way[1] < kept[-1][1]:
             kept.append(way)
     return kept if len(kept) <= MOST_KEPT else [*kept[: MOST_KEPT - 1], kept[-1]]
+
+
+def all_but(members: Iterable[Address]) -> tuple[Cidr, ...]:
+    """The fewest prefixes that hold every address but these, of both families."""
+    own = set(members)
+    found: list[Cidr] = []
+    for family in (4, 6):
+        found += _without(Cidr(family, 0, 0), sorted(a.value for a in own if a.family == family))
+    return tuple(sorted(found))
+
+
+def _without(node: Cidr, own: Sequence[int]) -> Iterable[Cidr]:
+    if not own:
+        yield node
+    elif node.plen < node.bits:
+        middle = node.value + (1 << (node.bits - node.plen - 1))
+        left = [value for value in own if value < middle]
+        yield from _without(Cidr(node.family, node.value, node.plen + 1), left)
+        yield from _without(Cidr(node.family, middle, node.plen + 1), own[len(left) :])

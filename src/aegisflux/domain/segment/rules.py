@@ -171,6 +171,7 @@ def allowed(
     """Which of these (client, server, protocol, port) the rules allow; actors below `hosts` are the fleet."""
     ways = np.array([_way(r.client, r.server, r.proto, r.port) for r in rules], np.int64)
     found = np.isin(_way(groups[client], groups[server], proto, port), ways)
+    found |= (client >= hosts) & np.isin(_way(ANYONE, groups[server], proto, port), ways)
     found |= (client < hosts) & np.isin(_way(FLEET, groups[server], proto, port), ways)
     return found | ((server < hosts) & np.isin(_way(groups[client], FLEET, proto, port), ways))
 
