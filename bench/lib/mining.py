@@ -9,21 +9,10 @@ from aegisflux.domain.segment.fleets import Fleet, Plan, make
 from aegisflux.domain.segment.flows import tuple_keys
 from aegisflux.domain.segment.mine import Mined, mine
 from aegisflux.domain.segment.rules import ANYONE, FLEET
+from aegisflux.domain.segment.stability import adjusted_rand
 
 MOST_COMMUNITY_ARI = 0.4  # a fleet counts only where community detection does not do better
 RESOLUTIONS = (1.0, 2.0, 5.0, 10.0, 20.0)
-
-
-def adjusted_rand(one, two):
-    """Adjusted Rand index of two labellings of the same things (Hubert and Arabie, 1985)."""
-
-    def pairs(counts):
-        return sum(n * (n - 1) / 2 for n in counts)
-
-    together = pairs(Counter(zip(one, two, strict=True)).values())
-    ours, theirs = pairs(Counter(one).values()), pairs(Counter(two).values())
-    expected = ours * theirs / (len(one) * (len(one) - 1) / 2)
-    return (together - expected) / ((ours + theirs) / 2 - expected)
 
 
 def community_ari(fleet: Fleet) -> float:

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from aegisflux.domain.segment.core import CoreService, core_rows, core_services
 from aegisflux.domain.segment.flows import Flows, Int
-from aegisflux.domain.segment.grouping import features_of, group, group_servers_outside
+from aegisflux.domain.segment.grouping import CUT, features_of, group, group_servers_outside
 from aegisflux.domain.segment.rules import (
     ANYONE,
     Rule,
@@ -46,7 +46,7 @@ class Mined:
         return allowed(self.proposed, self.groups, self.hosts, client, server, proto, port)
 
 
-def mine(flows: Flows, hosts: int, actors: int, labels: Int | None = None) -> Mined:
+def mine(flows: Flows, hosts: int, actors: int, labels: Int | None = None, cut: float = CUT) -> Mined:
     """Groups and rules; actors below `hosts` are hosts of the fleet, the rest addresses outside of it.
 
     labels: of each host, hosts with one label are one group, with different labels never; -1: none
@@ -59,7 +59,7 @@ def mine(flows: Flows, hosts: int, actors: int, labels: Int | None = None) -> Mi
     def grouped(rows: NDArray[np.bool_]) -> Int:
         some = tuples.where(rows)
         groups = np.full(actors, ANYONE, np.int32)
-        groups[:hosts] = group(features_of(some, hosts, of_core[rows], by_core[rows]), labels)
+        groups[:hosts] = group(features_of(some, hosts, of_core[rows], by_core[rows]), labels, cut)
         return group_servers_outside(some, groups, hosts)
 
     groups = grouped(np.ones(len(tuples), bool))
