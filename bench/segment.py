@@ -17,10 +17,11 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.lib import mining
+from bench.lib import mining, simulation
 from bench.lib.report import TARGETS, Report, Target
 
 from aegisflux.domain.segment.fleets import Plan, make
+from aegisflux.domain.segment.propose import propose
 
 OURS = {
     **TARGETS,
@@ -28,6 +29,8 @@ OURS = {
     "cover_later": Target(">=", 0.985),
     "over_permission": Target("<=", 0.02),
     "poison_learned": Target("<=", 0.02),
+    "propose_s": Target("<=", 30.0),
+    "simulate_flows_s": Target(">=", 2_000_000.0),
 }
 
 
@@ -65,9 +68,11 @@ def speed(report, args):
     records = 100_000 if args.quick else 1_000_000
     fleet = make(Plan(hosts=2000, roles=600, environments=4, records=records), args.first)
     begin = time.perf_counter()
-    found = mining.mined(fleet)
-    report.add("mine_s", round(time.perf_counter() - begin, 2))
-    report.say(f"{len(fleet.window)} records of {fleet.hosts} hosts: {len(found.proposed)} rules")
+    found = propose(mining.recorded(fleet))
+    remark = f"{len(fleet.window)} records of {fleet.hosts} hosts, {len(found.rules)} rules"
+    report.add("propose_s", round(time.perf_counter() - begin, 2), remark)
+    rate, flows, allowed = simulation.rate(fleet, mining.mined(fleet))
+    report.add("simulate_flows_s", round(rate), f"{flows} flow reports, {allowed:.4f} allowed, one thread")
 
 
 PARTS = {"quality": quality, "poison": poison, "speed": speed}

@@ -8,6 +8,7 @@ import numpy as np
 from aegisflux.domain.segment.fleets import Fleet, Plan, make
 from aegisflux.domain.segment.flows import tuple_keys
 from aegisflux.domain.segment.mine import Mined, mine
+from aegisflux.domain.segment.propose import Actor, Recorded
 from aegisflux.domain.segment.rules import ANYONE, FLEET
 from aegisflux.domain.segment.stability import adjusted_rand
 
@@ -48,6 +49,14 @@ def fleets(plan: Plan, seeds: int, first: int = 0):
 
 def mined(fleet: Fleet) -> Mined:
     return mine(fleet.window, fleet.hosts, len(fleet.role))
+
+
+def recorded(fleet: Fleet) -> Recorded:
+    """As the segmenter gets it: nothing is known of any service."""
+    hosts = [Actor(host=f"host-{n}") for n in range(fleet.hosts)]
+    outside = [Actor(address=f"address {n}") for n in range(fleet.hosts, len(fleet.role))]
+    programs = tuple(f"program {n}" for n in range(len(fleet.links)))
+    return Recorded((*hosts, *outside), fleet.hosts, fleet.window, programs)
 
 
 def grouping_ari(fleet: Fleet, found: Mined) -> float:
