@@ -1,0 +1,175 @@
+"""Guardrails: what no plan may do, however good it looks. Each is one function with one limit.
+
+A guardrail answers in words whether it holds; `checked` asks all of them. Who may pass one by hand, and how
+that is written down, is not decided here. The failsafe is none of them: no snapshot takes it away.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct
+
+Share = Annotated[float, Meta(gt=0, le=1)]
+MINUTES_A_DAY: Final = 1440
+SECONDS_A_DAY: Final = 86_400
+EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
+
+
+class MaintenanceWindow(Struct, frozen=True):
+    """When changes may begin: minutes of a UTC day from `start` up to, and without, `end`; Monday is 0."""
+
+    weekdays: frozenset[Annotated[int, Meta(ge=0, le=6)]]
+    start: Annotated[int, Meta(ge=0, lt=MINUTES_A_DAY)] = 0
+    end: Annotated[int, Meta(gt=0, le=MINUTES_A_DAY)] = MINUTES_A_DAY
+
+
+class Limits(Struct, frozen=True, kw_only=True):
+    """The limits of a fleet. `never_block`: labels of hosts on which nothing is enforced, matched exactly.
+
+    windows: empty: at any time
+    """
+
+    never_block: Mapping[str, str] = {}
+    most_of_fleet: Share = 0.25
+    most_of_service: Share = 0.5
+    ttl_seconds: int = 7 * SECONDS_A_DAY
+    changes_an_hour: int = 20
+    windows: tuple[MaintenanceWindow, ...] = ()
+
+
+class Wave(Struct, frozen=True, kw_only=True):
+    """What is about to happen to some hosts at once.
+
+    hosts: the hosts whose enforcement changes
+    labels: of every host of the fleet, by host, from the trusted inventory
+    members: the hosts of each service that changes
+    enforces: whether anything of it blocks; observing alone touches nobody
+    widens: whether something becomes allowed that was not
+    changes_before: changes of the last hour
+    """
+
+    hosts: frozenset[str]
+    labels: Mapping[str, Mapping[str, str]]
+    members: Mapping[str, frozenset[str]]
+    ttl_seconds: int
+    now: int
+    author: str
+    approvers: frozenset[str] = frozenset()
+    enforces: bool = True
+    widens: bool = False
+    changes_before: int = 0
+
+
+class Held(Struct, frozen=True):
+    """A guardrail that does not hold: its name, its limit, what came, and which object."""
+
+    guardrail: str
+    limit: str
+    got: str
+    about: str
+
+    def __str__(self) -> str:
+        return f"{self.guardrail}: {self.about}: expected {self.limit}, got {self.got}"
+
+
+def never_block(wave: Wave, limits: Limits) -> Held | None:
+    """No host that bears one of the labels is enforced upon."""
+    if not wave.enforces:
+        return None
+    forbidden = set(limits.never_block.items())
+    marked = sorted(host for host in wave.hosts if forbidden & set(wave.labels.get(host, {}).items()))
+    return Held("never_block", "no host", f"{len(marked)}", ", ".join(marked)) if marked else None
+
+
+def most_of_fleet(wave: Wave, limits: Limits) -> Held | None:
+    """A wave touches at most this share of all hosts, and may always touch one."""
+    return _share("most_of_fleet", limits.most_of_fleet, len(wave.hosts), len(wave.labels), "the fleet")
+
+
+def most_of_service(wave: Wave, limits: Limits) -> Held | None:
+    """A wave touches at most this share of the hosts of each service, and may always touch one."""
+    for service, members in sorted(wave.members.items()):
+        touched = len(wave.hosts & members)
+        held = _share("most_of_service", limits.most_of_service, touched, len(members), f"service {service}")
+        if held:
+            return held
+    return None
+
+
+def ttl(wave: Wave, limits: Limits) -> Held | None:
+    """A lease is not longer than the fleet wants to wait for a control plane that is gone."""
+    if wave.ttl_seconds <= limits.ttl_seconds:
+        return None
+    return Held("ttl", f"at most {limits.ttl_seconds} s", f"{wave.ttl_seconds} s", "the lease")
+
+
+def change_budget(wave: Wave, limits: Limits) -> Held | None:
+    """So many changes an hour; more at once is a mistake, or somebody else's work."""
+    if wave.changes_before < limits.changes_an_hour:
+        return None
+    return Held(
+        "change_budget", f"at most {limits.changes_an_hour} an hour", f"{wave.changes_before + 1}", "changes"
+    )
+
+
+def maintenance_window(wave: Wave, limits: Limits) -> Held | None:
+    """Changes begin only when somebody is there; taking enforcement back is no wave and needs none."""
+    day, minute = wave.now // SECONDS_A_DAY + EPOCH_WEEKDAY, wave.now % SECONDS_A_DAY // 60
+    if not limits.windows or any(
+        day % 7 in window.weekdays and window.start <= minute < window.end for window in limits.windows
+    ):
+        return None
+    at = f"weekday {day % 7}, {minute // 60:02}:{minute % 60:02} UTC"
+    return Held("maintenance_window", "a time in its windows", at, "the wave")
+
+
+def second_person(wave: Wave, _limits: Limits) -> Held | None:
+    """What allows more needs an approver who is not its author."""
+    if not wave.widens or wave.approvers - {wave.author}:
+        return None
+    return Held("second_person", "an approver beside its author", f"{wave.author} alone", "the plan")
+
+
+GUARDRAILS: Final = (
+    never_block,
+    most_of_fleet,
+    most_of_service,
+    ttl,
+    change_budget,
+    maintenance_window,
+    second_person,
+)
+
+
+def checked(wave: Wave, limits: Limits) -> tuple[Held, ...]:
+    """All guardrails that do not hold, in their order; empty: go on."""
+    return tuple(held for guardrail in GUARDRAILS if (held := guardrail(wave, limits)))
+
+
+def waves(
+    hosts: Sequence[str], members: Mapping[str, frozenset[str]], fleet: int, limits: Limits
+) -> list[list[str]]:
+    """The hosts in waves that pass both share guardrails, each as full as can be, in their order."""
+    found: list[list[str]] = []
+    left = list(hosts)
+    most = max(1, int(limits.most_of_fleet * fleet))
+    room = {service: max(1, int(limits.most_of_service * len(own))) for service, own in members.items()}
+    while left:
+        wave: list[str] = []
+        touched: Counter[str] = Counter()
+        for host in left:
+            of = [service for service, own in members.items() if host in own]
+            if len(wave) < most and all(touched[service] < room[service] for service in of):
+                wave.append(host)
+                touched.update(of)
+        found.append(wave)
+        taken = set(wave)
+        left = [host for host in left if host not in taken]
+    return found
+
+
+def _share(name: str, limit: float, touched: int, of: int, about: str) -> Held | None:
+    if touched <= max(1, int(limit * of)):
+        return None
+    return Held(name, f"at most {limit:.0%} of its {of} hosts", f"{touched}", about)

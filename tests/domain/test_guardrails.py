@@ -1,0 +1,104 @@
+"""Each guardrail with one limit and one table; waves pass the shares whatever they are."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from aegisflux.domain.guardrails import GUARDRAILS, Limits, MaintenanceWindow, Wave, checked, waves
+
+HOSTS = [f"h{n}" for n in range(8)]
+FINE = Wave(
+    hosts=frozenset({"h0", "h1"}),
+    labels={host: {"role": "web" if host < "h4" else "db"} for host in HOSTS},
+    members={"web": frozenset(HOSTS[:4])},
+    ttl_seconds=3600,
+    now=1_795_780_800,  # Friday, 27 November 2026, 12:00 UTC
+    author="ann",
+    approvers=frozenset({"bob"}),
+)
+NOON = MaintenanceWindow(weekdays=frozenset({4}), start=720, end=780)
+
+
+def test_a_careful_wave_passes_all():
+    assert checked(FINE, Limits(windows=(NOON,), never_block={"role": "dc"})) == ()
+
+
+@pytest.mark.parametrize(
+    ("wave", "limits", "said"),
+    [
+        ({}, {"never_block": {"role": "web"}}, "never_block: h0, h1: expected no host, got 2"),
+        (
+            {"hosts": frozenset(HOSTS[3:6])},
+            {},
+            "most_of_fleet: the fleet: expected at most 25% of its 8 hosts, got 3",
+        ),
+        (
+            {"hosts": frozenset(HOSTS[:3])},
+            {"most_of_fleet": 1.0},
+            "most_of_service: service web: expected at most 50% of its 4 hosts, got 3",
+        ),
+        ({"ttl_seconds": 700_000}, {}, "ttl: the lease: expected at most 604800 s, got 700000 s"),
+        ({"changes_before": 20}, {}, "change_budget: changes: expected at most 20 an hour, got 21"),
+        (
+            {"now": FINE.now + 3600},
+            {"windows": (NOON,)},
+            "maintenance_window: the wave: expected a time in its windows, got weekday 4, 13:00 UTC",
+        ),
+        (
+            {"now": FINE.now + 86_400},
+            {"windows": (NOON,)},
+            "maintenance_window: the wave: expected a time in its windows, got weekday 5, 12:00 UTC",
+        ),
+        (
+            {"widens": True, "approvers": frozenset({"ann"})},
+            {},
+            "second_person: the plan: expected an approver beside its author, got ann alone",
+        ),
+    ],
+)
+def test_each_holds_what_passes_its_limit_and_says_so(wave, limits, said):
+    assert [str(held) for held in checked(replace(FINE, **wave), Limits(**limits))] == [said]
+
+
+@pytest.mark.parametrize(
+    ("wave", "limits"),
+    [
+        ({"enforces": False}, {"never_block": {"role": "web"}}),
+        ({}, {"never_block": {"role": "WEB"}}),
+        ({"ttl_seconds": 604_800}, {}),
+        ({"changes_before": 19}, {}),
+        ({"now": FINE.now + 3599}, {"windows": (NOON,)}),
+        ({"widens": True}, {}),
+        ({"hosts": frozenset({"h0"})}, {"most_of_fleet": 0.01, "most_of_service": 0.01}),
+    ],
+)
+def test_at_the_limit_it_passes(wave, limits):
+    assert checked(replace(FINE, **wave), Limits(**limits)) == ()
+
+
+def test_every_guardrail_has_its_case():
+    """The table above names each of them."""
+    said = {
+        mark.partition(":")[0]
+        for *_, mark in test_each_holds_what_passes_its_limit_and_says_so.pytestmark[0].args[1]
+    }
+    assert said == {guardrail.__name__ for guardrail in GUARDRAILS}
+
+
+@given(
+    st.integers(1, 30),
+    st.lists(st.frozensets(st.integers(0, 29), min_size=1), max_size=4),
+    st.floats(0.01, 1.0),
+    st.floats(0.01, 1.0),
+)
+def test_waves_hold_every_host_once_and_pass_the_shares(count, services, of_fleet, of_service):
+    hosts = [f"h{n}" for n in range(count)]
+    members = {str(s): frozenset(f"h{n}" for n in own if n < count) for s, own in enumerate(services)}
+    members = {name: own for name, own in members.items() if own}
+    limits = Limits(most_of_fleet=of_fleet, most_of_service=of_service)
+    found = waves(hosts, members, count, limits)
+    assert sorted(host for wave in found for host in wave) == sorted(hosts)
+    for wave in found:
+        asked = replace(FINE, hosts=frozenset(wave), labels={h: {} for h in hosts}, members=members)
+        assert checked(asked, limits) == ()
