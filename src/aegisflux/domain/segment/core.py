@@ -59,7 +59,7 @@ def core_services(tuples: Tuples, hosts: int, share: float = SHARE) -> tuple[Cor
     for side, actor, other in sides:
         wide = _wide(tuples, actor, other, hosts, share)
         if side == "client":
-            wide = _of_few_ports(actor, tuples.port, tuples.proto, wide)
+            wide = _of_few_ports(actor, tuples.service, wide)
         for proto, port in sorted(
             set(zip(tuples.proto[wide].tolist(), tuples.port[wide].tolist(), strict=True))
         ):
@@ -83,7 +83,7 @@ def core_rows(tuples: Tuples, core: tuple[CoreService, ...], side: Side) -> NDAr
 
 def _wide(tuples: Tuples, actor: Int, other: Int, hosts: int, share: float) -> NDArray[np.bool_]:
     """Tuples of actors that touch enough hosts on one port, and did so on enough days."""
-    service = actor.astype(np.int64) << 24 | tuples.proto.astype(np.int64) << 16 | tuples.port
+    service = actor.astype(np.int64) << 24 | tuples.service
     inside = other < hosts
     names, at = np.unique(service, return_inverse=True)
     touched = np.bincount(at[inside], minlength=len(names))  # a tuple each, and tuples are distinct
@@ -93,9 +93,9 @@ def _wide(tuples: Tuples, actor: Int, other: Int, hosts: int, share: float) -> N
     return wide[at]
 
 
-def _of_few_ports(actor: Int, port: Int, proto: Int, wide: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _of_few_ports(actor: Int, service: NDArray[np.int64], wide: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Of wide tuples those whose actor is wide on few ports: who goes everywhere on many scans."""
-    pairs = np.unique(actor[wide].astype(np.int64) << 24 | proto[wide].astype(np.int64) << 16 | port[wide])
+    pairs = np.unique(actor[wide].astype(np.int64) << 24 | service[wide])
     actors, ports = np.unique(pairs >> 24, return_counts=True)
     return wide & np.isin(actor, actors[ports <= MOST_PORTS])
 

@@ -26,7 +26,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
 from aegisflux.domain.segment.flows import Int
-from aegisflux.domain.segment.tuples import Tuples
+from aegisflux.domain.segment.tuples import Tuples, first_rows
 
 CUT: Final = 0.54
 PEER_CUT: Final = 0.6  # coarser while peers are still apart
@@ -78,7 +78,7 @@ def features_of(
         peer.append(
             np.where(own_is_core[rows], EVERYONE, np.where(other[rows] < hosts, other[rows], OUTSIDE))
         )
-        channel.append(direction << 24 | tuples.proto[rows].astype(np.int64) << 16 | tuples.port[rows])
+        channel.append(direction << 24 | tuples.service[rows])
         days.append(tuples.days[rows])
     return _distinct(
         np.concatenate(host), np.concatenate(channel), np.concatenate(peer), np.concatenate(days), hosts
@@ -185,9 +185,7 @@ def _distinct(
         return Features(host, channel, peer, days, hosts)
     order = np.lexsort((peer, channel, host))
     host, channel, peer = host[order], channel[order], peer[order]
-    new = np.ones(len(host), bool)
-    new[1:] = (np.diff(host) != 0) | (np.diff(channel) != 0) | (np.diff(peer) != 0)
-    at = np.nonzero(new)[0]
+    at = first_rows(host, channel, peer)
     return Features(host[at], channel[at], peer[at], np.bitwise_or.reduceat(days[order], at), hosts)
 
 
@@ -223,7 +221,7 @@ def group_servers_outside(tuples: Tuples, groups: Int, hosts: int) -> Int:
     found = groups.copy()
     if not len(servers):
         return found
-    channel = tuples.proto[rows].astype(np.int64) << 16 | tuples.port[rows]
+    channel = tuples.service[rows]
     peer = groups[tuples.client[rows]].astype(np.int64)
     features = _distinct(number.astype(np.int32), channel, peer, tuples.days[rows], len(servers))
     own = np.zeros(len(servers), np.int32) if len(servers) == 1 else cut_at(linkage_of(features), CUT)

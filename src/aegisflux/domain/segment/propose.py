@@ -19,6 +19,7 @@ from aegisflux.domain.segment.grouping import CUT
 from aegisflux.domain.segment.mine import Mined, mine
 from aegisflux.domain.segment.rules import ANYONE, FLEET, LEAST_DAYS, LEAST_DAYS_OF_ONE, Rule
 from aegisflux.domain.segment.stability import adjusted_rand, kept_names
+from aegisflux.domain.segment.tuples import tuples_of
 
 MOST_PROGRAMS: Final = 3  # named as evidence of a rule
 ANYONE_NAME, FLEET_NAME = "anyone", "fleet"
@@ -219,16 +220,14 @@ def _unseen(mined: Mined, flows: Flows) -> float:
     """Counted over the fleet's groups and servers outside; what anyone may call is for review."""
     sizes = Counter(mined.groups.tolist())
     sizes[FLEET] = mined.hosts
-    allowed = seen = 0
+    allowed = 0
     for rule in mined.proposed:
         if rule.client != ANYONE:
             own = sizes[rule.client] if FLEET not in (rule.client, rule.server) else 0
             allowed += sizes[rule.client] * sizes[rule.server] - (own if rule.client == rule.server else 0)
     inside = mined.groups[flows.client] != ANYONE
     some = flows.where(inside & mined.allows(flows.client, flows.server, flows.proto, flows.port))
-    rows = np.stack((some.client, some.server, some.proto, some.port))
-    seen = np.unique(rows, axis=1).shape[1] if len(some) else 0
-    return max(0.0, 1 - seen / allowed) if allowed else 0.0
+    return max(0.0, 1 - len(tuples_of(some)) / allowed) if allowed else 0.0
 
 
 def _stability(recorded: Recorded, flows: Flows, labels: Int) -> dict[str, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from aegisflux.domain.segment.core import CoreService
 from aegisflux.domain.segment.flows import Int
-from aegisflux.domain.segment.tuples import Tuples
+from aegisflux.domain.segment.tuples import Tuples, first_rows
 
 ANYONE: Final = -1  # outside of the fleet
 FLEET: Final = -2  # every host of it
@@ -68,15 +68,11 @@ class Support:
 def support_of(tuples: Tuples, groups: Int) -> Support:
     """What each rule that could be has for it; `groups` gives the group of every actor."""
     client, server = groups[tuples.client].astype(np.int64), groups[tuples.server].astype(np.int64)
-    service = tuples.proto.astype(np.int64) << 16 | tuples.port
+    service = tuples.service
     order = np.lexsort((service, server, client))
-    new = np.ones(len(tuples), bool)
-    new[1:] = (
-        (np.diff(client[order]) != 0) | (np.diff(server[order]) != 0) | (np.diff(service[order]) != 0)
-    )[: len(tuples)]
-    first = np.nonzero(new)[0]
+    first = first_rows(client[order], server[order], service[order])
     at = np.empty(len(tuples), np.intp)
-    at[order] = np.cumsum(new) - 1
+    at[order] = np.repeat(np.arange(len(first)), np.diff(np.append(first, len(tuples))))
     one = order[first]
     return Support(
         client[one].astype(np.int32),
@@ -106,7 +102,7 @@ def wide_hosts(tuples: Tuples, groups: Int, hosts: int, core: NDArray[np.bool_])
 def called_by_others(tuples: Tuples, wide: NDArray[np.intp]) -> NDArray[np.bool_]:
     """Which tuples go where a host that is not wide goes too: to the same server and port."""
     others = ~np.isin(tuples.client, wide)
-    where = tuples.server.astype(np.int64) << 24 | tuples.proto.astype(np.int64) << 16 | tuples.port
+    where = tuples.server.astype(np.int64) << 24 | tuples.service
     return np.isin(where, where[others])
 
 

@@ -1,6 +1,7 @@
 """Who was seen with whom: flow records summed up to (client, server, protocol, port), with their support."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +36,21 @@ class Tuples:
         return Tuples(*(getattr(self, name)[chosen] for name in self.__slots__))
 
     @property
+    def service(self) -> NDArray[np.int64]:
+        """Protocol and port as one number of 24 bits."""
+        return self.proto.astype(np.int64) << 16 | self.port
+
+    @property
     def distinct_days(self) -> NDArray[np.int64]:
         """On how many days each was seen."""
         return np.bitwise_count(self.days).astype(np.int64)
+
+
+def first_rows(*columns: NDArray[Any]) -> NDArray[np.intp]:
+    """Of columns that are sorted together: where each combination of their values begins."""
+    new = np.ones(len(columns[0]), bool)
+    new[1:] = np.logical_or.reduce([np.diff(column) != 0 for column in columns])
+    return np.nonzero(new)[0]
 
 
 def tuples_of(flows: Flows) -> Tuples:
