@@ -6,7 +6,7 @@ import networkx as nx
 import numpy as np
 
 from aegisflux.domain.segment.fleets import Fleet, Plan, make
-from aegisflux.domain.segment.flows import tuple_keys
+from aegisflux.domain.segment.flows import pair_keys
 from aegisflux.domain.segment.mine import Mined, mine
 from aegisflux.domain.segment.propose import Actor, Recorded
 from aegisflux.domain.segment.rules import ANYONE, FLEET
@@ -75,15 +75,7 @@ def allowed_keys(fleet: Fleet, found: Mined):
     members = {g: everyone[found.groups == g] for g in set(found.groups.tolist())}
     members[FLEET] = everyone[: fleet.hosts]
     members[ANYONE] = everyone[fleet.hosts :]
-    keys = []
-    for rule in found.proposed:
-        client, server = (
-            a.ravel().astype(np.int32) for a in np.meshgrid(members[rule.client], members[rule.server])
-        )
-        client, server = client[client != server], server[client != server]
-        keys.append(
-            tuple_keys(client, server, np.full_like(client, rule.proto), np.full_like(client, rule.port))
-        )
+    keys = [pair_keys(members[r.client], members[r.server], r.proto, r.port) for r in found.proposed]
     return np.unique(np.concatenate(keys))
 
 

@@ -1,10 +1,11 @@
 """Flow records summed up: nothing is lost, and their order does not matter."""
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegisflux.domain.segment.flows import Flows
+from aegisflux.domain.segment.flows import MOST_ACTORS, Flows
 from aegisflux.domain.segment.tuples import tuples_of
 
 ROW = st.tuples(
@@ -49,3 +50,15 @@ def test_the_order_of_records_does_not_matter(rows, random):
     random.shuffle(shuffled)
     one, two = tuples_of(flows(rows)), tuples_of(flows(shuffled))
     assert all(np.array_equal(getattr(one, name), getattr(two, name)) for name in one.__slots__)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ((63 * 24, 0, 1, 6, 80, 1), "at most 63 days, got 64"),
+        ((0, 0, MOST_ACTORS, 6, 80, 1), "at most 1048576 actors, got 1048577"),
+    ],
+)
+def test_what_a_key_cannot_hold_is_refused(row, said):
+    with pytest.raises(ValueError, match=said):
+        tuples_of(flows([row]))

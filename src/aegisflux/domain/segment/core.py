@@ -11,6 +11,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
+from aegisflux.domain.net import PROTOCOL_NAMES, TCP, UDP
 from aegisflux.domain.segment.flows import Int
 from aegisflux.domain.segment.tuples import Tuples
 
@@ -21,17 +22,17 @@ MOST_PORTS: Final = 2  # on which a core client visits the fleet
 
 Side = Literal["server", "client"]
 NAMES: Final = {
-    (17, 53): "dns",
-    (6, 53): "dns",
-    (17, 123): "ntp",
-    (6, 22): "ssh",
-    (6, 88): "kerberos",
-    (6, 389): "directory",
-    (6, 636): "directory",
-    (17, 514): "log",
-    (6, 514): "log",
-    (6, 6514): "log",
-    (6, 9100): "metrics",
+    (UDP, 53): "dns",
+    (TCP, 53): "dns",
+    (UDP, 123): "ntp",
+    (TCP, 22): "ssh",
+    (TCP, 88): "kerberos",
+    (TCP, 389): "directory",
+    (TCP, 636): "directory",
+    (UDP, 514): "log",
+    (TCP, 514): "log",
+    (TCP, 6514): "log",
+    (TCP, 9100): "metrics",
 }
 
 
@@ -101,5 +102,5 @@ def _of_few_ports(actor: Int, service: NDArray[np.int64], wide: NDArray[np.bool_
 
 
 def _name(side: Side, proto: int, port: int) -> str:
-    known = NAMES.get((proto, port), f"{'tcp' if proto == 6 else 'udp' if proto == 17 else proto}/{port}")
+    known = NAMES.get((proto, port), f"{PROTOCOL_NAMES.get(proto, proto)}/{port}")
     return known if side == "server" else f"{known} to all"

@@ -8,7 +8,7 @@ scans, mistakes and intruders.
 It is made for measuring, and knows nothing of how mining works. It says nothing of any real fleet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +33,7 @@ from aegisflux.domain.segment.fleet_calls import (
     Call,
     Pattern,
 )
-from aegisflux.domain.segment.flows import HOURS, Flows, Int, tuple_keys
+from aegisflux.domain.segment.flows import HOURS, Flows, Int, pair_keys, tuple_keys
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -97,10 +97,7 @@ class Fleet:
         for link in self.links:
             outside = self.names[link.client] == WORLD  # whoever it is
             clients = np.arange(self.hosts, len(self.role)) if outside else self._of(link.client)
-            client, server = (a.ravel() for a in np.meshgrid(clients, self._of(link.server)))
-            client, server = client[client != server], server[client != server]
-            proto, port = np.full_like(client, link.proto), np.full_like(client, link.port)
-            found.append(tuple_keys(client, server, proto, port))
+            found.append(pair_keys(clients, self._of(link.server), link.proto, link.port))
         return np.unique(np.concatenate(found))
 
     def _of(self, role: int) -> NDArray[np.intp]:
@@ -121,16 +118,13 @@ def make(plan: Plan, seed: int) -> Fleet:
     window = callers.records(plan.days, 0, role, rng)
     later = callers.records(plan.later_days, plan.days, role, rng)
     fleet = Fleet((*names, PARTNERS, WORLD), role, plan.hosts, links, window, later, np.empty(0, np.uint64))
-    poison = _poison(fleet, plan, rng)
-    whole = window.and_(_noise(fleet, plan, rng)).and_(poison)
-    return Fleet(
-        fleet.names,
-        role,
-        plan.hosts,
-        links,
-        whole.where(np.lexsort((whole.client, whole.hour))),
-        later,
-        np.unique(tuple_keys(poison.client, poison.server, poison.proto, poison.port)),
+    truth = fleet.truth()
+    poison = _poison(fleet, truth, plan, rng)
+    whole = window.and_(_noise(fleet, truth, plan, rng)).and_(poison)
+    return replace(
+        fleet,
+        window=whole.where(np.lexsort((whole.client, whole.hour))),
+        poison=np.unique(tuple_keys(poison.client, poison.server, poison.proto, poison.port)),
     )
 
 
@@ -282,7 +276,7 @@ def _scaled(callers: _Callers, plan: Plan) -> _Callers:
     busy = callers.rate[~rare].sum() * plan.days
     factor = plan.records * (1 - plan.noise - plan.poison) / busy
     rate = np.where(rare, callers.rate, callers.rate * factor)
-    return _Callers(callers.link, callers.client, rate, callers.home, callers.links)
+    return replace(callers, rate=rate)
 
 
 def _server(
@@ -301,7 +295,7 @@ def _server(
     return np.where(found == client, -1, found).astype(np.int32)
 
 
-def _noise(fleet: Fleet, plan: Plan, rng: Generator) -> Flows:
+def _noise(fleet: Fleet, truth: NDArray[np.uint64], plan: Plan, rng: Generator) -> Flows:
     """Two scanners that touch everything once, and mistakes: any host, any port that is in use."""
     n = round(plan.records * plan.noise)
     mistakes = round(n * MISTAKES)
@@ -310,10 +304,10 @@ def _noise(fleet: Fleet, plan: Plan, rng: Generator) -> Flows:
     ports = np.array(sorted({link.port for link in fleet.links} | {21, 23, 445, 3389, 8081, 11211, 27017}))
     hour = rng.integers(plan.days * HOURS, size=n)
     hour[mistakes:] = rng.integers(plan.days) * HOURS + rng.integers(2, 5, size=n - mistakes)
-    return _untrue(fleet, hour, client, rng.integers(plan.hosts, size=n), rng.choice(ports, n), rng)
+    return _untrue(truth, hour, client, rng.integers(plan.hosts, size=n), rng.choice(ports, n), rng)
 
 
-def _poison(fleet: Fleet, plan: Plan, rng: Generator) -> Flows:
+def _poison(fleet: Fleet, truth: NDArray[np.uint64], plan: Plan, rng: Generator) -> Flows:
     """Each intruder touches many services, half of them again on each day from when it came in."""
     each = round(plan.records * plan.poison / max(1, plan.intruders))
     parts = []
@@ -328,7 +322,7 @@ def _poison(fleet: Fleet, plan: Plan, rng: Generator) -> Flows:
         day = np.concatenate((np.repeat(days, patient), rng.choice(days, targets - patient)))
         hour = day * HOURS + rng.integers(HOURS, size=len(day))
         client = np.full(len(hour), intruder)
-        parts.append(_untrue(fleet, hour, client, server[chosen], port[chosen], rng))
+        parts.append(_untrue(truth, hour, client, server[chosen], port[chosen], rng))
     nothing = fleet.window.where(np.empty(0, np.intp))
     for part in parts:
         nothing = nothing.and_(part)
@@ -336,7 +330,7 @@ def _poison(fleet: Fleet, plan: Plan, rng: Generator) -> Flows:
 
 
 def _untrue(
-    fleet: Fleet,
+    truth: NDArray[np.uint64],
     hour: NDArray[np.int64],
     client: NDArray[np.int64],
     server: NDArray[np.int64],
@@ -348,6 +342,6 @@ def _untrue(
     keys = tuple_keys(
         client.astype(np.int32), server.astype(np.int32), proto.astype(np.int32), port.astype(np.int32)
     )
-    false = ~np.isin(keys, fleet.truth()) & (client != server)
+    false = ~np.isin(keys, truth) & (client != server)
     columns = (hour, client, server, proto, port, rng.geometric(0.6, len(hour)), np.full(len(hour), -1))
     return Flows(*(column.astype(np.int32)[false] for column in columns))

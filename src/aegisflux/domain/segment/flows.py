@@ -4,12 +4,14 @@ An actor is what a rule can speak of: a service on a host, or an address that be
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 HOURS: Final = 24  # a day
+
+MOST_ACTORS: Final = 1 << 20
 
 Int = NDArray[np.int32]
 
@@ -60,4 +62,8 @@ def tuple_keys(client: Int, server: Int, proto: Int, port: Int) -> NDArray[np.ui
     return keys | port.astype(np.uint64)
 
 
-MOST_ACTORS: Final = 1 << 20
+def pair_keys(clients: NDArray[Any], servers: NDArray[Any], proto: int, port: int) -> NDArray[np.uint64]:
+    """The keys of each client with each server on one port; of nobody with itself."""
+    client, server = (actor.ravel() for actor in np.meshgrid(clients, servers))
+    client, server = client[client != server], server[client != server]
+    return tuple_keys(client, server, np.full_like(client, proto), np.full_like(client, port))

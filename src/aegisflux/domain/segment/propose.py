@@ -117,12 +117,13 @@ def propose(
     names = _names(recorded, mined, names_before or {})
     rules = tuple(_rule(rule, names, programs) for rule, programs in _with_programs(mined, taught))
     proposed = [rule for rule in rules if not rule.held]
+    allowed = mined.allows(flows.client, flows.server, flows.proto, flows.port)
     wide = {str(recorded.actors[actor]): "calls far more groups than others do" for actor in mined.wide}
     return Proposal(
         groups=_groups(recorded, mined, names),
         rules=rules,
-        coverage=_coverage(mined, flows),
-        unseen=_unseen(mined, flows),
+        coverage=float(allowed.mean()) if len(flows) else 0.0,
+        unseen=_unseen(mined, flows, allowed),
         review=tuple(rule for rule in proposed if rule.kind in ("core", "public")),
         left_out={**wide, **silenced},
         stability=_stability(recorded, flows, labels),
@@ -177,15 +178,13 @@ def _groups(recorded: Recorded, mined: Mined, names: Mapping[int, str]) -> tuple
 
 def _with_programs(mined: Mined, recorded: Recorded) -> Iterable[tuple[Rule, tuple[str, ...]]]:
     """Each rule with the programs that went its way most often."""
-    flows, seen = recorded.flows, Counter[tuple[int, int, int, int, int]]()
+    flows = recorded.flows
     client, server = mined.groups[flows.client], mined.groups[flows.server]
     columns = (client, server, flows.proto, flows.port, flows.program)
     known = flows.program >= 0
     rows, times = np.unique(np.stack([c[known] for c in columns]), axis=1, return_counts=True)
-    for row, n in zip(rows.T.tolist(), times.tolist(), strict=True):
-        seen[tuple(row)] += n
     by_way: dict[tuple[int, int, int, int], Counter[str]] = defaultdict(Counter)
-    for (c, s, proto, port, program), n in seen.items():
+    for (c, s, proto, port, program), n in zip(rows.T.tolist(), times.tolist(), strict=True):
         for way in ((c, s, proto, port), (FLEET, s, proto, port), (c, FLEET, proto, port)):
             by_way[way][recorded.programs[program]] += n
     for rule in mined.rules:
@@ -210,13 +209,7 @@ def _rule(rule: Rule, names: Mapping[int, str], programs: tuple[str, ...]) -> Pr
     )
 
 
-def _coverage(mined: Mined, flows: Flows) -> float:
-    if not len(flows):
-        return 0.0
-    return float(mined.allows(flows.client, flows.server, flows.proto, flows.port).mean())
-
-
-def _unseen(mined: Mined, flows: Flows) -> float:
+def _unseen(mined: Mined, flows: Flows, allowed_rows: NDArray[np.bool_]) -> float:
     """Counted over the fleet's groups and servers outside; what anyone may call is for review."""
     sizes = Counter(mined.groups.tolist())
     sizes[FLEET] = mined.hosts
@@ -226,7 +219,7 @@ def _unseen(mined: Mined, flows: Flows) -> float:
             own = sizes[rule.client] if FLEET not in (rule.client, rule.server) else 0
             allowed += sizes[rule.client] * sizes[rule.server] - (own if rule.client == rule.server else 0)
     inside = mined.groups[flows.client] != ANYONE
-    some = flows.where(inside & mined.allows(flows.client, flows.server, flows.proto, flows.port))
+    some = flows.where(inside & allowed_rows)
     return max(0.0, 1 - len(tuples_of(some)) / allowed) if allowed else 0.0
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from aegisflux.domain.segment.flows import Flows, Int, tuple_keys
+from aegisflux.domain.segment.flows import MOST_ACTORS, Flows, Int, tuple_keys
 
 MOST_DAYS = 63
 
@@ -54,10 +54,13 @@ def first_rows(*columns: NDArray[Any]) -> NDArray[np.intp]:
 
 
 def tuples_of(flows: Flows) -> Tuples:
-    """Distinct tuples of these records; raises ValueError for a window longer than `MOST_DAYS`."""
+    """Distinct tuples of these records; raises ValueError beyond `MOST_DAYS` or `MOST_ACTORS`."""
     days = flows.day
     if len(days) and int(days.max()) >= MOST_DAYS:
         raise ValueError(f"a window has at most {MOST_DAYS} days, got {int(days.max()) + 1}")
+    actors = max((int(ends.max()) + 1 for ends in (flows.client, flows.server) if len(ends)), default=0)
+    if actors > MOST_ACTORS:
+        raise ValueError(f"a window has at most {MOST_ACTORS} actors, got {actors}")
     keys = tuple_keys(flows.client, flows.server, flows.proto, flows.port)
     order = np.argsort(keys, kind="stable")
     key, first = np.unique(keys[order], return_index=True)

@@ -62,10 +62,16 @@ class Graphed:
         for host in list(self._inventories):
             inventory = self._inventories[host]
             await self._graph.forget_software(host)
-            for part in software_of(inventory).parts(AT_ONCE):
-                await self._graph.upsert(part)
+            await put_in(self._graph, software_of(inventory))
             if self._inventories.get(host) is inventory:
                 del self._inventories[host]
+
+
+async def put_in(graph: Graph, upserts: Upserts) -> int:
+    """All of it, by parts that a transaction can hold; how many edges and nodes. Raises Unavailable."""
+    for part in upserts.parts(AT_ONCE):
+        await graph.upsert(part)
+    return len(upserts.edges) + len(upserts.nodes)
 
 
 def _merge(into: Upserts, later: Upserts) -> None:

@@ -9,7 +9,7 @@ from aegisflux.domain.graph import Sight, Upserts, host_of, peer_of, software_of
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs
-from aegisflux.services.enrich.graphed import AT_ONCE
+from aegisflux.services.enrich.graphed import put_in
 
 PART = 20_000
 MOST = 500_000  # as in the queries
@@ -34,18 +34,12 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
         if len(rows) >= MOST:
             log.warning("the graph is filled in part", of=query, rows=MOST)
         for at in range(0, len(rows), PART):
-            count += await _put(graph, _sights(rows[at : at + PART], put, labels))
+            count += await put_in(graph, _sights(rows[at : at + PART], put, labels))
     for inventory in known.inventories:
-        count += await _put(graph, software_of(inventory))
+        count += await put_in(graph, software_of(inventory))
     if count:
         log.info("the graph was empty and is filled from the store", entries=count)
     return count
-
-
-async def _put(graph: Graph, upserts: Upserts) -> int:
-    for part in upserts.parts(AT_ONCE):
-        await graph.upsert(part)
-    return len(upserts.edges) + len(upserts.nodes)
 
 
 def _sights(rows: Sequence[Mapping[str, Any]], put: Any, labels: Mapping[str, Mapping[str, str]]) -> Upserts:
