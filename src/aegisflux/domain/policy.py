@@ -1,0 +1,166 @@
+"""Policy as people write it: who may call whom, by services, labels, hosts and CIDRs (ADR 0021).
+
+A policy names no address of a service: `policy_compile` finds those in an inventory, so that the policy stays
+true while hosts come and go. How the text of a policy is read is not decided here: see `wire.policyfile`.
+
+An end of a rule is one of
+
+    web               a registered service, or a group of this policy
+    fleet             every host
+    anyone            every address that is no host's of the fleet
+    host:web-1        one host
+    label:env=prod    the hosts that bear a label
+    10.0.0.0/8        a CIDR, or one address
+"""
+
+import re
+from typing import Annotated, Final, Literal, NamedTuple
+
+from msgspec import Meta, Struct, field
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr
+from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
+
+MAX_RULES: Final = 10_000
+MAX_GROUPS: Final = 10_000
+MAX_MEMBERS: Final = 10_000
+FLEET, ANYONE = "fleet", "anyone"
+RESERVED: Final = frozenset({FLEET, ANYONE})
+_PORTS: Final = re.compile(r"(tcp|udp|any)(?:/(\d{1,5}))?")
+NUMBERS: Final[dict[Proto, tuple[int, ...]]] = {"tcp": (TCP,), "udp": (UDP,), "any": (TCP, UDP)}
+
+Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+End = Annotated[str, Meta(min_length=1, max_length=320)]
+Ends = End | Annotated[tuple[End, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
+PortText = Annotated[str, Meta(max_length=16, description="tcp/443, udp/53, any/53, tcp, udp, any")]
+
+
+class Port(NamedTuple):
+    """What a rule opens; port 0 is every port, of any: every protocol too."""
+
+    proto: Proto
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.proto}/{self.port}" if self.port else self.proto
+
+
+class Group(Struct, frozen=True, forbid_unknown_fields=True):
+    """A name for hosts, by name or by all of these labels, and for CIDRs."""
+
+    hosts: Annotated[tuple[str, ...], Meta(max_length=MAX_MEMBERS)] = ()
+    labels: dict[str, str] = {}
+    cidrs: Annotated[tuple[str, ...], Meta(max_length=MAX_MEMBERS)] = ()
+
+
+class Rule(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """`from_` may (or, by `deny`, may not) call `to` on these ports. A deny beats every allow."""
+
+    from_: Ends = field(name="from")
+    to: Ends
+    ports: Annotated[tuple[PortText, ...], Meta(min_length=1, max_length=1024)]
+    name: Name = ""
+    action: Literal["allow", "deny"] = "allow"
+    why: Annotated[str, Meta(max_length=2048)] = ""
+
+
+class Expectation(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """A flow that must be let through, or must not; from every address of the one to each of the other."""
+
+    from_: End = field(name="from")
+    to: End
+    port: PortText
+    expect: Literal["allowed", "blocked"]
+
+
+class Policy(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):
+    """Rules, and what is governed by them.
+
+    services: which are governed; absent: each registered service that a rule names
+    extra_addresses: how many foreign addresses may be let in to save entries, for each end of a rule; never
+                     one of the fleet's
+    """
+
+    policy: Literal[1]
+    name: Name = "policy"
+    ttl_seconds: Annotated[int, Meta(ge=TTL_MIN, le=TTL_MAX)] = 86_400
+    mode: Mode = "enforce"
+    on_expiry: Expiry = "open"
+    established: Established = "keep"
+    extra_addresses: Annotated[int, Meta(ge=0, le=1 << 16)] = 0
+    services: Annotated[tuple[Name, ...], Meta(max_length=MAX_GROUPS)] | None = None
+    groups: Annotated[dict[Name, Group], Meta(max_length=MAX_GROUPS)] = {}
+    rules: Annotated[tuple[Rule, ...], Meta(max_length=MAX_RULES)] = ()
+    tests: Annotated[tuple[Expectation, ...], Meta(max_length=MAX_RULES)] = ()
+
+
+def ends_of(ends: Ends) -> tuple[str, ...]:
+    """One or more ends as a list."""
+    return (ends,) if isinstance(ends, str) else ends
+
+
+def label_of(rule: Rule, number: int) -> str:
+    """How messages name a rule: by its name, else by its place in the list."""
+    return rule.name or f"rules[{number}]"
+
+
+def ports_of(rule: Rule, path: str) -> tuple[Port, ...]:
+    """The rule's ports; raises Invalid by path."""
+    return tuple(parse_port(text, f"{path}.ports[{n}]") for n, text in enumerate(rule.ports))
+
+
+def parse_port(text: str, path: str) -> Port:
+    """`tcp/443`, `udp`, `any`; raises Invalid by path."""
+    found = _PORTS.fullmatch(text)
+    if found is None or (found[2] is not None and not 0 < int(found[2]) <= 65_535):
+        raise Invalid(path, "tcp/1 to tcp/65535, udp/53, any/53, tcp, udp or any", text)
+    proto: Proto = "tcp" if found[1] == "tcp" else "udp" if found[1] == "udp" else "any"
+    return Port(proto, int(found[2] or 0))
+
+
+def cidr_of(text: str, path: str) -> Cidr | None:
+    """The prefix that an end spells, None when it is a name; raises Invalid for one that is neither."""
+    if "/" in text:
+        return parse_cidr(text, path)
+    if ":" not in text and not re.fullmatch(r"[\d.]+\.[\d.]*", text):
+        return None
+    if text.startswith(("host:", "label:")):
+        return None
+    address = parse_address(text, path)
+    return masked(address.family, address.value, address.bits)
+
+
+def check(policy: Policy) -> None:
+    """What the schema cannot say: ports, CIDRs, doubled names; raises Invalid by path. Names of services and
+    hosts are looked up when it is compiled."""
+    seen: dict[str, int] = {}
+    for n, rule in enumerate(policy.rules):
+        ports_of(rule, f"rules[{n}]")
+        _check_ends(rule, f"rules[{n}]")
+        if rule.name and seen.setdefault(rule.name, n) != n:
+            raise Invalid(f"rules[{n}].name", f"a name that rules[{seen[rule.name]}] has not", rule.name)
+    for n, test in enumerate(policy.tests):
+        if parse_port(test.port, f"tests[{n}].port").port == 0:
+            raise Invalid(f"tests[{n}].port", "one port, as in tcp/443", test.port)
+        _check_end(test.from_, f"tests[{n}].from")
+        _check_end(test.to, f"tests[{n}].to")
+    for name, group in policy.groups.items():
+        if name in RESERVED:
+            raise Invalid(f"groups.{name}", f"a name other than {FLEET} and {ANYONE}", name)
+        for n, text in enumerate(group.cidrs):
+            if cidr_of(text, f"groups.{name}.cidrs[{n}]") is None:
+                raise Invalid(f"groups.{name}.cidrs[{n}]", "a CIDR or an address", text)
+
+
+def _check_ends(rule: Rule, path: str) -> None:
+    for name, ends in (("from", rule.from_), ("to", rule.to)):
+        for n, end in enumerate(ends_of(ends)):
+            _check_end(end, f"{path}.{name}" if isinstance(ends, str) else f"{path}.{name}[{n}]")
+
+
+def _check_end(end: str, path: str) -> None:
+    cidr_of(end, path)
+    kind, colon, rest = end.partition(":")
+    if kind == "label" and colon and not re.fullmatch(r"[^=]+=.*", rest):
+        raise Invalid(path, "label:NAME=VALUE", end)

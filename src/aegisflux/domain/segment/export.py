@@ -1,0 +1,80 @@
+"""A proposal as a policy: what was learned, in the words that people go on with.
+
+Rules that are held back are left out; so is what is neither TCP nor UDP, which no rule can say exactly:
+`unsayable` counts it. Roles of hosts that belong to no registered service can be called, but not governed.
+"""
+
+from collections import defaultdict
+from typing import Final
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.net import TCP, UDP, parse_address
+from aegisflux.domain.policy import Group, Policy, Rule
+from aegisflux.domain.segment.propose import Proposal, ProposedRule
+
+PROTOS: Final = {TCP: "tcp", UDP: "udp"}
+
+
+def policy_of(proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_400) -> Policy:
+    """The policy of the proposed rules, in a stable order."""
+    services, groups = [], {}
+    for group in proposal.groups:
+        hosts, cidrs, service = [], [], ""
+        for member in group.members:
+            if "@" in member:
+                service = member.partition("@")[0]
+            elif _is_address(member):
+                cidrs.append(member)
+            else:
+                hosts.append(member)
+        if service == group.name:
+            services.append(group.name)
+        else:
+            groups[group.name] = Group(hosts=tuple(hosts), cidrs=tuple(cidrs))
+    ways: dict[tuple[str, str], list[ProposedRule]] = defaultdict(list)
+    for rule in proposal.rules:
+        if not rule.held and rule.proto in PROTOS:
+            ways[rule.client, rule.server].append(rule)
+    named = {end for way in ways for end in way}
+    return Policy(
+        policy=1,
+        name=name,
+        ttl_seconds=ttl_seconds,
+        services=tuple(sorted(services)),
+        groups={group: groups[group] for group in sorted(groups) if group in named},
+        rules=tuple(_rule(client, server, ways[client, server]) for client, server in sorted(ways)),
+    )
+
+
+def unsayable(proposal: Proposal) -> int:
+    """How many proposed rules are neither TCP nor UDP."""
+    return sum(not rule.held and rule.proto not in PROTOS for rule in proposal.rules)
+
+
+def _rule(client: str, server: str, rules: list[ProposedRule]) -> Rule:
+    rules.sort(key=lambda rule: (rule.proto, rule.port))
+    return Rule(
+        name=f"{client}-to-{server}"[:63],
+        from_=client,
+        to=server,
+        ports=tuple(f"{PROTOS[rule.proto]}/{rule.port}" for rule in rules),
+        why="; ".join(evidence(rule) for rule in rules)[:2048],
+    )
+
+
+def evidence(rule: ProposedRule) -> str:
+    """What a rule rests on, in words."""
+    seen = (
+        f"{PROTOS.get(rule.proto, rule.proto)}/{rule.port}: {rule.connections} connections, "
+        f"{rule.clients} clients, {rule.servers} servers, {rule.days} days"
+    )
+    kind = {"core": "; shared by the fleet", "public": "; called by the world"}.get(rule.kind, "")
+    return seen + kind + (f" ({', '.join(rule.programs)})" if rule.programs else "")
+
+
+def _is_address(text: str) -> bool:
+    try:
+        parse_address(text)
+    except Invalid:
+        return False
+    return True
