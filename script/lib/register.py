@@ -22,6 +22,7 @@ ENDS = {
     "orchestrator": (SOURCE / "services/orchestrator",),
     "ingest": (SOURCE / "services/ingest",),
     "enrich": (SOURCE / "services/enrich",),
+    "segmenter": (SOURCE / "services/segmenter",),
     "viewer": (SOURCE / "cli", SOURCE / "cli.py", SOURCE / "adapters/bus"),
     "operators": (SOURCE / "cli", SOURCE / "cli.py", SOURCE / "services"),
     "whoever refused": (SOURCE / "services", SOURCE / "runtime", SOURCE / "adapters"),

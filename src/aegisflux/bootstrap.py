@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -40,11 +40,15 @@ from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
 from aegisflux.services.orchestrator.keys import AUDIT, Keys
 from aegisflux.services.orchestrator.prepare import Workshop
+from aegisflux.services.segmenter.api import application as segmenter_application
+from aegisflux.services.segmenter.app import Parts as SegmenterParts
+from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.settings import Settings, bracketed
 from aegisflux.wire.natsjwt import Credentials
 
 ADMIN, VIEWER, VIEWER_CREDS = "admin-token", "viewer-token", "viewer.creds"
 T = TypeVar("T")
+Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
 
 
@@ -138,6 +142,7 @@ def supervisor(settings: Settings, observe: Observer) -> Supervisor:
     children.append(_service_child("orchestrator", settings.api_port, settings, place))
     children.append(_service_child("ingest", settings.ingest_port, settings, place))
     children.append(_service_child("enrich", settings.enrich_port, settings, place))
+    children.append(_service_child("segmenter", settings.segmenter_port, settings, place))
     return Supervisor(children, place.data / "run", observe)
 
 
@@ -178,10 +183,7 @@ async def run_orchestrator(settings: Settings) -> None:
     """The orchestrator until SIGTERM or SIGINT. It answers /healthz at once, and works
     when its engines do.
     """
-    place, stop = Place(settings), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    place = Place(settings)
     store = place.store()
     now = int(time.time())
     control, system = (
@@ -190,24 +192,36 @@ async def run_orchestrator(settings: Settings) -> None:
     )
     accounts = LiveAccounts(place.accounts, pusher(system))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
-    app = application(orchestrator)
-    servers = _servers(place, app, "orchestrator", settings.api_port)
-    serving = [asyncio.create_task(server.serve()) for server in servers]
     system.on_connect(accounts.push_all)
-    control.open()
-    system.open()
-    starting = asyncio.create_task(_start(place, store, control, system, accounts, orchestrator))
+
+    async def start() -> None:
+        control.open()
+        system.open()
+        await _start(place, store, control, system, accounts, orchestrator)
+
+    servers = _servers(place, application(orchestrator), "orchestrator", settings.api_port)
+    await _lived(servers, start, orchestrator.close, (control.close, system.close, store.close))
+
+
+async def _lived(
+    servers: Sequence[http.EmbeddedServer], start: Step, close: Step, last: Sequence[Step]
+) -> None:
+    """A service until SIGTERM or SIGINT: it answers at once, starts beside that, and lets go of its ports
+    last."""
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    serving = [asyncio.create_task(server.serve()) for server in servers]
+    starting = asyncio.ensure_future(start())
     starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    starting.cancel()
+    for task in (stopping, starting):
+        task.cancel()
     for server in servers:
         server.end()
-    await orchestrator.close()
-    await asyncio.wait_for(
-        asyncio.gather(control.close(), system.close(), store.close(), return_exceptions=True), 5
-    )
+    await close()
+    await asyncio.wait_for(asyncio.gather(*(one() for one in last), return_exceptions=True), 5)
     await asyncio.wait(serving, timeout=3)
 
 
@@ -230,10 +244,7 @@ def _collect_rarely() -> None:
 async def run_enrich(settings: Settings) -> None:
     """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
     _collect_rarely()
-    place, stop = Place(settings), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    place = Place(settings)
     store, facts = place.store(), PostgresFacts(place.dsn)
     bus = place.bus(place.accounts.control_creds(int(time.time())))
     enrich = Enrich(
@@ -247,48 +258,45 @@ async def run_enrich(settings: Settings) -> None:
             timescale=settings.timescale,
         )
     )
+
+    async def start() -> None:
+        bus.open()
+        await _start_enrich(store, bus, enrich)
+
     servers = _servers(place, enrich_application(enrich), "enrich", settings.enrich_port)
-    serving = [asyncio.create_task(server.serve()) for server in servers]
-    bus.open()
-    starting = asyncio.create_task(_start_enrich(store, bus, enrich))
-    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, starting):
-        task.cancel()
-    for server in servers:
-        server.end()
-    await enrich.close()
-    await asyncio.wait_for(
-        asyncio.gather(bus.close(), facts.close(), store.close(), return_exceptions=True), 5
-    )
-    await asyncio.wait(serving, timeout=3)
+    await _lived(servers, start, enrich.close, (bus.close, facts.close, store.close))
 
 
 async def run_ingest(settings: Settings) -> None:
     """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
     _collect_rarely()
-    place, stop = Place(settings), asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    place = Place(settings)
     store = place.store()
     bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
     ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
+
+    async def start() -> None:
+        bus.open()
+        await _start_ingest(store, bus, ingest)
+
     servers = _servers(place, ingest_application(ingest), "ingest", settings.ingest_port)
-    serving = [asyncio.create_task(server.serve()) for server in servers]
-    bus.open()
-    starting = asyncio.create_task(_start_ingest(store, bus, ingest))
-    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
-    for task in (stopping, starting):
-        task.cancel()
-    for server in servers:
-        server.end()
-    await ingest.close()
-    await asyncio.wait_for(asyncio.gather(bus.close(), store.close(), return_exceptions=True), 5)
-    await asyncio.wait(serving, timeout=3)
+    await _lived(servers, start, ingest.close, (bus.close, store.close))
+
+
+async def run_segmenter(settings: Settings) -> None:
+    """The segmenter until SIGTERM or SIGINT. It answers /healthz at once, and works when its store does."""
+    place = Place(settings)
+    store, facts = place.store(), PostgresFacts(place.dsn)
+    segmenter = Segmenter(SegmenterParts(store=store, facts=facts, clock=WallClock()))
+
+    async def start() -> None:
+        await _until("store", store.open)
+        await _until("facts", facts.open)
+        segmenter.started = True
+        log.info("segmenter is ready")
+
+    servers = _servers(place, segmenter_application(segmenter), "segmenter", settings.segmenter_port)
+    await _lived(servers, start, segmenter.close, (facts.close, store.close))
 
 
 async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:
@@ -359,7 +367,7 @@ async def _until(what: str, call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.2)
 
 
-def _told(task: "asyncio.Task[None]", stop: asyncio.Event) -> None:
+def _told(task: "asyncio.Future[None]", stop: asyncio.Event) -> None:
     error = task.exception()
     if error is not None:
         log.error("cannot start", error=str(error), exc_info=error)
@@ -376,6 +384,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "AEGISFLUX_URL": settings.url,
         "AEGISFLUX_ENRICH_URL": settings.enrich_url,
         "AEGISFLUX_INGEST_URL": settings.ingest_url,
+        "AEGISFLUX_SEGMENTER_URL": settings.segmenter_url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
         "NATS_URL": place.nats_urls("localhost")[0],

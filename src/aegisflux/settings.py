@@ -16,7 +16,7 @@ CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
 PREFIX: Final = "AEGISFLUX_"
 SYSTEM_DATA: Final = Path("/var/lib/aegisflux/control")
 USER_DATA: Final = Path("~/.local/state/aegisflux/control")
-API_PORT, ENRICH_PORT, INGEST_PORT, NATS_PORT = 8081, 8082, 8085, 4222
+API_PORT, ENRICH_PORT, INGEST_PORT, SEGMENTER_PORT, NATS_PORT = 8081, 8082, 8085, 8086, 4222
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -54,8 +54,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings: /etc/aegisflux/aegisflux.toml, then AEGISFLUX_<NAME>; a list is comma-separated there.
 
     data_dir:         where keys, tokens and the engines' data lie; mode 0700
-    port_base:        the API's port; NATS is on the next one, enrich on the second, ingest on the fifth after
-                      it; 0 is 8081, 4222, 8082 and 8085
+    port_base:        the API's port; NATS is on the next one, enrich on the second, ingest on the fifth, the
+                      segmenter on the sixth after it; 0 is 8081, 4222, 8082, 8085 and 8086
     listen:           addresses beside 127.0.0.1; HTTP has TLS there
     advertise:        the name or address that hosts reach us by; empty is the first of listen
     database_url:     an existing PostgreSQL; empty starts one of our own
@@ -118,6 +118,16 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     def ingest_port(self) -> int:
         """Where ingest takes events by HTTP."""
         return self.port_base + 5 if self.port_base else INGEST_PORT
+
+    @property
+    def segmenter_port(self) -> int:
+        """Where the segmenter answers."""
+        return self.port_base + 6 if self.port_base else SEGMENTER_PORT
+
+    @property
+    def segmenter_url(self) -> str:
+        """Where programs on this machine ask for proposals."""
+        return f"http://127.0.0.1:{self.segmenter_port}"
 
     @property
     def outside(self) -> tuple[str, ...]:

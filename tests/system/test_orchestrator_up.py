@@ -481,7 +481,7 @@ def test_given_engines_are_used_and_none_is_started(up, tmp_path):
     other.start()
     try:
         children = {path.stem for path in (data / "run").glob("*.pid")}
-        assert children == {"enrich", "ingest", "orchestrator"}
+        assert children == {"enrich", "ingest", "orchestrator", "segmenter"}
         assert other.call("POST", "/seg/maps", snapshot(1, 1)).status == 200
     finally:
         assert other.stop() == 0

@@ -16,12 +16,13 @@ app = App(
     help="Adaptive security of Linux hosts: signed, reversible allow-lists that the kernel enforces.",
     version=__version__,
 )
-for name in ("up", "orchestrator", "ingest", "enrich", "env"):
+for name in ("up", "orchestrator", "ingest", "enrich", "segmenter", "env"):
     app.command(f"aegisflux.cli.control:{name}", name=name)
 for name in ("snapshot", "service", "token", "keys", "audit", "bus"):
     app.command(f"aegisflux.cli.nouns:{name}_app", name=name)
 for name in ("flows", "inventory", "graph"):
     app.command(f"aegisflux.cli.facts:{name}_app", name=name)
+app.command("aegisflux.cli.segment:app", name="segment")
 app.command("aegisflux.cli.facts:events", name="events")
 app.command("aegisflux.cli.nouns:host_app", name=("hosts", "host"))
 app.command("aegisflux.cli.dead:app", name="dead")

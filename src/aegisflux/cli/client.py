@@ -22,6 +22,12 @@ def facts(path: str, query: Mapping[str, object] | None = None) -> Any:
     return call("GET", path, query=query, base=base)
 
 
+def segmenter(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
+    """One request to the segmenter; raises as `call`."""
+    base = os.environ.get("AEGISFLUX_SEGMENTER_URL") or loaded().segmenter_url
+    return call(method, path, body, query, base)
+
+
 def ingest(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
     """One request to ingest; raises as `call`."""
     base = os.environ.get("AEGISFLUX_INGEST_URL") or loaded().ingest_url

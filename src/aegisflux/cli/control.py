@@ -44,7 +44,7 @@ def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase =
         _say(f"{event.child}: {event.what} (process {event.pid}){detail}")
         if event.what == "ready":
             seen.add(event.child)
-        if event.child == "enrich" and event.what == "ready" and "told" not in seen:
+        if "told" not in seen and seen >= {"enrich", "segmenter"}:
             seen.add("told")
             _say(_screen(given, seen))
 
@@ -89,6 +89,18 @@ def ingest(*, config: Config = None, data_dir: DataDir = None, port_base: PortBa
     uvloop.run(bootstrap.run_ingest(given))
 
 
+def segmenter(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
+    """Run the segmenter alone, against the engines that the settings name; `up` does this by itself."""
+    import uvloop
+
+    from aegisflux import bootstrap
+    from aegisflux.runtime import logs
+
+    given = loaded(config, data_dir, port_base)
+    logs.configure(given.log_level, given.log_format)
+    uvloop.run(bootstrap.run_segmenter(given))
+
+
 def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
     """Print exports for a shell: a viewer's token, NATS credentials and CA.
 
@@ -111,6 +123,7 @@ def _screen(given: Settings, seen: set[str]) -> str:
             "AegisFlux is up",
             f"  API           {given.url}   (its pages: {given.url}/schema)",
             f"  facts         {given.enrich_url}   (flows, events, packages, graph)",
+            f"  segmenter     {given.segmenter_url}   (proposals from recorded flows)",
             f"  events in     {given.ingest_url}   (POST /api/v1/events)",
             *([f"  for hosts     {given.enroll_url}"] if given.enroll_url != given.url else []),
             f"  NATS          {nats}",

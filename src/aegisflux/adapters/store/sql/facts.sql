@@ -235,3 +235,16 @@ where e.time < $1 and e.kind = 'exec' group by 1, 2, 3, 4 limit 500000
 select l.host_id, l.service_id, coalesce(a.name, 'service-' || l.service_id, '') as service, l.address, l.proto::int as proto,
        l.port, (extract(epoch from l.since) * 1000000000)::bigint as last_ns
 from listeners l left join services a on a.id = l.service_id
+
+-- What was let through, each call once: by the caller's host, or by the callee's where the caller is no host of ours. An unanswered SYN
+-- is no call. Summed up by slots of $3 seconds from $1 on.
+-- name: recorded_flows
+select floor(extract(epoch from f.time - $4::timestamptz) / $3::float8)::int as slot, s.host_id, coalesce(a.name, '') as service,
+       f.direction = 'egress' as calls, f.peer_host, coalesce(b.name, '') as peer_service,
+       case when f.peer_host = '' then coalesce(host(f.peer), '') else '' end as peer, f.proto::int as proto, f.port, f.path,
+       bounded(sum(greatest(1, f.connections))) as connections
+from flows f join sources s on s.id = f.source
+left join services a on a.id = f.service_id left join services b on b.id = f.peer_service_id
+where f.time >= $1 and f.time < $2 and f.verdict <> 'blocked' and f.peer_class not in ('own', 'loopback')
+  and not (f.proto = 6 and f.direction = 'egress' and f.packets_in = 0) and (f.direction = 'egress' or f.peer_host = '')
+group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 order by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 limit $5

@@ -335,3 +335,19 @@ where a.renewed and (a.lease_until - $1::bigint) * 2 <= least(c.ttl_seconds, $2:
 
 -- name: dirty_count
 select count(*) as dirty from hosts where dirty and released_at is null
+
+-- name: add_proposal
+insert into proposals (created_at, created_by, asked, flows, flows_digest, body) values ($1, $2, $3, $4, $5, $6) returning id
+
+-- name: proposals
+select id, created_at, created_by, asked, flows, flows_digest,
+       (body ->> 'coverage')::float8 as coverage, (body ->> 'unseen')::float8 as unseen,
+       jsonb_array_length(body -> 'groups') as groups,
+       (select count(*) from jsonb_array_elements(body -> 'rules') r where r ->> 'held' = '') as rules
+from proposals where id < $1 order by id desc limit $2
+
+-- name: proposal
+select id, created_at, created_by, asked, flows, flows_digest, body from proposals where id = $1
+
+-- name: proposal_before
+select body -> 'groups' as groups from proposals order by id desc limit 1

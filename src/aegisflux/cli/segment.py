@@ -1,0 +1,177 @@
+"""`aegisflux segment`: from what services did to what they may do."""
+
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from aegisflux.cli.client import segmenter
+from aegisflux.cli.facts import Since, Until, moment
+from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.domain.errors import Refused
+from aegisflux.domain.net import PROTOCOL_NAMES
+from aegisflux.domain.policy import Policy
+
+Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
+PAUSE_SECONDS = 0.3
+RULES = ("from", "to", "what", "state", "evidence")
+RULES_WIDE = (*RULES, "kind", "programs")
+LIST = ("id", "created_at", "created_by", "rules", "groups", "coverage", "flows")
+WAITING = {
+    "few_days": "held: too few days",
+    "one_client_few_days": "held: one client, too few days",
+    "wide_host": "held: only a host that calls far more than others",
+}
+
+app = App(name="segment", help="Learn who must talk to whom.")
+
+
+@app.command
+def propose(
+    *,
+    since: Since = "7d",
+    until: Until = None,
+    scope: Annotated[tuple[str, ...], Parameter(help="only flows that touch these services")] = (),
+    suspicious: Annotated[tuple[str, ...], Parameter(help="hosts whose flows do not teach")] = (),
+    period: Annotated[
+        str, Parameter(help="what counts as a day of habits; shorter than 1d only to try it out")
+    ] = "1d",
+    output: Output = "table",
+) -> None:
+    """Learn from recorded flows. Shows the proposal; Ctrl-C ends the work, and nothing of it is kept.
+
+    Example: aegisflux segment propose --since 14d --suspicious web-7
+    """
+    asked = {"since": moment(since), "until": moment(until), "period_seconds": seconds(period)}
+    given = {name: value for name, value in asked.items() if value is not None}
+    operation = segmenter("POST", "/segment/propose", given | {"scope": scope, "suspicious": suspicious})
+    _told(segmenter("GET", finished(operation)["result"]), output)
+
+
+@app.command(name="list")
+def list_(*, limit: int = 20, output: Output = "table") -> None:
+    """Proposals, newest first."""
+    found = segmenter("GET", "/segment/proposals", query={"limit": limit})["items"]
+    if columnar(output):
+        found = [row | {"coverage": f"{row['coverage']:.1%}"} for row in found]
+    show(found, output, LIST)
+
+
+@app.command(name="show")
+def show_(number: Number, *, output: Output = "table") -> None:
+    """A proposal: its rules, with what they rest on, and what is held back and why.
+
+    Example: aegisflux segment show 3 -o wide
+    """
+    _told(segmenter("GET", f"/segment/proposals/{number}"), output)
+
+
+@app.command
+def export(
+    number: Number,
+    *,
+    into: Annotated[Path | None, Parameter(help="add what is new to this file; all else of it stays")] = None,
+    dry_run: Annotated[bool, Parameter(negative="", help="print the file, and write nothing")] = False,
+) -> None:
+    """A proposal as a policy file.
+
+    Example: aegisflux segment export 3 > policy.yaml
+    """
+    from aegisflux.domain.segment.export import policy_of
+    from aegisflux.wire import policyfile
+
+    kept = segmenter("GET", f"/segment/proposals/{number}")
+    policy = policy_from(kept, policy_of)
+    if into is None:
+        sys.stdout.write(policyfile.write(policy))
+        return
+    text, new = policyfile.merged(into.read_text(), policy)
+    if dry_run:
+        sys.stdout.write(text)
+    else:
+        into.write_text(text)
+    say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))
+
+
+def policy_from(kept: dict[str, Any], exported: Any) -> Policy:
+    """The policy of a proposal as the API gave it."""
+    import msgspec
+
+    from aegisflux.domain.segment.propose import Proposal
+
+    asked = kept["asked"]
+    proposal = msgspec.convert(kept["proposal"], Proposal)
+    found: Policy = exported(proposal, f"proposal-{kept['id']}", asked["ttl_seconds"])
+    return msgspec.structs.replace(found, mode=asked["mode"])
+
+
+def finished(operation: dict[str, Any]) -> dict[str, Any]:
+    """Wait for an operation, showing how far it is; an interrupt cancels it. Raises Refused."""
+    path, said = f"/segment/operations/{operation['id']}", ""
+    try:
+        while operation["state"] == "running":
+            line = f"{operation['share']:4.0%}  {operation['step']}"
+            if line != said and operation["step"]:
+                said = line
+                say(line)
+            time.sleep(PAUSE_SECONDS)
+            operation = segmenter("GET", path)
+    except KeyboardInterrupt:
+        segmenter("DELETE", path)
+        say("cancelled; nothing was kept")
+        raise
+    if operation["state"] != "done":
+        raise Refused(f"{operation['kind']}: {operation['state']}: {operation['error']}")
+    return operation
+
+
+def seconds(text: str) -> int:
+    """How long `30s`, `15m`, `2h` or `1d` is; raises Refused."""
+    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+    if not text[:-1].isdecimal() or text[-1:] not in units:
+        raise Refused(f"--period: expected a time such as 30s, 2h or 1d, got {text!r}")
+    return int(text[:-1]) * units[text[-1]]
+
+
+def _told(kept: dict[str, Any], output: str) -> None:
+    if not columnar(output):
+        show(kept, output)
+        return
+    proposal = kept["proposal"]
+    show([_rule(rule) for rule in proposal["rules"]], output, RULES_WIDE if output == "wide" else RULES)
+    if output in ("table", "wide"):
+        for line in _summary(kept["id"], kept["flows"], proposal):
+            say(line)
+
+
+def _rule(rule: dict[str, Any]) -> dict[str, Any]:
+    proto = PROTOCOL_NAMES.get(rule["proto"], str(rule["proto"]))
+    counts = ", ".join(f"{rule[name]} {name}" for name in ("clients", "servers", "days", "connections"))
+    state = WAITING.get(rule["held"], "proposed")
+    return rule | {
+        "from": rule["client"],
+        "to": rule["server"],
+        "what": f"{proto}/{rule['port']}",
+        "state": state if rule["kind"] == "learned" or rule["held"] else f"{state}; review: {rule['kind']}",
+        "evidence": counts,
+    }
+
+
+def _summary(number: int, flows: int, proposal: dict[str, Any]) -> Sequence[str]:
+    held = sum(bool(rule["held"]) for rule in proposal["rules"])
+    proposed, stability = len(proposal["rules"]) - held, proposal["stability"]
+    lines = [
+        "",
+        f"proposal {number}, from {flows} flow records",
+        f"  {proposed} rules proposed, {held} held back, {len(proposal['review'])} for a person to review",
+        f"  {proposal['coverage']:.1%} of the recorded flows are allowed by it",
+        f"  {proposal['unseen']:.1%} of what it allows was not seen (over-permission at most)",
+        f"  {len(proposal['groups'])} groups; segmentedness {proposal['segmentedness']:.2f}",
+        f"  stability: halves {stability['halves']:.2f}, cuts {stability['cuts']:.2f} (1: the same groups)",
+    ]
+    lines += [f"  left out: {name}: {why}" for name, why in proposal["left_out"].items()]
+    lines += [f"  first: {advice}" for advice in proposal["advice"]]
+    return [*lines, f"next: aegisflux segment export {number} > policy.yaml"]

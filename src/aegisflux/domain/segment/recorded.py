@@ -1,0 +1,85 @@
+"""Recorded flows of the store as columns: who the actors are, and a digest of what a result rests on."""
+
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import sha256
+from typing import Any, Final
+
+import numpy as np
+
+from aegisflux.domain.errors import OverLimit
+from aegisflux.domain.segment.flows import HOURS, MOST_ACTORS, Flows
+from aegisflux.domain.segment.propose import Actor, Recorded
+from aegisflux.domain.segment.tuples import MOST_DAYS
+
+MOST_RECORDS: Final = 5_000_000
+MOST_SLOTS: Final = MOST_DAYS * HOURS
+Row = Mapping[str, Any]
+
+
+class Recorder:
+    """Takes rows of `recorded_flows`, in any order, and gives them as `Recorded`."""
+
+    def __init__(self, scope: Collection[str] = ()) -> None:
+        self._scope = frozenset(scope)
+        self._actors: dict[Actor, int] = {}
+        self._programs: dict[str, int] = {}
+        self._rows: list[tuple[int, int, int, int, int, int, int]] = []
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def add(self, rows: Iterable[Row]) -> None:
+        """More rows; those that touch no service of the scope are left out. Raises OverLimit."""
+        for row in rows:
+            if self._scope and not self._scope & {row["service"], row["peer_service"]}:
+                continue
+            own = self._actor(Actor(row["host_id"], row["service"]))
+            peer = self._actor(_peer(row))
+            client, server = (own, peer) if row["calls"] else (peer, own)
+            program = self._program(row["path"]) if row["calls"] else -1
+            count = min(row["connections"], (1 << 31) - 1)
+            self._rows.append((row["slot"], client, server, row["proto"], row["port"], count, program))
+        if len(self._rows) > MOST_RECORDS:
+            raise OverLimit("flow_records", MOST_RECORDS, len(self._rows), "the window: make it shorter")
+
+    def recorded(self) -> Recorded:
+        """The window: the fleet's actors first, each kind by name, and the flows in one order."""
+        actors = sorted(self._actors, key=lambda a: (not a.host, a.host, a.service, a.address))
+        if len(actors) > MOST_ACTORS:
+            raise OverLimit("actors", MOST_ACTORS, len(actors), "the window: make it shorter")
+        programs = sorted(self._programs)
+        columns = np.array(self._rows, np.int64).reshape(-1, 7).T
+        columns[1:3] = _renumbered(columns[1:3], self._actors, actors)
+        known = columns[6] >= 0
+        columns[6, known] = _renumbered(columns[6, known], self._programs, programs)
+        columns = columns[:, np.lexsort(columns[::-1])]
+        flows = Flows(*(column.astype(np.int32) for column in columns))
+        return Recorded(tuple(actors), sum(bool(a.host) for a in actors), flows, tuple(programs))
+
+    def _actor(self, actor: Actor) -> int:
+        return self._actors.setdefault(actor, len(self._actors))
+
+    def _program(self, path: str) -> int:
+        return self._programs.setdefault(path, len(self._programs)) if path else -1
+
+
+def digest_of(recorded: Recorded) -> str:
+    """`sha256:` and the digest of a window: equal for equal flows, whatever order they came in."""
+    digest = sha256("\n".join(map(str, recorded.actors)).encode())
+    digest.update(b"\0" + "\n".join(recorded.programs).encode() + b"\0")
+    for name in Flows.__slots__:
+        digest.update(np.ascontiguousarray(getattr(recorded.flows, name), "<i4").tobytes())
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _peer(row: Row) -> Actor:
+    if row["peer_host"]:
+        return Actor(row["peer_host"], row["peer_service"])
+    return Actor(address=row["peer"])
+
+
+def _renumbered(numbers: Any, known: Mapping[Any, int], ordered: list[Any]) -> Any:
+    places = np.empty(len(known), np.int64)
+    for place, value in enumerate(ordered):
+        places[known[value]] = place
+    return places[numbers] if len(known) else numbers

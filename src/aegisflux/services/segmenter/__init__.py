@@ -1,0 +1,1 @@
+"""Segmenter: proposes, from recorded flows, who may call whom."""

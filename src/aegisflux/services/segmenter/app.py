@@ -1,0 +1,34 @@
+"""The segmenter as a whole: what runs while it lives."""
+
+from dataclasses import dataclass
+
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.facts import Facts
+from aegisflux.ports.store import Store
+from aegisflux.runtime.access import Bearers
+from aegisflux.services.segmenter.operations import Operations
+from aegisflux.services.segmenter.proposals import Proposals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """What it is made of. The store of facts is only read."""
+
+    store: Store
+    facts: Facts
+    clock: Clock
+
+
+class Segmenter:
+    """Needs the store's schema; `close` ends what was begun and leaves the stores open."""
+
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.operations = Operations(parts.clock)
+        self.proposals = Proposals(parts.store, parts.facts, parts.clock)
+        self.bearers = Bearers(parts.store, parts.clock)
+        self.started = False
+
+    async def close(self) -> None:
+        """End all operations."""
+        await self.operations.close()

@@ -1,0 +1,104 @@
+"""Long work that a request began: how far it is, what came of it, and how to end it.
+
+Operations live as long as the process; what they made lies in the store.
+"""
+
+import asyncio
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from aegisflux.domain.errors import AegisError, Conflict, NotFound, OverLimit
+from aegisflux.ports.clock import Clock
+from aegisflux.runtime import logs
+
+MOST_RUNNING: Final = 2
+MOST_KEPT: Final = 256
+State = Literal["running", "done", "failed", "cancelled"]
+log = logs.get("segmenter")
+
+
+class Operation(Struct, frozen=True, kw_only=True):
+    """`step` says what is being done, `share` how much of it is (0 to 1), `result` where the answer lies."""
+
+    id: str
+    kind: str
+    state: State = "running"
+    step: str = ""
+    share: float = 0.0
+    result: str = ""
+    error: str = ""
+    started_at: float
+    ended_at: float | None = None
+
+
+Told = Callable[[str, float], None]
+Work = Callable[[Told], Awaitable[str]]
+
+
+class Operations:
+    """All operations of this process, the oldest forgotten first."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._known: dict[str, Operation] = {}
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def begin(self, kind: str, work: Work) -> Operation:
+        """Begin; raises OverLimit while too many run."""
+        if len(self._tasks) >= MOST_RUNNING:
+            raise OverLimit("operations", MOST_RUNNING, len(self._tasks) + 1, "cancel one, or wait for it")
+        begun = Operation(id=secrets.token_hex(8), kind=kind, started_at=self._clock.now())
+        self._known[begun.id] = begun
+        while len(self._known) > MOST_KEPT:
+            del self._known[next(iter(self._known))]
+        self._tasks[begun.id] = asyncio.create_task(self._run(begun.id, work), name=f"{kind} {begun.id}")
+        return begun
+
+    def one(self, number: str) -> Operation:
+        """How far it is; raises NotFound."""
+        if number not in self._known:
+            raise NotFound(
+                f"operation {number}: this segmenter did not begin it; it may have been started anew"
+            )
+        return self._known[number]
+
+    async def cancel(self, number: str) -> Operation:
+        """End it; raises NotFound, or Conflict when it has ended."""
+        task = self._tasks.get(number)
+        if self.one(number).state != "running" or task is None:
+            raise Conflict(f"operation {number} has ended already: {self.one(number).state}")
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        return self.one(number)
+
+    async def close(self) -> None:
+        """End all."""
+        for task in list(self._tasks.values()):
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _run(self, number: str, work: Work) -> None:
+        def told(step: str, share: float) -> None:
+            self._change(number, step=step, share=round(share, 3))
+
+        try:
+            self._change(number, result=await work(told), state="done", step="done", share=1.0)
+        except asyncio.CancelledError:
+            self._change(number, state="cancelled")
+            raise
+        except AegisError as error:
+            self._change(number, state="failed", error=str(error))
+        except Exception as error:
+            log.exception("failed", operation=number)
+            self._change(number, state="failed", error=f"{type(error).__name__}: see the segmenter's log")
+        finally:
+            self._change(number, ended_at=self._clock.now())
+            self._tasks.pop(number, None)
+
+    def _change(self, number: str, **values: object) -> None:
+        if number in self._known:
+            self._known[number] = replace(self._known[number], **values)

@@ -1,0 +1,145 @@
+"""Proposals: flows of a window read from the store, mined beside the event loop, and kept."""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta, Struct
+
+from aegisflux.domain.errors import Invalid, NotFound, OverLimit
+from aegisflux.domain.manifest import HostId
+from aegisflux.domain.policy import Policy
+from aegisflux.domain.segment.export import policy_of
+from aegisflux.domain.segment.flows import HOURS
+from aegisflux.domain.segment.propose import Proposal, Recorded, propose
+from aegisflux.domain.segment.recorded import MOST_RECORDS, MOST_SLOTS, Recorder, digest_of
+from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Mode
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.facts import Facts
+from aegisflux.ports.store import Store
+from aegisflux.runtime.access import Who
+from aegisflux.runtime.jobs import computed
+from aegisflux.services.segmenter.operations import Told
+
+DAY: Final = 86_400
+LEAST_PERIOD: Final = 10
+WEEK: Final = timedelta(days=7)
+PARTS: Final = 14  # in which a window is read
+
+
+class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What to learn from.
+
+    since, until: the window; the last 7 days when absent
+    scope: services; only flows that touch one of them teach. Empty: all
+    suspicious: hosts whose flows do not teach
+    period_seconds: what counts as a day of habits; shorter than a day only to try things out
+    mode, ttl_seconds: of the policy that the proposal is exported to
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    scope: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
+    suspicious: Annotated[tuple[HostId, ...], Meta(max_length=10_000)] = ()
+    period_seconds: Annotated[int, Meta(ge=LEAST_PERIOD, le=DAY)] = DAY
+    mode: Mode = "enforce"
+    ttl_seconds: Annotated[int, Meta(ge=TTL_MIN, le=TTL_MAX)] = DAY
+
+
+class Kept(Struct, frozen=True, kw_only=True):
+    """A proposal as it was kept: who asked for what and when, and the flows it rests on."""
+
+    id: int
+    created_at: int
+    created_by: str
+    asked: Asked
+    flows: int
+    flows_digest: str
+    proposal: Proposal
+
+
+class Proposals:
+    """Made, kept and read; every method raises Unavailable, or a refusal."""
+
+    def __init__(self, store: Store, facts: Facts, clock: Clock) -> None:
+        self._store, self._facts, self._clock = store, facts, clock
+
+    def settled(self, asked: Asked) -> Asked:
+        """With the ends of its window said; raises Invalid."""
+        until = _utc(asked.until) if asked.until else datetime.fromtimestamp(int(self._clock.now()), UTC)
+        since = _utc(asked.since) if asked.since else until - WEEK
+        slot = asked.period_seconds / HOURS
+        if since >= until:
+            raise Invalid("since", f"a time before {until.isoformat()}", since.isoformat())
+        if (until - since).total_seconds() / slot > MOST_SLOTS:
+            raise Invalid("since", f"at most {MOST_SLOTS // HOURS} periods before until", since.isoformat())
+        return msgspec.structs.replace(asked, since=since, until=until)
+
+    async def make(self, asked: Asked, who: Who, told: Told) -> int:
+        """Read, mine, keep; the number of the proposal."""
+        recorded = await self.read(asked, told)
+        told(f"finding groups and rules in {len(recorded.flows)} records", 0.5)
+        before = await self._store.row("proposal_before")
+        names = {g["name"]: frozenset(g["members"]) for g in before["groups"]} if before else {}
+        proposal = await computed(propose, recorded, asked.suspicious, names)
+        async with self._store.change() as db:
+            row = await db.row(
+                "add_proposal",
+                int(self._clock.now()),
+                who.principal.name,
+                msgspec.to_builtins(asked),
+                len(recorded.flows),
+                digest_of(recorded),
+                msgspec.to_builtins(proposal),
+            )
+            assert row is not None
+            await db.audit(who.did("segment.propose", f"proposal/{row['id']}", after=digest_of(recorded)))
+        number: int = row["id"]
+        return number
+
+    async def read(self, asked: Asked, told: Told) -> Recorded:
+        """The flows of a settled window, part by part; raises OverLimit."""
+        since, until = asked.since, asked.until
+        assert since is not None, "a settled window"
+        assert until is not None, "a settled window"
+        recorder, step = Recorder(asked.scope), (until - since) / PARTS
+        for part in range(PARTS):
+            end = until if part == PARTS - 1 else since + step * (part + 1)
+            rows = await self._facts.rows(
+                "recorded_flows",
+                since + step * part,
+                end,
+                asked.period_seconds / HOURS,
+                since,
+                MOST_RECORDS + 1,
+            )
+            if len(rows) > MOST_RECORDS:
+                raise OverLimit("flow_records", MOST_RECORDS, len(rows), "the window: make it shorter")
+            recorder.add(rows)
+            told(f"reading flows: {len(recorder)} records", 0.5 * (part + 1) / PARTS)
+        return recorder.recorded()
+
+    async def one(self, number: int) -> Kept:
+        """A proposal; raises NotFound."""
+        row = await self._store.row("proposal", number)
+        if row is None:
+            raise NotFound(f"there is no proposal {number}; see aegisflux segment list")
+        proposal = msgspec.convert(row["body"], Proposal)
+        asked = msgspec.convert(row["asked"], Asked)
+        rest = {name: row[name] for name in ("id", "created_at", "created_by", "flows", "flows_digest")}
+        return Kept(asked=asked, proposal=proposal, **rest)
+
+    async def all(self, before: int, limit: int) -> list[Mapping[str, Any]]:
+        """Proposals in short, newest first."""
+        return [dict(row) for row in await self._store.rows("proposals", before, limit)]
+
+    async def policy(self, number: int) -> Policy:
+        """The policy that a proposal is exported to."""
+        kept = await self.one(number)
+        found = policy_of(kept.proposal, f"proposal-{number}", kept.asked.ttl_seconds)
+        return msgspec.structs.replace(found, mode=kept.asked.mode)
+
+
+def _utc(moment: datetime) -> datetime:
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
