@@ -233,3 +233,118 @@ async def test_who_may_not_and_what_is_not_there(lab):
     assert (await lab.asks("GET", f"/segment/operations/{'0' * 16}", "viewer")).status_code == 404
     ready = (await lab.asks("GET", "/readyz")).json()
     assert [line["name"] for line in ready["dependencies"]] == ["store", "facts", "segmenter"]
+
+
+def table_of(hosts):
+    return {host: f"10.0.{'wd'.index(host[0])}.{int(host[1:]) - 1}" for host in hosts}
+
+
+async def enrolled(lab):
+    """Hosts with addresses; their services run there by label."""
+    store = lab.segmenter.parts.store
+    for host, address in table_of((*WEBS, *DBS)).items():
+        role = {"w": "web", "d": "db"}[host[0]]
+        await store.run("put_host", host, b"k" * 32, {"role": role}, 0)
+        await store.run("store_heartbeats", [host], [5.0], [b"{}"], [1], [address], 0)
+    for number, name in ((101, "web"), (102, "db")):
+        await store.run("put_service", number, name, [], {"role": name}, 0)
+
+
+async def planned(lab, role="operator", **asked):
+    operation = await lab.ended(await lab.asks("POST", "/segment/plan", role, json=asked))
+    assert operation["state"] == "done", operation
+    return (await lab.asks("GET", operation["result"])).json()
+
+
+async def test_a_proposal_becomes_a_plan_that_would_have_blocked_what_it_holds_back(lab):
+    await enrolled(lab)
+    kept = await lab.proposed()
+    found = await planned(lab, proposal=kept["id"])
+    plan = found["plan"]
+    assert [(s["service"], s["replaces"], s["canary"]) for s in plan["services"]] == [
+        ("db", None, ["d1"]),
+        ("web", None, ["w1"]),
+    ]
+    assert [(line["at"], line["direction"], line["rule"]) for line in plan["replay"]["lines"]] == [
+        ("db", "ingress", "web -> db tcp/4"),
+        ("web", "egress", "web -> db tcp/4"),
+    ]
+    assert plan["approval"] == ["it would have blocked 1 recorded flows"]
+    assert (plan["held"], plan["broken_tests"], found["stale"]) == ([], [], [])
+    db = plan["services"][0]["snapshot"]
+    assert {entry["src_cidr"] for entry in db["ingress"]} == {"10.0.0.0/31", "10.0.0.2/32"}
+    again = await planned(lab, proposal=kept["id"])
+    assert (again["digest"], again["inventory_digest"]) == (found["digest"], found["inventory_digest"])
+
+
+POLICY = """\
+policy: 1
+rules:
+  - {from: web, to: db, ports: [tcp/5432, tcp/4]}  # all of it
+  - {from: anyone, to: web, ports: [tcp/443]}
+tests:
+  - {from: web, to: db, port: tcp/22, expect: allowed}
+"""
+
+
+async def test_a_policy_is_planned_as_it_is_written_and_its_tests_are_run(lab):
+    await enrolled(lab)
+    found = await planned(lab, policy=POLICY, since=WINDOW["since"], until=WINDOW["until"])
+    assert found["plan"]["replay"]["blocked"] == 0
+    assert [one["number"] for one in found["plan"]["broken_tests"]] == [0]
+    assert found["proposal"] is None
+    listed = (await lab.asks("GET", "/segment/plans", params={"limit": 1})).json()["items"]
+    assert (listed[0]["id"], listed[0]["services"], listed[0]["would_block"]) == (found["id"], 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "words"),
+    [
+        ({}, 400, "a proposal or a policy, one of both"),
+        ({"proposal": 1, "policy": "policy: 1"}, 400, "one of both"),
+        ({"proposal": 999_999}, 404, "there is no proposal 999999"),
+        (
+            {"policy": "policy: 1\nrules:\n  - {from: web, to: db, ports: [tcp/0]}"},
+            400,
+            "line 3: rules[0].ports[0]",
+        ),
+        ({"policy": "policy: 1", "strategy": {"canary_share": 2}}, 400, "canary_share"),
+    ],
+)
+async def test_what_cannot_be_planned_is_refused_at_once(lab, asked, status, words):
+    answer = await lab.asks("POST", "/segment/plan", json=asked)
+    assert (answer.status_code in (status, 422), words in answer.text) == (True, True), answer.text
+
+
+async def test_a_name_that_nobody_has_fails_with_its_rule(lab):
+    text = "policy: 1\nrules:\n  - {from: wbe, to: db, ports: [tcp/1]}"
+    operation = await lab.ended(await lab.asks("POST", "/segment/plan", json={"policy": text}))
+    assert (operation["state"], operation["error"]) == (
+        "failed",
+        "rules[0]: no service, group or kind of end is named 'wbe'",
+    )
+
+
+async def test_an_approval_is_of_this_plan_by_another_person_while_nothing_changed(lab):
+    await enrolled(lab)
+    store = lab.segmenter.parts.store
+    for name in ("ann", "bob"):
+        await store.run("add_token", name, name, "approver", hashed(name), 0, "test", None, None)
+    found = await planned(lab, "ann", policy=POLICY)
+    path, digest = f"/segment/plans/{found['id']}/approve", {"digest": found["digest"]}
+
+    async def says(who, body=digest):
+        return await lab.asks("POST", path, who, json=body)
+
+    assert (await says("operator")).status_code == 403
+    own = await says("ann")
+    assert (own.status_code, "ann made it" in own.text) == (403, True)
+    other = await says("bob", {"digest": "sha256:" + "0" * 64})
+    assert (other.status_code, "expected its digest" in other.text) == (409, True)
+    assert (await says("bob")).json()["approved_by"] == "bob"
+    await store.run("put_host", "w9", b"k" * 32, {"role": "web"}, 0)
+    late = await says("bob")
+    assert (late.status_code, "plan again" in late.text) == (409, True)
+    shown = (await lab.asks("GET", f"/segment/plans/{found['id']}")).json()
+    assert shown["stale"] == ["hosts, services or what is in force have changed since"]
+    await store.run("release_host", "w9", 1)

@@ -13,6 +13,7 @@ from aegisflux.domain.manifest import Content
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
 from aegisflux.domain.tables import TABLES_FORMAT
 
+MAX_SNAPSHOT = 64 << 20
 _RULES_ONLY = ("version", "ttl_seconds", "meta")
 _encode = msgspec.json.Encoder(order="sorted").encode
 
@@ -60,6 +61,11 @@ def packed(content: Content) -> bytes:
     return zstandard.ZstdCompressor(level=3, write_content_size=True).compress(
         msgspec.msgpack.encode(content)
     )
+
+
+def unpacked(stored: bytes) -> bytes:
+    """Canonical JSON of a snapshot as the store has it."""
+    return zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_SNAPSHOT)
 
 
 def _meta_json(meta: dict[str, Any]) -> bytes:

@@ -5,7 +5,8 @@ from typing import Final
 import msgspec
 from msgspec import Struct
 
-from aegisflux.services.orchestrator.prepare import Prepared, unpack
+from aegisflux.services.orchestrator.prepare import Prepared
+from aegisflux.wire.canonical import unpacked
 
 MAX_SNAPSHOT_BYTES: Final = 256 * 1024
 MAX_HOSTS: Final = 100
@@ -29,7 +30,7 @@ class SnapshotAnnouncement(Struct, frozen=True, omit_defaults=True):
 
 def announcement(prepared: Prepared, action: str, hosts: tuple[str, ...], now: int) -> tuple[str, bytes]:
     """The deterministic message id and the JSON of an announcement."""
-    body = unpack(prepared.snapshot)
+    body = unpacked(prepared.snapshot)
     said = SnapshotAnnouncement(
         service_id=prepared.service_id,
         version=prepared.version,

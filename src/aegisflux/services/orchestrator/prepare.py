@@ -22,10 +22,9 @@ from aegisflux.domain.flow import Flow, Host
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.domain.verdict import Verdict, judge
 from aegisflux.runtime import metrics
-from aegisflux.wire.canonical import content_of, packed
+from aegisflux.wire.canonical import content_of, packed, unpacked
 
 T = TypeVar("T")
-MAX_SNAPSHOT = 64 << 20
 
 
 class Prepared(Struct, frozen=True):
@@ -159,12 +158,7 @@ def _judged(stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
 
 
 def _read(stored: bytes) -> MapSnapshot:
-    return snapshots.decode(unpack(stored))
-
-
-def unpack(stored: bytes) -> bytes:
-    """Canonical JSON of a stored snapshot."""
-    return zstandard.ZstdDecompressor().decompress(stored, max_output_size=MAX_SNAPSHOT)
+    return snapshots.decode(unpacked(stored))
 
 
 def _compiled(snapshot: MapSnapshot) -> Prepared:

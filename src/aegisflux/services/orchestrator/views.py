@@ -13,7 +13,7 @@ from aegisflux.ports.store import Row
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.core import Core
 from aegisflux.services.orchestrator.hosts import is_silent
-from aegisflux.services.orchestrator.prepare import unpack
+from aegisflux.wire.canonical import unpacked
 
 
 class ContentView(Struct, frozen=True):
@@ -133,7 +133,7 @@ class Views:
             row = await store.row("snapshot", service_id, version)
             if row is None:
                 raise NotFound(f"service {service_id}: version {version} was never posted")
-            body = msgspec.Raw(unpack(row["snapshot"]))
+            body = msgspec.Raw(unpacked(row["snapshot"]))
         return ServiceMaps(
             service.id,
             service.name,

@@ -9,16 +9,21 @@ from msgspec import Struct
 
 from aegisflux import __version__
 from aegisflux.domain.errors import AegisError, Unavailable
+from aegisflux.domain.manifest import Digest
+from aegisflux.domain.policy_compile import Inventory
 from aegisflux.runtime import health, http, metrics
 from aegisflux.runtime.access import STATE, needs, who
 from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.services.segmenter.operations import Operation
+from aegisflux.services.segmenter.plans import KeptPlan, PlanAsked
 from aegisflux.services.segmenter.proposals import Asked, Kept
 from aegisflux.wire import policyfile
 
 Handler = Request[Any, Any, Any]
 SERVICE = "segmenter"
 Number = Annotated[int, Parameter(ge=1, le=2**62)]
+Limit = Annotated[int, Parameter(ge=1, le=1000, description="rows a page")]
+Before = Annotated[int, Parameter(ge=1, le=2**62, description="only those below this number")]
 OperationId = Annotated[str, Parameter(pattern="^[0-9a-f]{16}$")]
 
 
@@ -35,8 +40,14 @@ class Version(Struct, frozen=True):
     version: str
 
 
+class Approval(Struct, frozen=True, forbid_unknown_fields=True):
+    """`digest` of the plan that was looked at: of another one there is no approval."""
+
+    digest: Digest
+
+
 class Summaries(Struct, frozen=True):
-    """Proposals in short, newest first; `next_cursor` is the `before` of the next page."""
+    """Proposals or plans in short, newest first; `next_cursor` is the `before` of the next page."""
 
     items: list[dict[str, Any]]
     next_cursor: int | None
@@ -108,14 +119,9 @@ async def cancel(operation: OperationId, request: Handler) -> Operation:
 
 
 @get("/segment/proposals", guards=[needs("viewer")])
-async def proposals(
-    request: Handler,
-    limit: Annotated[int, Parameter(ge=1, le=1000)] = 100,
-    before: Annotated[int, Parameter(ge=1, le=2**62, description="only proposals below this number")] = 2**62,
-) -> Summaries:
+async def proposals(request: Handler, limit: Limit = 100, before: Before = 2**62) -> Summaries:
     """Proposals in short, newest first."""
-    items = await segmenter_of(request).proposals.all(before, limit)
-    return Summaries([dict(item) for item in items], items[-1]["id"] if len(items) == limit else None)
+    return _summaries(await segmenter_of(request).proposals.all(before, limit), limit)
 
 
 @get("/segment/proposals/{number:int}", guards=[needs("viewer")])
@@ -131,7 +137,56 @@ async def policy(number: Number, request: Handler) -> str:
     return policyfile.write(found)
 
 
-HANDLERS = [healthz, readyz, version, metrics_page, propose, operation, cancel, proposals, proposal, policy]
+@post("/segment/plan", status_code=202, guards=[needs("operator")])
+async def plan(data: PlanAsked, request: Handler) -> Operation:
+    """What a proposal or a policy would change, on whom first, what of the recorded flows it would have cut,
+    and who has to approve it. Changes nothing. Answers with an operation, whose `result` is where it lies.
+    """
+    segmenter, asker = segmenter_of(request), who(request)
+    asked, policy, window = await segmenter.plans.settled(data)
+
+    async def work(told: Any) -> str:
+        return f"/segment/plans/{await segmenter.plans.make(asked, policy, window, asker, told)}"
+
+    return segmenter.operations.begin("plan", work)
+
+
+@get("/segment/plans", guards=[needs("viewer")])
+async def plans(request: Handler, limit: Limit = 100, before: Before = 2**62) -> Summaries:
+    """Plans in short, newest first."""
+    return _summaries(await segmenter_of(request).plans.all(before, limit), limit)
+
+
+@get("/segment/plans/{number:int}", guards=[needs("viewer")])
+async def one_plan(number: Number, request: Handler) -> KeptPlan:
+    """A plan: snapshots, changes with witnesses, the replay, canary hosts, guardrails, and whether it is
+    stale.
+    """
+    return await segmenter_of(request).plans.one(number)
+
+
+@post("/segment/plans/{number:int}/approve", status_code=200, guards=[needs("approver")])
+async def approve(number: Number, data: Approval, request: Handler) -> KeptPlan:
+    """Approve a plan by its digest. Its author may not, below an admin; nor may one that has changed."""
+    found = segmenter_of(request).plans
+    await found.approve(number, data.digest, who(request))
+    return await found.one(number)
+
+
+@get("/segment/inventory", guards=[needs("viewer")])
+async def inventory(request: Handler) -> Inventory:
+    """What names mean now: hosts with labels and addresses, services with the hosts that run them."""
+    return await segmenter_of(request).plans.inventory()
+
+
+def _summaries(items: list[Any], limit: int) -> Summaries:
+    return Summaries(items, items[-1]["id"] if len(items) == limit else None)
+
+
+HANDLERS = [
+    healthz, readyz, version, metrics_page, propose, operation, cancel, proposals, proposal, policy,
+    plan, plans, one_plan, approve, inventory,
+]  # fmt: skip
 
 
 def application(segmenter: Segmenter | None) -> Litestar:

@@ -351,3 +351,34 @@ select id, created_at, created_by, asked, flows, flows_digest, body from proposa
 
 -- name: proposal_before
 select body -> 'groups' as groups from proposals order by id desc limit 1
+
+-- name: add_plan
+insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id
+
+-- name: plans
+select id, created_at, created_by, proposal, digest, approved_by, jsonb_array_length(body -> 'services') as services,
+       (body #>> '{replay,blocked}')::bigint as would_block, jsonb_array_length(body -> 'held') as held
+from plans where id < $1 order by id desc limit $2
+
+-- name: plan
+select id, created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, approved_by, approved_at
+from plans where id = $1
+
+-- name: lock_plan
+select created_by, digest, inventory_digest, approved_by from plans where id = $1 for update
+
+-- name: approve_plan
+update plans set approved_by = $2, approved_at = $3 where id = $1
+
+-- name: all_running
+select r.service_id, r.host_id from reports r join hosts h using (host_id) where h.released_at is null and cardinality(r.cgroups) > 0
+
+-- name: host_places
+select host_id, labels, addresses from hosts where released_at is null order by host_id
+
+-- What is in force of each service: the promoted version, else the newest that a host is to run.
+-- name: in_force
+select s.name, c.version, c.snapshot from services s
+join contents c on c.service_id = s.id
+ and c.version = coalesce(s.stable, (select max(a.version) from assignments a where a.service_id = s.id))

@@ -8,3 +8,20 @@ create table proposals (
     flows_digest  text not null,
     body          jsonb not null
 );
+
+-- Plans. policy: the text that it carries out; inventory_digest: of hosts, services and what was in force; digest: of the whole plan,
+-- to which an approval is bound.
+create table plans (
+    id            bigint generated always as identity primary key,
+    created_at    bigint not null,
+    created_by    text not null,
+    proposal      bigint references proposals (id),
+    policy        text not null,
+    asked         jsonb not null,
+    inventory_digest text not null,
+    flows_digest  text not null,
+    digest        text not null,
+    body          jsonb not null,
+    approved_by   text,
+    approved_at   bigint
+);

@@ -1,0 +1,235 @@
+"""A plan: what a policy would change, on whom first, what would have been cut, and who has to say yes.
+
+It is a function of the policy, the inventory, what is in force, and recorded flows: the same of all four give
+the same plan, and the same digest. Carrying it out is the rollout's.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct, field
+
+from aegisflux.domain.diff import Change, diff
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
+from aegisflux.domain.net import PROTOCOL_NAMES
+from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy_compile import Inventory, compile_policy
+from aegisflux.domain.policy_lint import Lint, lint
+from aegisflux.domain.policy_tests import Broken, outcome
+from aegisflux.domain.segment.propose import Recorded
+from aegisflux.domain.segment.replay import Replay, replay
+from aegisflux.domain.snapshot import MapSnapshot, ruleset
+
+MOST_CHANGES: Final = 500
+MOST_CIDRS: Final = 8
+Hosts = tuple[tuple[str, ...], ...]
+
+
+class Strategy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How carefully.
+
+    canary_share: of the hosts of each service, at least one host; canary_hosts: these instead
+    """
+
+    canary_share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
+    canary_hosts: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
+    limits: Limits = field(default_factory=Limits)
+
+
+class ChangeLine(Struct, frozen=True):
+    """Initiations that get another verdict, with one that shows it (`witness`)."""
+
+    direction: str
+    what: str
+    before: str
+    after: str
+    cidrs: tuple[str, ...]
+    more_cidrs: int
+    witness: str
+
+
+class ServicePlan(Struct, frozen=True, kw_only=True):
+    """What happens to one service.
+
+    replaces: the version in force, None: nothing is
+    canary: the hosts that are first, of `hosts`
+    """
+
+    service: str
+    snapshot: MapSnapshot
+    replaces: int | None
+    changes: tuple[ChangeLine, ...]
+    more_changes: int
+    canary: tuple[str, ...]
+    hosts: tuple[str, ...]
+
+
+class Plan(Struct, frozen=True, kw_only=True):
+    """All of it. `held`: guardrails that do not hold, in words: while there are some the plan cannot begin.
+
+    unchanged: governed services for which nothing changes
+    canary, waves: hosts that change at once, in turn; the canary hosts first
+    approval: why a second person has to approve; empty: nobody has to
+    """
+
+    services: tuple[ServicePlan, ...]
+    unchanged: tuple[str, ...]
+    replay: Replay
+    broken_tests: tuple[Broken, ...]
+    lint: tuple[Lint, ...]
+    canary: Hosts
+    waves: Hosts
+    guardrails: tuple[str, ...]
+    held: tuple[str, ...]
+    approval: tuple[str, ...]
+
+
+def plan(
+    policy: Policy, inventory: Inventory, in_force: Mapping[str, MapSnapshot], recorded: Recorded,
+    strategy: Strategy, author: str, now: int,
+) -> Plan:  # fmt: skip
+    """The plan of a policy; raises NotFound, Invalid or OverLimit by the path of a rule."""
+    snapshots = compile_policy(policy, inventory)
+    channels = _channels(recorded)
+    services, unchanged = [], []
+    for name, snapshot in snapshots.items():
+        before = in_force.get(name)
+        changes = diff(ruleset(before) if before else None, ruleset(snapshot))
+        if before is not None and not changes:
+            unchanged.append(name)
+            continue
+        services.append(
+            ServicePlan(
+                service=name,
+                snapshot=snapshot,
+                replaces=before.version if before else None,
+                changes=tuple(_line(change) for change in changes[:MOST_CHANGES]),
+                more_changes=max(0, len(changes) - MOST_CHANGES),
+                canary=_canary(name, inventory, channels, strategy),
+                hosts=inventory.services[name].hosts,
+            )
+        )
+    replayed = replay(recorded, snapshots, inventory)
+    widens = any(_widens(line) for service in services for line in service.changes)
+    canary, rest = _waves(services, inventory, strategy.limits)
+    held = _held(services, (*canary, *rest), inventory, policy, strategy.limits, author, now)
+    return Plan(
+        services=tuple(services),
+        unchanged=tuple(unchanged),
+        replay=replayed,
+        broken_tests=outcome(policy, inventory, snapshots).broken,
+        lint=lint(policy, inventory),
+        canary=canary,
+        waves=rest,
+        guardrails=tuple(guardrail.__name__ for guardrail in GUARDRAILS),
+        held=held,
+        approval=_approval(widens, replayed, policy),
+    )
+
+
+def _line(change: Change) -> ChangeLine:
+    ports = {0: "every port", -1: "every other port"}
+    port = ports.get(change.port, str(change.port))
+    flow = change.witness
+    proto = PROTOCOL_NAMES.get(flow.proto, str(flow.proto))
+    where = f"{flow.peer} {proto}" + (f"/{flow.port}" if flow.port is not None else "")
+    return ChangeLine(
+        direction=change.direction,
+        what=f"{change.proto}/{port}",
+        before=change.before,
+        after=change.after,
+        cidrs=tuple(map(str, change.cidrs[:MOST_CIDRS])),
+        more_cidrs=max(0, len(change.cidrs) - MOST_CIDRS),
+        witness=f"{'to' if flow.direction == 'egress' else 'from'} {where}",
+    )
+
+
+def _widens(line: ChangeLine) -> bool:
+    return line.before == "blocked" and line.after != "blocked"
+
+
+def _channels(recorded: Recorded) -> Mapping[tuple[str, str], frozenset[tuple[bool, str, int, int]]]:
+    """Of each (service, host): (calls, peer, protocol, port) that it was seen with."""
+    found: dict[tuple[str, str], set[tuple[bool, str, int, int]]] = defaultdict(set)
+    flows, actors = recorded.flows, recorded.actors
+    rows = zip(*(c.tolist() for c in (flows.client, flows.server, flows.proto, flows.port)), strict=True)
+    for client, server, proto, port in set(rows):
+        for calls, own, peer in (
+            (True, actors[client], actors[server]),
+            (False, actors[server], actors[client]),
+        ):
+            if own.host:
+                found[own.service, own.host].add((calls, peer.service or peer.host or "outside", proto, port))
+    return {key: frozenset(channels) for key, channels in found.items()}
+
+
+def _canary(
+    service: str,
+    inventory: Inventory,
+    channels: Mapping[tuple[str, str], frozenset[object]],
+    strategy: Strategy,
+) -> tuple[str, ...]:
+    """The hosts that together do most of what the service does: each next one adds most; then by name."""
+    hosts = sorted(inventory.services[service].hosts)
+    if strategy.canary_hosts:
+        chosen = tuple(host for host in strategy.canary_hosts if host in hosts)
+        if hosts and not chosen:
+            raise Invalid("strategy.canary_hosts", f"a host of {service}", strategy.canary_hosts[0])
+        return chosen
+    forbidden = set(strategy.limits.never_block.items())
+    left = [h for h in hosts if not forbidden & set(inventory.hosts[h].labels.items())] or hosts
+    wanted, seen, found = max(1, int(strategy.canary_share * len(hosts))), set[object](), list[str]()
+    while left and len(found) < wanted:
+        best = max(left, key=lambda host: len(channels.get((service, host), frozenset()) - seen))
+        left.remove(best)
+        found.append(best)
+        seen |= channels.get((service, best), frozenset())
+    return tuple(found)
+
+
+def _members(services: list[ServicePlan]) -> dict[str, frozenset[str]]:
+    return {one.service: frozenset(one.hosts) for one in services}
+
+
+def _waves(services: list[ServicePlan], inventory: Inventory, limits: Limits) -> tuple[Hosts, Hosts]:
+    """The canary hosts and the others, each in waves that pass the guardrails of shares."""
+    canary = sorted({host for one in services for host in one.canary})
+    rest = sorted({host for one in services for host in one.hosts} - set(canary))
+    first, then = (waves(hosts, _members(services), len(inventory.hosts), limits) for hosts in (canary, rest))
+    return tuple(map(tuple, first)), tuple(map(tuple, then))
+
+
+def _held(
+    services: list[ServicePlan], found: Hosts, inventory: Inventory, policy: Policy,
+    limits: Limits, author: str, now: int,
+) -> tuple[str, ...]:  # fmt: skip
+    """What the second person is asked for is no guardrail that holds the plan: see `approval`."""
+    labels = {host: place.labels for host, place in inventory.hosts.items()}
+    held = [
+        str(one)
+        for hosts in found
+        for one in checked(
+            Wave(
+                hosts=frozenset(hosts),
+                labels=labels,
+                members=_members(services),
+                ttl_seconds=policy.ttl_seconds,
+                now=now,
+                author=author,
+                enforces=policy.mode == "enforce",
+            ),
+            limits,
+        )
+    ]
+    return tuple(dict.fromkeys(held))
+
+
+def _approval(widens: bool, replayed: Replay, policy: Policy) -> tuple[str, ...]:
+    reasons = []
+    if widens:
+        reasons.append("it allows what was blocked")
+    if replayed.blocked and policy.mode == "enforce":
+        reasons.append(f"it would have blocked {replayed.blocked} recorded flows")
+    return tuple(reasons)

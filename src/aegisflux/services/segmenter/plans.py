@@ -1,0 +1,146 @@
+"""Plans: made from a proposal or a policy, kept with the digest that an approval is bound to."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
+from aegisflux.domain.plan import Plan, Strategy, plan
+from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy_compile import Inventory
+from aegisflux.domain.roles import may_approve
+from aegisflux.domain.segment.recorded import digest_of
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.store import Store
+from aegisflux.runtime.access import Who
+from aegisflux.runtime.jobs import computed
+from aegisflux.services.segmenter import places
+from aegisflux.services.segmenter.operations import Told
+from aegisflux.services.segmenter.proposals import DAY, LEAST_PERIOD, Asked, Proposals
+from aegisflux.wire import policyfile
+
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class PlanAsked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Plan a proposal by its number, or a policy by its text; one of both.
+
+    since, until, period_seconds: the flows that are replayed; of a proposal's own window when absent, else of
+    the last 7 days
+    """
+
+    proposal: Annotated[int, Meta(ge=1)] | None = None
+    policy: Annotated[str, Meta(max_length=policyfile.MAX_BYTES)] | None = None
+    strategy: Strategy = field(default_factory=Strategy)
+    since: datetime | None = None
+    until: datetime | None = None
+    period_seconds: Annotated[int, Meta(ge=LEAST_PERIOD, le=DAY)] = DAY
+
+
+class KeptPlan(Struct, frozen=True, kw_only=True):
+    """A plan as it was kept. `stale`: why it cannot be carried out any more; empty: it can."""
+
+    id: int
+    created_at: int
+    created_by: str
+    proposal: int | None
+    policy: str
+    asked: PlanAsked
+    inventory_digest: str
+    flows_digest: str
+    digest: str
+    approved_by: str | None
+    approved_at: int | None
+    stale: tuple[str, ...]
+    plan: Plan
+
+
+class Plans:
+    """Made, approved, kept and read; every method raises Unavailable, or a refusal."""
+
+    def __init__(self, store: Store, proposals: Proposals, clock: Clock) -> None:
+        self._store, self._proposals, self._clock = store, proposals, clock
+
+    async def settled(self, asked: PlanAsked) -> tuple[PlanAsked, Policy, Asked]:
+        """With its window said, its policy and its flows; raises Invalid or NotFound."""
+        if (asked.proposal is None) == (asked.policy is None):
+            raise Invalid("", "a proposal or a policy, one of both", msgspec.to_builtins(asked))
+        if asked.proposal is not None:
+            policy = await self._proposals.policy(asked.proposal)
+            window = (await self._proposals.one(asked.proposal)).asked
+        else:
+            assert asked.policy is not None
+            policy, window = policyfile.read(asked.policy), Asked(period_seconds=asked.period_seconds)
+        if asked.since or asked.until:
+            window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
+        window = self._proposals.settled(msgspec.structs.replace(window, scope=()))
+        told = {"since": window.since, "until": window.until, "period_seconds": window.period_seconds}
+        return msgspec.structs.replace(asked, **told), policy, window
+
+    async def make(self, asked: PlanAsked, policy: Policy, window: Asked, who: Who, told: Told) -> int:
+        """Compile, compare, replay, keep; the number of the plan. Raises a refusal by the path of a rule."""
+        now, name = int(self._clock.now()), who.principal.name
+        recorded = await self._proposals.read(window, told)
+        here = await places.read(self._store)
+        told(f"judging {len(recorded.flows)} recorded flows by {len(policy.rules)} rules", 0.6)
+        found = await computed(
+            plan, policy, here.inventory, here.in_force, recorded, asked.strategy, name, now
+        )
+        body = msgspec.to_builtins(found)
+        digest = "sha256:" + sha256(_encode(body)).hexdigest()
+        kept = msgspec.to_builtins(msgspec.structs.replace(asked, policy=None))
+        text = policyfile.write(policy)
+        async with self._store.change() as db:
+            values = (now, name, asked.proposal, text, kept, here.digest, digest_of(recorded), digest, body)
+            row = await db.row("add_plan", *values)
+            assert row is not None
+            await db.audit(who.did("segment.plan", f"plan/{row['id']}", after=digest))
+        number: int = row["id"]
+        return number
+
+    async def one(self, number: int) -> KeptPlan:
+        """A plan; raises NotFound."""
+        row = await self._store.row("plan", number)
+        if row is None:
+            raise NotFound(f"there is no plan {number}; see aegisflux segment plans")
+        here = await places.read(self._store)
+        rest = {name: row[name] for name in KeptPlan.__struct_fields__ if name in row.keys()}  # noqa: SIM118
+        rest["asked"] = msgspec.convert(row["asked"], PlanAsked)
+        return KeptPlan(**rest, stale=_stale(row, here.digest), plan=msgspec.convert(row["body"], Plan))
+
+    async def all(self, before: int, limit: int) -> list[Mapping[str, Any]]:
+        """Plans in short, newest first."""
+        return [dict(row) for row in await self._store.rows("plans", before, limit)]
+
+    async def approve(self, number: int, digest: str, who: Who) -> None:
+        """Say yes to the plan of this digest. Raises NotFound; Conflict when it is another one, or when what
+        it rests on has changed; Forbidden for its author."""
+        here = await places.read(self._store)
+        async with self._store.change() as db:
+            row = await db.row("lock_plan", number)
+            if row is None:
+                raise NotFound(f"there is no plan {number}")
+            if row["digest"] != digest:
+                raise Conflict(f"plan {number}: expected its digest {row['digest']}, got {digest}")
+            if stale := _stale(row, here.digest):
+                raise Conflict(f"plan {number}: {'; '.join(stale)}: plan again")
+            if not may_approve(who.principal, row["created_by"]):
+                raise Forbidden(
+                    f"plan {number}: {who.principal.name} made it; another approver has to approve it"
+                )
+            await db.run("approve_plan", number, who.principal.name, int(self._clock.now()))
+            await db.audit(who.did("segment.approve", f"plan/{number}", after=digest))
+
+    async def inventory(self) -> Inventory:
+        """What names mean now."""
+        return (await places.read(self._store)).inventory
+
+
+def _stale(row: Mapping[str, Any], inventory_digest: str) -> tuple[str, ...]:
+    if row["inventory_digest"] == inventory_digest:
+        return ()
+    return ("hosts, services or what is in force have changed since",)
