@@ -101,6 +101,15 @@ def test_every_kind_of_end():
     assert "db" in compile_policy(replace(given, services=("db",)), FLEET)
 
 
+def test_what_runs_beside_the_services_of_a_host_is_none_of_them():
+    given = policy(rule("rest", "db", "tcp/9"), groups={"rest": Group(hosts=("w1", "w2"), unregistered=True)})
+    found = compile_policy(replace(given, services=("web", "db")), FLEET)
+    assert found["web"].edges == ()
+    assert peers(found["db"].ingress)[0] == "10.0.0.1/32 tcp/9"
+    as_hosts = replace(given, groups={"rest": Group(hosts=("w1", "w2"))}, services=("web", "db"))
+    assert peers(compile_policy(as_hosts, FLEET)["web"].edges) == ["10.0.1.1/32 tcp/9", "10.0.1.2/32 tcp/9"]
+
+
 def test_a_deny_beats_an_allow_at_both_ends():
     given = policy(rule("web", "db"), rule("web", "host:d2", "tcp/5432", action="deny"))
     found = compile_policy(given, FLEET)

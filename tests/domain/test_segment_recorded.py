@@ -66,6 +66,15 @@ def test_a_scope_keeps_what_touches_it():
     assert {line[3] for line in told(recorded(ROWS, ["db"]))} == {5432}
 
 
+def test_what_a_caller_does_not_know_of_a_server_its_own_host_does():
+    unknown = row(0, "w1", "web", True, ("d1", ""))
+    assert told(recorded((unknown,)))[0][2] == "d1"
+    recorder = Recorder(("db",), {("d1", 6, 5432): "db", ("w1", 6, 5432): "no"})
+    recorder.add((unknown, row(0, "d1", "db", False, ("w1", ""), 1)))
+    found = told(recorder.recorded())
+    assert [line[1:4] for line in found] == [("w1", "db@d1", 1), ("web@w1", "db@d1", 5432)]
+
+
 def test_nothing_is_an_empty_window():
     found = recorded(())
     assert (len(found.flows), found.actors, found.fleet) == (0, (), 0)

@@ -51,6 +51,13 @@ class Facts:
         argv = [product.AEGISFLUX, *words, "-o", "json"]
         return self.site.fleet.lab.hub.run(argv, "viewer", env=self.settings())
 
+    def says(self, *words: str) -> str:
+        """What a command prints that has one form alone."""
+        argv = [product.AEGISFLUX, *words]
+        done = self.site.fleet.lab.hub.run(argv, "viewer", env=self.settings())
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def settings(self) -> dict[str, str]:
         return product.clean_environment() | {
             "AEGISFLUX_TOKEN": self.site.api.token,
@@ -96,6 +103,53 @@ def test_a_connection_becomes_a_flow_between_two_named_services(facts):
     assert (out["port"], into["port"]) == (5432, 5432)
     assert out["verdict"] == into["verdict"] == "allowed"
     assert into["path"] == os.path.realpath(sys.executable)
+
+
+def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
+    """Calls between namespaces over three periods are learned; one call to another port is held back, and
+    the plan says that it would have been cut."""
+    peer = facts.site.address("beta")
+    facts.site.machine("beta").serve("db", 5433)
+    calls = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()"
+
+    def connects(port):
+        argv = [sys.executable, "-c", calls, peer, str(port)]
+        return facts.site.machine("alpha").host.run(argv, "app.service").returncode == 0
+
+    until(lambda: connects(5433), 10)
+
+    def learned():
+        assert connects(5432)
+        found = facts.one("segment", "propose", "--since", "10m", "--period", "10s")
+        rules = {(r["client"], r["server"], r["port"]): r["held"] for r in found["proposal"]["rules"]}
+        return found if rules.get(("app", "db", 5432)) == "" and ("app", "db", 5433) in rules else None
+
+    kept = until(learned, 120, facts.site.machine("alpha").tail_of_log)
+    held = {rule["port"]: rule["held"] for rule in kept["proposal"]["rules"]}
+    assert held[5433] == "one_client_few_days"
+    assert kept["proposal"]["blast_radius"]["app"] == 2
+    file = tmp_path / "policy.yaml"
+    file.write_text(facts.says("segment", "export", str(kept["id"])))
+    assert "- name: app-to-db\n    from: app\n    to: db\n    ports: [tcp/5432]" in file.read_text()
+    assert f"({os.path.realpath(sys.executable)})" in file.read_text()
+    valid = facts.run("policy", "validate", str(file))
+    remarks = {remark["kind"] for remark in json.loads(valid.stdout)}
+    assert (valid.returncode, remarks) == (1, {"shared_host"})  # both hosts see one tree of cgroups here
+    assert facts.run("policy", "diff", str(file)).returncode == 1
+    with file.open("a") as more:
+        more.write("tests:\n  - {from: app, to: db, port: tcp/5433, expect: allowed}\n")
+    tested = facts.run("policy", "test", str(file))
+    assert (tested.returncode, json.loads(tested.stdout)[0]["got"]) == (1, "blocked")
+    file.write_text(file.read_text().replace("to: db\n    ports", "to: dbb\n    ports"))
+    wrong = facts.run("policy", "validate", str(file))
+    assert (wrong.returncode, "no service, group or kind of end is named 'dbb'" in wrong.stderr) == (2, True)
+    plan = facts.one("segment", "plan", "--proposal", str(kept["id"]))
+    assert [one["service"] for one in plan["plan"]["services"]] == ["app", "db"]
+    cut = [line for line in plan["plan"]["replay"]["lines"] if line["rule"] == "app -> db tcp/5433"]
+    assert {line["direction"] for line in cut} == {"egress", "ingress"}
+    assert cut[0]["programs"] == [os.path.realpath(sys.executable)]
+    simulated = facts.run("segment", "simulate", str(plan["id"]))
+    assert (simulated.returncode, json.loads(simulated.stdout)) == (1, plan["plan"]["replay"])
 
 
 def test_a_process_is_an_event_with_its_ancestors(facts):

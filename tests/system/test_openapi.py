@@ -111,7 +111,7 @@ SERVICES = [
     pytest.param(0, 25, id="orchestrator"),
     pytest.param(2, 10, id="enrich"),
     pytest.param(5, 7, id="ingest"),
-    pytest.param(6, 15, id="segmenter"),
+    pytest.param(6, 16, id="segmenter"),
 ]
 
 

@@ -24,6 +24,7 @@ TIMES: Final = {
     "expires_at": 1,
     "last_used": 1,
     "revoked_at": 1,
+    "approved_at": 1,
     "at": 1000,
 }
 NAMES: Final = ("id", "name", "host_id")

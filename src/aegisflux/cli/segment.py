@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import segmenter
-from aegisflux.cli.facts import Since, Until, moment
+from aegisflux.cli.facts import PEOPLES, Since, Until, moment
 from aegisflux.cli.output import Output, columnar, say, show
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
@@ -17,8 +17,15 @@ from aegisflux.domain.policy import Policy
 
 Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
 PAUSE_SECONDS = 0.3
+MOST_SHOWN = 5
 RULES = ("from", "to", "what", "state", "evidence")
 RULES_WIDE = (*RULES, "kind", "programs")
+PlanNumber = Annotated[int, Parameter(help="of a plan, as `segment plans` shows it")]
+PLANS = ("id", "created_at", "created_by", "proposal", "services", "would_block", "held", "approved_by")
+PLANNED = ("service", "version", "replaces", "mode", "changes", "canary", "hosts")
+CHANGES = ("service", "direction", "what", "before", "after", "witness", "cidrs", "more_cidrs")
+REPLAY = ("rule", "at", "direction", "records", "connections", "programs", "hosts", "reason")
+APPROVED = ("id", "digest", "approved_by", "approved_at")
 LIST = ("id", "created_at", "created_by", "rules", "groups", "coverage", "flows")
 WAITING = {
     "few_days": "held: too few days",
@@ -96,6 +103,134 @@ def export(
     say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))
 
 
+@app.command
+def plan(
+    *,
+    proposal: Annotated[int | None, Parameter(help="number of a proposal")] = None,
+    policy: Annotated[Path | None, Parameter(help="a policy file")] = None,
+    since: Annotated[str | None, Parameter(help="replay flows from then on: a time, or 7d")] = None,
+    until: Until = None,
+    canary_share: Annotated[float, Parameter(help="of the hosts of each service, at least one")] = 0.1,
+    canary: Annotated[tuple[str, ...], Parameter(help="these hosts first", negative="")] = (),
+    output: Output = "table",
+) -> None:
+    """What a proposal or a policy would change, and what it would have cut. Changes nothing.
+
+    Example: aegisflux segment plan --proposal 3
+    """
+    asked = {
+        "proposal": proposal,
+        "policy": policy.read_text() if policy else None,
+        "since": moment(since),
+        "until": moment(until),
+        "strategy": {"canary_share": canary_share, "canary_hosts": canary},
+    }
+    given = {name: value for name, value in asked.items() if value is not None}
+    operation = finished(segmenter("POST", "/segment/plan", given))
+    _plan_told(segmenter("GET", operation["result"]), output)
+
+
+@app.command
+def plans(*, limit: int = 20, output: Output = "table") -> None:
+    """Plans, newest first."""
+    show(segmenter("GET", "/segment/plans", query={"limit": limit})["items"], output, PLANS)
+
+
+@app.command
+def diff(number: PlanNumber, *, output: Output = "table") -> None:
+    """What a plan changes: initiations that get another verdict, each with one that shows it. Exit status 1
+    where there are some.
+    """
+    kept = segmenter("GET", f"/segment/plans/{number}")
+    rows = [{"service": s["service"]} | line for s in kept["plan"]["services"] for line in s["changes"]]
+    show(rows, output, CHANGES)
+    more = sum(service["more_changes"] for service in kept["plan"]["services"])
+    if more:
+        say(f"{more} changes more")
+    sys.exit(1 if rows else 0)
+
+
+@app.command
+def simulate(number: PlanNumber, *, output: Output = "table") -> None:
+    """What a plan would have done to the recorded flows: which it would have blocked, how often, by which
+    program, since when, and which rule is missing. Exit status 1 where there are some.
+    """
+    replay = segmenter("GET", f"/segment/plans/{number}")["plan"]["replay"]
+    if columnar(output):
+        show(replay["lines"], output, REPLAY)
+        say(_replayed(replay))
+    else:
+        show(replay, output)
+    sys.exit(1 if replay["blocked"] else 0)
+
+
+@app.command
+def approve(
+    number: PlanNumber,
+    *,
+    digest: Annotated[str, Parameter(help="of the plan that was looked at, as `segment plan` shows it")],
+    output: Output = "table",
+) -> None:
+    """Say yes to a plan that somebody else made."""
+    found = segmenter("POST", f"/segment/plans/{number}/approve", {"digest": digest})
+    show({name: found[name] for name in APPROVED}, output, APPROVED)
+
+
+def _plan_told(kept: dict[str, Any], output: str) -> None:
+    if not columnar(output):
+        show(kept, output)
+        return
+    plan = kept["plan"]
+    rows = [
+        {
+            "service": one["service"],
+            "version": one["snapshot"]["version"],
+            "replaces": one["replaces"],
+            "mode": one["snapshot"]["mode"],
+            "changes": len(one["changes"]) + one["more_changes"],
+            "canary": one["canary"],
+            "hosts": len(one["hosts"]),
+        }
+        for one in plan["services"]
+    ]
+    show(rows, output, PLANNED)
+    if output in PEOPLES:
+        for line in _plan_summary(kept, plan):
+            say(line)
+
+
+def _plan_summary(kept: dict[str, Any], plan: dict[str, Any]) -> Sequence[str]:
+    lines = ["", f"plan {kept['id']}, digest {kept['digest']}"]
+    if plan["unchanged"]:
+        lines.append(f"  nothing changes for {', '.join(plan['unchanged'])}")
+    lines.append("  " + _replayed(plan["replay"]))
+    lines += [
+        f"    {one['records']}x {one['rule']} ({one['direction']} of {one['at']})"
+        for one in plan["replay"]["lines"][:5]
+    ]
+    lines += [f"  test fails: {_broken(one)}" for one in plan["broken_tests"]]
+    lines += [
+        f"  lint: {one['kind']}: {one['about']}: {one['detail']}; {one['advice']}" for one in plan["lint"]
+    ]
+    lines += [f"  held by a guardrail: {text}" for text in plan["held"]]
+    lines += [f"  needs a second person: {text}" for text in plan["approval"]]
+    lines += [f"  stale: {text}" for text in kept["stale"]]
+    first = ", ".join(" ".join(hosts) for hosts in plan["canary"])
+    lines.append(f"  first on {first or 'no host'}, then on the others in {len(plan['waves'])} waves")
+    return [*lines, f"more: aegisflux segment diff {kept['id']}; aegisflux segment simulate {kept['id']}"]
+
+
+def _replayed(replay: dict[str, Any]) -> str:
+    judged, blocked = replay["judged"], replay["blocked"]
+    words = f"{blocked} of {judged} recorded flows would have been blocked"
+    return words + (f"; {replay['unplaced']} could not be judged" if replay["unplaced"] else "")
+
+
+def _broken(one: dict[str, Any]) -> str:
+    flow = f"{one['client']} -> {one['server']} {one['proto']}/{one['port']}"
+    return f"tests[{one['number']}]: {flow}: expected {one['expected']}, got {one['got']} ({one['why']})"
+
+
 def policy_from(kept: dict[str, Any], exported: Any) -> Policy:
     """The policy of a proposal as the API gave it."""
     import msgspec
@@ -142,7 +277,7 @@ def _told(kept: dict[str, Any], output: str) -> None:
         return
     proposal = kept["proposal"]
     show([_rule(rule) for rule in proposal["rules"]], output, RULES_WIDE if output == "wide" else RULES)
-    if output in ("table", "wide"):
+    if output in PEOPLES:
         for line in _summary(kept["id"], kept["flows"], proposal):
             say(line)
 

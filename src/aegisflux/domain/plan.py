@@ -105,7 +105,7 @@ def plan(
                 service=name,
                 snapshot=snapshot,
                 replaces=before.version if before else None,
-                changes=tuple(_line(change) for change in changes[:MOST_CHANGES]),
+                changes=tuple(change_line(change) for change in changes[:MOST_CHANGES]),
                 more_changes=max(0, len(changes) - MOST_CHANGES),
                 canary=_canary(name, inventory, channels, strategy),
                 hosts=inventory.services[name].hosts,
@@ -129,7 +129,8 @@ def plan(
     )
 
 
-def _line(change: Change) -> ChangeLine:
+def change_line(change: Change) -> ChangeLine:
+    """A change in words."""
     ports = {0: "every port", -1: "every other port"}
     port = ports.get(change.port, str(change.port))
     flow = change.witness

@@ -46,12 +46,17 @@ class Port(NamedTuple):
         return f"{self.proto}/{self.port}" if self.port else self.proto
 
 
-class Group(Struct, frozen=True, forbid_unknown_fields=True):
-    """A name for hosts, by name or by all of these labels, and for CIDRs."""
+class Group(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """A name for hosts, by name or by all of these labels, and for CIDRs.
+
+    unregistered: what runs on the hosts outside of every registered service: a rule of it is no service's,
+                  though at the other end it cannot be told apart from the services there
+    """
 
     hosts: Annotated[tuple[str, ...], Meta(max_length=MAX_MEMBERS)] = ()
     labels: dict[str, str] = {}
     cidrs: Annotated[tuple[str, ...], Meta(max_length=MAX_MEMBERS)] = ()
+    unregistered: bool = False
 
 
 class Rule(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True, kw_only=True):

@@ -56,6 +56,7 @@ class Place(NamedTuple):
     hosts: frozenset[str]
     cidrs: tuple[Cidr, ...] = ()
     anyone: bool = False
+    unregistered: bool = False
 
 
 class Places:
@@ -101,6 +102,8 @@ class Places:
         return end == service or any(self._inside(place, host) for host in hosts)
 
     def _inside(self, place: Place, host: str) -> bool:
+        if place.unregistered:
+            return False
         if host in place.hosts:
             return True
         own = self._inventory.addresses((host,)) if place.cidrs else ()
@@ -126,7 +129,8 @@ class Places:
             group = policy.groups[end]
             hosts = {self._host(host, f"groups.{end}.hosts") for host in group.hosts}
             cidrs = (cidr_of(text, f"groups.{end}.cidrs") for text in group.cidrs)
-            return Place(frozenset(hosts) | self._labelled(group.labels), tuple(c for c in cidrs if c))
+            every = frozenset(hosts) | self._labelled(group.labels)
+            return Place(every, tuple(c for c in cidrs if c), unregistered=group.unregistered)
         if (cidr := cidr_of(end, path)) is not None:
             return Place(frozenset(), (cidr,))
         kind, _, rest = end.partition(":")

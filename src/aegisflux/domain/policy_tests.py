@@ -105,6 +105,7 @@ class _Bench:
         hosts = sorted(place.hosts)
         for host in hosts:
             services = (end,) if end in self._inventory.services else self._on(host)
+            services = () if place.unregistered else services
             for address in sorted(self._inventory.addresses((host,))):
                 yield address, tuple(s for s in services if s in self._rules)
         for cidr in place.cidrs:

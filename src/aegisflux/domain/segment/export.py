@@ -30,7 +30,7 @@ def policy_of(proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_4
         if service == group.name:
             services.append(group.name)
         else:
-            groups[group.name] = Group(hosts=tuple(hosts), cidrs=tuple(cidrs))
+            groups[group.name] = Group(hosts=tuple(hosts), cidrs=tuple(cidrs), unregistered=bool(hosts))
     ways: dict[tuple[str, str], list[ProposedRule]] = defaultdict(list)
     for rule in proposal.rules:
         if not rule.held and rule.proto in PROTOS:

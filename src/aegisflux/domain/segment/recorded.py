@@ -14,13 +14,18 @@ from aegisflux.domain.segment.tuples import MOST_DAYS
 MOST_RECORDS: Final = 5_000_000
 MOST_SLOTS: Final = MOST_DAYS * HOURS
 Row = Mapping[str, Any]
+Servers = Mapping[tuple[str, int, int], str]
 
 
 class Recorder:
-    """Takes rows of `recorded_flows`, in any order, and gives them as `Recorded`."""
+    """Takes rows of `recorded_flows`, in any order, and gives them as `Recorded`.
 
-    def __init__(self, scope: Collection[str] = ()) -> None:
-        self._scope = frozenset(scope)
+    servers: the service behind a (host, protocol, port), by that host's own word, where a caller's host did
+             not know it
+    """
+
+    def __init__(self, scope: Collection[str] = (), servers: Servers = {}) -> None:  # noqa: B006 - only read
+        self._scope, self._servers = frozenset(scope), servers
         self._actors: dict[Actor, int] = {}
         self._programs: dict[str, int] = {}
         self._rows: list[tuple[int, int, int, int, int, int, int]] = []
@@ -31,10 +36,10 @@ class Recorder:
     def add(self, rows: Iterable[Row]) -> None:
         """More rows; those that touch no service of the scope are left out. Raises OverLimit."""
         for row in rows:
-            if self._scope and not self._scope & {row["service"], row["peer_service"]}:
+            here, there = Actor(row["host_id"], row["service"]), self._peer(row)
+            if self._scope and not self._scope & {here.service, there.service}:
                 continue
-            own = self._actor(Actor(row["host_id"], row["service"]))
-            peer = self._actor(_peer(row))
+            own, peer = self._actor(here), self._actor(there)
             client, server = (own, peer) if row["calls"] else (peer, own)
             program = self._program(row["path"]) if row["calls"] else -1
             count = min(row["connections"], (1 << 31) - 1)
@@ -56,6 +61,14 @@ class Recorder:
         flows = Flows(*(column.astype(np.int32) for column in columns))
         return Recorded(tuple(actors), sum(bool(a.host) for a in actors), flows, tuple(programs))
 
+    def _peer(self, row: Row) -> Actor:
+        host, service = row["peer_host"], row["peer_service"]
+        if not host:
+            return Actor(address=row["peer"])
+        if not service and row["calls"]:
+            service = self._servers.get((host, row["proto"], row["port"]), "")
+        return Actor(host, service)
+
     def _actor(self, actor: Actor) -> int:
         return self._actors.setdefault(actor, len(self._actors))
 
@@ -70,12 +83,6 @@ def digest_of(recorded: Recorded) -> str:
     for name in Flows.__slots__:
         digest.update(np.ascontiguousarray(getattr(recorded.flows, name), "<i4").tobytes())
     return f"sha256:{digest.hexdigest()}"
-
-
-def _peer(row: Row) -> Actor:
-    if row["peer_host"]:
-        return Actor(row["peer_host"], row["peer_service"])
-    return Actor(address=row["peer"])
 
 
 def _renumbered(numbers: Any, known: Mapping[Any, int], ordered: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Litestar, MediaType, Request, Response, delete, get, post
 from litestar.exceptions import HTTPException
 from litestar.params import Parameter
@@ -179,13 +180,20 @@ async def inventory(request: Handler) -> Inventory:
     return await segmenter_of(request).plans.inventory()
 
 
+@get("/segment/in-force", guards=[needs("viewer")])
+async def in_force(request: Handler) -> dict[str, Any]:
+    """What is in force of each service, as a snapshot: the promoted version, else the newest on some host."""
+    found = await segmenter_of(request).plans.in_force()
+    return {name: msgspec.to_builtins(snapshot) for name, snapshot in found.items()}
+
+
 def _summaries(items: list[Any], limit: int) -> Summaries:
     return Summaries(items, items[-1]["id"] if len(items) == limit else None)
 
 
 HANDLERS = [
     healthz, readyz, version, metrics_page, propose, operation, cancel, proposals, proposal, policy,
-    plan, plans, one_plan, approve, inventory,
+    plan, plans, one_plan, approve, inventory, in_force,
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.segment.recorded import digest_of
+from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
@@ -138,6 +139,10 @@ class Plans:
     async def inventory(self) -> Inventory:
         """What names mean now."""
         return (await places.read(self._store)).inventory
+
+    async def in_force(self) -> Mapping[str, MapSnapshot]:
+        """What is in force of each service."""
+        return (await places.read(self._store)).in_force
 
 
 def _stale(row: Mapping[str, Any], inventory_digest: str) -> tuple[str, ...]:

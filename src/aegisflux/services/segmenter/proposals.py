@@ -103,7 +103,9 @@ class Proposals:
         since, until = asked.since, asked.until
         assert since is not None, "a settled window"
         assert until is not None, "a settled window"
-        recorder, step = Recorder(asked.scope), (until - since) / PARTS
+        rows = await self._facts.rows("recorded_servers", since, until)
+        servers = {(row["host_id"], row["proto"], row["port"]): row["service"] for row in rows}
+        recorder, step = Recorder(asked.scope, servers), (until - since) / PARTS
         for part in range(PARTS):
             end = until if part == PARTS - 1 else since + step * (part + 1)
             rows = await self._facts.rows(

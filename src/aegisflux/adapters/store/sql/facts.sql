@@ -248,3 +248,10 @@ left join services a on a.id = f.service_id left join services b on b.id = f.pee
 where f.time >= $1 and f.time < $2 and f.verdict <> 'blocked' and f.peer_class not in ('own', 'loopback')
   and not (f.proto = 6 and f.direction = 'egress' and f.packets_in = 0) and (f.direction = 'egress' or f.peer_host = '')
 group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 order by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 limit $5
+
+-- Which service of a host answered on a port, by the host's own word: callers do not know it of a listener that is new. One name, or none.
+-- name: recorded_servers
+select s.host_id, f.proto::int as proto, f.port, min(a.name) as service
+from flows f join sources s on s.id = f.source join services a on a.id = f.service_id
+where f.time >= $1 and f.time < $2 and f.direction = 'ingress' and f.verdict <> 'blocked'
+group by 1, 2, 3 having count(distinct a.name) = 1 limit 1000000

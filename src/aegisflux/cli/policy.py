@@ -1,0 +1,116 @@
+"""`aegisflux policy`: who may call whom, as a file that is read, tried and compared before it does anything.
+
+Exit status: 0 all is well or the same, 1 it differs (or a test fails, or there is something to remark),
+2 the file, or a name in it, is wrong; 4 unavailable.
+"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+from cyclopts import App, Parameter
+
+from aegisflux.cli.client import segmenter
+from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.domain.errors import Forbidden, Refused
+from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy_compile import Inventory, compile_policy
+
+File = Annotated[Path, Parameter(help="a policy file")]
+From = Annotated[
+    Path | None,
+    Parameter(help="the inventory as JSON (`policy inventory -o json`), instead of asking the segmenter"),
+]
+LINT = ("kind", "about", "detail", "advice")
+BROKEN = ("number", "client", "server", "proto", "port", "expected", "got", "why")
+CHANGES = ("service", "direction", "what", "before", "after", "witness")
+
+app = App(name="policy", help="Policy as code: validate, test, compare.")
+
+
+@app.command
+def validate(file: File, *, inventory: From = None, output: Output = "table") -> None:
+    """Read a policy, look up its names, compile it, and say what is odd about it.
+
+    Example: aegisflux policy validate policy.yaml
+    """
+    from aegisflux.domain.policy_lint import lint
+
+    with _wrong(file):
+        policy, places = read(file), _inventory(inventory)
+        snapshots = compile_policy(policy, places)
+        found = lint(policy, places)
+    show(msgspec.to_builtins(found), output, LINT)
+    entries = sum(snapshot.entries() for snapshot in snapshots.values())
+    say(f"{file}: {len(policy.rules)} rules, {len(snapshots)} services, {entries} entries")
+    sys.exit(1 if found else 0)
+
+
+@app.command(name="test")
+def run_tests(file: File, *, inventory: From = None, output: Output = "table") -> None:
+    """Run the tests of a policy against what it compiles to."""
+    from aegisflux.domain.policy_tests import outcome
+
+    with _wrong(file):
+        policy, places = read(file), _inventory(inventory)
+        found = outcome(policy, places, compile_policy(policy, places))
+    show(msgspec.to_builtins(found.broken), output, BROKEN)
+    say(f"{file}: {found.tests - len(found.broken)} of {found.tests} tests hold")
+    sys.exit(1 if found.broken else 0)
+
+
+@app.command
+def diff(file: File, *, output: Output = "table") -> None:
+    """Compare a policy with what is in force: initiations that get another verdict, each with one."""
+    from aegisflux.domain import diff as diffs
+    from aegisflux.domain.plan import change_line
+    from aegisflux.domain.snapshot import from_builtins, ruleset
+
+    in_force = segmenter("GET", "/segment/in-force")
+    with _wrong(file):
+        policy, places = read(file), _inventory(None)
+        snapshots = compile_policy(policy, places)
+    rows = []
+    for name, snapshot in snapshots.items():
+        before = ruleset(from_builtins(in_force[name])) if name in in_force else None
+        changes = diffs.diff(before, ruleset(snapshot))
+        rows += [{"service": name} | msgspec.to_builtins(change_line(change)) for change in changes]
+    show(rows, output, CHANGES)
+    say(f"{file}: {len(rows)} changes" if rows else f"{file}: the same as what is in force")
+    sys.exit(1 if rows else 0)
+
+
+@app.command
+def inventory(*, output: Output = "json") -> None:
+    """What names mean now: hosts and services, for `--inventory`."""
+    found = segmenter("GET", "/segment/inventory")
+    rows = [{"service": name} | place for name, place in found["services"].items()]
+    show(rows if columnar(output) else found, output, ("service", "id", "hosts", "version"))
+
+
+def read(file: Path) -> Policy:
+    """The policy of a file; raises a refusal with its line."""
+    from aegisflux.wire import policyfile
+
+    return policyfile.read(file.read_text())
+
+
+def _inventory(file: Path | None) -> Inventory:
+    if file is None:
+        return msgspec.convert(segmenter("GET", "/segment/inventory"), Inventory)
+    return msgspec.json.decode(file.read_bytes(), type=Inventory)
+
+
+@contextmanager
+def _wrong(file: Path) -> Iterator[None]:
+    """A file, or a name in it, that is wrong ends with 2, as compilers do."""
+    try:
+        yield
+    except Forbidden:
+        raise
+    except (Refused, msgspec.MsgspecError, UnicodeDecodeError) as error:
+        say(f"{file}: {error}")
+        sys.exit(2)
