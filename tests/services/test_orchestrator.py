@@ -124,6 +124,49 @@ async def test_canary_promote_rollback_withdraw(plane):
     await eventually(lambda: agents["shop-1"].manifests[-1].services == ())
 
 
+async def test_a_version_beside_is_offered_fetched_shown_and_ends_with_the_promotion(plane):
+    core = plane.orchestrator
+    await core.registry.put(191, "store", [], {"role": "store"}, WHO)
+    agent = await plane.agent("store-1", {"role": "store"})
+    await core.snapshots.post(body(191, 1), None, "", WHO)
+    await core.changes.promote(191, None, WHO)
+    await eventually(lambda: agent.in_force.get(191) and agent.in_force[191].version == 1)
+    offered = await core.snapshots.post(body(191, 2, edges=[]), None, "", WHO, beside=True)
+
+    def beside():
+        (service,) = agent.manifests[-1].services
+        return service.candidate and (service.active.version, service.candidate.version)
+
+    await eventually(lambda: beside() == (1, 2))
+    assert len(await agent.fetch(offered.digest)) > 100
+    (shown,) = (await core.views.status(191)).hosts
+    assert (shown.desired.version, shown.beside) == (1, 2)
+    again = await core.snapshots.post(body(191, 2, edges=[]), None, "", WHO, beside=True)
+    assert again.digest == offered.digest
+    tried = await core.changes.try_withdraw(191, ["store-1"])
+    assert (tried.changed_hosts, tried.dry_run) == (("store-1",), True)
+    await core.changes.promote(191, 2, WHO)
+    await eventually(lambda: agent.in_force[191].version == 2)
+    assert agent.manifests[-1].services[0].candidate is None
+    await core.snapshots.post(body(191, 3), None, "", WHO, beside=True)
+    await eventually(lambda: beside() == (2, 3))
+    await core.snapshots.post(body(191, 4, edges=[]), None, "", WHO)
+    await eventually(lambda: agent.in_force[191].version == 4)
+    assert agent.manifests[-1].services[0].candidate is None
+
+
+async def test_a_version_beside_nothing_governs_nothing_and_is_withdrawn(plane):
+    core = plane.orchestrator
+    agent = await plane.agent("store-2")
+    await core.snapshots.post(body(192, 1), ["store-2"], "", WHO, beside=True)
+    await eventually(lambda: agent.manifests and agent.manifests[-1].services)
+    (service,) = agent.manifests[-1].services
+    assert (service.active, service.candidate.version) == (None, 1)
+    gone = await core.changes.withdraw(192, ["store-2"], WHO)
+    assert (gone.changed_hosts, gone.warnings) == (("store-2",), ())
+    await eventually(lambda: agent.manifests[-1].services == ())
+
+
 async def test_an_author_never_approves_their_own_change(plane):
     core = plane.orchestrator
     ada, bob = (Who(Principal(name, "approver"), "test", name) for name in ("ada", "bob"))

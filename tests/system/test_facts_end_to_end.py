@@ -207,6 +207,27 @@ def test_who_can_reach_a_service_and_what_a_host_exposes(facts):
     assert "db" in json.dumps(facts.cli("graph", "blast-radius", "alpha"))
 
 
+def test_what_a_version_beside_would_block_is_told_and_the_flow_lives(facts):
+    """The kernel judges the same flow by both: one lets it through, the other only says what it would do."""
+    site = facts.site
+    version, peer = site.next_version(), site.address("beta")
+    assert site.post(version, [site.allow("beta", "tcp", 5432)]).status == 200
+    until(lambda: site.in_force("alpha", version), 30, site.machine("alpha").tail_of_log)
+    beside = site.api.post("/seg/maps?beside=true", site.body(version + 1, []))
+    assert (beside.status, beside.body["version"]) == (200, version + 1)
+    assert site.status("alpha")["beside"] == version + 1
+
+    def seen():
+        assert facts.does("alpha", "app", probes.tcp, peer, 5432) == "connected"
+        rows = facts.cli("events", "--host", "alpha", "--kind", "verdict", "--since", "1h")
+        return [row["body"]["event"] for row in rows if row["body"]["event"].get("candidate")]
+
+    told = until(seen, 40, site.machine("alpha").tail_of_log)[0]
+    assert (told["peer"], told["peer_port"], told["reason"]) == (peer, 5432, "no_match")
+    assert (told["verdict"], told["digest"]) == ("would block", beside.body["digest"])
+    assert site.in_force("alpha", version)
+
+
 def test_a_blocked_flow_is_shown_as_one_with_its_reason(facts):
     """The kernel refuses at the call; the host tells of it, and of the rule."""
     site = facts.site
@@ -216,9 +237,10 @@ def test_a_blocked_flow_is_shown_as_one_with_its_reason(facts):
 
     def seen():
         rows = facts.cli("events", "--host", "alpha", "--kind", "verdict", "--since", "1h")
-        return [r for r in rows if r["body"]["event"]["reason"] == "no_match"]
+        told = [row["body"]["event"] for row in rows]
+        return [event for event in told if event["reason"] == "no_match" and not event.get("candidate")]
 
-    told = until(seen, 30)[0]["body"]["event"]
+    told = until(seen, 30)[0]
     assert (told["service_id"], told["peer"], told["verdict"]) == (SERVICE, site.address("beta"), "blocked")
 
 

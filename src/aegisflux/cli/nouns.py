@@ -35,13 +35,22 @@ bus_app = App(name="bus", help="What goes over the bus.")
 
 
 @snapshot_app.command
-def post(file: File, *, host: Hosts = None, output: Output = "json") -> None:
+def post(
+    file: File,
+    *,
+    host: Hosts = None,
+    beside: Annotated[
+        bool, Parameter(negative="", help="judge it beside what is in force; it blocks nothing")
+    ] = False,
+    output: Output = "json",
+) -> None:
     """Post a snapshot from a file (- is stdin).
 
     Example: aegisflux snapshot post web.json --host web-1
     """
     body = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
-    answer = call("POST", "/seg/maps", body, {"target_host": host})
+    query = {"target_host": host} | ({"beside": "true"} if beside else {})
+    answer = call("POST", "/seg/maps", body, query)
     for warning in answer["warnings"]:
         say(f"warning: {warning}")
     show(answer, output, ("service_id", "version", "digest", "target_hosts"))

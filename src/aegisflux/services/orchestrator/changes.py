@@ -53,6 +53,7 @@ class Changes:
         async with self._core.store.change() as db:
             step, answer = await self._promotion(db, service_id, version, who, now)
             await state.save(db, step, now)
+            await state.end_offers(db, service_id)
             await self._audit(db, answer, who, answer.from_version, answer.digest)
         self._core.wake()
         return answer
@@ -136,6 +137,7 @@ class Changes:
         async with self._core.store.change() as db:
             step, answer = await _withdrawal(db, service_id, targets, now)
             await state.save(db, step, now)
+            await state.end_offers(db, service_id, targets)
             await self._audit(db, answer, who, answer.from_version, "")
         self._core.wake()
         return answer
@@ -168,7 +170,13 @@ async def _withdrawal(
     if targets is not None:
         await check_enrolled(db, targets)
     step = rollouts.withdraw(rollout, targets)
-    return step, _changed("withdraw", rollout, step, None, None, now)
+    beside = {row["host_id"] for row in await db.rows("candidates", service_id)}
+    ended = beside if targets is None else beside & set(targets)
+    answer = _changed("withdraw", rollout, step, None, None, now)
+    if not ended:
+        return step, answer
+    changed = tuple(sorted({*answer.changed_hosts, *ended}))
+    return step, replace(answer, changed_hosts=changed, warnings=())
 
 
 async def _content(db: Queries, service_id: int, version: int) -> Any:

@@ -156,6 +156,7 @@ class Hosts:
                 raise NotFound(f"host {host} is not enrolled")
             await db.run("unassign_host", host)
             await db.run("delete_reports", host)
+            await db.run("end_candidates_of_host", host)
             await db.run("release_host", host, now)
             await db.audit(who.did("host.release", f"host/{host}", before=b64(known["public_key"])))
             await self._core.accounts.revoke_agent(known["public_key"], now)

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
-from aegisflux.domain.manifest import ActiveRef, HostManifest, ServiceState
+from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, ServiceState
 from aegisflux.domain.rollout import runs
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
@@ -117,7 +117,8 @@ class Relay:
             manifest = HostManifest(host, row["serial"], now, now + MANIFEST_SECONDS, tuple(given))
             sealed = core.keys.seal(envelope.MANIFEST, msgspec.msgpack.encode(manifest))
             message = envelope.encode(ManifestMessage(core.keys.envelope, sealed))
-            made[host] = row["serial"], message, frozenset(s.active.digest for s in given if s.active)
+            refs = (ref for service in given for ref in (service.active, service.candidate) if ref)
+            made[host] = row["serial"], message, frozenset(ref.digest for ref in refs)
         stored = await core.store.rows(
             "store_built",
             list(made),
@@ -148,6 +149,12 @@ class Relay:
             found[row["host_id"]][row["service_id"]] = ServiceState(
                 row["service_id"], row["name"], tuple(row["selectors"]), active
             )
+        for row in await self._core.store.rows("candidates_of", list(labels)):
+            beside = CandidateRef(row["version"], row["digest"])
+            known = found[row["host_id"]].get(row["service_id"]) or ServiceState(
+                row["service_id"], row["name"], tuple(row["selectors"])
+            )
+            found[row["host_id"]][row["service_id"]] = msgspec.structs.replace(known, candidate=beside)
         return {host: [found[host][number] for number in sorted(found[host])] for host in labels}
 
     async def _publish(self, messages: Sequence[tuple[str, int, bytes]], why: str) -> None:

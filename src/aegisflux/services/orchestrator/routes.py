@@ -37,6 +37,10 @@ Targets = Annotated[
     ),
 ]
 DryRun = Annotated[bool, Parameter(description="say what would change, and change nothing")]
+Beside = Annotated[
+    bool,
+    Parameter(description="judge it beside what is in force, and block nothing by it"),
+]
 Key = Annotated[
     str | None,
     Parameter(
@@ -147,13 +151,15 @@ class _PostOperation(Operation):
 
 
 @post("/seg/maps", status_code=200, guards=[needs("operator")], operation_class=_PostOperation)
-async def post_maps(request: Handler, target_host: Targets = None, idempotency_key: Key = None) -> Accepted:
+async def post_maps(
+    request: Handler, target_host: Targets = None, idempotency_key: Key = None, beside: Beside = False
+) -> Accepted:
     """Post a snapshot to the target hosts, or to every enrolled host that runs the service. 409 names the
     next version.
     """
     body = await request.body()
     return await orchestrator_of(request).snapshots.post(
-        body, _hosts(target_host), idempotency_key or "", who(request)
+        body, _hosts(target_host), idempotency_key or "", who(request), beside
     )
 
 

@@ -44,9 +44,15 @@ class Snapshots:
     def __init__(self, core: Core) -> None:
         self._core = core
 
-    async def post(self, body: bytes, targets: Sequence[str] | None, key: str, who: Who) -> Accepted:
-        """Compile, then store with everything that follows from it; raises Refused by name."""
-        request = sha256(b"%s\0%s" % (",".join(targets or ()).encode(), body)).digest()
+    async def post(
+        self, body: bytes, targets: Sequence[str] | None, key: str, who: Who, beside: bool = False
+    ) -> Accepted:
+        """Compile, then store with everything that follows from it; raises Refused by name.
+
+        beside: hosts judge it beside what is in force, and it blocks nothing
+        """
+        words = (",".join(targets or ()) + ("\0beside" if beside else "")).encode()
+        request = sha256(b"%s\0%s" % (words, body)).digest()
         known = await self._remembered(self._core.store, key, request, who)
         if known is not None:
             return known
@@ -60,7 +66,7 @@ class Snapshots:
                     who.did("snapshot.repeat", f"service/{prepared.service_id}", after=known.digest)
                 )
                 return known
-            answer = await self._post(db, prepared, sealed, targets, now, who)
+            answer = await self._post(db, prepared, sealed, targets, now, who, beside)
             if key:
                 encoded = msgspec.json.encode(answer)
                 await db.run("remember", who.principal.name, key, request, encoded, now)
@@ -76,6 +82,7 @@ class Snapshots:
         targets: Sequence[str] | None,
         now: int,
         who: Who,
+        beside: bool,
     ) -> Accepted:
         service, rollout, warnings = await self._service(db, prepared.service_id, now, who)
         latest = await db.row("content", prepared.service_id, rollout.latest)
@@ -91,10 +98,16 @@ class Snapshots:
         if is_new:
             await store_content(db, prepared, sealed, now, who, None)
             await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)
-        await state.save(db, step, now)
+        if beside:
+            changed = await state.offer(db, rollout, prepared.version, chosen)
+        else:
+            await state.save(db, step, now)
+            await state.end_offers(db, service.id, step.changed)
+            changed = step.changed
         what = f"service/{service.id}/version/{prepared.version}"
-        before, reason = latest["digest"] if latest else "", f"{len(step.changed)} hosts changed"
-        await db.audit(who.did("snapshot.post", what, before=before, after=prepared.digest, reason=reason))
+        before, reason = latest["digest"] if latest else "", f"{len(changed)} hosts changed"
+        action = "snapshot.offer" if beside else "snapshot.post"
+        await db.audit(who.did(action, what, before=before, after=prepared.digest, reason=reason))
         if not chosen:
             warnings.append(NOBODY_YET.format(service.id))
         made_at = now if is_new or latest is None else latest["created_at"]

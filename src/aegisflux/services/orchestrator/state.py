@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
@@ -92,6 +93,26 @@ async def save(db: Queries, step: Step, now: int) -> None:
         await db.run("unassign", rollout.service_id, gone)
     if step.changed:
         await db.run("bump", list(step.changed))
+
+
+async def offer(db: Queries, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:
+    """Have hosts judge a version beside what is in force; those for which that is new."""
+    await save(db, Step(replace(rollout, latest=max(rollout.latest, version)), ()), 0)
+    changed = tuple(
+        row["host_id"] for row in await db.rows("put_candidates", rollout.service_id, hosts, version)
+    )
+    if changed:
+        await db.run("bump", list(changed))
+    return changed
+
+
+async def end_offers(db: Queries, service_id: int, hosts: Sequence[str] | None = None) -> tuple[str, ...]:
+    """End the judging beside, on these hosts or everywhere; where it ended."""
+    rows = await db.rows("end_candidates", service_id, None if hosts is None else list(hosts))
+    ended = tuple(row["host_id"] for row in rows)
+    if ended:
+        await db.run("bump", list(ended))
+    return ended
 
 
 async def _assign(db: Queries, service_id: int, given: Sequence[tuple[str, Assigned]], now: int) -> None:

@@ -4,6 +4,7 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
+from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.flow import Direction, Flow
@@ -62,7 +63,10 @@ class LastNack(Struct, frozen=True):
 
 
 class HostStatus(Struct, frozen=True):
-    """Desired and observed state of a service on a host; `since` when the observed state began."""
+    """Desired and observed state of a service on a host.
+
+    since: when the observed state began; beside: the version that is judged beside it and blocks nothing
+    """
 
     host_id: str
     state: str
@@ -78,6 +82,7 @@ class HostStatus(Struct, frozen=True):
     confirmed: bool | None
     last_nack: LastNack | None
     acked_at: float | None
+    beside: int | None = None
 
 
 class ServiceStatus(Struct, frozen=True):
@@ -152,9 +157,11 @@ class Views:
         digests = {v: r["digest"] for v in versions if (r := await store.row("content", service_id, v))}
         reports = {row["host_id"]: row for row in await store.rows("reports", service_id)}
         hosts = {row["host_id"]: row for row in await store.rows("hosts")}
-        names = sorted(set(rollout.hosts) | {host for host, row in reports.items() if row["digest"]})
+        beside = {row["host_id"]: row["version"] for row in await store.rows("candidates", service_id)}
+        names = {*rollout.hosts, *beside, *(host for host, row in reports.items() if row["digest"])}
         found = tuple(
-            self._host(hosts[name], rollout, digests, reports.get(name)) for name in names if name in hosts
+            replace(self._host(hosts[name], rollout, digests, reports.get(name)), beside=beside.get(name))
+            for name in sorted(names & set(hosts))
         )
         states: dict[str, int] = {}
         for host in found:

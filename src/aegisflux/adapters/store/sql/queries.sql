@@ -382,3 +382,21 @@ select host_id, labels, addresses from hosts where released_at is null order by 
 select s.name, c.version, c.snapshot from services s
 join contents c on c.service_id = s.id
  and c.version = coalesce(s.stable, (select max(a.version) from assignments a where a.service_id = s.id))
+
+-- name: put_candidates
+insert into candidates as c (service_id, host_id, version) select $1, h, $3 from unnest($2::text[]) as given (h)
+on conflict (host_id, service_id) do update set version = excluded.version where c.version <> excluded.version returning host_id
+
+-- name: end_candidates
+delete from candidates where service_id = $1 and ($2::text[] is null or host_id = any($2)) returning host_id
+
+-- name: end_candidates_of_host
+delete from candidates where host_id = $1
+
+-- name: candidates
+select host_id, version from candidates where service_id = $1 order by host_id
+
+-- name: candidates_of
+select k.host_id, k.service_id, s.name, s.selectors, k.version, c.digest
+from candidates k join services s on s.id = k.service_id join contents c on c.service_id = k.service_id and c.version = k.version
+where k.host_id = any($1::text[])

@@ -25,3 +25,12 @@ create table plans (
     approved_by   text,
     approved_at   bigint
 );
+
+-- Versions that hosts judge beside what is in force.
+create table candidates (
+    service_id    bigint not null references services (id),
+    host_id       text not null references hosts (host_id),
+    version       bigint not null,
+    primary key (host_id, service_id),
+    foreign key (service_id, version) references contents (service_id, version) on delete cascade
+);
