@@ -7,11 +7,15 @@ import numpy as np
 from aegisflux.domain.compile import compile_tables
 from aegisflux.domain.flow import Host
 from aegisflux.domain.net import Address
+from aegisflux.domain.policy import Group, Policy, Rule
+from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace, compile_policy
+from aegisflux.domain.segment.export import PROTOS
 from aegisflux.domain.segment.fleets import Fleet
 from aegisflux.domain.segment.mine import Mined
-from aegisflux.domain.segment.snapshots import Places, Target, snapshot_of
+from aegisflux.domain.segment.rules import ANYONE, FLEET
 from aegisflux.domain.simulate import Fleet as Judged
-from aegisflux.domain.simulate import Initiations, Policy
+from aegisflux.domain.simulate import Initiations
+from aegisflux.domain.simulate import Policy as Under
 from aegisflux.domain.snapshot import ruleset
 from aegisflux.domain.tables import EGRESS, INGRESS
 
@@ -22,16 +26,36 @@ def addresses(fleet: Fleet):
     return np.where(actors < fleet.hosts, 0x0A000000 + 3 * actors, 0xCB000000 + actors)
 
 
+def compiled(fleet: Fleet, found: Mined):
+    """The snapshot of each group of hosts, as a service of its own, by the policy that the rules are."""
+    at = [str(Address(4, value)) for value in addresses(fleet).tolist()]
+    groups = found.groups.tolist()
+    inside = set(groups[: fleet.hosts])
+    hosts = {f"h{n}": HostPlace({}, (at[n],)) for n in range(fleet.hosts)}
+    services = {
+        f"g{group}": ServicePlace(group, tuple(f"h{n}" for n in range(fleet.hosts) if groups[n] == group))
+        for group in inside
+    }
+    outside = {
+        f"g{group}": Group(cidrs=tuple(at[n] for n in range(fleet.hosts, len(groups)) if groups[n] == group))
+        for group in set(groups) - inside - {ANYONE}
+    }
+    name = {ANYONE: "anyone", FLEET: "fleet"} | {group: f"g{group}" for group in set(groups) - {ANYONE}}
+    rules = tuple(
+        Rule(from_=name[rule.client], to=name[rule.server], ports=(f"{PROTOS[rule.proto]}/{rule.port}",))
+        for rule in found.proposed
+    )
+    policy = Policy(policy=1, services=tuple(services), groups=outside, rules=rules)
+    return compile_policy(policy, Inventory(services, hosts))
+
+
 def judged(fleet: Fleet, found: Mined) -> Judged:
     """All groups' snapshots, made ready; policy n is group n."""
-    at = [Address(4, value) for value in addresses(fleet).tolist()]
-    places = Places(found, [[address] for address in at])
-    groups = int(found.groups[: fleet.hosts].max()) + 1
-    policies = []
-    for group in range(groups):
-        rules = ruleset(snapshot_of(found, places, group, Target(group, 1, 3600)))
-        policies.append(Policy(compile_tables(rules), rules))
-    return Judged(policies, [Host(addresses=frozenset({a})) for a in at[: fleet.hosts]])
+    snapshots = compiled(fleet, found)
+    rules = [ruleset(snapshots[f"g{group}"]) for group in range(len(snapshots))]
+    at = addresses(fleet)[: fleet.hosts].tolist()
+    hosts = [Host(addresses=frozenset({Address(4, value)})) for value in at]
+    return Judged([Under(compile_tables(one), one) for one in rules], hosts)
 
 
 def initiations(fleet: Fleet, found: Mined) -> Initiations:

@@ -110,6 +110,13 @@ def test_what_runs_beside_the_services_of_a_host_is_none_of_them():
     assert peers(compile_policy(as_hosts, FLEET)["web"].edges) == ["10.0.1.1/32 tcp/9", "10.0.1.2/32 tcp/9"]
 
 
+def test_a_rule_of_a_service_is_not_that_of_another_one_on_its_hosts():
+    inventory = Inventory({**FLEET.services, "sidecar": ServicePlace(104, ("w1",))}, HOSTS)
+    given = policy(rule("web", "db"), services=("web", "db", "sidecar"))
+    found = compile_policy(given, inventory)
+    assert (found["sidecar"].edges, len(found["web"].edges)) == ((), 2)
+
+
 def test_a_deny_beats_an_allow_at_both_ends():
     given = policy(rule("web", "db"), rule("web", "host:d2", "tcp/5432", action="deny"))
     found = compile_policy(given, FLEET)

@@ -7,9 +7,10 @@ is hosts, labels or a CIDR is a service's only when it holds all its hosts; `par
 Two services on one host share its addresses: who lets one of them in lets in both (`shared`).
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cached_property
-from typing import Final, NamedTuple
+from itertools import product
+from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
@@ -66,6 +67,7 @@ class Places:
         self._policy, self._inventory = policy, inventory
         self._known: dict[str, Place] = {}
         self._prefixes: dict[str, tuple[Cidr, ...]] = {}
+        self._held: dict[str, frozenset[str]] = {}
         for name in policy.groups:
             if name in inventory.services:
                 raise Invalid(f"groups.{name}", "a name that no registered service has", name)
@@ -89,17 +91,26 @@ class Places:
             found = self._prefixes[end] = self._covered(self.of(end, path))
         return found
 
-    def holds(self, end: str, service: str, path: str) -> bool:
-        """Whether the end holds every host of a service."""
-        if end == service:
-            return True
-        place, hosts = self.of(end, path), self._inventory.services[service].hosts
-        return bool(hosts) and all(self._inside(place, host) for host in hosts)
+    def held(self, end: str, path: str) -> frozenset[str]:
+        """The services of which the end holds every host; of a service's name that service alone."""
+        found = self._held.get(end)
+        if found is None:
+            found = self._held[end] = frozenset(self._services(end, path, all))
+        return found
 
-    def touches(self, end: str, service: str, path: str) -> bool:
-        """Whether the end holds some host of a service."""
-        place, hosts = self.of(end, path), self._inventory.services[service].hosts
-        return end == service or any(self._inside(place, host) for host in hosts)
+    def touched(self, end: str, path: str) -> frozenset[str]:
+        """The services of which the end holds some host."""
+        return frozenset(self._services(end, path, any))
+
+    def _services(self, end: str, path: str, which: Callable[[Iterable[bool]], bool]) -> Iterator[str]:
+        place = self.of(end, path)
+        if end in self._inventory.services:
+            yield end
+            return
+        inside = {host for host in self._inventory.hosts if self._inside(place, host)}
+        for name, service in self._inventory.services.items():
+            if service.hosts and which(host in inside for host in service.hosts):
+                yield name
 
     def _inside(self, place: Place, host: str) -> bool:
         if place.unregistered:
@@ -166,65 +177,69 @@ def governed(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
     return tuple(sorted(named & set(inventory.services)))
 
 
+class _Entries:
+    """What a service's snapshot is made of."""
+
+    def __init__(self) -> None:
+        self.edges: list[Edge] = []
+        self.ingress: list[IngressRule] = []
+        self.deny: list[Deny] = []
+
+    def add(self, action: str, direction: Literal["egress", "ingress"], cidr: str, port: Port) -> None:
+        if action == "deny":
+            self.deny.append(Deny(cidr, *port, direction))
+        elif direction == "egress":
+            self.edges.append(Edge(cidr, *port))
+        else:
+            self.ingress.append(IngressRule(cidr, *port))
+
+
 def compile_policy(policy: Policy, inventory: Inventory) -> dict[str, MapSnapshot]:
     """The canonical snapshot of each governed service, by name; raises NotFound or Invalid by the path of the
     rule. The same policy and inventory give the same snapshots."""
-    places, found = Places(policy, inventory), {}
-    for service in governed(policy, inventory):
-        edges: list[Edge] = []
-        ingress: list[IngressRule] = []
-        deny: list[Deny] = []
-        for n, rule in enumerate(policy.rules):
-            ports = ports_of(rule, f"rules[{n}]")
-            for cidr, port in _peers(places, rule.from_, rule.to, service, ports, f"rules[{n}]"):
-                if rule.action == "allow":
-                    edges.append(Edge(str(cidr), *port))
-                else:
-                    deny.append(Deny(str(cidr), *port, "egress"))
-            for cidr, port in _peers(places, rule.to, rule.from_, service, ports, f"rules[{n}]"):
-                if rule.action == "allow":
-                    ingress.append(IngressRule(str(cidr), *port))
-                else:
-                    deny.append(Deny(str(cidr), *port, "ingress"))
-        place = inventory.services[service]
-        found[service] = canonical(
-            MapSnapshot(
-                version=place.version,
-                service_id=place.id,
-                ttl_seconds=policy.ttl_seconds,
-                edges=tuple(edges),
-                ingress=tuple(ingress),
-                deny=tuple(deny),
-                mode=policy.mode,
-                on_expiry=policy.on_expiry,
-                established=policy.established,
-            )
+    places = Places(policy, inventory)
+    found = {name: _Entries() for name in governed(policy, inventory)}
+    for n, rule in enumerate(policy.rules):
+        path = f"rules[{n}]"
+        ports = ports_of(rule, path)
+        clients, servers = ends_of(rule.from_), ends_of(rule.to)
+        sides: tuple[tuple[Literal["egress", "ingress"], tuple[str, ...], tuple[str, ...]], ...] = (
+            ("egress", clients, servers),
+            ("ingress", servers, clients),
         )
-    return found
+        for direction, own, peers in sides:
+            cidrs = [str(cidr) for end in peers for cidr in places.prefixes(end, path)]
+            for name in frozenset().union(*(places.held(end, path) for end in own)) & found.keys():
+                for cidr, port in product(cidrs, ports):
+                    found[name].add(rule.action, direction, cidr, port)
+    return {name: _snapshot(policy, inventory.services[name], entries) for name, entries in found.items()}
 
 
-def _peers(
-    places: Places, own: str | tuple[str, ...], peers: str | tuple[str, ...], service: str,
-    ports: tuple[Port, ...], path: str,
-) -> Iterator[tuple[Cidr, Port]]:  # fmt: skip
-    """The entries of a service that is one of the `own` ends."""
-    if any(places.holds(end, service, path) for end in ends_of(own)):
-        for end in ends_of(peers):
-            for cidr in places.prefixes(end, path):
-                for port in ports:
-                    yield cidr, port
+def _snapshot(policy: Policy, place: ServicePlace, entries: _Entries) -> MapSnapshot:
+    return canonical(
+        MapSnapshot(
+            version=place.version,
+            service_id=place.id,
+            ttl_seconds=policy.ttl_seconds,
+            edges=tuple(entries.edges),
+            ingress=tuple(entries.ingress),
+            deny=tuple(entries.deny),
+            mode=policy.mode,
+            on_expiry=policy.on_expiry,
+            established=policy.established,
+        )
+    )
 
 
 def partial(policy: Policy, inventory: Inventory) -> Iterator[tuple[int, str, str]]:
     """(rule, end, service) where an end holds some hosts of a governed service and not all: the rule does not
     belong to that service."""
-    places, services = Places(policy, inventory), governed(policy, inventory)
+    places, services = Places(policy, inventory), set(governed(policy, inventory))
     for n, rule in enumerate(policy.rules):
         for end in dict.fromkeys((*ends_of(rule.from_), *ends_of(rule.to))):
-            for service in services:
-                path = f"rules[{n}]"
-                if places.touches(end, service, path) and not places.holds(end, service, path):
-                    yield n, end, service
+            path = f"rules[{n}]"
+            for service in sorted((places.touched(end, path) - places.held(end, path)) & services):
+                yield n, end, service
 
 
 def shared(policy: Policy, inventory: Inventory) -> Iterator[tuple[str, tuple[str, ...]]]:
