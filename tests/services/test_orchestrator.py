@@ -441,3 +441,9 @@ async def test_the_audit_log_tells_of_tampering(plane):
     head, lines = await store.audit_log()
     assert any("line 2" in problem for problem in audit.problems(lines, head, store._key))
     await store._runner.execute("update audit set actor = $1 where seq = 2", actor)
+
+
+@pytest.mark.parametrize("name", ["fleet", "anyone"])
+async def test_a_service_is_not_named_as_policies_name_everybody(plane, name):
+    with pytest.raises(Invalid, match="means something in policies"):
+        await plane.orchestrator.registry.put(None, name, [], {}, WHO)

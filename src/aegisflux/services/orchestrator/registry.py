@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.rollout import runs
 from aegisflux.domain.selectors import parse_selector
 from aegisflux.ports.store import Change
@@ -97,6 +98,8 @@ class Registry:
 def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) -> None:
     if not NAME.fullmatch(name):
         raise Invalid("name", NAME.pattern, name)
+    if name in RESERVED:
+        raise Invalid("name", f"another name: {name} means something in policies", name)
     if len(selectors) > MAX_SELECTORS:
         raise Invalid("selectors", f"at most {MAX_SELECTORS}", len(selectors))
     for index, selector in enumerate(selectors):
