@@ -43,7 +43,7 @@ def validate(file: File, *, inventory: From = None, output: Output = "table") ->
         policy, places = read(file), _inventory(inventory)
         snapshots = compile_policy(policy, places)
         found = lint(policy, places)
-    show(msgspec.to_builtins(found), output, LINT)
+    show(list(msgspec.to_builtins(found)), output, LINT)
     entries = sum(snapshot.entries() for snapshot in snapshots.values())
     say(f"{file}: {len(policy.rules)} rules, {len(snapshots)} services, {entries} entries")
     sys.exit(1 if found else 0)
@@ -57,7 +57,7 @@ def run_tests(file: File, *, inventory: From = None, output: Output = "table") -
     with _wrong(file):
         policy, places = read(file), _inventory(inventory)
         found = outcome(policy, places, compile_policy(policy, places))
-    show(msgspec.to_builtins(found.broken), output, BROKEN)
+    show(list(msgspec.to_builtins(found.broken)), output, BROKEN)
     say(f"{file}: {found.tests - len(found.broken)} of {found.tests} tests hold")
     sys.exit(1 if found.broken else 0)
 

@@ -216,7 +216,8 @@ def _plan_summary(kept: dict[str, Any], plan: dict[str, Any]) -> Sequence[str]:
     lines += [f"  needs a second person: {text}" for text in plan["approval"]]
     lines += [f"  stale: {text}" for text in kept["stale"]]
     first = ", ".join(" ".join(hosts) for hosts in plan["canary"])
-    lines.append(f"  first on {first or 'no host'}, then on the others in {len(plan['waves'])} waves")
+    if first:
+        lines.append(f"  first on {first}, then on the others in {len(plan['waves'])} waves")
     return [*lines, f"more: aegisflux segment diff {kept['id']}; aegisflux segment simulate {kept['id']}"]
 
 
@@ -309,4 +310,4 @@ def _summary(number: int, flows: int, proposal: dict[str, Any]) -> Sequence[str]
     ]
     lines += [f"  left out: {name}: {why}" for name, why in proposal["left_out"].items()]
     lines += [f"  first: {advice}" for advice in proposal["advice"]]
-    return [*lines, f"next: aegisflux segment export {number} > policy.yaml"]
+    return [*lines, f"next: aegisflux segment export {number} > policy.yaml"] if proposed else lines
