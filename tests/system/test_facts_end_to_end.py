@@ -150,6 +150,12 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     assert cut[0]["programs"] == [os.path.realpath(sys.executable)]
     simulated = facts.run("segment", "simulate", str(plan["id"]))
     assert (simulated.returncode, json.loads(simulated.stdout)) == (1, plan["plan"]["replay"])
+    for words, told in (
+        (("list",), "COVERAGE"),
+        (("show", str(kept["id"])), "held: one client, too few days"),
+        (("plans",), "WOULD_BLOCK"),
+    ):
+        assert told in facts.says("segment", *words)
 
 
 def test_a_process_is_an_event_with_its_ancestors(facts):
