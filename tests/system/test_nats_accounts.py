@@ -14,6 +14,7 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
 from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
+from aegisflux.adapters.bus.subscribed import taken
 from aegisflux.domain.errors import Forbidden, Invalid
 from aegisflux.wire import natsjwt, subjects
 from support.engines import eventually, opened, running_nats
@@ -255,7 +256,7 @@ async def test_a_viewer_hears_announcements_and_enriched_events_and_nothing_else
     async with Raw(lab, credentials) as viewer, lab.control() as control:
         for subject in (subjects.MAPS, subjects.ENRICHED):
             heard = await viewer.nc.subscribe(subject)
-            await viewer.nc.flush()
+            await taken(viewer.nc)
             await control.publish(subject, b"news", msg_id=f"news:{subject}")
             assert (await heard.next_msg(timeout=5)).data == b"news"
         mute = (subjects.MAPS, subjects.ENRICHED, subjects.desired("web1"), subjects.acks("web1"))

@@ -20,6 +20,16 @@ AT_ONCE = 64
 HEADER_CHARS = 500
 
 
+async def taken(nc: Client) -> None:
+    """Until the server has all that was said before.
+
+    nats-py 2.16 writes a PING at once and holds other commands back a little: the answer to the first one
+    says nothing of a SUB before it, that to the second does.
+    """
+    await nc.flush()
+    await nc.flush()
+
+
 class Watch:
     """One subject, its messages handled in order."""
 
@@ -32,7 +42,7 @@ class Watch:
         """Be heard on the connection."""
         self._bus = bus
         self._sub = await nc.subscribe(self.subject, cb=self._handle)
-        await nc.flush()
+        await taken(nc)
 
     async def close(self) -> None:
         """Hear no more."""
