@@ -9,11 +9,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import segmenter
-from aegisflux.cli.facts import PEOPLES, Since, Until, moment
+from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
 from aegisflux.cli.output import Output, columnar, say, show
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
-from aegisflux.domain.policy import Policy
 
 Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
 PAUSE_SECONDS = 0.3
@@ -87,11 +86,15 @@ def export(
 
     Example: aegisflux segment export 3 > policy.yaml
     """
+    import msgspec
+
     from aegisflux.domain.segment.export import policy_of
+    from aegisflux.domain.segment.propose import Proposal
     from aegisflux.wire import policyfile
 
     kept = segmenter("GET", f"/segment/proposals/{number}")
-    policy = policy_from(kept, policy_of)
+    asked, proposal = kept["asked"], msgspec.convert(kept["proposal"], Proposal)
+    policy = policy_of(proposal, f"proposal-{number}", asked["ttl_seconds"], asked["mode"])
     if into is None:
         sys.stdout.write(policyfile.write(policy))
         return
@@ -200,18 +203,21 @@ def _plan_told(kept: dict[str, Any], output: str) -> None:
 
 
 def _plan_summary(kept: dict[str, Any], plan: dict[str, Any]) -> Sequence[str]:
+    from msgspec import convert
+
+    from aegisflux.domain.policy_lint import Lint
+    from aegisflux.domain.policy_tests import Broken
+
     lines = ["", f"plan {kept['id']}, digest {kept['digest']}"]
     if plan["unchanged"]:
         lines.append(f"  nothing changes for {', '.join(plan['unchanged'])}")
     lines.append("  " + _replayed(plan["replay"]))
     lines += [
         f"    {one['records']}x {one['rule']} ({one['direction']} of {one['at']})"
-        for one in plan["replay"]["lines"][:5]
+        for one in plan["replay"]["lines"][:MOST_SHOWN]
     ]
-    lines += [f"  test fails: {_broken(one)}" for one in plan["broken_tests"]]
-    lines += [
-        f"  lint: {one['kind']}: {one['about']}: {one['detail']}; {one['advice']}" for one in plan["lint"]
-    ]
+    lines += [f"  test fails: {convert(one, Broken)}" for one in plan["broken_tests"]]
+    lines += [f"  lint: {convert(one, Lint)}" for one in plan["lint"]]
     lines += [f"  held by a guardrail: {text}" for text in plan["held"]]
     lines += [f"  needs a second person: {text}" for text in plan["approval"]]
     lines += [f"  stale: {text}" for text in kept["stale"]]
@@ -225,23 +231,6 @@ def _replayed(replay: dict[str, Any]) -> str:
     judged, blocked = replay["judged"], replay["blocked"]
     words = f"{blocked} of {judged} recorded flows would have been blocked"
     return words + (f"; {replay['unplaced']} could not be judged" if replay["unplaced"] else "")
-
-
-def _broken(one: dict[str, Any]) -> str:
-    flow = f"{one['client']} -> {one['server']} {one['proto']}/{one['port']}"
-    return f"tests[{one['number']}]: {flow}: expected {one['expected']}, got {one['got']} ({one['why']})"
-
-
-def policy_from(kept: dict[str, Any], exported: Any) -> Policy:
-    """The policy of a proposal as the API gave it."""
-    import msgspec
-
-    from aegisflux.domain.segment.propose import Proposal
-
-    asked = kept["asked"]
-    proposal = msgspec.convert(kept["proposal"], Proposal)
-    found: Policy = exported(proposal, f"proposal-{kept['id']}", asked["ttl_seconds"])
-    return msgspec.structs.replace(found, mode=asked["mode"])
 
 
 def finished(operation: dict[str, Any]) -> dict[str, Any]:
@@ -266,10 +255,9 @@ def finished(operation: dict[str, Any]) -> dict[str, Any]:
 
 def seconds(text: str) -> int:
     """How long `30s`, `15m`, `2h` or `1d` is; raises Refused."""
-    units = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
-    if not text[:-1].isdecimal() or text[-1:] not in units:
+    if not text[:-1].isdecimal() or text[-1:] not in UNITS:
         raise Refused(f"--period: expected a time such as 30s, 2h or 1d, got {text!r}")
-    return int(text[:-1]) * units[text[-1]]
+    return int(text[:-1]) * UNITS[text[-1]]
 
 
 def _told(kept: dict[str, Any], output: str) -> None:

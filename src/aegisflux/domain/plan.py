@@ -207,7 +207,7 @@ def _held(
     limits: Limits, author: str, now: int,
 ) -> tuple[str, ...]:  # fmt: skip
     """What the second person is asked for is no guardrail that holds the plan: see `approval`."""
-    labels = {host: place.labels for host, place in inventory.hosts.items()}
+    labels, members = {host: place.labels for host, place in inventory.hosts.items()}, _members(services)
     held = [
         str(one)
         for hosts in found
@@ -215,7 +215,7 @@ def _held(
             Wave(
                 hosts=frozenset(hosts),
                 labels=labels,
-                members=_members(services),
+                members=members,
                 ttl_seconds=policy.ttl_seconds,
                 now=now,
                 author=author,

@@ -231,10 +231,10 @@ def _snapshot(policy: Policy, place: ServicePlace, entries: _Entries) -> MapSnap
     )
 
 
-def partial(policy: Policy, inventory: Inventory) -> Iterator[tuple[int, str, str]]:
+def partial(policy: Policy, inventory: Inventory, places: Places) -> Iterator[tuple[int, str, str]]:
     """(rule, end, service) where an end holds some hosts of a governed service and not all: the rule does not
     belong to that service."""
-    places, services = Places(policy, inventory), set(governed(policy, inventory))
+    services = set(governed(policy, inventory))
     for n, rule in enumerate(policy.rules):
         for end in dict.fromkeys((*ends_of(rule.from_), *ends_of(rule.to))):
             path = f"rules[{n}]"

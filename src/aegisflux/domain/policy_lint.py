@@ -78,7 +78,7 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
     found = [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
     if seen is not None:
         found += _never_hit(reaches, seen)
-    for n, end, service in partial(policy, inventory):
+    for n, end, service in partial(policy, inventory, places):
         found.append(
             Lint(
                 "partial",

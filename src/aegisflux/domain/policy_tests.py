@@ -25,7 +25,7 @@ MOST_PAIRS: Final = 20_000
 
 
 class Broken(Struct, frozen=True):
-    """A test that does not hold, with one flow that shows it; `governed` by these services."""
+    """A test that does not hold, with one flow that shows it."""
 
     number: int
     expected: str

@@ -7,15 +7,18 @@ Rules that are held back are left out; so is what is neither TCP nor UDP, which 
 from collections import defaultdict
 from typing import Final
 
-from aegisflux.domain.errors import Invalid
-from aegisflux.domain.net import TCP, UDP, parse_address
+from aegisflux.domain.address_class import address_class
+from aegisflux.domain.net import TCP, UDP
 from aegisflux.domain.policy import Group, Policy, Rule
 from aegisflux.domain.segment.propose import Proposal, ProposedRule
+from aegisflux.domain.snapshot import Mode
 
 PROTOS: Final = {TCP: "tcp", UDP: "udp"}
 
 
-def policy_of(proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_400) -> Policy:
+def policy_of(
+    proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_400, mode: Mode = "enforce"
+) -> Policy:
     """The policy of the proposed rules, in a stable order."""
     services, groups = [], {}
     for group in proposal.groups:
@@ -23,7 +26,7 @@ def policy_of(proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_4
         for member in group.members:
             if "@" in member:
                 service = member.partition("@")[0]
-            elif _is_address(member):
+            elif address_class(member) is not None:
                 cidrs.append(member)
             else:
                 hosts.append(member)
@@ -40,6 +43,7 @@ def policy_of(proposal: Proposal, name: str = "learned", ttl_seconds: int = 86_4
         policy=1,
         name=name,
         ttl_seconds=ttl_seconds,
+        mode=mode,
         services=tuple(sorted(services)),
         groups={group: groups[group] for group in sorted(groups) if group in named},
         rules=tuple(_rule(client, server, ways[client, server]) for client, server in sorted(ways)),
@@ -70,11 +74,3 @@ def evidence(rule: ProposedRule) -> str:
     )
     kind = {"core": "; shared by the fleet", "public": "; called by the world"}.get(rule.kind, "")
     return seen + kind + (f" ({', '.join(rule.programs)})" if rule.programs else "")
-
-
-def _is_address(text: str) -> bool:
-    try:
-        parse_address(text)
-    except Invalid:
-        return False
-    return True

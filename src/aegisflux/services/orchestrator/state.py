@@ -75,15 +75,7 @@ async def running(db: Queries, service: Service) -> set[str]:
 async def save(db: Queries, step: Step, now: int) -> None:
     """Write a step: the rollout, the assignments of the changed hosts, and their raised serials."""
     rollout = step.rollout
-    await db.run(
-        "put_rollout",
-        rollout.service_id,
-        rollout.latest,
-        rollout.stable,
-        list(rollout.promotions),
-        rollout.open_version,
-        rollout.open_until,
-    )
+    await _put(db, rollout)
     given = [(host, rollout.hosts[host]) for host in step.changed if host in rollout.hosts]
     gone = [host for host in step.changed if host not in rollout.hosts]
     if given:
@@ -95,9 +87,21 @@ async def save(db: Queries, step: Step, now: int) -> None:
         await db.run("bump", list(step.changed))
 
 
+async def _put(db: Queries, rollout: Rollout) -> None:
+    await db.run(
+        "put_rollout",
+        rollout.service_id,
+        rollout.latest,
+        rollout.stable,
+        list(rollout.promotions),
+        rollout.open_version,
+        rollout.open_until,
+    )
+
+
 async def offer(db: Queries, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:
     """Have hosts judge a version beside what is in force; those for which that is new."""
-    await save(db, Step(replace(rollout, latest=max(rollout.latest, version)), ()), 0)
+    await _put(db, replace(rollout, latest=max(rollout.latest, version)))
     changed = tuple(
         row["host_id"] for row in await db.rows("put_candidates", rollout.service_id, hosts, version)
     )

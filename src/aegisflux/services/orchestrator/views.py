@@ -4,7 +4,6 @@ from typing import Any
 
 import msgspec
 from msgspec import Struct
-from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.flow import Direction, Flow
@@ -160,7 +159,7 @@ class Views:
         beside = {row["host_id"]: row["version"] for row in await store.rows("candidates", service_id)}
         names = {*rollout.hosts, *beside, *(host for host, row in reports.items() if row["digest"])}
         found = tuple(
-            replace(self._host(hosts[name], rollout, digests, reports.get(name)), beside=beside.get(name))
+            self._host(hosts[name], rollout, digests, reports.get(name), beside.get(name))
             for name in sorted(names & set(hosts))
         )
         states: dict[str, int] = {}
@@ -228,7 +227,9 @@ class Views:
         fields = {name: row[name] for name in ContentView.__struct_fields__ if name != "hosts"}
         return ContentView(hosts=rollout.on(version), **fields)
 
-    def _host(self, host: Row, rollout: Rollout, digests: dict[int, str], report: Row | None) -> HostStatus:
+    def _host(
+        self, host: Row, rollout: Rollout, digests: dict[int, str], report: Row | None, beside: int | None
+    ) -> HostStatus:
         given = rollout.hosts.get(host["host_id"])
         desired = Named(given.version, digests.get(given.version)) if given else None
         observed = Named(report["version"], report["digest"]) if report else Named(None, None)
@@ -253,6 +254,7 @@ class Views:
             confirmed=report["confirmed_at"] is not None if report and awaits else None,
             last_nack=nack,
             acked_at=report["ack_stored_at"] if report else None,
+            beside=beside,
         )
 
 

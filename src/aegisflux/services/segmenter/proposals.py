@@ -139,8 +139,7 @@ class Proposals:
     async def policy(self, number: int) -> Policy:
         """The policy that a proposal is exported to."""
         kept = await self.one(number)
-        found = policy_of(kept.proposal, f"proposal-{number}", kept.asked.ttl_seconds)
-        return msgspec.structs.replace(found, mode=kept.asked.mode)
+        return policy_of(kept.proposal, f"proposal-{number}", kept.asked.ttl_seconds, kept.asked.mode)
 
 
 def _utc(moment: datetime) -> datetime:
