@@ -27,6 +27,7 @@ from aegisflux.domain.verdict import REASONS
 MOST_LINES: Final = 1000
 MOST_NAMED: Final = 3
 LOW: Final = (1 << 64) - 1
+Columns = tuple[NDArray[np.int64], NDArray[np.uint64], NDArray[np.uint64]]
 
 
 class BlockedFlows(Struct, frozen=True, kw_only=True):
@@ -77,12 +78,13 @@ def replay(recorded: Recorded, snapshots: Mapping[str, MapSnapshot], inventory: 
     policy = np.array([number.get(actor.service, -1) for actor in recorded.actors], np.int64)
     fleet = Fleet(*_fleet(recorded.actors, at, snapshots, names))
     known = placed[flows.client] & placed[flows.server] if len(flows) else np.zeros(0, bool)
+    columns = _columns(at)
     blocked = np.zeros(len(flows), bool)
     governed = np.zeros(len(flows), bool)
     found: list[BlockedFlows] = []
     for direction, own, peer in ((EGRESS, flows.client, flows.server), (INGRESS, flows.server, flows.client)):
         rows = np.nonzero(known & (policy[own] >= 0))[0] if len(flows) else np.zeros(0, np.intp)
-        verdicts = fleet.judge(_initiations(rows, direction, own, peer, policy, at, recorded))
+        verdicts = fleet.judge(_initiations(rows, direction, own, peer, policy, columns, recorded))
         governed[rows] = True
         denied = rows[~verdicts.allowed]
         blocked[denied] = True
@@ -109,14 +111,19 @@ def _fleet(
     return [Policy(compile_tables(one), one) for one in rules], [Host(addresses=one) for one in own]
 
 
-def _initiations(
-    rows: NDArray[np.intp], direction: int, own: NDArray[np.int32], peer: NDArray[np.int32],
-    policy: NDArray[np.int64], at: Sequence[Address | None], recorded: Recorded,
-) -> Initiations:  # fmt: skip
+def _columns(at: Sequence[Address | None]) -> Columns:
+    """Family, and both halves, of each actor's address; of none 0.0.0.0."""
     places = [one or Address(4, 0) for one in at]
     family = np.array([one.family for one in places], np.int64)
     high = np.array([one.value >> 64 for one in places], np.uint64)
-    low = np.array([one.value & LOW for one in places], np.uint64)
+    return family, high, np.array([one.value & LOW for one in places], np.uint64)
+
+
+def _initiations(
+    rows: NDArray[np.intp], direction: int, own: NDArray[np.int32], peer: NDArray[np.int32],
+    policy: NDArray[np.int64], at: Columns, recorded: Recorded,
+) -> Initiations:  # fmt: skip
+    family, high, low = at
     mine, theirs = own[rows], peer[rows]
     nothing = np.zeros(len(rows), bool)
     flows = recorded.flows

@@ -3,15 +3,12 @@
 from datetime import datetime
 from typing import Annotated, Any
 
-from litestar import Litestar, MediaType, Request, Response, get
-from litestar.exceptions import HTTPException
+from litestar import Litestar, Request, get
 from litestar.params import Parameter
-from msgspec import Struct
 
-from aegisflux import __version__
-from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.runtime import health, http, metrics
-from aegisflux.runtime.access import STATE, needs
+from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime import health, pages
+from aegisflux.runtime.access import needs
 from aegisflux.services.enrich.app import Enrich
 from aegisflux.services.enrich.graph import BlastRadius, Reach
 from aegisflux.services.enrich.readers import Asked, Page
@@ -28,19 +25,6 @@ Cursor = Annotated[str | None, Parameter(max_length=1024, description="`next_cur
 Follow = Annotated[bool, Parameter(description="oldest first, to go on from the last cursor")]
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="rows a page")]
 Name = Annotated[str | None, Parameter(max_length=256)]
-
-
-class Health(Struct, frozen=True):
-    """The process is up."""
-
-    status: str = "ok"
-
-
-class Version(Struct, frozen=True):
-    """What answers here."""
-
-    name: str
-    version: str
 
 
 def enrich_of(request: Handler) -> Enrich:
@@ -60,49 +44,6 @@ def _asked(
 ) -> Asked:
     now = enrich_of(request).parts.clock.now()
     return Asked(now=now, filter=filter, since=since, until=until, cursor=cursor, follow=follow, limit=limit)
-
-
-@get("/healthz", security=[{}], sync_to_thread=False)
-def healthz() -> Health:
-    """Whether the process is up. Needs no token, touches nothing else."""
-    return Health()
-
-
-@get("/readyz", security=[{}])
-async def readyz(request: Handler) -> Response[health.Readiness]:
-    """Whether what it needs is reachable, a line for each; 503 when not. Needs no token."""
-    enrich = enrich_of(request)
-
-    async def bus() -> str:
-        if not enrich.parts.bus.connected:
-            raise Unavailable("not connected")
-        return "connected"
-
-    async def started() -> str:
-        if not enrich.started:
-            raise Unavailable("still starting")
-        return "started"
-
-    checks = {
-        "store": enrich.parts.facts.check,
-        "bus": bus,
-        "graph": enrich.parts.graph.check,
-        "enrich": started,
-    }
-    found = await health.readiness(checks)
-    return http.Line(found, status_code=200 if found.ready else 503)
-
-
-@get("/version", security=[{}], sync_to_thread=False)
-def version() -> Version:
-    """Name and version of what answers here. Needs no token."""
-    return Version("aegisflux-enrich", __version__)
-
-
-@get("/metrics", guards=[needs("viewer")], sync_to_thread=False, media_type=MediaType.TEXT)
-def metrics_page() -> Response[bytes]:
-    """Metrics in Prometheus's text format."""
-    return Response(metrics.page(), media_type=metrics.CONTENT_TYPE)
 
 
 @get("/api/v1/flows", guards=[needs("viewer")])
@@ -183,25 +124,35 @@ async def blast_radius(request: Handler, host: str) -> BlastRadius:
     return await enrich_of(request).graph.blast_radius(host)
 
 
-HANDLERS = [
-    healthz, readyz, version, metrics_page, flows, summary, events, hosts, packages, package_changes, reach,
-    blast_radius,
-]  # fmt: skip
+HANDLERS = (
+    flows, summary, events, hosts, packages, package_changes, reach, blast_radius,
+)  # fmt: skip
 
 
 def application(enrich: Enrich | None) -> Litestar:
     """The application; without a service it can only describe itself."""
-    app = Litestar(
-        route_handlers=HANDLERS,
-        exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
-        openapi_config=http.openapi(
-            "AegisFlux enrich", "Flows, events, inventories and the graph of the fleet, to read."
-        ),
-        request_max_body_size=http.MAX_BODY,
-        response_class=http.Line,
-        debug=False,
-        logging_config=None,
+
+    async def bus() -> str:
+        assert enrich is not None
+        if not enrich.parts.bus.connected:
+            raise Unavailable("not connected")
+        return "connected"
+
+    async def started() -> str:
+        assert enrich is not None
+        if not enrich.started:
+            raise Unavailable("still starting")
+        return "started"
+
+    checks: dict[str, health.Check] = {}
+    if enrich is not None:
+        parts = enrich.parts
+        checks = {"store": parts.facts.check, "bus": bus, "graph": parts.graph.check, SERVICE: started}
+    return pages.application(
+        SERVICE,
+        "Flows, events, inventories and the graph of the fleet, to read.",
+        HANDLERS,
+        bearers=enrich.bearers if enrich else None,
+        checks=checks,
+        state={SERVICE: enrich},
     )
-    app.state[SERVICE] = enrich
-    app.state[STATE] = enrich.bearers if enrich else None
-    return http.documented(app)

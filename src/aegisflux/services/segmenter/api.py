@@ -3,17 +3,15 @@
 from typing import Annotated, Any
 
 import msgspec
-from litestar import Litestar, MediaType, Request, Response, delete, get, post
-from litestar.exceptions import HTTPException
+from litestar import Litestar, MediaType, Request, delete, get, post
 from litestar.params import Parameter
 from msgspec import Struct
 
-from aegisflux import __version__
-from aegisflux.domain.errors import AegisError, Unavailable
+from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import Digest
 from aegisflux.domain.policy_compile import Inventory
-from aegisflux.runtime import health, http, metrics
-from aegisflux.runtime.access import STATE, needs, who
+from aegisflux.runtime import pages
+from aegisflux.runtime.access import needs, who
 from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.services.segmenter.operations import Operation
 from aegisflux.services.segmenter.plans import KeptPlan, PlanAsked
@@ -26,19 +24,6 @@ Number = Annotated[int, Parameter(ge=1, le=2**62)]
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="rows a page")]
 Before = Annotated[int, Parameter(ge=1, le=2**62, description="only those below this number")]
 OperationId = Annotated[str, Parameter(pattern="^[0-9a-f]{16}$")]
-
-
-class Health(Struct, frozen=True):
-    """The process is up."""
-
-    status: str = "ok"
-
-
-class Version(Struct, frozen=True):
-    """What answers here."""
-
-    name: str
-    version: str
 
 
 class Approval(Struct, frozen=True, forbid_unknown_fields=True):
@@ -58,39 +43,6 @@ def segmenter_of(request: Handler) -> Segmenter:
     """The service behind the application."""
     found: Segmenter = request.app.state[SERVICE]
     return found
-
-
-@get("/healthz", security=[{}], sync_to_thread=False)
-def healthz() -> Health:
-    """Whether the process is up. Needs no token, touches nothing else."""
-    return Health()
-
-
-@get("/readyz", security=[{}])
-async def readyz(request: Handler) -> Response[health.Readiness]:
-    """Whether what it needs is reachable, a line for each; 503 when not. Needs no token."""
-    segmenter = segmenter_of(request)
-
-    async def started() -> str:
-        if not segmenter.started:
-            raise Unavailable("still starting")
-        return "started"
-
-    checks = {"store": segmenter.parts.store.check, "facts": segmenter.parts.facts.check, SERVICE: started}
-    found = await health.readiness(checks)
-    return http.Line(found, status_code=200 if found.ready else 503)
-
-
-@get("/version", security=[{}], sync_to_thread=False)
-def version() -> Version:
-    """Name and version of what answers here. Needs no token."""
-    return Version("aegisflux-segmenter", __version__)
-
-
-@get("/metrics", guards=[needs("viewer")], sync_to_thread=False, media_type=MediaType.TEXT)
-def metrics_page() -> Response[bytes]:
-    """Metrics in Prometheus's text format."""
-    return Response(metrics.page(), media_type=metrics.CONTENT_TYPE)
 
 
 @post("/segment/propose", status_code=202, guards=[needs("operator")])
@@ -191,25 +143,28 @@ def _summaries(items: list[Any], limit: int) -> Summaries:
     return Summaries(items, items[-1]["id"] if len(items) == limit else None)
 
 
-HANDLERS = [
-    healthz, readyz, version, metrics_page, propose, operation, cancel, proposals, proposal, policy,
+HANDLERS = (
+    propose, operation, cancel, proposals, proposal, policy,
     plan, plans, one_plan, approve, inventory, in_force,
-]  # fmt: skip
+)  # fmt: skip
 
 
 def application(segmenter: Segmenter | None) -> Litestar:
     """The application; without a service it can only describe itself."""
-    app = Litestar(
-        route_handlers=HANDLERS,
-        exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
-        openapi_config=http.openapi(
-            "AegisFlux segmenter", "Proposals from recorded flows, and what would come of them."
-        ),
-        request_max_body_size=http.MAX_BODY,
-        response_class=http.Line,
-        debug=False,
-        logging_config=None,
+
+    async def started() -> str:
+        assert segmenter is not None
+        if not segmenter.started:
+            raise Unavailable("still starting")
+        return "started"
+
+    parts = segmenter.parts if segmenter else None
+    checks = {"store": parts.store.check, "facts": parts.facts.check, SERVICE: started} if parts else {}
+    return pages.application(
+        SERVICE,
+        "Proposals from recorded flows, and what would come of them.",
+        HANDLERS,
+        bearers=segmenter.bearers if segmenter else None,
+        checks=checks,
+        state={SERVICE: segmenter},
     )
-    app.state[SERVICE] = segmenter
-    app.state[STATE] = segmenter.bearers if segmenter else None
-    return http.documented(app)
