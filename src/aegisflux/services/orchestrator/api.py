@@ -4,78 +4,21 @@ everybody.
 
 from typing import Any
 
-from litestar import Litestar, MediaType, Request, Response, get, post
-from litestar.exceptions import HTTPException
-from msgspec import Struct
+from litestar import Litestar, MediaType, Request, get, post
 
-from aegisflux import __version__
-from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.runtime import access, health, http, metrics
-from aegisflux.runtime.access import Connection, Who, needs
+from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime import health, http, metrics, pages
+from aegisflux.runtime.access import Connection, Who
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.wire.token import CA_PATH, ENROLL_PATH, EnrollAnswer, EnrollRequest
 
 Handler = Request[Any, Any, Any]
 
 
-class Health(Struct, frozen=True):
-    """The process is up."""
-
-    status: str = "ok"
-
-
-class Version(Struct, frozen=True):
-    """What answers here."""
-
-    name: str
-    version: str
-
-
 def orchestrator_of(connection: Connection) -> Orchestrator:
     """The orchestrator behind the application."""
     found: Orchestrator = connection.app.state["orchestrator"]
     return found
-
-
-@get("/healthz", security=[{}], sync_to_thread=False)
-def healthz() -> Health:
-    """Whether the process is up. Needs no token, touches nothing else."""
-    return Health()
-
-
-@get("/readyz", security=[{}])
-async def readyz(request: Handler) -> Response[health.Readiness]:
-    """Whether what it needs is reachable, a line for each; 503 when not. Needs no token."""
-    core = orchestrator_of(request).core
-
-    async def bus() -> str:
-        found = await core.store.row("dirty_count")
-        count = found["dirty"] if found else 0
-        metrics.dirty_hosts.set(count)
-        if not core.bus.connected:
-            raise Unavailable("not connected")
-        return f"connected; {count} hosts wait for their manifest"
-
-    async def started() -> str:
-        if not orchestrator_of(request).started:
-            raise Unavailable("still starting")
-        return "started"
-
-    checks = {"store": core.store.check, "bus": bus, "orchestrator": started}
-    found = await health.readiness(checks)
-    return http.Line(found, status_code=200 if found.ready else 503)
-
-
-@get("/version", security=[{}], sync_to_thread=False)
-def version() -> Version:
-    """Name and version of what answers here. Needs no token."""
-    return Version("aegisflux-orchestrator", __version__)
-
-
-@get("/metrics", guards=[needs("viewer")], sync_to_thread=False, media_type=MediaType.TEXT)
-def metrics_page() -> Response[bytes]:
-    """Metrics in Prometheus's text format."""
-    return Response(metrics.page(), media_type=metrics.CONTENT_TYPE)
 
 
 @get(CA_PATH, security=[{}], media_type=MediaType.TEXT, sync_to_thread=False)
@@ -100,18 +43,29 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
     """The application; without an orchestrator it can only describe itself."""
     from aegisflux.services.orchestrator import routes
 
-    app = Litestar(
-        route_handlers=[healthz, readyz, version, metrics_page, authority, enroll, *routes.HANDLERS],
-        exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
-        openapi_config=http.openapi(
-            "AegisFlux orchestrator",
-            "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",
-        ),
-        request_max_body_size=http.MAX_BODY,
-        response_class=http.Line,
-        debug=False,
-        logging_config=None,
+    async def bus() -> str:
+        assert orchestrator is not None
+        found = await orchestrator.core.store.row("dirty_count")
+        count = found["dirty"] if found else 0
+        metrics.dirty_hosts.set(count)
+        if not orchestrator.core.bus.connected:
+            raise Unavailable("not connected")
+        return f"connected; {count} hosts wait for their manifest"
+
+    async def started() -> str:
+        assert orchestrator is not None
+        if not orchestrator.started:
+            raise Unavailable("still starting")
+        return "started"
+
+    checks: dict[str, health.Check] = {}
+    if orchestrator is not None:
+        checks = {"store": orchestrator.core.store.check, "bus": bus, "orchestrator": started}
+    return pages.application(
+        "orchestrator",
+        "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",
+        (authority, enroll, *routes.HANDLERS),
+        bearers=orchestrator.access.bearers if orchestrator else None,
+        checks=checks,
+        state={"orchestrator": orchestrator},
     )
-    app.state["orchestrator"] = orchestrator
-    app.state[access.STATE] = orchestrator.access.bearers if orchestrator else None
-    return http.documented(app)
