@@ -36,6 +36,7 @@ from aegisflux.wire.natsjwt import Credentials
 from aegisflux.wire.token import EnrollRequest, b64, proof_bytes
 from tests.support.engines import NatsLab, opened, running_nats
 
+NO_TABLES = "sha256:" + "0" * 64
 WHO = Who(Principal("tester", "admin"), "test", "req-test")
 
 
@@ -53,6 +54,9 @@ class FakeAgent:
     manifests: list[HostManifest] = field(default_factory=list)
     confirms: list[object] = field(default_factory=list)
     in_force: dict = field(default_factory=dict)
+    beside: dict = field(default_factory=dict)
+    tables: dict = field(default_factory=dict)
+    addresses: tuple = ()
 
     async def start(self, bus) -> None:
         """Watch, then look at what lies there already."""
@@ -74,6 +78,9 @@ class FakeAgent:
             return
         self.serial = manifest.serial
         self.manifests.append(manifest)
+        self.beside = {s.service_id: s.candidate for s in manifest.services if s.candidate}
+        governed = {service.service_id for service in manifest.services if service.active}
+        self.in_force = {n: held for n, held in self.in_force.items() if n in governed}
         if self.answer:
             for service in manifest.services:
                 if service.active:
@@ -94,8 +101,8 @@ class FakeAgent:
         else:
             self.in_force[service.service_id] = active
             said = Ack(
-                self.host, manifest.serial, service.service_id, active.version, active.digest, "sha256:" +
-                "0" * 64,
+                self.host, manifest.serial, service.service_id, active.version, active.digest,
+                self.tables.get(active.digest, NO_TABLES),
                 active.lease_until, time.time(), active.confirm_seconds > 0,
             )  # fmt: skip
         await self.send(said)
@@ -116,14 +123,19 @@ class FakeAgent:
         """One heartbeat."""
         reports = tuple(
             ServiceReport(
-                number, state, a.version, a.digest, "sha256:" + "0" * 64, a.lease_until, tuple(cgroups)
+                number, state, a.version, a.digest, self.tables.get(a.digest, NO_TABLES), a.lease_until,
+                tuple(cgroups), candidate=self.beside[number].digest if number in self.beside else None,
             )
             for number, a in self.in_force.items()
-        )
+        ) + tuple(
+            ServiceReport(number, "pending", cgroups=tuple(cgroups), candidate=c.digest)
+            for number, c in self.beside.items()
+            if number not in self.in_force
+        )  # fmt: skip
         await self.send(
             Heartbeat(
                 self.host, "boot", "0", (1,), (), self.serial, services if services is not None else reports,
-                time.time(), False, "simulated",
+                time.time(), False, "simulated", addresses=self.addresses,
             )
         )  # fmt: skip
 

@@ -346,5 +346,5 @@ async def test_an_approval_is_of_this_plan_by_another_person_while_nothing_chang
     late = await says("bob")
     assert (late.status_code, "plan again" in late.text) == (409, True)
     shown = (await lab.asks("GET", f"/segment/plans/{found['id']}")).json()
-    assert shown["stale"] == ["hosts, services or what is in force have changed since"]
+    assert shown["stale"] == ["web: its hosts changed: w9"]
     await store.run("release_host", "w9", 1)

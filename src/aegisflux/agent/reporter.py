@@ -206,6 +206,7 @@ class Reporter:
             drift=drifted,
             verdicts=self.verdicts.get(i, {}),
             conflicts=self.conflicts.get(i, ())[:most],
+            candidate=holding.candidate.digest if holding.candidate else None,
         )
         if active is None:
             return report

@@ -24,7 +24,7 @@ PLANS = ("id", "created_at", "created_by", "proposal", "services", "would_block"
 PLANNED = ("service", "version", "replaces", "mode", "changes", "canary", "hosts")
 CHANGES = ("service", "direction", "what", "before", "after", "witness", "cidrs", "more_cidrs")
 REPLAY = ("rule", "at", "direction", "records", "connections", "programs", "hosts", "reason")
-APPROVED = ("id", "digest", "approved_by", "approved_at")
+APPROVED = ("id", "digest", "approved_by", "approved_at", "accepted")
 LIST = ("id", "created_at", "created_by", "rules", "groups", "coverage", "flows")
 WAITING = {
     "few_days": "held: too few days",
@@ -172,10 +172,15 @@ def approve(
     number: PlanNumber,
     *,
     digest: Annotated[str, Parameter(help="of the plan that was looked at, as `segment plan` shows it")],
+    accept_blocked: Annotated[
+        bool,
+        Parameter(negative="", help="what `segment simulate` shows is meant to be cut: it fails no rollout"),
+    ] = False,
     output: Output = "table",
 ) -> None:
     """Say yes to a plan that somebody else made."""
-    found = segmenter("POST", f"/segment/plans/{number}/approve", {"digest": digest})
+    asked = {"digest": digest, "accept_blocked": accept_blocked}
+    found = segmenter("POST", f"/segment/plans/{number}/approve", asked)
     show({name: found[name] for name in APPROVED}, output, APPROVED)
 
 

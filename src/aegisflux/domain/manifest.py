@@ -58,12 +58,14 @@ class KeySet(Struct, frozen=True):
 
 
 class ActiveRef(Struct, frozen=True):
-    """The content that is to be in force; `confirm_seconds` 0 asks for no commit-confirm."""
+    """The content that is to be in force; `confirm_seconds` 0 asks for no commit-confirm. `preflight`: refuse
+    it where it would cut what is alive."""
 
     version: int
     digest: Digest
     lease_until: int
     confirm_seconds: int = 0
+    preflight: bool = False
 
 
 class CandidateRef(Struct, frozen=True):
@@ -175,7 +177,7 @@ Answer = Ack | Nack
 
 
 class ServiceReport(Struct, frozen=True):
-    """Observed state of one service on one host."""
+    """Observed state of one service on one host; `candidate` is the digest of what is judged beside it."""
 
     service_id: int
     state: HostState
@@ -187,6 +189,7 @@ class ServiceReport(Struct, frozen=True):
     drift: bool = False
     verdicts: dict[str, int] = {}
     conflicts: tuple[str, ...] = ()
+    candidate: str | None = None
 
 
 class Heartbeat(Struct, frozen=True):

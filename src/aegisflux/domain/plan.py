@@ -11,7 +11,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct, field
 
 from aegisflux.domain.diff import Change, diff
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
 from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.policy import Policy
@@ -21,6 +21,7 @@ from aegisflux.domain.policy_tests import Broken, outcome
 from aegisflux.domain.segment.propose import Recorded
 from aegisflux.domain.segment.replay import Replay, replay
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
+from aegisflux.domain.stages import Gate
 
 MOST_CHANGES: Final = 500
 MOST_CIDRS: Final = 8
@@ -31,11 +32,13 @@ class Strategy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """How carefully.
 
     canary_share: of the hosts of each service, at least one host; canary_hosts: these instead
+    limits: of the guardrails; gate: when a stage of the rollout passes
     """
 
     canary_share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
     canary_hosts: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
     limits: Limits = field(default_factory=Limits)
+    gate: Gate = field(default_factory=Gate)
 
 
 class ChangeLine(Struct, frozen=True):
@@ -84,6 +87,12 @@ class Plan(Struct, frozen=True, kw_only=True):
     guardrails: tuple[str, ...]
     held: tuple[str, ...]
     approval: tuple[str, ...]
+    strategy: Strategy = field(default_factory=Strategy)
+
+    @property
+    def widens(self) -> bool:
+        """Whether something becomes allowed that was blocked."""
+        return any(_widens(line) for service in self.services for line in service.changes)
 
 
 def plan(
@@ -126,7 +135,38 @@ def plan(
         guardrails=tuple(guardrail.__name__ for guardrail in GUARDRAILS),
         held=held,
         approval=_approval(widens, replayed, policy),
+        strategy=strategy,
     )
+
+
+def stale(
+    plan: Plan, policy: Policy, inventory: Inventory, in_force: Mapping[str, MapSnapshot]
+) -> tuple[str, ...]:
+    """Why it cannot be carried out any more, in words: the same policy would give something else by now.
+    What changed elsewhere in the fleet does not matter."""
+    try:
+        now = compile_policy(policy, inventory)
+    except Refused as error:
+        return (str(error),)
+    found = []
+    for one in plan.services:
+        place, after = inventory.services.get(one.service), now.get(one.service)
+        before = in_force.get(one.service)
+        version = before.version if before else None
+        if place is None or after is None:
+            found.append(f"{one.service} is not there any more")
+        elif version != one.replaces:
+            was, is_ = one.replaces or "nothing", version or "nothing"
+            found.append(f"{one.service}: {is_} is in force, when planned it was {was}")
+        elif place.hosts != one.hosts:
+            changed = sorted(set(place.hosts) ^ set(one.hosts))
+            named = ", ".join(changed[:MOST_CIDRS]) or "their order"
+            found.append(f"{one.service}: its hosts changed: {named}")
+        elif after.version != one.snapshot.version:
+            found.append(f"{one.service}: version {after.version - 1} was stored since")
+        elif after != one.snapshot:
+            found.append(f"{one.service}: its peers have other addresses")
+    return tuple(found)
 
 
 def change_line(change: Change) -> ChangeLine:

@@ -156,6 +156,15 @@ def rollback(rollout: Rollout, new_version: int, lease_until: int, running: Coll
     return post(rollout, new_version, lease_until, list(rollout.hosts), running)
 
 
+def take_back(rollout: Rollout, hosts: Iterable[str], new_version: int, lease_until: int) -> Step:
+    """Give these hosts older content, now `new_version`; all others keep what they have. Renewed when
+    something was promoted: then that is what the older content was."""
+    wanted = Assigned(new_version, lease_until, rollout.stable is not None)
+    given = dict.fromkeys(sorted(hosts), wanted)
+    after = replace(rollout, latest=max(rollout.latest, new_version), hosts={**rollout.hosts, **given})
+    return Step(after, tuple(given))
+
+
 def withdraw(rollout: Rollout, targets: Iterable[str] | None) -> Step:
     """Take the service's snapshot from the targets, or from everywhere: what is promoted ends too."""
     gone = tuple(sorted(host for host in rollout.hosts if targets is None or host in set(targets)))

@@ -38,9 +38,11 @@ ENDED: Final = frozenset({"superseded", "rolled_back", "expired", "aborted"})
 ENFORCES: Final = frozenset({"canary", "waves", "promoted"})
 Hosts = tuple[str, ...]
 Rate = Annotated[float, Meta(gt=0, lt=1)]
+Seconds = Annotated[float, Meta(ge=0, le=90 * 86_400)]
+Count = Annotated[int, Meta(ge=0, le=1 << 40)]
 
 
-class Gate(Struct, frozen=True, kw_only=True):
+class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """When a stage passes. Times in seconds.
 
     least_seconds, least_flows: exposure before anything passes
@@ -51,14 +53,14 @@ class Gate(Struct, frozen=True, kw_only=True):
     longest_seconds: a stage that has not passed until then has failed
     """
 
-    least_seconds: float = 300.0
-    least_flows: int = 100
-    silent_seconds: float = 30.0
-    denied_budget: int = 0
+    least_seconds: Seconds = 300.0
+    least_flows: Count = 100
+    silent_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30.0
+    denied_budget: Count = 0
     fine: Rate = 0.001
     bad: Rate = 0.02
     wrong: Rate = 0.01
-    longest_seconds: float = 86_400.0
+    longest_seconds: Seconds = 86_400.0
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -68,7 +70,8 @@ class Evidence(Struct, frozen=True, kw_only=True):
     in_force: hosts on which what the stage wants is held and acknowledged
     flows, denied: initiations that were judged, and those of them that were denied (or, when observing, would
                    have been) and are legitimate: seen and allowed before
-    nacked, sick, lying: host (or service) and what was said; lying: such as fewer flows than before
+    nacked, sick, lying: host (or service) and what was said; lying: it tells what others contradict
+    changed: service, and what somebody else gave its hosts meanwhile
     """
 
     heard: Mapping[str, float] = {}
@@ -78,6 +81,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
     nacked: Mapping[str, str] = {}
     sick: Mapping[str, str] = {}
     lying: Mapping[str, str] = {}
+    changed: Mapping[str, str] = {}
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -139,10 +143,10 @@ class Ask(Struct, frozen=True, tag="ask"):
 
 
 class Supersede(Struct, frozen=True, tag="supersede"):
-    """A later rollout of the same services was promoted."""
+    """A later rollout of the same services was promoted, or (None) something by hand."""
 
     now: float
-    by: int
+    by: int | None
 
 
 class Expire(Struct, frozen=True, tag="expire"):
@@ -203,7 +207,12 @@ def failure(run: Run, look: Look) -> str:
     """Why the stage has failed; empty: it has not."""
     gate, evidence = run.gate, look.evidence
     hosts = () if run.stage == "promoted" else run.enforced or run.turn
-    told = (("refused", evidence.nacked), ("is sick", evidence.sick), ("says what cannot be", evidence.lying))
+    told = (
+        ("was changed meanwhile", evidence.changed),
+        ("refused", evidence.nacked),
+        ("is sick", evidence.sick),
+        ("says what cannot be", evidence.lying),
+    )
     for words, said in told:
         if said:
             return f"{min(said)} {words}: {said[min(said)]}"
@@ -305,7 +314,8 @@ def verbs(run: Run) -> tuple[Verb, ...]:
 
 
 def _supersede(run: Run, event: Supersede) -> Step:
-    return replace(run, stage="superseded", since=event.now, reason=f"superseded by rollout {event.by}"), ()
+    by = f"rollout {event.by}" if event.by is not None else "a change by hand"
+    return replace(run, stage="superseded", since=event.now, reason=f"superseded by {by}"), ()
 
 
 def _overtaken(run: Run, event: Supersede) -> Step:
@@ -314,7 +324,9 @@ def _overtaken(run: Run, event: Supersede) -> Step:
 
 
 def _expire(run: Run, event: Expire) -> Step:
-    return replace(run, stage="expired", since=event.now, reason="the leases ended"), (Withdraw(),)
+    why = "the leases ended without a renewal"
+    after = replace(run, stage="expired", at=0, since=event.now, paused=False, reason=why)
+    return after, (TakeBack(run.enforced, why), Withdraw())
 
 
 def _same(run: Run, _event: object) -> Step:

@@ -22,6 +22,9 @@ posts = Counter("aegisflux_snapshots_total", "Snapshots by outcome.", ["outcome"
 compile_seconds = Histogram(
     "aegisflux_compile_seconds", "Time to read and compile a snapshot.", buckets=SECONDS, registry=REGISTRY
 )
+rollouts = Counter(
+    "aegisflux_rollout_steps_total", "Steps of rollouts, by stage.", ["stage"], registry=REGISTRY
+)
 manifests = Counter("aegisflux_manifests_total", "Manifests signed and published.", registry=REGISTRY)
 announcements = Counter("aegisflux_announcements_total", "Announcements published.", registry=REGISTRY)
 renewals = Counter("aegisflux_lease_renewals_total", "Leases renewed.", registry=REGISTRY)

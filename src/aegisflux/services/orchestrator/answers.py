@@ -220,6 +220,7 @@ class Answers:
             ["\n".join(r.conflicts[:64]) for r in reports],
             [r.drift for r in reports],
             self._core.clock.now(),
+            [r.candidate for r in reports],
         )
 
 

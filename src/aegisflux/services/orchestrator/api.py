@@ -41,7 +41,7 @@ async def enroll(data: EnrollRequest, request: Handler) -> EnrollAnswer:
 
 def application(orchestrator: Orchestrator | None) -> Litestar:
     """The application; without an orchestrator it can only describe itself."""
-    from aegisflux.services.orchestrator import routes
+    from aegisflux.services.orchestrator import rollout_routes, routes
 
     async def bus() -> str:
         assert orchestrator is not None
@@ -64,7 +64,7 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
     return pages.application(
         "orchestrator",
         "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",
-        (authority, enroll, *routes.HANDLERS),
+        (authority, enroll, *routes.HANDLERS, *rollout_routes.HANDLERS),
         bearers=orchestrator.access.bearers if orchestrator else None,
         checks=checks,
         state={"orchestrator": orchestrator},

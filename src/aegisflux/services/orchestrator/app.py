@@ -11,8 +11,10 @@ from aegisflux.services.orchestrator.changes import Changes
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import Hosts
+from aegisflux.services.orchestrator.pilot import Pilot
 from aegisflux.services.orchestrator.registry import Registry
 from aegisflux.services.orchestrator.relay import Relay
+from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.rotation import Rotation
 from aegisflux.services.orchestrator.snapshots import Snapshots
 from aegisflux.services.orchestrator.upkeep import Upkeep
@@ -35,6 +37,8 @@ class Orchestrator:
         self.registry = Registry(core)
         self.snapshots = Snapshots(core)
         self.changes = Changes(core)
+        self.rollouts = Rollouts(core)
+        self.pilot = Pilot(core, self.rollouts)
         self.views = Views(core)
         self.relay = Relay(core)
         self.answers = Answers(core)
@@ -58,6 +62,7 @@ class Orchestrator:
         self._tasks.loop("announcements", self.relay.announcements)
         self._tasks.loop("compare", self._compare)
         self._tasks.loop("upkeep", self.upkeep.tick)
+        self._tasks.loop("rollouts", self.pilot.tick)
         self._tasks.loop("rotation", self.rotation.step)
 
     async def close(self) -> None:

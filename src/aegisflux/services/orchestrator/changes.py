@@ -13,6 +13,7 @@ from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.announce import announcement
+from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import check_enrolled, store_content
@@ -67,6 +68,7 @@ class Changes:
         self, db: Queries, service_id: int, version: int | None, who: Who, now: int
     ) -> tuple[Step, Changed]:
         service, rollout = await state.load(db, service_id)
+        await check_free(db, service_id)
         wanted = rollouts.promotable(rollout, version)
         content = await _content(db, service_id, wanted)
         author = content["created_by"]

@@ -15,6 +15,7 @@ from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.announce import announcement
+from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.state import Service
@@ -85,6 +86,7 @@ class Snapshots:
         beside: bool,
     ) -> Accepted:
         service, rollout, warnings = await self._service(db, prepared.service_id, now, who)
+        await check_free(db, service.id)
         latest = await db.row("content", prepared.service_id, rollout.latest)
         is_new = rollouts.check_version(
             rollout, prepared.version, prepared.digest, latest["digest"] if latest else None

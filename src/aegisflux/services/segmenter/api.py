@@ -27,9 +27,12 @@ OperationId = Annotated[str, Parameter(pattern="^[0-9a-f]{16}$")]
 
 
 class Approval(Struct, frozen=True, forbid_unknown_fields=True):
-    """`digest` of the plan that was looked at: of another one there is no approval."""
+    """`digest` of the plan that was looked at: of another one there is no approval. `accept_blocked`: what it
+    would have cut is meant to be cut.
+    """
 
     digest: Digest
+    accept_blocked: bool = False
 
 
 class Summaries(Struct, frozen=True):
@@ -120,9 +123,11 @@ async def one_plan(number: Number, request: Handler) -> KeptPlan:
 
 @post("/segment/plans/{number:int}/approve", status_code=200, guards=[needs("approver")])
 async def approve(number: Number, data: Approval, request: Handler) -> KeptPlan:
-    """Approve a plan by its digest. Its author may not, below an admin; nor may one that has changed."""
+    """Approve a plan by its digest. Its author may not, below an admin; nor may one that has changed. With
+    `accept_blocked` what its replay would have cut is meant to be cut, and fails no stage of the rollout.
+    """
     found = segmenter_of(request).plans
-    await found.approve(number, data.digest, who(request))
+    await found.approve(number, data.digest, data.accept_blocked, who(request))
     return await found.one(number)
 
 

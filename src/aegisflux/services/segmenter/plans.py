@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
-from aegisflux.domain.plan import Plan, Strategy, plan
+from aegisflux.domain.plan import Plan, Strategy, plan, stale
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.roles import may_approve
@@ -17,9 +17,9 @@ from aegisflux.domain.segment.recorded import digest_of
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
+from aegisflux.runtime import places
 from aegisflux.runtime.access import Who
 from aegisflux.runtime.jobs import computed
-from aegisflux.services.segmenter import places
 from aegisflux.services.segmenter.operations import Told
 from aegisflux.services.segmenter.proposals import DAY, LEAST_PERIOD, Asked, Proposals
 from aegisflux.wire import policyfile
@@ -56,6 +56,7 @@ class KeptPlan(Struct, frozen=True, kw_only=True):
     digest: str
     approved_by: str | None
     approved_at: int | None
+    accepted: bool
     stale: tuple[str, ...]
     plan: Plan
 
@@ -111,15 +112,17 @@ class Plans:
         here = await places.read(self._store)
         rest = {name: row[name] for name in KeptPlan.__struct_fields__ if name in row.keys()}  # noqa: SIM118
         rest["asked"] = msgspec.convert(row["asked"], PlanAsked)
-        return KeptPlan(**rest, stale=_stale(row, here.digest), plan=msgspec.convert(row["body"], Plan))
+        made = msgspec.convert(row["body"], Plan)
+        return KeptPlan(**rest, stale=_stale(row, made, here), plan=made)
 
     async def all(self, before: int, limit: int) -> list[Mapping[str, Any]]:
         """Plans in short, newest first."""
         return [dict(row) for row in await self._store.rows("plans", before, limit)]
 
-    async def approve(self, number: int, digest: str, who: Who) -> None:
-        """Say yes to the plan of this digest. Raises NotFound; Conflict when it is another one, or when what
-        it rests on has changed; Forbidden for its author."""
+    async def approve(self, number: int, digest: str, accept_blocked: bool, who: Who) -> None:
+        """Say yes to the plan of this digest; `accept_blocked`: also to what it would have cut. Raises
+        NotFound; Conflict when it is another one, or when what it rests on has changed; Forbidden for its
+        author."""
         here = await places.read(self._store)
         async with self._store.change() as db:
             row = await db.row("lock_plan", number)
@@ -127,14 +130,16 @@ class Plans:
                 raise NotFound(f"there is no plan {number}")
             if row["digest"] != digest:
                 raise Conflict(f"plan {number}: expected its digest {row['digest']}, got {digest}")
-            if stale := _stale(row, here.digest):
-                raise Conflict(f"plan {number}: {'; '.join(stale)}: plan again")
+            if why := _stale(row, msgspec.convert(row["body"], Plan), here):
+                raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
             if not may_approve(who.principal, row["created_by"]):
                 raise Forbidden(
                     f"plan {number}: {who.principal.name} made it; another approver has to approve it"
                 )
             await db.run("approve_plan", number, who.principal.name, int(self._clock.now()))
-            await db.audit(who.did("segment.approve", f"plan/{number}", after=digest))
+            await db.run("accept_plan", number, accept_blocked)
+            reason = "what it would have cut is meant to be cut" if accept_blocked else ""
+            await db.audit(who.did("segment.approve", f"plan/{number}", after=digest, reason=reason))
 
     async def inventory(self) -> Inventory:
         """What names mean now."""
@@ -145,7 +150,7 @@ class Plans:
         return (await places.read(self._store)).in_force
 
 
-def _stale(row: Mapping[str, Any], inventory_digest: str) -> tuple[str, ...]:
-    if row["inventory_digest"] == inventory_digest:
+def _stale(row: Mapping[str, Any], made: Plan, here: places.Now) -> tuple[str, ...]:
+    if row["inventory_digest"] == here.digest:
         return ()
-    return ("hosts, services or what is in force have changed since",)
+    return stale(made, policyfile.read(row["policy"]), here.inventory, here.in_force)

@@ -128,7 +128,8 @@ group by host_id having count(*) >= $3 order by host_id limit 1
 insert into assignments (service_id, host_id, version, lease_until, renewed, changed_at)
 select $1, h, v, l, r, $6 from unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) as given (h, v, l, r)
 on conflict (host_id, service_id) do update
-set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at
+set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at,
+    preflight = false
 
 -- name: unassign
 delete from assignments where service_id = $1 and host_id = any($2::text[])
@@ -153,7 +154,7 @@ select host_id from hosts where released_at is null and not dirty and issued_at 
 select host_id, labels, serial, built_serial, message from hosts where dirty and released_at is null order by host_id limit $1
 
 -- name: active_of
-select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until
+select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until, a.preflight
 from assignments a
 join services s on s.id = a.service_id
 join contents c on c.service_id = a.service_id and c.version = a.version
@@ -294,16 +295,17 @@ from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::t
 where h.host_id = g.host_id and h.released_at is null
 
 -- name: store_reports
-insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, cgroups, conflicts, drift)
+insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, cgroups, conflicts, drift,
+    candidate)
 select g.host_id, g.service_id, g.state, g.version, g.digest, g.tables_digest, g.deadline, $11,
-    string_to_array(g.cgroups, e'\n'), string_to_array(g.conflicts, e'\n'), g.drift
+    string_to_array(g.cgroups, e'\n'), string_to_array(g.conflicts, e'\n'), g.drift, g.candidate
 from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[],
-    $10::boolean[])
-    as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift)
+    $10::boolean[], $12::text[])
+    as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift, candidate)
 join hosts h on h.host_id = g.host_id and h.released_at is null
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, cgroups = excluded.cgroups,
-    conflicts = excluded.conflicts, drift = excluded.drift,
+    conflicts = excluded.conflicts, drift = excluded.drift, candidate = excluded.candidate,
     since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end
 
 -- name: awaiting
@@ -362,11 +364,12 @@ select id, created_at, created_by, proposal, digest, approved_by, jsonb_array_le
 from plans where id < $1 order by id desc limit $2
 
 -- name: plan
-select id, created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, approved_by, approved_at
+select id, created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, approved_by, approved_at,
+    accepted
 from plans where id = $1
 
 -- name: lock_plan
-select created_by, digest, inventory_digest, approved_by from plans where id = $1 for update
+select created_by, digest, inventory_digest, approved_by, policy, body from plans where id = $1 for update
 
 -- name: approve_plan
 update plans set approved_by = $2, approved_at = $3 where id = $1
@@ -400,3 +403,117 @@ select host_id, version from candidates where service_id = $1 order by host_id
 select k.host_id, k.service_id, s.name, s.selectors, k.version, c.digest
 from candidates k join services s on s.id = k.service_id join contents c on c.service_id = k.service_id and c.version = k.version
 where k.host_id = any($1::text[])
+
+-- name: add_rollout
+insert into rollouts (plan, created_at, created_by, stage, run, parts) values ($1, $2, $3, $4, $5, $6) returning id
+
+-- name: rollout
+select id, plan, created_at, created_by, stage, run, parts, looked, looked_at from rollouts where id = $1
+
+-- name: rollouts
+select id, plan, created_at, created_by, stage, run, parts, looked, looked_at from rollouts where id < $1 order by id desc limit $2
+
+-- name: live_rollouts
+select id, plan, created_at, created_by, stage, run, parts, looked, looked_at from rollouts
+where stage in ('observe', 'canary', 'waves', 'promoted') order by id
+
+-- name: lock_rollout
+select id, plan, created_at, created_by, stage, run, parts, looked, looked_at from rollouts where id = $1 for update
+
+-- name: put_rollout_run
+update rollouts set stage = $2, run = $3 where id = $1
+
+-- A look that found nothing to do; one that was overtaken by a step leaves no trace.
+-- name: looked
+update rollouts set run = $3, looked = $4, looked_at = $5 where id = $1 and run -> 'since' = $2::jsonb -> 'since'
+ and stage = $2::jsonb ->> 'stage' and run -> 'paused' = $2::jsonb -> 'paused'
+
+-- name: add_rollout_step
+insert into rollout_steps (rollout, at, stage, turn, who, reason, did) values ($1, $2, $3, $4, $5, $6, $7)
+
+-- name: rollout_steps
+select at, stage, turn, who, reason, did from rollout_steps where rollout = $1 order by at, stage
+
+-- name: begun_since
+select count(*) as begun from rollouts where created_at > $1
+
+-- name: rollout_of_service
+select id, stage from rollouts where stage in ('observe', 'canary', 'waves')
+ and exists (select 1 from jsonb_array_elements(parts) p where (p ->> 'service_id')::bigint = $1) order by id limit 1
+
+-- name: accept_plan
+update plans set accepted = $2 where id = $1
+
+-- name: ask_preflight
+update assignments set preflight = $3 where service_id = $1 and host_id = any($2::text[])
+
+-- What each host of a stage says: when it was heard, whether it has its newest manifest, and what it has of these services.
+-- name: told_by
+select h.host_id, h.seen_at, h.heartbeat_serial, h.serial, h.released_at, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.candidate,
+    cardinality(r.cgroups) as cgroups, r.awaits, r.confirmed_at, r.ack_digest, r.nack_serial, r.ack_serial, r.nack_version, r.nack_reason,
+    r.nack_detail, r.nack_at
+from hosts h left join reports r on r.host_id = h.host_id and r.service_id = any($2::bigint[])
+where h.host_id = any($1::text[]) order by h.host_id, r.service_id
+
+-- name: assigned_of
+select host_id, service_id, version, lease_until from assignments where service_id = any($1::bigint[]) and host_id = any($2::text[])
+
+-- name: renew_trial
+update assignments set lease_until = $4 where service_id = $1 and version = $2 and host_id = any($3::text[])
+
+-- Initiations of a turn: reports of flows up to the next whole minute, whole minutes after it.
+-- name: exposure
+select coalesce(sum(n), 0)::bigint as flows from (
+    select sum(f.connections) as n from flows f join sources s on s.id = f.source
+    where f.time >= to_timestamp($3::float8) and f.time < to_timestamp(ceil($3::float8 / 60) * 60)
+      and f.service_id = any($1::bigint[]) and s.host_id = any($2::text[])
+    union all
+    select sum(m.connections) from flow_minutes m
+    where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.service_id = any($1::bigint[]) and m.host_id = any($2::text[])
+) as parts
+
+-- Initiations that these snapshots denied, or would have, by kind.
+-- name: denied
+select s.host_id, e.service_id, e.body #>> '{event,direction}' as direction, (e.body #>> '{event,proto}')::integer as proto,
+    coalesce((e.body #>> (case e.body #>> '{event,direction}' when 'egress' then '{event,peer_port}' else '{event,local_port}' end)::text[])::integer, 0) as port,
+    coalesce(e.body #>> '{context,peer_host}', '') as peer_host,
+    coalesce((e.body #>> '{context,peer_service_id}')::bigint, 0) as peer_service_id,
+    case when coalesce(e.body #>> '{context,peer_host}', '') = '' then host(e.peer) else '' end as peer,
+    count(*) as denied, min(e.body #>> '{event,reason}') as reason, extract(epoch from min(e.time))::float8 as first_at
+from events e join sources s on s.id = e.source
+where e.kind = 'verdict' and e.time >= to_timestamp($3::float8) and s.host_id = any($2::text[])
+  and e.body #>> '{event,digest}' = any($1::text[])
+group by 1, 2, 3, 4, 5, 6, 7, 8 order by denied desc limit 1000
+
+-- Which of these kinds were seen, and not blocked, between $8 and $9: by whole minutes and what is left of the last one; a peer
+-- outside by its address, since its class proves nothing.
+-- name: seen_before
+select k.n from unnest($1::integer[], $2::text[], $3::text[], $4::integer[], $5::integer[], $6::text[], $7::text[])
+    as k (n, host_id, direction, proto, port, peer_host, peer)
+where exists (
+    select 1 from flow_minutes m where k.peer_host <> '' and m.minute >= to_timestamp($8::float8)
+      and m.minute < date_trunc('minute', to_timestamp($9::float8))
+      and m.host_id = k.host_id and m.direction = k.direction and m.proto = k.proto and m.port = k.port
+      and m.peer_host = k.peer_host and m.verdict <> 'blocked')
+or exists (
+    select 1 from flows f join sources s on s.id = f.source
+    where f.time >= case when k.peer <> '' then to_timestamp($8::float8) else date_trunc('minute', to_timestamp($9::float8)) end
+      and f.time < to_timestamp($9::float8)
+      and s.host_id = k.host_id and f.direction = k.direction and f.proto = k.proto and f.port = k.port
+      and case when k.peer <> '' then f.peer = k.peer::inet else f.peer_host = k.peer_host end and f.verdict <> 'blocked')
+
+-- Hosts that told of no flow of these services, while others told of many with them.
+-- name: unheard
+select o.host_id, o.others from (
+    select m.peer_host as host_id, sum(m.connections)::bigint as others from flow_minutes m
+    where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.peer_host = any($2::text[])
+      and m.peer_service_id = any($1::bigint[]) and m.verdict <> 'blocked' group by 1) as o
+where o.others >= $4 and not exists (
+    select 1 from flow_minutes m where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.host_id = o.host_id)
+
+-- name: plan_accepted
+select accepted from plans where id = $1
+
+-- name: promoted_later
+select id from rollouts where id > $1 and stage in ('promoted', 'superseded')
+ and exists (select 1 from jsonb_array_elements(parts) p where (p ->> 'service_id')::bigint = any($2::bigint[])) order by id limit 1

@@ -1,0 +1,429 @@
+"""Rollouts in stages, carried out on a real NATS and a real PostgreSQL, with scripted agents."""
+
+import asyncio
+import time
+from contextlib import suppress
+
+import msgspec
+import pytest
+import pytest_asyncio
+from tests.support.control import WHO, body, running_plane
+from tests.support.engines import eventually
+from tests.support.facts import SECOND, enriched, flow
+
+from aegisflux.adapters.store.facts import PostgresFacts
+from aegisflux.domain.enriched import Context
+from aegisflux.domain.errors import Conflict, Forbidden
+from aegisflux.domain.event import VerdictSeen
+from aegisflux.domain.guardrails import Limits
+from aegisflux.domain.plan import Strategy
+from aegisflux.domain.roles import Principal
+from aegisflux.domain.stages import Gate
+from aegisflux.runtime.clock import WallClock
+from aegisflux.services.orchestrator.app import Orchestrator
+from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.rollouts import Move
+from aegisflux.services.segmenter.app import Parts, Segmenter
+from aegisflux.services.segmenter.plans import PlanAsked
+
+pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
+HOSTS = ("w1", "w2", "w3", "w4")
+GATE = Gate(least_seconds=0.0, least_flows=4, fine=0.01, bad=0.9, silent_seconds=30.0)
+HALF = Limits(most_of_fleet=0.5, changes_an_hour=10_000)
+APPROVER = Who(Principal("second", "approver"), "test", "req-2")
+
+
+class Fleet:
+    """A control plane with four hosts of one service, a segmenter, and a writer of facts."""
+
+    def __init__(self, plane, facts, segmenter):
+        self.plane, self.facts, self.segmenter = plane, facts, segmenter
+        self.agents, self.beating, self.sequence, self.service = {}, {}, 0, 0
+
+    @property
+    def rollouts(self):
+        return self.plane.orchestrator.rollouts
+
+    async def serve(self, service):
+        """Four hosts of a new service; whoever runs already is another service's, and stays."""
+        self.service = service
+        labels = {"role": f"s{service}"}
+        await self.plane.orchestrator.registry.put(service, f"s{service}", [], labels, WHO)
+        for n, host in enumerate(self.hosts):
+            at = (f"10.{service // 250}.{service % 250}.{n + 2}",)
+            agent = await self.plane.agent(host, labels, tables=Tables(self), addresses=at)
+            self.agents[host] = agent
+            self.beating[host] = asyncio.create_task(self._beats(agent))
+
+        async def known():
+            rows = await self.plane.store.rows("host_places")
+            return all(row["addresses"] for row in rows if row["host_id"] in self.hosts)
+
+        await eventually(known)
+        return self
+
+    @property
+    def hosts(self):
+        return [f"{host}-{self.service}" for host in HOSTS]
+
+    async def _beats(self, agent):
+        while True:
+            with suppress(Exception):
+                await agent.beat()
+            await asyncio.sleep(0.1)
+
+    def silence(self, host):
+        """From now on it says nothing."""
+        self.beating.pop(host).cancel()
+        self.agents[host].answer = False
+
+    async def calls(self, *hosts, port=5432, seconds_ago=0.0, count=4, **more):
+        """Reports of flows that hosts of the service began."""
+        for host in hosts or self.hosts:
+            await self._commit(host, self._calls(port, seconds_ago, count, **more))
+
+    def _calls(self, port, seconds_ago, count, **more):
+        self.sequence += 1
+        at = time.time_ns() - int(seconds_ago * SECOND)
+        return flow(self.sequence, at, peer="10.0.1.1", port=port, connections=count, **more)
+
+    async def denied(self, host, digest, port, candidate=False, count=1):
+        """The host's kernel denied initiations, or would have."""
+        for _ in range(count):
+            self.sequence += 1
+            await self._commit(
+                host,
+                VerdictSeen(
+                    seq=self.sequence, time_ns=time.time_ns(), service_id=self.service, direction="egress",
+                    proto=6, peer="10.0.1.1", verdict="would block" if candidate else "blocked",
+                    reason="default_deny", peer_port=port, digest=digest, candidate=candidate,
+                ),
+            )  # fmt: skip
+
+    async def _commit(self, host, event):
+        context = Context(service_id=self.service, service=f"s{self.service}", peer_class="private")
+        await self.facts.commit([enriched(event, host=host, boot=f"boot-{host}", context=context)])
+
+    async def planned(self, *ports, approve=True, accept=False, gate=GATE, **more):
+        """A plan that lets the service call these ports, approved by somebody else."""
+        rules = "".join(
+            f"\n  - {{from: s{self.service}, to: 10.0.1.0/24, ports: [tcp/{port}]}}" for port in ports
+        )
+        strategy = Strategy(**({"canary_hosts": (self.hosts[0],), "gate": gate, "limits": HALF} | more))
+        plans = self.segmenter.plans
+        asked = PlanAsked(policy=f"policy: 1\nttl_seconds: 600\nrules:{rules}\n", strategy=strategy)
+        number = await plans.make(*await plans.settled(asked), WHO, lambda *_: None)
+        if approve:
+            await plans.approve(number, (await plans.one(number)).digest, accept, APPROVER)
+        return number
+
+    async def begun(self, *ports, **more):
+        """A rollout that just began; its candidate is judged on all hosts."""
+        moved = await self.rollouts.begin(await self.planned(*ports, **more), WHO)
+        return moved.rollout
+
+    async def at(self, number, stage, turn=None):
+        """Wait until the rollout is there; then what is known of it."""
+
+        async def there():
+            found = await self.rollouts.one(number)
+            run = found.rollout.run
+            return found if run.stage == stage and turn in (None, run.at) else None
+
+        try:
+            return await eventually(there, 15)
+        except AssertionError:
+            raise AssertionError(await self.rollouts.one(number)) from None
+
+    async def goes_on(self, number, stage, *hosts, turn=None):
+        """Give flows until the rollout is there."""
+
+        async def there():
+            await self.calls(*hosts)
+            run = (await self.rollouts.one(number)).rollout.run
+            return run.stage == stage and turn in (None, run.at)
+
+        try:
+            await eventually(there, 15)
+        except AssertionError:
+            raise AssertionError(await self.rollouts.one(number)) from None
+
+    async def promoted(self, *ports, **more):
+        """A rollout that went through all its stages."""
+        rollout = await self.begun(*ports, **more)
+        await self.goes_on(rollout.id, "promoted")
+        return await self.at(rollout.id, "promoted")
+
+    def versions(self):
+        """What each host holds."""
+        held = {host: self.agents[host].in_force.get(self.service) for host in self.hosts}
+        return [ref.version if ref else None for ref in held.values()]
+
+    def move(self, rollout, verb, who=WHO, why="", stage=None, turn=None):
+        """A verb, as somebody says it who saw the rollout like this."""
+        seen = Move(stage=stage or rollout.run.stage, turn=rollout.run.at if turn is None else turn, why=why)
+        return self.rollouts.move(rollout.id, verb, seen, who)
+
+
+class Tables(dict):
+    """The digest of the tables of each content, as the store has it."""
+
+    def __init__(self, fleet):
+        super().__init__()
+        self.fleet = fleet
+
+    def get(self, digest, default=None):
+        return KNOWN.get(digest, default)
+
+
+KNOWN = {}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def world(tmp_path_factory):
+    async with running_plane(tmp_path_factory.mktemp("rollouts"), confirm_seconds=30) as plane:
+        facts = PostgresFacts(plane.dsn)
+        await facts.open_writer()
+        segmenter = Segmenter(Parts(store=plane.store, facts=facts, clock=WallClock()))
+        from aegisflux.services.orchestrator import carrier, rollouts, snapshots
+
+        kept = snapshots.store_content
+
+        async def remembered(db, prepared, *rest):
+            KNOWN[prepared.digest] = prepared.tables_digest
+            return await kept(db, prepared, *rest)
+
+        with pytest.MonkeyPatch.context() as patched:
+            for module in (carrier, rollouts, snapshots):
+                patched.setattr(module, "store_content", remembered)
+            yield plane, facts, segmenter
+        await segmenter.close()
+        await facts.close()
+
+
+NUMBERS = iter(range(201, 1000))
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(world):
+    fleet = await Fleet(*world).serve(next(NUMBERS))
+    await fleet.calls(seconds_ago=3600)
+    yield fleet
+    for task in fleet.beating.values():
+        task.cancel()
+    for host in fleet.agents:
+        await fleet.plane.orchestrator.hosts.release(host, WHO)
+
+
+async def test_a_rollout_goes_through_its_stages_by_evidence_alone(fleet):
+    rollout = await fleet.begun(5432)
+    await eventually(lambda: all(agent.beside for agent in fleet.agents.values()))
+    assert fleet.versions() == [None] * 4
+    await fleet.goes_on(rollout.id, "canary")
+    await eventually(lambda: fleet.versions() == [1, None, None, None])
+    await fleet.goes_on(rollout.id, "waves", fleet.hosts[0])
+    await fleet.goes_on(rollout.id, "promoted")
+    await eventually(lambda: fleet.versions() == [1] * 4)
+    await eventually(lambda: not any(agent.beside for agent in fleet.agents.values()))
+    told = await fleet.at(rollout.id, "promoted")
+    stages = [(step.stage, step.turn) for step in told.steps]
+    assert stages == [("observe", 0), ("canary", 0), ("waves", 0), ("waves", 1), ("promoted", 0)]
+    assert told.rollout.verbs == ("roll_back",)
+    status = await fleet.plane.orchestrator.views.status(fleet.service)
+    assert status.stable == 1
+    assert all(host.renewed for host in status.hosts)
+
+
+async def test_a_legitimate_flow_that_is_denied_takes_the_canary_back(fleet):
+    await fleet.calls(port=6379, seconds_ago=3600)
+    await fleet.promoted(5432, 6379)
+    rollout = await fleet.begun(5432)
+    await fleet.goes_on(rollout.id, "canary")
+    await eventually(lambda: fleet.versions() == [2, 1, 1, 1])
+    await fleet.denied(fleet.hosts[0], rollout.parts[0].digest, 6379)
+    told = await fleet.at(rollout.id, "rolled_back")
+    assert told.rollout.run.reason == "1 legitimate flows denied: expected at most 0"
+    assert told.steps[-1].did == (f"s{fleet.service}: version 1 again, as version 3",)
+    await eventually(lambda: fleet.versions() == [3, 1, 1, 1])
+    (way,) = told.rollout.looked.ways
+    assert (way.client, way.server, way.what) == (f"s{fleet.service}", "10.0.1.1", "tcp/6379")
+    again = await fleet.plane.orchestrator.views.one(fleet.service, 3)
+    first = await fleet.plane.orchestrator.views.one(fleet.service, 1)
+    assert msgspec.json.decode(again.snapshot)["edges"] == msgspec.json.decode(first.snapshot)["edges"]
+
+
+async def test_what_would_be_denied_ends_it_before_anything_is_enforced(fleet):
+    await fleet.calls(port=6379, seconds_ago=3600)
+    rollout = await fleet.begun(5432)
+    await fleet.denied(fleet.hosts[2], rollout.parts[0].digest, 6379, candidate=True)
+    await fleet.at(rollout.id, "aborted")
+    await eventually(lambda: not any(agent.beside for agent in fleet.agents.values()))
+    assert fleet.versions() == [None] * 4
+
+
+async def test_what_is_new_and_what_is_meant_to_be_cut_fail_nothing(fleet):
+    await fleet.calls(port=23, seconds_ago=3600)
+    rollout = await fleet.begun(5432, accept=True)
+    await fleet.denied(fleet.hosts[0], rollout.parts[0].digest, 23, candidate=True, count=2)
+    await fleet.denied(fleet.hosts[0], rollout.parts[0].digest, 31337, candidate=True)
+    await fleet.goes_on(rollout.id, "canary")
+    steps = (await fleet.rollouts.one(rollout.id)).steps
+    assert [step.stage for step in steps] == ["observe", "canary"]
+
+
+@pytest.mark.parametrize("trouble", ["nack", "silence", "lie", "panic"])
+async def test_a_canary_host_in_trouble_gets_back_what_it_had(fleet, trouble):
+    gate = msgspec.structs.replace(GATE, silent_seconds=1.5)
+    await fleet.promoted(5432)
+    rollout = await fleet.begun(5432, 443, gate=gate)
+    canary = fleet.agents[fleet.hosts[0]]
+    if trouble == "nack":
+        canary.nack = "map_full"
+    if trouble == "lie":
+        canary.tables = {}
+    await fleet.goes_on(rollout.id, "canary")
+    if trouble == "silence":
+        fleet.silence(canary.host)
+    if trouble == "panic":
+        await eventually(lambda: fleet.versions()[0] == 2)
+        fleet.beating.pop(canary.host).cancel()
+        await canary.beat(state="panicked")
+    told = await fleet.at(rollout.id, "rolled_back")
+    words = {
+        "nack": "w1-{0} refused: s{0} version 2: map_full: scripted",
+        "silence": "w1-{0} is silent for",
+        "lie": "w1-{0} says what cannot be: s{0} version",
+        "panic": "w1-{0} refused: s{0}: the host is in panic",
+    }
+    assert told.rollout.run.reason.startswith(words[trouble].format(fleet.service))
+    maps = await fleet.plane.orchestrator.views.one(fleet.service)
+    assert (maps.latest, maps.candidate.copy_of, maps.candidate.hosts) == (3, 1, (canary.host,))
+
+
+async def test_it_goes_on_after_a_restart_in_every_stage(fleet):
+    rollout = await fleet.begun(5432)
+    for stage, turn in (("canary", 0), ("waves", 0), ("waves", 1), ("promoted", 0)):
+        await restarted(fleet.plane)
+        await fleet.goes_on(rollout.id, stage, turn=turn)
+    await restarted(fleet.plane)
+    await eventually(lambda: fleet.versions() == [1] * 4)
+    later = await fleet.promoted(5432, 443)
+    assert later.rollout.run.stage == "promoted"
+    told = await fleet.at(rollout.id, "superseded")
+    assert told.rollout.run.reason == f"superseded by rollout {later.rollout.id}"
+
+
+async def restarted(plane):
+    """Another orchestrator on the same store."""
+    await plane.orchestrator.close()
+    core = plane.orchestrator.core
+    core.workshop = type(core.workshop)(1)
+    plane.orchestrator = Orchestrator(core)
+    await plane.orchestrator.start()
+    plane.stack.push_async_callback(plane.orchestrator.close)
+
+
+async def test_of_two_operators_who_promote_at_once_one_wins(fleet):
+    rollout = await fleet.begun(5432)
+    both = await asyncio.gather(
+        fleet.move(rollout, "promote"), fleet.move(rollout, "promote", APPROVER), return_exceptions=True
+    )
+    (lost,) = [one for one in both if isinstance(one, Conflict)]
+    assert "it is at canary, turn 0, by now (promote by" in str(lost)
+    assert (await fleet.rollouts.one(rollout.id)).rollout.run.stage == "canary"
+
+
+async def test_pause_holds_what_passes_and_abort_takes_back(fleet):
+    rollout = await fleet.begun(5432)
+    paused = (await fleet.move(rollout, "pause", why="lunch")).rollout
+    assert (paused.run.paused, paused.run.reason) == (True, "pause by tester: lunch")
+
+    async def passed():
+        await fleet.calls()
+        return (await fleet.rollouts.one(rollout.id)).rollout.run.reason == "passed; paused"
+
+    await eventually(passed)
+    assert (await fleet.rollouts.one(rollout.id)).rollout.run.stage == "observe"
+    await fleet.move(paused, "resume")
+    await fleet.goes_on(rollout.id, "canary")
+    await eventually(lambda: fleet.versions()[0] == 1)
+    canary = (await fleet.at(rollout.id, "canary")).rollout
+    tried = await fleet.rollouts.move(rollout.id, "abort", Move(stage="canary"), WHO, dry_run=True)
+    assert tried.did == (f"TakeBack: {fleet.hosts[0]}", "Withdraw: all hosts")
+    await fleet.move(canary, "abort")
+    await eventually(lambda: fleet.versions() == [None] * 4)
+    with pytest.raises(Conflict, match="what can be done: nothing"):
+        await fleet.move(canary, "promote", stage="rolled_back", turn=0)
+
+
+async def test_what_stands_in_the_way_of_a_beginning_is_said_at_once(fleet):
+    await fleet.calls(port=6379, seconds_ago=3600)
+    plan = await fleet.planned(5432, approve=False)
+    with pytest.raises(Conflict, match="another person has to approve it: it would have blocked 4 recorded"):
+        await fleet.rollouts.begin(plan, WHO)
+    held = await fleet.planned(5432, limits=Limits(ttl_seconds=60))
+    with pytest.raises(Conflict, match="ttl: the lease: expected at most 60 s, got 600 s"):
+        await fleet.rollouts.begin(held, WHO)
+    tried = await fleet.rollouts.begin(await fleet.planned(5432), WHO, dry_run=True)
+    assert tried.did == (f"Offer: {', '.join(fleet.hosts)}",)
+    stale = await fleet.planned(5432)
+    rollout = await fleet.begun(5432)
+    with pytest.raises(Conflict, match=f"rollout {rollout.id} is carrying s{fleet.service}"):
+        await fleet.rollouts.begin(stale, WHO)
+    with pytest.raises(Conflict, match=f"aegisflux rollout abort {rollout.id}"):
+        await fleet.plane.orchestrator.snapshots.post(body(fleet.service, 9), None, "", WHO)
+
+
+async def test_a_plan_whose_fleet_changed_does_not_begin(fleet):
+    plan = await fleet.planned(5432)
+    await fleet.plane.orchestrator.hosts.relabel(fleet.hosts[3], {"role": "other"}, WHO)
+    with pytest.raises(Conflict, match=f"s{fleet.service}: its hosts changed: {fleet.hosts[3]}: plan again"):
+        await fleet.rollouts.begin(plan, WHO)
+
+
+async def test_what_somebody_does_by_hand_meanwhile_ends_it_and_stays(fleet):
+    await fleet.promoted(5432)
+    rollout = await fleet.begun(5432, 443)
+    await fleet.goes_on(rollout.id, "canary")
+    await fleet.plane.orchestrator.changes.withdraw(fleet.service, [fleet.hosts[0]], WHO)
+    told = await fleet.at(rollout.id, "rolled_back")
+    assert told.rollout.run.reason == (
+        f"s{fleet.service} was changed meanwhile: {fleet.hosts[0]} was given nothing instead of version 2"
+    )
+    await eventually(lambda: fleet.versions() == [None, 1, 1, 1])
+
+
+async def test_leases_are_renewed_while_it_goes_on_and_ended_ones_have_ended(fleet):
+    rollout = await fleet.begun(5432)
+    await fleet.goes_on(rollout.id, "canary")
+    store, soon = fleet.plane.store, int(time.time()) + 60
+    await store.run("renew_trial", fleet.service, 1, [fleet.hosts[0]], soon)
+
+    async def renewed():
+        (row,) = await store.rows("assigned_of", [fleet.service], [fleet.hosts[0]])
+        return row["lease_until"] > soon
+
+    await eventually(renewed)
+    await store.run("renew_trial", fleet.service, 1, [fleet.hosts[0]], int(time.time()) - 1)
+    told = await fleet.at(rollout.id, "expired")
+    assert told.rollout.run.reason == "the leases ended without a renewal"
+    await eventually(lambda: fleet.versions() == [None] * 4)
+
+
+async def test_a_promoted_rollout_can_still_be_rolled_back(fleet):
+    await fleet.promoted(5432)
+    told = await fleet.promoted(5432, 443)
+    await eventually(lambda: fleet.versions() == [2] * 4)
+    back = await fleet.move(told.rollout, "roll_back", why="wrong")
+    assert back.did == (f"s{fleet.service}: version 1 again, as version 3",)
+    await eventually(lambda: fleet.versions() == [3] * 4)
+
+
+async def test_only_an_approver_skips_the_evidence(fleet):
+    with pytest.raises(Forbidden):
+        await fleet.segmenter.plans.approve(
+            number := await fleet.planned(5432, approve=False),
+            (await fleet.segmenter.plans.one(number)).digest,
+            False,
+            Who(Principal("tester", "approver"), "test", "req-3"),
+        )
