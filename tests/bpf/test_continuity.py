@@ -76,6 +76,30 @@ def kernel() -> Iterator[Kernel]:
 
 
 @pytest.mark.parametrize("peer", ["10.77.0.3", "fd77::3"])
+def test_live_connections_are_told_as_their_initiations(kernel: Kernel, peer: str) -> None:
+    """At the caller as egress, at the server as ingress, each once, without touching them."""
+    kernel.bind(kernel.lab.hosts["db"].below("server"), SLOT + 1)
+    load = kernel.served(
+        kernel.lab.hosts["app"], "svc", [sys.executable, "-S", "-c", LOAD, peer, "5432", "5433"]
+    )
+
+    def told(slot: int) -> set[tuple[str, int, str, int | None]]:
+        return {(f.direction, f.proto, str(f.peer), f.port) for f in kernel.datapath.live(slot)}
+
+    try:
+        caller = told(SLOT)
+        assert {("egress", 6, peer, 5432), ("egress", 17, peer, 5432)} <= caller
+        assert {one[0] for one in caller} == {"egress"}
+        server = told(SLOT + 1)
+        own = "10.77.0.2" if "." in peer else "fd77::2"
+        assert ("ingress", 6, own, 5432) in server
+    finally:
+        load.stdin.write(b"x")
+        load.stdin.close()
+        assert json.loads(load.stdout.readline())["rounds"] > 0
+
+
+@pytest.mark.parametrize("peer", ["10.77.0.3", "fd77::3"])
 def test_swaps_under_load_stall_nothing_and_let_nothing_through(kernel: Kernel, peer: str) -> None:
     """Two snapshots that agree on these flows and on nothing else, ten times a second."""
     one = rules(edges="10.77.0.3/32 any 5432; fd77::3/128 any 5432; 192.0.2.0/24 tcp 1")

@@ -263,3 +263,4 @@ def test_it_tells_of_itself(bench):
     assert bench.datapath.doctor()
     bench.datapath.refresh_addresses()
     assert bench.datapath.cut(3) == 0
+    assert bench.datapath.live(3) == []

@@ -1,16 +1,19 @@
 """Executes what `domain.converge` planned: load, prove, flip, answer. What fails changes nothing."""
 
+from collections.abc import Callable
 from typing import Final
 
 from msgspec.structs import replace
 
 from aegisflux.agent.contents import Contents
 from aegisflux.agent.parts import Parts
+from aegisflux.agent.preflight import refusal, would_cut
 from aegisflux.agent.remember import write_book
 from aegisflux.agent.reporter import Reporter
 from aegisflux.domain import converge
 from aegisflux.domain.converge import Book, Holding, InForce
 from aegisflux.domain.errors import OverLimit, Refused, Unavailable
+from aegisflux.domain.flow import Flow
 from aegisflux.domain.manifest import (
     ActiveRef,
     CandidateRef,
@@ -30,7 +33,8 @@ ROUNDS: Final = 3
 class Applier:
     """Holds the book. One caller at a time.
 
-    `failures` says why a service is not as its manifest wants, `drifted` which ones were found changed.
+    `failures` says why a service is not as its manifest wants, `drifted` which ones were found changed;
+    `recent` tells what a service talked about lately.
     """
 
     def __init__(self, parts: Parts, reporter: Reporter, book: Book) -> None:
@@ -39,6 +43,7 @@ class Applier:
         self.book = book
         self.failures: dict[int, tuple[NackReason, str]] = {}
         self.drifted: set[int] = set()
+        self.recent: Callable[[int], list[Flow]] = lambda _: []
         self.reverts = 0
 
     async def recover(self, held: list[Held]) -> None:
@@ -181,6 +186,8 @@ class Applier:
     async def _load(self, service: ServiceState, ref: ActiveRef, serial: int, trusted: Trusted) -> None:
         content = await self._contents.get(trusted, service.service_id, ref)
         holding, now = self.book.services[service.service_id], now_of(trusted, self._parts.wall())
+        if ref.preflight:
+            await self._preflight(holding, content)
         deadline = converge.deadline_of(self._boot_ns(), now, ref.lease_until, content.ttl_seconds)
         next_one = InForce(
             ref.version,
@@ -204,6 +211,19 @@ class Applier:
         await self._keep(converge.intended(holding, next_one))
         await self._flip(loaded)
         await self._in_force(service, replace(next_one, applied_at=self._parts.wall()))
+
+    async def _preflight(self, holding: Holding, content: Content) -> None:
+        """Raises Nacked where the content would cut what is alive. Sockets that cannot be listed are no
+        reason to believe that there are none."""
+        datapath = self._parts.datapath
+        try:
+            flows = await self._parts.blocking(datapath.live, holding.slot)
+        except (Unavailable, OSError) as error:
+            raise Nacked("preflight", f"the live sockets cannot be listed: {error}") from error
+        flows = [*flows, *self.recent(holding.service_id)]
+        failsafe = self._parts.settings.failsafe
+        if cut := would_cut(content, flows, datapath.addresses(), failsafe):
+            raise Nacked("preflight", refusal(cut))
 
     async def _in_force(self, service: ServiceState, active: InForce) -> None:
         holding = converge.flipped(self.book.services[service.service_id], active, self._boot_ns())

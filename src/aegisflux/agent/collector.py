@@ -11,6 +11,7 @@ from typing import Final
 from msgspec.structs import replace
 
 from aegisflux.agent.parts import Feed
+from aegisflux.agent.recent import Recent
 from aegisflux.agent.spool import Lane, Spool
 from aegisflux.domain.errors import AegisError
 from aegisflux.domain.event import MAX_BATCH_BYTES, Event, EventBatch, VerdictSeen
@@ -104,6 +105,7 @@ class Collector:
         self.opened = 0
         self.report: dict[str, object] = {}
         self.lost: dict[str, int] = {}
+        self.recent = Recent()
         self.look()
 
     def open(self) -> None:
@@ -211,6 +213,7 @@ class Collector:
             self._failed(held, now, error)
             return False
         count = len(reading.events)
+        self.recent.note(reading.events, now)
         if count or reading.cursor != self._spool.cursors.get(name):
             self._keep(held.feed.lane, reading.events, data, {name: reading.cursor})
             self._bucket.take(count)

@@ -42,6 +42,7 @@ class Runner:
         self.telemetry = None if parts.senses is None else Telemetry(parts, parts.senses)
         if self.telemetry is not None:
             self.reporter.lost = self.telemetry.lost
+            self.applier.recent = self.telemetry.recent
         self.panic: Panic | None = None
         self.applied = asyncio.Event()
         self._open = False

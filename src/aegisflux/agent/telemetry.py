@@ -16,6 +16,7 @@ from aegisflux.agent.packages import Packages
 from aegisflux.agent.parts import Parts, Senses
 from aegisflux.agent.segments import Record
 from aegisflux.domain.errors import AegisError, Forbidden, Refused, Unavailable
+from aegisflux.domain.flow import Flow
 from aegisflux.ports.datapath import DeniedFlow
 from aegisflux.wire import subjects
 
@@ -43,6 +44,10 @@ class Telemetry:
         """Events that were lost since the host booted, and inventories since the agent began, by where."""
         refused = self.packages.refused if self.packages else 0
         return {**self.collector.lost, **({"inventory.refused": refused} if refused else {})}
+
+    def recent(self, service_id: int) -> list[Flow]:
+        """What a service talked about lately."""
+        return self.collector.recent.flows(service_id, time.monotonic())
 
     def report(self) -> dict[str, object]:
         """How it is, for `aegisflux agent status`."""

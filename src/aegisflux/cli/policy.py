@@ -13,8 +13,10 @@ from typing import Annotated
 import msgspec
 from cyclopts import App, Parameter
 
+from aegisflux.cli import rollout
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.segment import Gates, gates, plan_told, planned
 from aegisflux.domain.errors import Forbidden, Refused
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory, compile_policy
@@ -28,7 +30,7 @@ LINT = ("kind", "about", "detail", "advice")
 BROKEN = ("number", "client", "server", "proto", "port", "expected", "got", "why")
 CHANGES = ("service", "direction", "what", "before", "after", "witness")
 
-app = App(name="policy", help="Policy as code: validate, test, compare.")
+app = App(name="policy", help="Policy as code: validate, test, compare, apply.")
 
 
 @app.command
@@ -81,6 +83,47 @@ def diff(file: File, *, output: Output = "table") -> None:
     show(rows, output, CHANGES)
     say(f"{file}: {len(rows)} changes" if rows else f"{file}: the same as what is in force")
     sys.exit(1 if rows else 0)
+
+
+@app.command
+def apply(
+    file: File,
+    *,
+    canary: Annotated[tuple[str, ...], Parameter(help="these hosts first", negative="")] = (),
+    canary_share: Annotated[float, Parameter(help="of the hosts of each service, at least one")] = 0.1,
+    gate: Gates = (),
+    dry_run: Annotated[bool, Parameter(negative="", help="plan it, and begin nothing")] = False,
+    watch: Annotated[bool, Parameter(name=("-w", "--watch"), negative="", help="then watch it")] = False,
+    output: Output = "table",
+) -> None:
+    """Plan a policy and begin its rollout. Exit status 0: nothing changes, or it has begun; 1: it is planned,
+    and somebody has to approve it, or something has to be changed first.
+
+    Example: aegisflux policy apply policy.yaml -w
+    """
+    with _wrong(file):
+        read(file)
+    strategy = {"canary_share": canary_share, "canary_hosts": canary, "gate": gates(gate)}
+    kept = planned({"policy": file.read_text(), "strategy": strategy})
+    plan_told(kept, output)
+    plan, number = kept["plan"], kept["id"]
+    if not plan["services"]:
+        say(f"{file}: the same as what is in force")
+        return
+    begin = f"aegisflux rollout begin {number}"
+    if dry_run:
+        say(f"nothing was begun: {begin}")
+        sys.exit(1)
+    if plan["held"] or plan["broken_tests"]:
+        say("nothing was begun: see above what holds it")
+        sys.exit(1)
+    if plan["approval"]:
+        say(
+            f"nothing was begun: somebody else has to say aegisflux segment approve {number} "
+            f"--digest {kept['digest']}; then {begin}"
+        )
+        sys.exit(1)
+    rollout.begin(number, watch=watch, output=output)
 
 
 @app.command

@@ -20,6 +20,14 @@ MOST_SHOWN = 5
 RULES = ("from", "to", "what", "state", "evidence")
 RULES_WIDE = (*RULES, "kind", "programs")
 PlanNumber = Annotated[int, Parameter(help="of a plan, as `segment plans` shows it")]
+Gates = Annotated[
+    tuple[str, ...],
+    Parameter(
+        negative="",
+        help="when a stage of the rollout passes, name=number: least_seconds, least_flows, silent_seconds, "
+        "denied_budget, fine, bad, wrong, longest_seconds",
+    ),
+]
 PLANS = ("id", "created_at", "created_by", "proposal", "services", "would_block", "held", "approved_by")
 PLANNED = ("service", "version", "replaces", "mode", "changes", "canary", "hosts")
 CHANGES = ("service", "direction", "what", "before", "after", "witness", "cidrs", "more_cidrs")
@@ -115,6 +123,7 @@ def plan(
     until: Until = None,
     canary_share: Annotated[float, Parameter(help="of the hosts of each service, at least one")] = 0.1,
     canary: Annotated[tuple[str, ...], Parameter(help="these hosts first", negative="")] = (),
+    gate: Gates = (),
     output: Output = "table",
 ) -> None:
     """What a proposal or a policy would change, and what it would have cut. Changes nothing.
@@ -126,11 +135,29 @@ def plan(
         "policy": policy.read_text() if policy else None,
         "since": moment(since),
         "until": moment(until),
-        "strategy": {"canary_share": canary_share, "canary_hosts": canary},
+        "strategy": {"canary_share": canary_share, "canary_hosts": canary, "gate": gates(gate)},
     }
+    plan_told(planned(asked), output)
+
+
+def planned(asked: dict[str, Any]) -> dict[str, Any]:
+    """Make a plan; what came of it."""
     given = {name: value for name, value in asked.items() if value is not None}
     operation = finished(segmenter("POST", "/segment/plan", given))
-    _plan_told(segmenter("GET", operation["result"]), output)
+    found: dict[str, Any] = segmenter("GET", operation["result"])
+    return found
+
+
+def gates(given: Sequence[str]) -> dict[str, float]:
+    """`name=number`, each; raises Refused."""
+    found: dict[str, float] = {}
+    for text in given:
+        name, _, value = text.partition("=")
+        try:
+            found[name] = int(value) if value.isdecimal() else float(value)
+        except ValueError:
+            raise Refused(f"--gate: expected name=number such as least_flows=100, got {text!r}") from None
+    return found
 
 
 @app.command
@@ -184,7 +211,7 @@ def approve(
     show({name: found[name] for name in APPROVED}, output, APPROVED)
 
 
-def _plan_told(kept: dict[str, Any], output: str) -> None:
+def plan_told(kept: dict[str, Any], output: str) -> None:
     if not columnar(output):
         show(kept, output)
         return

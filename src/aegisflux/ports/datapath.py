@@ -155,6 +155,10 @@ class Datapath(Protocol):
         """Destroy live sockets of the service that its active generation denies; how many."""
         ...
 
+    def live(self, slot: int) -> list[Flow]:
+        """The initiations behind the connections that the service has now; changes nothing."""
+        ...
+
     def bind(self, bindings: Iterable[Binding]) -> None:
         """Make these the mapped cgroups, all at once; raises the mapping epoch where anything changed."""
         ...

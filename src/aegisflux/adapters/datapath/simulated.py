@@ -56,6 +56,7 @@ class SimulatedDatapath:
         self._literals: dict[str, int] = {}
         self._denied: deque[DeniedFlow] = deque(maxlen=DENIED_KEPT)
         self._next_id = 1
+        self.connections: dict[int, list[Flow]] = {}
         self.is_open = False
         self.epoch = 0
         self.cuts: list[int] = []
@@ -160,6 +161,12 @@ class SimulatedDatapath:
         self._fault("cut")
         self.cuts.append(slot)
         return 0
+
+    def live(self, slot: int) -> list[Flow]:
+        """See `Datapath.live`; a test says what there is."""
+        self._need_open()
+        self._fault("live")
+        return list(self.connections.get(slot, ()))
 
     def bind(self, bindings: Iterable[Binding]) -> None:
         """See `Datapath.bind`."""

@@ -14,6 +14,7 @@ from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, 
 from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
 from aegisflux.adapters.datapath.bpf.doctor import examine
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
+from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
 from aegisflux.adapters.datapath.bpf.pins import Pinned
@@ -197,6 +198,12 @@ class BpfDatapath:
         finally:
             if flows is not None:
                 os.close(flows)
+
+    def live(self, slot: int) -> list[Flow]:
+        """See `Datapath.live`: TCP and connected UDP, in the namespaces of the service's processes."""
+        tops = self._need(self._mapping).paths_of(slot)
+        cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
+        return [flow for found in self._each_namespace(slot, lambda: initiations(cgroups)) for flow in found]
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
         paths = self._need(self._mapping).paths_of(slot)

@@ -1,0 +1,45 @@
+"""Would it cut what is alive? A snapshot is judged on the host's own live sockets and recent flows before it
+comes into force. Every one of them counts as an initiation: a connection that breaks must be able to return.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+from aegisflux.domain.address_class import address_class
+from aegisflux.domain.flow import FailsafeRule, Flow, Host
+from aegisflux.domain.manifest import Content
+from aegisflux.domain.net import PROTOCOL_NAMES, Address
+from aegisflux.domain.verdict_of_tables import judge_tables
+
+MOST_NAMED: Final = 5
+
+
+def would_cut(
+    content: Content, flows: Iterable[Flow], addresses: frozenset[Address], failsafe: tuple[FailsafeRule, ...]
+) -> list[str]:
+    """What it denies of these, in words, each kind once; nothing when it only observes."""
+    if content.mode != "enforce":
+        return []
+    host = Host(addresses, failsafe)
+    found: dict[str, None] = {}
+    for flow in flows:
+        if flow.peer in addresses or address_class(str(flow.peer)) == "loopback":
+            continue
+        verdict = judge_tables(content.tables, content, flow, host, content.digest)
+        if verdict.action == "deny":
+            found[_words(flow)] = None
+    return list(found)
+
+
+def refusal(cut: list[str]) -> str:
+    """The same as one line."""
+    more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
+    return f"it would cut what is alive on this host: {'; '.join(cut[:MOST_NAMED])}{more}"
+
+
+def _words(flow: Flow) -> str:
+    proto = PROTOCOL_NAMES.get(flow.proto, str(flow.proto))
+    where = "to" if flow.direction == "egress" else "from"
+    if flow.direction == "ingress":
+        return f"{where} {flow.peer} on {proto}/{flow.port}"
+    return f"{where} {flow.peer} {proto}/{flow.port}"
