@@ -63,6 +63,17 @@ async def test_the_failsafe_is_never_cut_and_ingress_is_told_by_its_own_port(lab
     assert nack.detail.endswith(": from 192.0.2.1 on tcp/8080")
 
 
+async def test_what_was_alive_lately_and_is_blocked_by_now_is_no_loss(lab):
+    await lab.desire(wanted(lab, preflight=False))
+    recent = Recent()
+    recent.note([seen("192.0.2.7", 6379)], 0.0)
+    lab.runner.applier.recent = lambda service: recent.flows(service, 1.0)
+    made = lab.plane.content(body(2, edges=edges("10.0.0.0/8 tcp/443", "10.0.0.0/8 tcp/80")))
+    service = lab.plane.service(made)
+    await lab.desire(replace(service, active=replace(service.active, preflight=True)))
+    assert lab.held() == ["active 101 v2"]
+
+
 @pytest.mark.parametrize("given", [{"mode": "observe"}, {"preflight": False}], ids=str)
 async def test_what_blocks_nothing_or_is_to_go_back_asks_nobody(lab, given):
     await entered(lab)

@@ -213,16 +213,19 @@ class Applier:
         await self._in_force(service, replace(next_one, applied_at=self._parts.wall()))
 
     async def _preflight(self, holding: Holding, content: Content) -> None:
-        """Raises Nacked where the content would cut what is alive. Sockets that cannot be listed are no
-        reason to believe that there are none."""
-        datapath = self._parts.datapath
+        """Raises Nacked where the content would cut what is alive, or was lately and is not blocked by now.
+        Sockets that cannot be listed are no reason to believe that there are none."""
+        datapath, blocking = self._parts.datapath, self._parts.blocking
+        own, failsafe = datapath.addresses(), self._parts.settings.failsafe
         try:
-            flows = await self._parts.blocking(datapath.live, holding.slot)
+            live = await blocking(datapath.live, holding.slot)
+            cut = would_cut(content, live, own, failsafe)
+            for flow in would_cut(content, self.recent(holding.service_id), own, failsafe):
+                if (await blocking(datapath.why, holding.slot, flow)).word != "blocked":
+                    cut.append(flow)
         except (Unavailable, OSError) as error:
-            raise Nacked("preflight", f"the live sockets cannot be listed: {error}") from error
-        flows = [*flows, *self.recent(holding.service_id)]
-        failsafe = self._parts.settings.failsafe
-        if cut := would_cut(content, flows, datapath.addresses(), failsafe):
+            raise Nacked("preflight", f"what is alive cannot be told: {error}") from error
+        if cut:
             raise Nacked("preflight", refusal(cut))
 
     async def _in_force(self, service: ServiceState, active: InForce) -> None:

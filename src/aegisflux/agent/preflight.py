@@ -16,25 +16,26 @@ MOST_NAMED: Final = 5
 
 def would_cut(
     content: Content, flows: Iterable[Flow], addresses: frozenset[Address], failsafe: tuple[FailsafeRule, ...]
-) -> list[str]:
-    """What it denies of these, in words, each kind once; nothing when it only observes."""
+) -> list[Flow]:
+    """What it denies of these, each once; nothing when it only observes."""
     if content.mode != "enforce":
         return []
     host = Host(addresses, failsafe)
-    found: dict[str, None] = {}
+    found: dict[Flow, None] = {}
     for flow in flows:
         if flow.peer in addresses or address_class(str(flow.peer)) == "loopback":
             continue
         verdict = judge_tables(content.tables, content, flow, host, content.digest)
         if verdict.action == "deny":
-            found[_words(flow)] = None
+            found[flow] = None
     return list(found)
 
 
-def refusal(cut: list[str]) -> str:
-    """The same as one line."""
-    more = f" and {len(cut) - MOST_NAMED} more" if len(cut) > MOST_NAMED else ""
-    return f"it would cut what is alive on this host: {'; '.join(cut[:MOST_NAMED])}{more}"
+def refusal(cut: Iterable[Flow]) -> str:
+    """The same as one line, each kind once."""
+    kinds = list(dict.fromkeys(map(_words, cut)))
+    more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
+    return f"it would cut what is alive on this host: {'; '.join(kinds[:MOST_NAMED])}{more}"
 
 
 def _words(flow: Flow) -> str:
