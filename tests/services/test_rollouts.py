@@ -85,7 +85,8 @@ class Fleet:
     def _calls(self, port, seconds_ago, count, **more):
         self.sequence += 1
         at = time.time_ns() - int(seconds_ago * SECOND)
-        return flow(self.sequence, at, peer="10.0.1.1", port=port, connections=count, **more)
+        made = flow(self.sequence, at, peer="10.0.1.1", port=port, connections=count, **more)
+        return msgspec.structs.replace(made, first_ns=at)
 
     async def denied(self, host, digest, port, candidate=False, count=1):
         """The host's kernel denied initiations, or would have."""

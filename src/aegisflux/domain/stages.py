@@ -47,7 +47,7 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     least_seconds, least_flows: exposure before anything passes
     silent_seconds: without evidence for so long a stage has failed
-    denied_budget: denied flows that were legitimate before; one more fails the stage
+    denied_budget: denied flows, of the whole rollout, that were legitimate before; one more fails it
     fine, bad: shares of denied flows that the sequential test tells apart
     wrong: how often it may be wrong, either way
     longest_seconds: a stage that has not passed until then has failed
@@ -64,10 +64,10 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
-    """What is known of the hosts of a stage, since it began.
+    """What is known of the hosts of a stage; flows since its turn began, denied ones since the rollout did.
 
     heard: when each host last told, seconds since the epoch
-    in_force: hosts on which what the stage wants is held and acknowledged
+    in_force: hosts on which what the stage wants is held and acknowledged; began: since when on all of them
     flows, denied: initiations that were judged, and those of them that were denied (or, when observing, would
                    have been) and are legitimate: seen and allowed before
     nacked, sick, lying: host (or service) and what was said; lying: it tells what others contradict
@@ -76,6 +76,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
     heard: Mapping[str, float] = {}
     in_force: frozenset[str] = frozenset()
+    began: float = 0.0
     flows: int = 0
     denied: int = 0
     nacked: Mapping[str, str] = {}
@@ -238,8 +239,9 @@ def missing(run: Run, look: Look) -> str:
         return f"not in force on {', '.join(absent[:MOST_NAMED])}{more}"
     if evidence.flows < gate.least_flows:
         return f"{evidence.flows} of {gate.least_flows} flows seen"
-    if look.now - run.since < gate.least_seconds:
-        return f"{look.now - run.since:.0f} of {gate.least_seconds:.0f} s seen"
+    seen = look.now - max(run.since, evidence.began)
+    if seen < gate.least_seconds:
+        return f"{max(seen, 0.0):.0f} of {gate.least_seconds:.0f} s seen"
     if verdict_of(evidence.flows, evidence.denied, gate) == "more":
         return f"{evidence.denied} of {evidence.flows} flows denied says too little yet"
     return ""

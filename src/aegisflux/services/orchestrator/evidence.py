@@ -3,6 +3,9 @@
 Legitimate is a denied initiation of a kind that was seen, and not blocked, in the week before the rollout
 began, and that nobody who approved the plan said is meant to be cut. A new kind is shown, and fails nothing:
 that the unknown is denied is what the policy is for.
+
+Denied initiations count from the rollout's beginning, not the turn's: what is still on its way when a turn
+passes is not forgotten.
 """
 
 from collections import defaultdict
@@ -58,10 +61,11 @@ class Reader:
         run, store = carried.run, self._core.store
         hosts = sorted(set(run.enforced) | set(run.turn))
         told = await store.rows("told_by", hosts, carried.services)
-        flows = await store.row("exposure", carried.services, list(run.turn or hosts), run.since)
+        evidence = told_of(carried, told)
+        began = max(run.since, evidence.began)
+        flows = await store.row("exposure", carried.services, list(run.turn or hosts), began)
         ways = await self._denied(carried, hosts)
         legitimate = sum(way.denied for way in ways if way.legitimate)
-        evidence = told_of(carried, told)
         evidence = msgspec.structs.replace(
             evidence,
             flows=max(flows["flows"] if flows else 0, legitimate),
@@ -81,7 +85,7 @@ class Reader:
 
     async def _denied(self, carried: Carried, hosts: Sequence[str]) -> list[DeniedWay]:
         digests = [part.digest for part in carried.parts]
-        rows = await self._core.store.rows("denied", digests, hosts, carried.run.since)
+        rows = await self._core.store.rows("denied", digests, hosts, float(carried.created_at))
         if not rows:
             return []
         memory = self._memory[carried.id]
@@ -142,7 +146,7 @@ def told_of(carried: Carried, rows: Sequence[Row]) -> Evidence:
     for row in rows:
         by_host[row["host_id"]].append(row)
     heard, nacked, sick, lying = {}, {}, {}, {}
-    in_force = set()
+    in_force, began = set(), 0.0
     for host, told in by_host.items():
         heard[host] = float(told[0]["seen_at"] or 0.0)
         if told[0]["released_at"] is not None:
@@ -150,6 +154,7 @@ def told_of(carried: Carried, rows: Sequence[Row]) -> Evidence:
         given = [(part, _report(told, part.service_id)) for part in carried.parts if host in part.hosts]
         if all(_holds(carried, part, report) for part, report in given):
             in_force.add(host)
+            began = max(began, *(_since(carried, report) for _, report in given), 0.0)
         for part, report in given:
             if report is None:
                 continue
@@ -161,7 +166,9 @@ def told_of(carried: Carried, rows: Sequence[Row]) -> Evidence:
             lying[host] = (
                 f"it has manifest {told[0]['heartbeat_serial']}, {told[0]['serial']} is the newest made"
             )
-    return Evidence(heard=heard, in_force=frozenset(in_force), nacked=nacked, sick=sick, lying=lying)
+    return Evidence(
+        heard=heard, in_force=frozenset(in_force), began=began, nacked=nacked, sick=sick, lying=lying
+    )
 
 
 def _report(rows: Sequence[Row], service_id: int) -> Row | None:
@@ -175,6 +182,12 @@ def _holds(carried: Carried, part: Part, report: Row | None) -> bool:
         return bool(report["candidate"] == part.digest)
     confirmed = not report["awaits"] or report["confirmed_at"] is not None
     return report["digest"] == part.digest and report["state"] in GIVEN and confirmed
+
+
+def _since(carried: Carried, report: Row | None) -> float:
+    if report is None or carried.run.stage == "promoted":
+        return 0.0
+    return float(report["candidate_since" if carried.run.stage == "observe" else "since"] or 0.0)
 
 
 def _refusal(carried: Carried, part: Part, report: Row) -> str:

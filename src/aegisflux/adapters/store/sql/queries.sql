@@ -296,9 +296,9 @@ where h.host_id = g.host_id and h.released_at is null
 
 -- name: store_reports
 insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, cgroups, conflicts, drift,
-    candidate)
+    candidate, candidate_since)
 select g.host_id, g.service_id, g.state, g.version, g.digest, g.tables_digest, g.deadline, $11,
-    string_to_array(g.cgroups, e'\n'), string_to_array(g.conflicts, e'\n'), g.drift, g.candidate
+    string_to_array(g.cgroups, e'\n'), string_to_array(g.conflicts, e'\n'), g.drift, g.candidate, $11
 from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::text[], $9::text[],
     $10::boolean[], $12::text[])
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift, candidate)
@@ -306,6 +306,7 @@ join hosts h on h.host_id = g.host_id and h.released_at is null
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, cgroups = excluded.cgroups,
     conflicts = excluded.conflicts, drift = excluded.drift, candidate = excluded.candidate,
+    candidate_since = case when r.candidate is distinct from excluded.candidate then excluded.since else r.candidate_since end,
     since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end
 
 -- name: awaiting
@@ -450,7 +451,7 @@ update assignments set preflight = $3 where service_id = $1 and host_id = any($2
 -- What each host of a stage says: when it was heard, whether it has its newest manifest, and what it has of these services.
 -- name: told_by
 select h.host_id, h.seen_at, h.heartbeat_serial, h.serial, h.released_at, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.candidate,
-    cardinality(r.cgroups) as cgroups, r.awaits, r.confirmed_at, r.ack_digest, r.nack_serial, r.ack_serial, r.nack_version, r.nack_reason,
+    r.since, r.candidate_since, cardinality(r.cgroups) as cgroups, r.awaits, r.confirmed_at, r.ack_digest, r.nack_serial, r.ack_serial, r.nack_version, r.nack_reason,
     r.nack_detail, r.nack_at
 from hosts h left join reports r on r.host_id = h.host_id and r.service_id = any($2::bigint[])
 where h.host_id = any($1::text[]) order by h.host_id, r.service_id
@@ -461,15 +462,16 @@ select host_id, service_id, version, lease_until from assignments where service_
 -- name: renew_trial
 update assignments set lease_until = $4 where service_id = $1 and version = $2 and host_id = any($3::text[])
 
--- Initiations of a turn: reports of flows up to the next whole minute, whole minutes after it.
+-- Initiations of a turn that were not blocked: reports of flows up to the next whole minute, whole minutes after it.
 -- name: exposure
 select coalesce(sum(n), 0)::bigint as flows from (
     select sum(f.connections) as n from flows f join sources s on s.id = f.source
-    where f.time >= to_timestamp($3::float8) and f.time < to_timestamp(ceil($3::float8 / 60) * 60)
-      and f.service_id = any($1::bigint[]) and s.host_id = any($2::text[])
+    where f.first_at >= to_timestamp($3::float8) and f.time >= to_timestamp($3::float8) and f.time < to_timestamp(ceil($3::float8 / 60) * 60)
+      and f.service_id = any($1::bigint[]) and s.host_id = any($2::text[]) and f.verdict <> 'blocked'
     union all
     select sum(m.connections) from flow_minutes m
     where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.service_id = any($1::bigint[]) and m.host_id = any($2::text[])
+      and m.verdict <> 'blocked'
 ) as parts
 
 -- Initiations that these snapshots denied, or would have, by kind.

@@ -4,8 +4,8 @@ alter table plans add column accepted boolean not null default false;
 -- preflight: the host looks first whether it would cut what is alive.
 alter table assignments add column preflight boolean not null default false;
 
--- candidate: the digest that a host says it judges beside what is in force.
-alter table reports add column candidate text;
+-- candidate: the digest that a host says it judges beside what is in force, and since when.
+alter table reports add column candidate text, add column candidate_since double precision not null default 0;
 
 -- Rollouts in stages. run: domain.stages.Run; parts: of each service what it gets, where, and what it replaces;
 -- looked: what the last look saw.
