@@ -13,7 +13,7 @@ from tests.support.facts import SECOND, enriched, flow
 
 from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.domain.enriched import Context
-from aegisflux.domain.errors import Conflict, Forbidden
+from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.event import VerdictSeen
 from aegisflux.domain.guardrails import Limits
 from aegisflux.domain.plan import Strategy
@@ -22,6 +22,7 @@ from aegisflux.domain.stages import Gate
 from aegisflux.runtime.clock import WallClock
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.panic import PanicRequest
 from aegisflux.services.orchestrator.rollouts import Move
 from aegisflux.services.segmenter.app import Parts, Segmenter
 from aegisflux.services.segmenter.plans import PlanAsked
@@ -186,7 +187,7 @@ async def world(tmp_path_factory):
         facts = PostgresFacts(plane.dsn)
         await facts.open_writer()
         segmenter = Segmenter(Parts(store=plane.store, facts=facts, clock=WallClock()))
-        from aegisflux.services.orchestrator import carrier, rollouts, snapshots
+        from aegisflux.services.orchestrator import carrier, panic, rollouts, snapshots
 
         kept = snapshots.store_content
 
@@ -195,7 +196,7 @@ async def world(tmp_path_factory):
             return await kept(db, prepared, *rest)
 
         with pytest.MonkeyPatch.context() as patched:
-            for module in (carrier, rollouts, snapshots):
+            for module in (carrier, panic, rollouts, snapshots):
                 patched.setattr(module, "store_content", remembered)
             yield plane, facts, segmenter
         await segmenter.close()
@@ -428,3 +429,55 @@ async def test_only_an_approver_skips_the_evidence(fleet):
             False,
             Who(Principal("tester", "approver"), "test", "req-3"),
         )
+
+
+async def modes(fleet):
+    """What each host judges by: the mode of the version that it holds."""
+    found = []
+    for version in fleet.versions():
+        row = await fleet.plane.store.row("content", fleet.service, version) if version else None
+        found.append(row["mode"] if row else None)
+    return found
+
+
+@pytest.mark.parametrize("scope", ["fleet", "service", "host"])
+async def test_panic_returns_to_observing_and_a_rollback_undoes_it(fleet, scope):
+    panic = fleet.plane.orchestrator.panic
+    await fleet.promoted(5432)
+    rollout = await fleet.begun(5432, 443)
+    await fleet.move(rollout, "promote")
+    await eventually(lambda: fleet.versions() == [2, 1, 1, 1])
+    asked = {
+        "fleet": PanicRequest(fleet=True),
+        "service": PanicRequest(service_id=fleet.service, why="checkout is down"),
+        "host": PanicRequest(host_id=fleet.hosts[1]),
+    }[scope]
+    tried = await panic.observe(asked, WHO, dry_run=True)
+    assert (fleet.versions(), tried.dry_run) == ([2, 1, 1, 1], True)
+    done = await panic.observe(asked, WHO)
+    mine = next(one for one in done.services if one.service_id == fleet.service)
+    assert (mine.hosts, done.aborted) == (
+        ((fleet.hosts[1],), ()) if scope == "host" else (tuple(fleet.hosts), (rollout.id,))
+    )
+    wanted = ["enforce", "observe", "enforce", "enforce"] if scope == "host" else ["observe"] * 4
+
+    async def there(expected):
+        return await modes(fleet) == expected
+
+    await eventually(lambda: there(wanted))
+    assert (await panic.observe(asked, WHO)).services == ()
+    if scope != "host":
+        await fleet.plane.orchestrator.changes.rollback(fleet.service, 1, WHO)
+        await eventually(lambda: there(["enforce"] * 4))
+
+
+async def test_panic_names_what_it_cannot_find(fleet):
+    panic = fleet.plane.orchestrator.panic
+    for asked, error in (
+        (PanicRequest(), Invalid),
+        (PanicRequest(fleet=True, host_id="x"), Invalid),
+        (PanicRequest(host_id="nobody"), NotFound),
+        (PanicRequest(service_id=9999), NotFound),
+    ):
+        with pytest.raises(error):
+            await panic.observe(asked, WHO)

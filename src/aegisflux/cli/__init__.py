@@ -25,6 +25,7 @@ for name in ("flows", "inventory", "graph"):
 app.command("aegisflux.cli.segment:app", name="segment")
 app.command("aegisflux.cli.policy:app", name="policy")
 app.command("aegisflux.cli.rollout:app", name="rollout")
+app.command("aegisflux.cli.rollout:panic", name="panic")
 app.command("aegisflux.cli.facts:events", name="events")
 app.command("aegisflux.cli.nouns:host_app", name=("hosts", "host"))
 app.command("aegisflux.cli.dead:app", name="dead")

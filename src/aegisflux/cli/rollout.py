@@ -19,6 +19,7 @@ DryRun = Annotated[
     bool, Parameter(name="--dry-run", help="say what would be done, and do nothing", negative="")
 ]
 LIST: Final = ("id", "plan", "stage", "turn", "reason", "flows", "denied", "created_at", "created_by")
+OBSERVING: Final = ("service_id", "service", "version", "hosts")
 STEPS: Final = ("at", "stage", "turn", "who", "reason", "did")
 ORDER: Final = ("observe", "canary", "waves", "promoted")
 OVER: Final = {"promoted": 0, "superseded": 0, "rolled_back": 1, "expired": 1, "aborted": 1}
@@ -107,6 +108,30 @@ def abort(number: Number, *, why: Why = "", dry_run: DryRun = False, output: Out
 def rollback(number: Number, *, why: Why = "", dry_run: DryRun = False, output: Output = "table") -> None:
     """Give all its hosts what they had before, also after the promotion."""
     _move(number, "rollback", why, dry_run, output)
+
+
+def panic(
+    *,
+    fleet: Annotated[bool, Parameter(negative="", help="all hosts and services")] = False,
+    service: Annotated[int | None, Parameter(help="number of a service, on all its hosts")] = None,
+    host: Annotated[str | None, Parameter(help="a host, all its services")] = None,
+    why: Why = "",
+    dry_run: DryRun = False,
+    output: Output = "table",
+) -> None:
+    """Return the fleet, a service or a host to observing, at once: its rules are judged on and block nothing.
+    Rollouts of it are aborted. `snapshot rollback` undoes it. Without the control plane: `agent panic`.
+
+    Example: aegisflux panic --service 101 --why "checkout is down"
+    """
+    asked = {"fleet": fleet, "service_id": service, "host_id": host, "why": why}
+    found = call("POST", "/api/v1/panic", asked, _asked(dry_run))
+    show(found["services"] if columnar(output) else found, output, OBSERVING)
+    if output in PEOPLES:
+        for number in found["aborted"]:
+            say(f"rollout {number} {'would be' if dry_run else 'was'} aborted")
+        if not found["services"]:
+            say("nothing of it blocks")
 
 
 def watched(number: int, output: str) -> None:

@@ -11,6 +11,7 @@ from aegisflux.services.orchestrator.changes import Changes
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import Hosts
+from aegisflux.services.orchestrator.panic import Panic
 from aegisflux.services.orchestrator.pilot import Pilot
 from aegisflux.services.orchestrator.registry import Registry
 from aegisflux.services.orchestrator.relay import Relay
@@ -38,6 +39,7 @@ class Orchestrator:
         self.snapshots = Snapshots(core)
         self.changes = Changes(core)
         self.rollouts = Rollouts(core)
+        self.panic = Panic(core, self.rollouts)
         self.pilot = Pilot(core, self.rollouts)
         self.views = Views(core)
         self.relay = Relay(core)

@@ -19,7 +19,7 @@ from msgspec import Struct
 from aegisflux.domain import snapshot as snapshots
 from aegisflux.domain.errors import Invalid, OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import Flow, Host
-from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.domain.snapshot import MapSnapshot, Mode
 from aegisflux.domain.verdict import Verdict, judge
 from aegisflux.runtime import metrics
 from aegisflux.wire.canonical import content_of, packed, unpacked
@@ -84,9 +84,9 @@ class Workshop:
         metrics.compile_seconds.observe(time.monotonic() - started)
         return _raised(answer)
 
-    async def copy(self, stored: bytes, version: int) -> Prepared:
-        """Compile a stored snapshot again under a new version."""
-        return _raised(await self._call(_copied, stored, version))
+    async def copy(self, stored: bytes, version: int, mode: Mode | None = None) -> Prepared:
+        """Compile a stored snapshot again under a new version, and perhaps in another mode."""
+        return _raised(await self._call(_copied, stored, version, mode))
 
     async def judge(self, stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
         """The verdict of a flow by a stored snapshot, on a host with the default failsafe."""
@@ -146,9 +146,10 @@ def _prepared(body: bytes) -> Prepared | Fault:
         return _fault(error)
 
 
-def _copied(stored: bytes, version: int) -> Prepared | Fault:
+def _copied(stored: bytes, version: int, mode: Mode | None) -> Prepared | Fault:
     try:
-        return _compiled(msgspec.structs.replace(_read(stored), version=version))
+        found = _read(stored)
+        return _compiled(msgspec.structs.replace(found, version=version, mode=mode or found.mode))
     except Refused as error:
         return _fault(error)
 

@@ -10,6 +10,7 @@ from aegisflux.domain.stages import Verb
 from aegisflux.runtime.access import needs, who
 from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.carried import Carried
+from aegisflux.services.orchestrator.panic import Panicked, PanicRequest
 from aegisflux.services.orchestrator.rollouts import Move, Moved, Told
 
 Handler = Request[Any, Any, Any]
@@ -97,11 +98,19 @@ async def roll_back_rollout(
     return await _moved(request, number, "roll_back", data, dry_run)
 
 
+@post("/api/v1/panic", status_code=200, guards=[needs("operator")])
+async def panic(data: PanicRequest, request: Handler, dry_run: DryRun = False) -> Panicked:
+    """Return the fleet, a service or a host to observing, at once: its rules are judged on and block
+    nothing. Undone by a rollback.
+    """
+    return await orchestrator_of(request).panic.observe(data, who(request), dry_run)
+
+
 async def _moved(request: Handler, number: int, verb: Verb, data: Move, dry_run: bool) -> Moved:
     return await orchestrator_of(request).rollouts.move(number, verb, data, who(request), dry_run)
 
 
 HANDLERS = (
     begin_rollout, list_rollouts, get_rollout, promote_rollout, pause_rollout, resume_rollout, abort_rollout,
-    roll_back_rollout,
+    roll_back_rollout, panic,
 )  # fmt: skip

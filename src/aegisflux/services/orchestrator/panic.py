@@ -1,0 +1,151 @@
+"""Back to observing: of the fleet, a service or a host, at once. What is in force is judged on and told of,
+and blocks nothing.
+
+It is a change like any other: a new version with the same rules, signed, in the audit log, undone by
+`rollback`. A host that hears nobody is returned on the host itself (`aegisflux agent panic`).
+"""
+
+from collections.abc import Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.manifest import HostId
+from aegisflux.domain.rollout import Rollout, Step
+from aegisflux.domain.stages import Ask
+from aegisflux.ports.store import Change
+from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.announce import announcement
+from aegisflux.services.orchestrator.carried import load
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.prepare import Prepared
+from aegisflux.services.orchestrator.rollouts import Rollouts
+from aegisflux.services.orchestrator.snapshots import store_content
+from aegisflux.wire import envelope
+
+TRIES = 5
+
+
+class PanicRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What returns to observing: one of the three."""
+
+    fleet: bool = False
+    service_id: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
+    host_id: HostId | None = None
+    why: Annotated[str, Meta(max_length=1000)] = ""
+
+
+class Observing(Struct, frozen=True, kw_only=True):
+    """A service that observes from now on: by `version`, on these hosts."""
+
+    service_id: int
+    service: str
+    version: int
+    hosts: tuple[str, ...]
+
+
+class Panicked(Struct, frozen=True, kw_only=True):
+    """What was done, or with `dry_run` would be; `aborted`: rollouts that were ended first."""
+
+    services: tuple[Observing, ...]
+    aborted: tuple[int, ...]
+    dry_run: bool = False
+
+
+class Panic:
+    """See the module."""
+
+    def __init__(self, core: Core, carried: Rollouts) -> None:
+        self._core, self._rollouts = core, carried
+
+    async def observe(self, asked: PanicRequest, who: Who, dry_run: bool = False) -> Panicked:
+        """Raises Invalid unless one of the three is named, NotFound for a service or host that is not
+        there."""
+        if (asked.fleet, asked.service_id is not None, asked.host_id is not None).count(True) != 1:
+            raise Invalid("", "one of fleet, service_id, host_id", f"{asked.fleet}, {asked.service_id}")
+        services = await self._services(asked)
+        aborted = [] if asked.host_id else await self._live(services)
+        if not dry_run:
+            for number in aborted:
+                await self._abort(number, asked.why, who)
+        found = [await self._one(number, asked.host_id, asked.why, who, dry_run) for number in services]
+        self._core.wake()
+        done = tuple(one for one in found if one is not None)
+        return Panicked(services=done, aborted=tuple(aborted), dry_run=dry_run)
+
+    async def _services(self, asked: PanicRequest) -> list[int]:
+        store = self._core.store
+        if asked.service_id is not None:
+            await state.load(store, asked.service_id)
+            return [asked.service_id]
+        if asked.host_id is not None:
+            if all(row["host_id"] != asked.host_id for row in await store.rows("host_labels")):
+                raise NotFound(f"host {asked.host_id} is not enrolled")
+            rows = await store.rows("assignments_of_host", asked.host_id)
+            return sorted(row["service_id"] for row in rows)
+        return sorted({row["service_id"] for row in await store.rows("all_assigned")})
+
+    async def _live(self, services: Sequence[int]) -> list[int]:
+        rows = [await self._core.store.row("rollout_of_service", number) for number in services]
+        return sorted({row["id"] for row in rows if row is not None})
+
+    async def _abort(self, number: int, why: str, who: Who) -> None:
+        carried = await load(self._core.store, number)
+        if "abort" in carried.verbs:
+            told = f"panic: {why}" if why else "panic"
+            await self._rollouts.take(
+                carried, Ask(self._core.clock.now(), "abort", who.principal.name, told), who
+            )
+
+    async def _one(
+        self, service_id: int, host: str | None, why: str, who: Who, dry_run: bool
+    ) -> Observing | None:
+        """None when nothing of it blocks."""
+        for _ in range(TRIES):
+            service, rollout = await state.load(self._core.store, service_id)
+            source = _in_force(rollout, host)
+            if source is None:
+                return None
+            content = await self._core.store.row("content", service_id, source)
+            stored = await self._core.store.row("snapshot", service_id, source)
+            if content is None or stored is None or content["mode"] == "observe":
+                return None
+            copy = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1, "observe")
+            hosts = (host,) if host else tuple(sorted(rollout.hosts))
+            found = Observing(service_id=service_id, service=service.name, version=copy.version, hosts=hosts)
+            if dry_run or await self._stored(copy, source, host, why, who):
+                return found
+        raise Conflict(f"service {service_id}: it is changed all the time; try again")
+
+    async def _stored(self, copy: Prepared, source: int, host: str | None, why: str, who: Who) -> bool:
+        """Whether nobody was faster."""
+        now = self._core.now()
+        sealed = self._core.keys.seal(envelope.CONTENT, copy.payload)
+        async with self._core.store.change() as db:
+            what = f"service/{copy.service_id}/version/{copy.version}"
+            _, rollout = await state.load(db, copy.service_id)
+            await db.audit(who.did("panic", what, after=copy.digest, reason=why))
+            if rollout.latest + 1 != copy.version:
+                return False
+            step = await self._step(db, rollout, copy, host)
+            await store_content(db, copy, sealed, now, who, source)
+            await state.save(db, step, now)
+            await db.run("add_outbox", *announcement(copy, "panic", step.changed, now), now)
+        return True
+
+    async def _step(self, db: Change, rollout: Rollout, copy: Prepared, host: str | None) -> Step:
+        lease_until = self._core.now() + self._core.lease(copy.ttl_seconds)
+        if host is not None:
+            return rollouts.take_back(rollout, [host], copy.version, lease_until)
+        service, _ = await state.load(db, copy.service_id)
+        return rollouts.rollback(rollout, copy.version, lease_until, await state.running(db, service))
+
+
+def _in_force(rollout: Rollout, host: str | None) -> int | None:
+    """The version that is returned: of a host its own, of a service the stable one, else its newest."""
+    if host is not None:
+        given = rollout.hosts.get(host)
+        return given.version if given else None
+    return rollout.stable or max((given.version for given in rollout.hosts.values()), default=None)
