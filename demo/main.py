@@ -8,7 +8,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
-from demo import endings, product, seeing, story
+from demo import endings, learning, product, seeing, story
 from demo.account import Account, Failed
 from demo.inside import Api
 from demo.scene import HOSTS, Scene
@@ -30,6 +30,7 @@ CHAPTERS: tuple[Callable[[Scene], None], ...] = (
     endings.panic,
     lambda scene: story.control_plane(scene, again=True),
     endings.comes_back,
+    learning.learned,
     endings.traffic,
 )
 

@@ -130,6 +130,11 @@ def viewer(desk: Runs, data: Path, token: str, shift: int, *words: str) -> Any:
     return json.loads(done.stdout) if done.returncode == 0 and done.stdout else []
 
 
+def typed(desk: Runs, data: Path, token: str, shift: int, *words: str) -> subprocess.CompletedProcess[str]:
+    """What a user types, and what comes of it."""
+    return _asked(desk, data, token, shift, *words)
+
+
 def _asked(desk: Runs, data: Path, token: str, shift: int, *words: str) -> subprocess.CompletedProcess[str]:
     settings = {"DATA_DIR": str(data), "PORT_BASE": str(shift), "TOKEN": token}
     named = [f"AEGISFLUX_{name}={text}" for name, text in settings.items()]

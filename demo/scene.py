@@ -21,7 +21,8 @@ RUNS = {"web-1": "web", "web-2": "web", "db": "db", "batch": "batch"}
 
 @dataclass(slots=True)
 class Scene:
-    """`programs` by host: what talks there. `forger` is whoever broke into the bus."""
+    """`programs` by host: what talks there. `forger` is whoever broke into the bus; `second` is
+    the token of a second person."""
 
     account: Account
     fleet: Any
@@ -29,6 +30,7 @@ class Scene:
     data: Path
     port_base: int
     programs: dict[str, Attempts] = field(default_factory=dict)
+    second: str = ""
     forger: Talking | None = None
     captured: list[bytes] = field(default_factory=list)
 

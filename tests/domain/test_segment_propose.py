@@ -73,6 +73,11 @@ def test_a_suspicious_host_teaches_nothing_and_is_named():
     assert (rule.clients, found.left_out) == (1, {"web@c": "marked as suspicious"})
 
 
+def test_what_went_to_a_suspicious_host_is_not_learned_either():
+    found = propose(recorded(*SHOP, (WEB, OTHER, 9999, 1)), suspicious={"h"})
+    assert (9999 in {rule.port for rule in found.rules}, set(found.left_out)) == (False, {"h"})
+
+
 def test_a_group_keeps_its_name():
     before = {"batch": frozenset({"h", "web@gone"}), "role-1": frozenset({"x"})}
     names = [group.name for group in propose(recorded(*SHOP), names_before=before).groups]

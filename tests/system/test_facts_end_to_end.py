@@ -58,6 +58,10 @@ class Facts:
         assert done.returncode == 0, done.stderr
         return done.stdout
 
+    def typed(self, *words: str) -> subprocess.CompletedProcess:
+        """As somebody at a terminal types it."""
+        return self.site.fleet.lab.hub.run([product.AEGISFLUX, *words], "viewer", env=self.settings())
+
     def settings(self) -> dict[str, str]:
         return product.clean_environment() | {
             "AEGISFLUX_TOKEN": self.site.api.token,
@@ -150,6 +154,8 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     assert cut[0]["programs"] == [os.path.realpath(sys.executable)]
     simulated = facts.run("segment", "simulate", str(plan["id"]))
     assert (simulated.returncode, json.loads(simulated.stdout)) == (1, plan["plan"]["replay"])
+    shown = facts.typed("segment", "simulate", str(plan["id"]))
+    assert (shown.returncode, "app -> db tcp/5433" in shown.stdout) == (1, True)
     for words, told in (
         (("list",), "COVERAGE"),
         (("show", str(kept["id"])), "held: one client, too few days"),

@@ -104,7 +104,7 @@ def _field(value: Any) -> str:
 def _cell(value: Any, per_second: int | None = None) -> str:
     if value is None or value in ([], {}):
         return "-"
-    if per_second is not None:
+    if per_second is not None and isinstance(value, int | float):
         return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(value / per_second))
     if isinstance(value, dict):
         if "reason" in value:

@@ -134,10 +134,12 @@ def propose(
 
 
 def _teaching(recorded: Recorded, suspicious: Collection[str]) -> tuple[Recorded, dict[str, str]]:
-    """Without the flows that suspicious hosts began."""
+    """Without the flows that suspicious hosts began, and without those to them: what was taken from us must
+    not be learned either."""
     left_out = [a for a, actor in enumerate(recorded.actors) if actor.host and actor.host in suspicious]
-    keep = ~np.isin(recorded.flows.client, left_out)
-    found = Recorded(recorded.actors, recorded.fleet, recorded.flows.where(keep), recorded.programs)
+    flows = recorded.flows
+    keep = ~(np.isin(flows.client, left_out) | np.isin(flows.server, left_out))
+    found = Recorded(recorded.actors, recorded.fleet, flows.where(keep), recorded.programs)
     return found, {str(recorded.actors[actor]): "marked as suspicious" for actor in left_out}
 
 
