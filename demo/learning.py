@@ -116,10 +116,7 @@ def _harm(scene: Scene) -> None:
             f"{lines[0]['records']} records by {', '.join(lines[0]['programs'])}" if lines else "not told",
         )
         _approve(scene, kept)
-        begun = _says(scene, "rollout", "begin", str(kept["id"]))
-        number = begun["rollout"]["id"]
-        pushed = _types(scene, "rollout", "promote", str(number), "--why", "it is urgent")
-        account.expect("promoted by force, without waiting", pushed.returncode == 0, _last(pushed))
+        number = _pushed(scene, kept["id"])
         began = time.monotonic()
         run = scene.wait("it was taken back", TAKEN_BACK_SECONDS, lambda: _ended(scene, number))
         reason = run["reason"] if run else "it was not"
@@ -129,6 +126,16 @@ def _harm(scene: Scene) -> None:
         sent = time.monotonic()
         scene.becomes(WORKS, "batch", "db", "tcp", SQL, sent, "batch reaches the database")
         scene.refused("intruder", "db", "tcp", SQL, "the intruder still does not")
+
+
+def _pushed(scene: Scene, plan: int) -> int:
+    """By its API, since a second later the observing would have ended it: it sees the flows as well."""
+    begun, _ = scene.post("rollout begin", "/api/v1/rollouts", {"plan": plan})
+    number = int(begun.body["rollout"]["id"])
+    seen = {"stage": "observe", "why": "it is urgent"}
+    path = f"/api/v1/rollouts/{number}/promote"
+    scene.post("rollout promote: by force, without waiting", path, seen)
+    return number
 
 
 def _ended(scene: Scene, number: int) -> Any:
