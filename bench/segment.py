@@ -23,12 +23,15 @@ from bench.lib.report import TARGETS, Report, Target
 from aegisflux.domain.segment.fleets import Plan, make
 from aegisflux.domain.segment.propose import propose
 
+FORECAST_SEEDS = 20
 OURS = {
     **TARGETS,
     "mining_ari": Target(">=", 0.96),
     "cover_later": Target(">=", 0.985),
     "over_permission": Target("<=", 0.02),
     "poison_learned": Target("<=", 0.02),
+    "forecast_calibration": Target(">=", 0.85),
+    "forecast_width_ratio": Target("<=", 3.0),
     "propose_s": Target("<=", 30.0),
     "simulate_flows_s": Target(">=", 2_000_000.0),
 }
@@ -75,7 +78,23 @@ def speed(report, args):
     report.add("simulate_flows_s", round(rate), f"{flows} flow reports, {allowed:.4f} allowed, one thread")
 
 
-PARTS = {"quality": quality, "poison": poison, "speed": speed}
+def forecasts(report, args):
+    """On twenty fleets, as the target says; `--quick` on one."""
+    rows = []
+    for seed, fleet, _ in mining.fleets(Plan(), 1 if args.quick else FORECAST_SEEDS, args.first):
+        found = mining.mined(fleet)
+        said = mining.forecast_of(fleet, found)
+        later = 1 - mining.cover_later(fleet, found)
+        rows.append((said.low <= later <= said.high, said.high - said.low, abs(later - said.rate)))
+        report.say(f"seed {seed}: forecast {said.rate:.5f}, up to {said.high:.5f}; later {later:.5f}")
+    inside, width, error = (np.array(column, float) for column in zip(*rows, strict=True))
+    ratio = width.mean() / max(np.median(error), 1e-9)
+    report.add("forecast_calibration", round(float(inside.mean()), 4), f"of {len(rows)} fleets")
+    words = f"mean width {width.mean():.5f} over median error {np.median(error):.5f}"
+    report.add("forecast_width_ratio", round(float(ratio), 2), words)
+
+
+PARTS = {"quality": quality, "forecast": forecasts, "poison": poison, "speed": speed}
 
 
 def main() -> int:

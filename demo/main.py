@@ -13,7 +13,7 @@ from demo.account import Account, Failed
 from demo.inside import Api
 from demo.scene import HOSTS, Scene
 
-LIMIT_SECONDS = 90.0
+LIMIT_SECONDS = 120.0
 CLEANUP_SECONDS = 8.0
 CHAPTERS: tuple[Callable[[Scene], None], ...] = (
     story.build,

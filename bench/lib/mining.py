@@ -7,6 +7,7 @@ import numpy as np
 
 from aegisflux.domain.segment.fleets import Fleet, Plan, make
 from aegisflux.domain.segment.flows import pair_keys
+from aegisflux.domain.segment.forecast import forecast
 from aegisflux.domain.segment.mine import Mined, mine
 from aegisflux.domain.segment.propose import Actor, Recorded
 from aegisflux.domain.segment.rules import ANYONE, FLEET
@@ -67,6 +68,12 @@ def cover_later(fleet: Fleet, found: Mined) -> float:
     """The share of the flows of the days after the window that the rules allow."""
     later = fleet.later
     return float(found.allows(later.client, later.server, later.proto, later.port).mean())
+
+
+def forecast_of(fleet: Fleet, found: Mined):
+    """What a proposal of the window says of later flows."""
+    flows = fleet.window
+    return forecast(flows, found, found.allows(flows.client, flows.server, flows.proto, flows.port))
 
 
 def allowed_keys(fleet: Fleet, found: Mined):

@@ -100,7 +100,10 @@ def test_little_is_no_proposal_and_says_what_to_do(days, advice):
 
 def test_what_was_seen_too_seldom_is_counted():
     found = propose(recorded(*SHOP, (OTHER, DB, 22, -1), days=range(2)))
-    assert found.advice == ("1 ways were seen too seldom to be proposed: learn longer, or add them by hand",)
+    assert found.advice == (
+        "1 ways were seen too seldom to be proposed: learn longer, or add them by hand",
+        "a forecast needs flows of 5 days: learn for 3 more",
+    )
 
 
 @settings(max_examples=5, deadline=None)

@@ -17,7 +17,7 @@ from tests.support.netns import cgroup_root
 from aegisflux.adapters.engines.postgres import PostgresEngine
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 90
+LIMIT = 120
 BPFFS = Path("/sys/fs/bpf/aegisflux")
 REAL = [pytest.mark.bpf, pytest.mark.netns]
 # Root without what a kernel's world needs; others lack it anyway. The demo finds that out by itself.

@@ -325,9 +325,19 @@ def _summary(number: int, flows: int, proposal: dict[str, Any]) -> Sequence[str]
         f"  {proposed} rules proposed, {held} held back, {len(proposal['review'])} for a person to review",
         f"  {proposal['coverage']:.1%} of the recorded flows are allowed by it",
         f"  {proposal['unseen']:.1%} of what it allows was not seen (over-permission at most)",
+        "  " + _forecast(proposal["forecast"]),
         f"  {len(proposal['groups'])} groups; segmentedness {proposal['segmentedness']:.2f}",
         f"  stability: halves {stability['halves']:.2f}, cuts {stability['cuts']:.2f} (1: the same groups)",
     ]
     lines += [f"  left out: {name}: {why}" for name, why in proposal["left_out"].items()]
     lines += [f"  first: {advice}" for advice in proposal["advice"]]
     return [*lines, f"next: aegisflux segment export {number} > policy.yaml"] if proposed else lines
+
+
+def _forecast(found: dict[str, float] | None) -> str:
+    if found is None:
+        return "no forecast: the window is too short"
+    return (
+        f"forecast: of later legitimate flows {found['rate']:.2%} would be blocked, "
+        f"{found['low']:.1%} to {found['high']:.2%} nine times of ten"
+    )

@@ -1,7 +1,7 @@
 """A proposal: groups with names, rules with their evidence, and what a person has to know of it first.
 
-It is a function of recorded flows alone: the same flows give the same proposal. It does not say how often it
-would block what comes later, nor what is in force; see `simulate` and `diff` for the latter.
+It is a function of recorded flows alone: the same flows give the same proposal. It does not say what is in
+force; see `simulate` and `diff` for that.
 """
 
 from collections import Counter, defaultdict, deque
@@ -15,6 +15,8 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from aegisflux.domain.segment.flows import Flows, Int
+from aegisflux.domain.segment.forecast import LEAST_DAYS as LEAST_FORECAST_DAYS
+from aegisflux.domain.segment.forecast import Forecast, forecast
 from aegisflux.domain.segment.grouping import CUT
 from aegisflux.domain.segment.mine import Mined, mine
 from aegisflux.domain.segment.rules import ANYONE, FLEET, LEAST_DAYS, LEAST_DAYS_OF_ONE, Rule
@@ -86,6 +88,7 @@ class Proposal(Struct, frozen=True, kw_only=True):
     segmentedness: 1 - share of the pairs of groups that may talk
     blast_radius: of each group, how many actors of the fleet can be reached from it, over others too
     advice: what to do first, where the window is too small to propose anything of worth
+    forecast: how many later legitimate flows it would block; None: the window is too short to tell
     """
 
     groups: tuple[Group, ...]
@@ -98,6 +101,7 @@ class Proposal(Struct, frozen=True, kw_only=True):
     segmentedness: float
     blast_radius: Mapping[str, int]
     advice: tuple[str, ...] = ()
+    forecast: Forecast | None = None
 
 
 def propose(
@@ -130,6 +134,7 @@ def propose(
         segmentedness=_segmentedness(mined),
         blast_radius={names[g]: reach for g, reach in _blast_radius(mined).items()},
         advice=_advice(flows, rules),
+        forecast=forecast(flows, mined, allowed),
     )
 
 
@@ -279,7 +284,11 @@ def _advice(flows: Flows, rules: Sequence[ProposedRule]) -> tuple[str, ...]:
     if days < LEAST_DAYS:
         more = LEAST_DAYS_OF_ONE - days
         return (f"flows of {days} day say nothing of habits: learn for {more} days more",)
+    found = []
     waiting = sum(rule.held in ("few_days", "one_client_few_days") for rule in rules)
     if waiting:
-        return (f"{waiting} ways were seen too seldom to be proposed: learn longer, or add them by hand",)
-    return ()
+        found.append(f"{waiting} ways were seen too seldom to be proposed: learn longer, or add them by hand")
+    if days < LEAST_FORECAST_DAYS:
+        more = LEAST_FORECAST_DAYS - days
+        found.append(f"a forecast needs flows of {LEAST_FORECAST_DAYS} days: learn for {more} more")
+    return tuple(found)
