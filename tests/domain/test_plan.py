@@ -150,6 +150,21 @@ def test_who_has_to_say_yes(given, calls, reasons):
     assert planned(given, before, calls).approval == reasons
 
 
+def test_what_is_opened_to_everybody_has_to_be_looked_at_once():
+    assert planned(calls=()).approval == ("web is open to anyone on tcp/443",)
+    wider = policy(*BOTH.rules, rule("fleet", "db", "udp/53"))
+    in_force = {"web": compile_policy(BOTH, FLEET)["web"]}
+    opened, widened = planned(wider, in_force, ()).approval
+    assert (opened, widened) == ("db is open to fleet on udp/53", "it allows what was blocked")
+
+
+def test_a_rule_that_no_recorded_flow_used_is_remarked_on_when_there_are_flows():
+    unused = policy(*BOTH.rules, rule("web", "db", "tcp/9"))
+    told = [(one.kind, one.about) for one in planned(unused, calls=CALLS).lint]
+    assert [kind for kind, _ in told] == ["never_hit"]
+    assert planned(unused, calls=()).lint == ()
+
+
 def test_canary_hosts_are_those_that_do_most_of_what_the_service_does():
     calls = [("web@w6", "db@d1", port, 0, 0) for port in (1, 2, 3)] + [("web@w2", "db@d1", 4, 0, 0)]
     (db, web) = planned(calls=calls, canary_share=0.25).services

@@ -269,7 +269,10 @@ async def test_a_proposal_becomes_a_plan_that_would_have_blocked_what_it_holds_b
         ("db", "ingress", "web -> db tcp/4"),
         ("web", "egress", "web -> db tcp/4"),
     ]
-    assert plan["approval"] == ["it would have blocked 1 recorded flows"]
+    assert plan["approval"] == [
+        "web is open to anyone on tcp/443",
+        "it would have blocked 1 recorded flows",
+    ]
     assert (plan["held"], plan["broken_tests"], found["stale"]) == ([], [], [])
     db = plan["services"][0]["snapshot"]
     assert {entry["src_cidr"] for entry in db["ingress"]} == {"10.0.0.0/31", "10.0.0.2/32"}

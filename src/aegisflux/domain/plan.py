@@ -5,7 +5,7 @@ the same plan, and the same digest. Carrying it out is the rollout's.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
@@ -14,12 +14,12 @@ from aegisflux.domain.diff import Change, diff
 from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
 from aegisflux.domain.net import PROTOCOL_NAMES
-from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy import ANYONE, FLEET, Policy
 from aegisflux.domain.policy_compile import Inventory, compile_policy
-from aegisflux.domain.policy_lint import Lint, lint
+from aegisflux.domain.policy_lint import Lint, Seen, lint
 from aegisflux.domain.policy_tests import Broken, outcome
 from aegisflux.domain.segment.propose import Recorded
-from aegisflux.domain.segment.replay import Replay, replay
+from aegisflux.domain.segment.replay import Replay, place_of, replay
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
 from aegisflux.domain.stages import Gate
 
@@ -129,12 +129,12 @@ def plan(
         unchanged=tuple(unchanged),
         replay=replayed,
         broken_tests=outcome(policy, inventory, snapshots).broken,
-        lint=lint(policy, inventory),
+        lint=lint(policy, inventory, _seen(recorded, inventory)),
         canary=canary,
         waves=rest,
         guardrails=tuple(guardrail.__name__ for guardrail in GUARDRAILS),
         held=held,
-        approval=_approval(widens, replayed, policy),
+        approval=_approval(widens, replayed, policy, services),
         strategy=strategy,
     )
 
@@ -267,8 +267,32 @@ def _held(
     return tuple(dict.fromkeys(held))
 
 
-def _approval(widens: bool, replayed: Replay, policy: Policy) -> tuple[str, ...]:
-    reasons = []
+def _seen(recorded: Recorded, inventory: Inventory) -> set[Seen] | None:
+    """Every kind of recorded flow, by addresses; None: there is none, so that nothing can be said."""
+    flows = recorded.flows
+    if not len(flows):
+        return None
+    at = [place_of(actor, inventory) for actor in recorded.actors]
+    rows = zip(*(c.tolist() for c in (flows.client, flows.server, flows.proto, flows.port)), strict=True)
+    ways = ((at[client], at[server], proto, port) for client, server, proto, port in set(rows))
+    return {(client, server, proto, port) for client, server, proto, port in ways if client and server}
+
+
+def _opened(policy: Policy, services: Sequence[ServicePlan]) -> list[str]:
+    """Rules that open a service to everybody for the first time; somebody has to have looked at them: a
+    patient scanner looks like a bastion."""
+    first = {one.service for one in services if one.replaces is None}
+    return [
+        f"{rule.to} is open to {rule.from_} on {', '.join(rule.ports)}"
+        for rule in policy.rules
+        if rule.from_ in (ANYONE, FLEET) and rule.to in first
+    ]
+
+
+def _approval(
+    widens: bool, replayed: Replay, policy: Policy, services: Sequence[ServicePlan]
+) -> tuple[str, ...]:
+    reasons = _opened(policy, services)
     if widens:
         reasons.append("it allows what was blocked")
     if replayed.blocked and policy.mode == "enforce":

@@ -73,7 +73,7 @@ def replay(recorded: Recorded, snapshots: Mapping[str, MapSnapshot], inventory: 
     """Judge every record; the verdict is that of `domain.simulate`."""
     names, flows = sorted(snapshots), recorded.flows
     number = {name: n for n, name in enumerate(names)}
-    at = [_address(actor, inventory) for actor in recorded.actors]
+    at = [place_of(actor, inventory) for actor in recorded.actors]
     placed = np.array([one is not None for one in at], bool)
     policy = np.array([number.get(actor.service, -1) for actor in recorded.actors], np.int64)
     fleet = Fleet(*_fleet(recorded.actors, at, snapshots, names))
@@ -181,7 +181,8 @@ def _name(actor: Actor) -> str:
     return f"host:{actor.host}" if actor.host else actor.address
 
 
-def _address(actor: Actor, inventory: Inventory) -> Address | None:
+def place_of(actor: Actor, inventory: Inventory) -> Address | None:
+    """The address at which an actor stands; None: it is not known."""
     if not actor.host:
         return parse_address(actor.address)
     own = inventory.addresses((actor.host,))
