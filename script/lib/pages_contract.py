@@ -34,6 +34,7 @@ NACKS = {
     "load_failed": "the kernel refused the tables; the old generation stays",
     "readback_mismatch": "what the kernel held was not what was signed; the old generation stays",
     "preflight": "the snapshot would cut more live flows than it may",
+    "guardrail": "the host's own settings (`observe_only`, `max_lease_seconds`) do not allow it",
     "not_confirmed": "no confirmation came in time, so the agent went back by itself",
     "panicked": "the host is in panic; only `aegisflux agent resume` on the host ends it",
 }

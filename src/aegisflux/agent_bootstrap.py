@@ -75,6 +75,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
     nats_urls:         instead of those that enrolment gave
     failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
+    observe_only:      nothing is ever enforced here, whatever a manifest says
+    max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     telemetry:         what is told of the host, see below
     """
 
@@ -91,6 +93,8 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     drift_seconds: float = 30.0
     scan_seconds: float = 30.0
     addresses_seconds: float = 10.0
+    observe_only: bool = False
+    max_lease_seconds: float = 0.0
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
@@ -106,7 +110,9 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         times = {
             name: getattr(self, name) for name in AgentSettings.__struct_fields__ if name.endswith("_seconds")
         }
-        return AgentSettings(failsafe=rules, telemetry=self.telemetry, **times)
+        return AgentSettings(
+            failsafe=rules, observe_only=self.observe_only, telemetry=self.telemetry, **times
+        )
 
 
 def load_config(path: Path | None = None) -> AgentConfig:

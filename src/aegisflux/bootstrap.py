@@ -287,7 +287,8 @@ async def run_segmenter(settings: Settings) -> None:
     """The segmenter until SIGTERM or SIGINT. It answers /healthz at once, and works when its store does."""
     place = Place(settings)
     store, facts = place.store(), PostgresFacts(place.dsn)
-    segmenter = Segmenter(SegmenterParts(store=store, facts=facts, clock=WallClock()))
+    limits = settings.limits.limits()
+    segmenter = Segmenter(SegmenterParts(store=store, facts=facts, clock=WallClock(), limits=limits))
 
     async def start() -> None:
         await _until("store", store.open)
@@ -326,6 +327,7 @@ def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccoun
         keys=Keys(place.secrets),
         workshop=Workshop(settings.workers),
         options=Options(
+            limits=settings.limits.limits(),
             max_lease=settings.leases.max_seconds,
             confirm_seconds=settings.confirm_seconds,
             renew_every=renew,

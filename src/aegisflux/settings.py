@@ -4,12 +4,13 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.guardrails import OPEN, Limits, Share, parse_window
 from aegisflux.domain.net import parse_address
 
 CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
@@ -17,6 +18,7 @@ PREFIX: Final = "AEGISFLUX_"
 SYSTEM_DATA: Final = Path("/var/lib/aegisflux/control")
 USER_DATA: Final = Path("~/.local/state/aegisflux/control")
 API_PORT, ENRICH_PORT, INGEST_PORT, SEGMENTER_PORT, NATS_PORT = 8081, 8082, 8085, 8086, 4222
+LISTS: Final = frozenset({"listen", "nats_urls", "never_block", "windows"})
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -29,6 +31,44 @@ class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     max_seconds: int = 0
     renew_every: float = 5.0
+
+
+class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What no plan and no operator can loosen.
+
+    never_block:     labels (name=value) of hosts on which nothing is ever enforced
+    most_of_fleet:   share of all hosts that one wave may touch
+    most_of_service: share of the hosts of a service that one wave may touch
+    ttl_seconds:     no snapshot's lease is longer; 0 is no bound
+    changes_an_hour: rollouts that may begin in an hour; 0 is no bound
+    windows:         when waves may begin, UTC, such as "mon-fri 08:00-17:00"; empty is always
+    """
+
+    never_block: tuple[str, ...] = ()
+    most_of_fleet: Share = 1.0
+    most_of_service: Share = 1.0
+    ttl_seconds: Annotated[int, Meta(ge=0)] = 0
+    changes_an_hour: Annotated[int, Meta(ge=0)] = 0
+    windows: tuple[str, ...] = ()
+
+    def limits(self) -> Limits:
+        """As guardrails want them; raises Invalid by the name of the setting."""
+        labels = dict(_label(text) for text in self.never_block)
+        return Limits(
+            never_block=labels,
+            most_of_fleet=self.most_of_fleet,
+            most_of_service=self.most_of_service,
+            ttl_seconds=self.ttl_seconds or OPEN.ttl_seconds,
+            changes_an_hour=self.changes_an_hour or OPEN.changes_an_hour,
+            windows=tuple(map(parse_window, self.windows)),
+        )
+
+
+def _label(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found or not name.strip():
+        raise Invalid("limits.never_block", "a label such as role=bastion", text)
+    return name.strip(), value.strip()
 
 
 class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -68,6 +108,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_format:       json, or text for people
     leases:           see below
     retention:        see below
+    limits:           see below
     timescale:        TimescaleDB where the database has it, or it must, or it is not used
     """
 
@@ -85,6 +126,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     log_format: Literal["json", "text"] = "json"
     leases: Leases = Leases()
     retention: Retention = Retention()
+    limits: Guardrails = Guardrails()
     timescale: Literal["auto", "require", "off"] = "auto"
 
     @property
@@ -186,6 +228,7 @@ def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Setti
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:
         raise Invalid("settings", "the documented settings", str(error)) from None
+    settings.limits.limits()
     for address in settings.listen:
         parse_address(address, "listen")
     if not 0 <= settings.port_base <= 65_000:
@@ -195,14 +238,15 @@ def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Setti
 
 def _environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
     for field in msgspec.structs.fields(Settings):
-        if field.type in (Leases, Retention):
+        if field.type in (Leases, Retention, Guardrails):
             inner: dict[str, Any] = raw.setdefault(field.name, {})
             for part in msgspec.structs.fields(field.type):
                 value = environ.get(f"{PREFIX}{field.name}_{part.name}".upper())
                 if value:
-                    inner[part.name] = value
+                    many = part.name in LISTS
+                    inner[part.name] = [p.strip() for p in value.split(",")] if many else value
             continue
         value = environ.get(PREFIX + field.name.upper())
         if value:
-            many = field.name in {"listen", "nats_urls"}
+            many = field.name in LISTS
             raw[field.name] = [part.strip() for part in value.split(",")] if many else value

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aegisflux.domain.guardrails import GUARDRAILS, Limits, MaintenanceWindow, Wave, checked, waves
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.guardrails import (
+    GUARDRAILS,
+    OPEN,
+    Limits,
+    MaintenanceWindow,
+    Wave,
+    checked,
+    parse_window,
+    waves,
+    within,
+)
 
 HOSTS = [f"h{n}" for n in range(8)]
 FINE = Wave(
@@ -102,3 +113,34 @@ def test_waves_hold_every_host_once_and_pass_the_shares(count, services, of_flee
     for wave in found:
         asked = replace(FINE, hosts=frozenset(wave), labels={h: {} for h in hosts}, members=members)
         assert checked(asked, limits) == ()
+
+
+WINDOWS = {
+    "mon-fri 08:00-17:00": ({0, 1, 2, 3, 4}, 480, 1020),
+    "SAT 22:00-24:00": ({5}, 1320, 1440),
+    "fri-mon 00:00-00:30": ({4, 5, 6, 0}, 0, 30),
+}
+
+
+@pytest.mark.parametrize("text", WINDOWS)
+def test_a_window_as_people_write_it(text):
+    weekdays, start, end = WINDOWS[text]
+    assert parse_window(text) == MaintenanceWindow(frozenset(weekdays), start, end)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "mon", "mon 8-9", "noday 08:00-09:00", "mon 09:00-08:00", "mon 08:00-25:00", "mon 1:2:3-4"]
+)
+def test_another_window_is_refused(text):
+    with pytest.raises(Invalid, match="mon-fri 08:00-17:00"):
+        parse_window(text)
+
+
+@given(st.builds(Limits, ttl_seconds=st.integers(1, 99), changes_an_hour=st.integers(1, 9)))
+def test_a_fleet_narrows_what_a_plan_asks_for_and_never_widens_it(asked):
+    fleet = Limits(never_block={"a": "b"}, most_of_fleet=0.1, ttl_seconds=50, windows=(NOON,))
+    found = within(asked, fleet)
+    assert within(found, fleet) == found
+    assert (found.never_block, found.windows) == ({"a": "b"}, (NOON,))
+    assert found.ttl_seconds == min(asked.ttl_seconds, 50)
+    assert within(asked, OPEN) == asked

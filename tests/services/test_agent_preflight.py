@@ -100,6 +100,25 @@ async def test_sockets_that_cannot_be_listed_are_no_proof_that_there_are_none(la
     assert (nack.reason, "netlink is away" in nack.detail) == ("preflight", True)
 
 
+@pytest.mark.parametrize(
+    ("settings", "fields", "said"),
+    [
+        ({"observe_only": True}, {}, "observe_only: expected a snapshot that observes, got one to enforce"),
+        ({"observe_only": True}, {"mode": "observe"}, ""),
+        ({"max_lease_seconds": 300.0}, {}, "max_lease_seconds: expected at most 300 s, got 600 s"),
+        ({"max_lease_seconds": 600.0}, {}, ""),
+    ],
+    ids=str,
+)
+async def test_a_host_has_guardrails_of_its_own(settings, fields, said):
+    lab = await AgentLab(**settings).begin()
+    await lab.desire(wanted(lab, preflight=False, **fields))
+    (answer,) = lab.answers()
+    assert getattr(answer, "detail", "") == said
+    assert getattr(answer, "reason", "guardrail") == "guardrail"
+    assert lab.held() == ([] if said else ["active 101 v1"])
+
+
 CASES = {
     "answered": (seen(), 1),
     "nobody answered": (seen(packets_in=0), 0),

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from contextlib import suppress
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -15,7 +16,7 @@ from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.domain.enriched import Context
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.event import VerdictSeen
-from aegisflux.domain.guardrails import Limits
+from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.domain.plan import Strategy
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.stages import Gate
@@ -419,6 +420,36 @@ async def test_a_promoted_rollout_can_still_be_rolled_back(fleet):
     back = await fleet.move(told.rollout, "roll_back", why="wrong")
     assert back.did == (f"s{fleet.service}: version 1 again, as version 3",)
     await eventually(lambda: fleet.versions() == [3] * 4)
+
+
+async def test_no_plan_and_nobody_loosens_the_limits_of_the_fleet(fleet):
+    core = fleet.plane.orchestrator.core
+    marked = fleet.hosts[1]
+    await fleet.plane.orchestrator.hosts.relabel(marked, {"role": f"s{fleet.service}", "spared": "yes"}, WHO)
+    limits = msgspec.structs.replace(OPEN, never_block={"spared": "yes"}, ttl_seconds=604_800)
+    free, core.options = core.options, replace(core.options, limits=limits)
+    try:
+        with pytest.raises(Conflict, match=f"settings, limits.: never_block: {marked}: expected no host"):
+            await fleet.plane.orchestrator.snapshots.post(body(fleet.service, 1), None, "", WHO)
+        observing = body(fleet.service, 1, mode="observe")
+        await fleet.plane.orchestrator.snapshots.post(observing, None, "", WHO)
+        with pytest.raises(Conflict, match="ttl: the lease: expected at most 604800 s, got 604801 s"):
+            long = body(fleet.service, 2, mode="observe", ttl_seconds=604_801)
+            await fleet.plane.orchestrator.snapshots.post(long, [fleet.hosts[0]], "", WHO)
+        rollout = await fleet.begun(5432)
+        await fleet.goes_on(rollout.id, "canary")
+
+        async def waits():
+            await fleet.calls()
+            return "waits: never_block" in (await fleet.rollouts.one(rollout.id)).rollout.run.reason
+
+        await eventually(waits, 15)
+        run = (await fleet.rollouts.one(rollout.id)).rollout
+        with pytest.raises(Conflict, match="never_block"):
+            await fleet.move(run, "promote")
+        assert fleet.versions()[1] == 1
+    finally:
+        core.options = free
 
 
 async def test_only_an_approver_skips_the_evidence(fleet):

@@ -186,6 +186,7 @@ class Applier:
     async def _load(self, service: ServiceState, ref: ActiveRef, serial: int, trusted: Trusted) -> None:
         content = await self._contents.get(trusted, service.service_id, ref)
         holding, now = self.book.services[service.service_id], now_of(trusted, self._parts.wall())
+        self._guard(content)
         if ref.preflight:
             await self._preflight(holding, content)
         deadline = converge.deadline_of(self._boot_ns(), now, ref.lease_until, content.ttl_seconds)
@@ -211,6 +212,18 @@ class Applier:
         await self._keep(converge.intended(holding, next_one))
         await self._flip(loaded)
         await self._in_force(service, replace(next_one, applied_at=self._parts.wall()))
+
+    def _guard(self, content: Content) -> None:
+        """The host's own guardrails, whatever the control plane checked; raises Nacked."""
+        settings = self._parts.settings
+        if settings.observe_only and content.mode == "enforce":
+            raise Nacked("guardrail", "observe_only: expected a snapshot that observes, got one to enforce")
+        if 0 < settings.max_lease_seconds < content.ttl_seconds:
+            raise Nacked(
+                "guardrail",
+                f"max_lease_seconds: expected at most {settings.max_lease_seconds:.0f} s, "
+                f"got {content.ttl_seconds} s",
+            )
 
     async def _preflight(self, holding: Holding, content: Content) -> None:
         """Raises Nacked where the content would cut what is alive, or was lately and is not blocked by now.

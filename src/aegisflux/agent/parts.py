@@ -54,6 +54,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds:      between scans of the cgroup tree, where the kernel tells of changes: a safety net
     addresses_seconds: between readings of the hosts' own addresses
     failsafe:          what no snapshot can deny here
+    observe_only:      nothing is ever enforced here, whatever a manifest says
+    max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     telemetry:         what is told of the host
     """
 
@@ -64,6 +66,8 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds: float = 30.0
     addresses_seconds: float = 10.0
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
+    observe_only: bool = False
+    max_lease_seconds: float = 0.0
     telemetry: TelemetrySettings = TelemetrySettings()
 
 

@@ -10,6 +10,8 @@ from typing import Annotated, Final
 
 from msgspec import Meta, Struct
 
+from aegisflux.domain.errors import Invalid
+
 Share = Annotated[float, Meta(gt=0, le=1)]
 MINUTES_A_DAY: Final = 1440
 SECONDS_A_DAY: Final = 86_400
@@ -24,6 +26,28 @@ class MaintenanceWindow(Struct, frozen=True):
     end: Annotated[int, Meta(gt=0, le=MINUTES_A_DAY)] = MINUTES_A_DAY
 
 
+DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+
+
+def parse_window(text: str) -> MaintenanceWindow:
+    """Of "mon-fri 08:00-17:00" or "sat 22:00-24:00"; raises Invalid."""
+    wrong = Invalid("windows", 'a window such as "mon-fri 08:00-17:00" (UTC)', text)
+    days, _, times = text.strip().lower().partition(" ")
+    first, _, last = days.partition("-")
+    if first not in DAYS or (last or first) not in DAYS:
+        raise wrong
+    begin, end = DAYS.index(first), DAYS.index(last or first)
+    weekdays = range(begin, end + 1 if end >= begin else end + 8)
+    start, _, stop = times.strip().partition("-")
+    try:
+        found = [int(hours) * 60 + int(minutes) for hours, minutes in (t.split(":") for t in (start, stop))]
+    except ValueError:
+        raise wrong from None
+    if not 0 <= found[0] < found[1] <= MINUTES_A_DAY:
+        raise wrong
+    return MaintenanceWindow(frozenset(day % 7 for day in weekdays), *found)
+
+
 class Limits(Struct, frozen=True, kw_only=True):
     """The limits of a fleet. `never_block`: labels of hosts on which nothing is enforced, matched exactly.
 
@@ -36,6 +60,9 @@ class Limits(Struct, frozen=True, kw_only=True):
     ttl_seconds: int = 7 * SECONDS_A_DAY
     changes_an_hour: int = 20
     windows: tuple[MaintenanceWindow, ...] = ()
+
+
+OPEN: Final = Limits(most_of_fleet=1, most_of_service=1, ttl_seconds=1 << 40, changes_an_hour=1 << 40)
 
 
 class Wave(Struct, frozen=True, kw_only=True):
@@ -140,6 +167,18 @@ GUARDRAILS: Final = (
     maintenance_window,
     second_person,
 )
+
+
+def within(asked: Limits, fleet: Limits) -> Limits:
+    """What a plan asks for, as far as the fleet lets it: of each limit the narrower one."""
+    return Limits(
+        never_block={**asked.never_block, **fleet.never_block},
+        most_of_fleet=min(asked.most_of_fleet, fleet.most_of_fleet),
+        most_of_service=min(asked.most_of_service, fleet.most_of_service),
+        ttl_seconds=min(asked.ttl_seconds, fleet.ttl_seconds),
+        changes_an_hour=min(asked.changes_an_hour, fleet.changes_an_hour),
+        windows=fleet.windows or asked.windows,
+    )
 
 
 def checked(wave: Wave, limits: Limits) -> tuple[Held, ...]:

@@ -33,6 +33,7 @@ NackReason = Literal[
     "load_failed",
     "readback_mismatch",
     "preflight",
+    "guardrail",
     "not_confirmed",
     "panicked",
 ]

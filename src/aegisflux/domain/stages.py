@@ -7,8 +7,9 @@ Rules, in the order in which they are asked:
 
 1. What has ended does not begin again: only `promoted` can still be superseded, rolled back or expire.
 2. Looking comes first: no evidence is a failure, not a pass. A silent host, a Nack, a host that says what
-   cannot be, a sick service, and denied flows over the budget fail a stage, paused or not. (One host that is
-   silent after the promotion is its own trouble, not the fleet's.)
+   cannot be, a sick service, and denied flows over the budget fail a stage, paused or not. After the
+   promotion only denied flows do, and for `watch_seconds`: a host in trouble is then its own, not the
+   fleet's, and nobody shall take enforcement off a fleet a year later by one refused call.
 3. A stage that fails takes itself back and says why. Where nothing was enforced yet there is nothing to take
    back: it is aborted.
 4. A stage passes on exposure and a sequential test, never on time alone; a paused one does not pass.
@@ -51,6 +52,7 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     fine, bad: shares of denied flows that the sequential test tells apart
     wrong: how often it may be wrong, either way
     longest_seconds: a stage that has not passed until then has failed
+    watch_seconds: after the promotion denied flows take it back for so long
     """
 
     least_seconds: Seconds = 300.0
@@ -61,6 +63,7 @@ class Gate(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     bad: Rate = 0.02
     wrong: Rate = 0.01
     longest_seconds: Seconds = 86_400.0
+    watch_seconds: Seconds = 3600.0
 
 
 class Evidence(Struct, frozen=True, kw_only=True):
@@ -207,7 +210,20 @@ def verdict_of(flows: int, denied: int, gate: Gate) -> Literal["pass", "fail", "
 def failure(run: Run, look: Look) -> str:
     """Why the stage has failed; empty: it has not."""
     gate, evidence = run.gate, look.evidence
-    hosts = () if run.stage == "promoted" else run.enforced or run.turn
+    if run.stage != "promoted" and (why := _trouble(run, look)):
+        return why
+    if evidence.denied > gate.denied_budget:
+        return f"{evidence.denied} legitimate flows denied: expected at most {gate.denied_budget}"
+    if verdict_of(evidence.flows, evidence.denied, gate) == "fail":
+        return f"{evidence.denied} of {evidence.flows} flows denied: expected a share of {gate.fine:.2%}"
+    if run.stage != "promoted" and not run.paused and look.now - run.since > gate.longest_seconds:
+        return f"{missing(run, look)} after {gate.longest_seconds:.0f} s"
+    return ""
+
+
+def _trouble(run: Run, look: Look) -> str:
+    """What is wrong with hosts or services."""
+    gate, evidence = run.gate, look.evidence
     told = (
         ("was changed meanwhile", evidence.changed),
         ("refused", evidence.nacked),
@@ -217,16 +233,10 @@ def failure(run: Run, look: Look) -> str:
     for words, said in told:
         if said:
             return f"{min(said)} {words}: {said[min(said)]}"
-    for host in hosts:
+    for host in run.enforced or run.turn:
         quiet = look.now - max(evidence.heard.get(host, run.since), run.since)
         if quiet > gate.silent_seconds:
             return f"{host} is silent for {quiet:.0f} s: expected word every {gate.silent_seconds:.0f} s"
-    if evidence.denied > gate.denied_budget:
-        return f"{evidence.denied} legitimate flows denied: expected at most {gate.denied_budget}"
-    if verdict_of(evidence.flows, evidence.denied, gate) == "fail":
-        return f"{evidence.denied} of {evidence.flows} flows denied: expected a share of {gate.fine:.2%}"
-    if run.stage != "promoted" and not run.paused and look.now - run.since > gate.longest_seconds:
-        return f"{missing(run, look)} after {gate.longest_seconds:.0f} s"
     return ""
 
 
@@ -262,6 +272,8 @@ def _look(run: Run, event: Look) -> Step:
 
 
 def _watch(run: Run, event: Look) -> Step:
+    if event.now - run.since > run.gate.watch_seconds:
+        return run, ()
     why = failure(run, event)
     return _failed(run, event.now, why) if why else (run, ())
 

@@ -6,7 +6,7 @@ from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
 from aegisflux.ports.store import Change, Queries
-from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import Carried, Part
 from aegisflux.services.orchestrator.core import Core, Who
@@ -71,6 +71,7 @@ class Carrier:
                 return [f"{part.service}: version {part.version} to {', '.join(hosts)}"] if hosts else []
             case Keep():
                 running = await state.running(db, service)
+                running -= await guard.spared(self._core, db, running)
                 step = rollouts.promote(rollout, part.version, lease_until, running)
                 await state.save(db, step, now)
                 return [f"{part.service}: version {part.version} promoted"]

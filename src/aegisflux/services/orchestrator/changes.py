@@ -11,7 +11,7 @@ from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.ports.store import Change, Queries
-from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
@@ -78,7 +78,10 @@ class Changes:
                 "another approver promotes it, or an admin"
             )
         lease_until = now + self._core.lease(content["ttl_seconds"])
-        step = rollouts.promote(rollout, wanted, lease_until, await state.running(db, service))
+        running = await state.running(db, service)
+        hosts = {*running, *rollout.hosts}
+        await guard.check(self._core, db, hosts, content["mode"], content["ttl_seconds"])
+        step = rollouts.promote(rollout, wanted, lease_until, running)
         told = ("promoted by its author, as an admin may",) if author == who.principal.name else ()
         return step, _changed("promote", rollout, step, wanted, content["digest"], now, told=told)
 

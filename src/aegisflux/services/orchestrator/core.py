@@ -3,6 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.ports.accounts import AgentAccounts
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.clock import Clock
@@ -14,8 +15,10 @@ from aegisflux.services.orchestrator.prepare import Workshop
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
-    """Settings of the orchestrator. Times in seconds; `max_lease` 0: as long as a snapshot says."""
+    """Settings of the orchestrator. Times in seconds; `max_lease` 0: as long as a snapshot says; `limits`:
+    what no plan and no operator can loosen."""
 
+    limits: Limits = OPEN
     max_lease: int = 0
     confirm_seconds: int = 30
     renew_every: float = 5.0

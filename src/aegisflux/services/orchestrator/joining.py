@@ -3,7 +3,7 @@
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.rollout import runs
 from aegisflux.ports.store import Change
-from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.core import Core
 
 
@@ -18,7 +18,10 @@ async def join(core: Core, db: Change, host: str, now: int) -> None:
 
 
 async def join_service(core: Core, db: Change, host: str, service_id: int, now: int) -> bool:
-    """Assign one service to a host that runs it; whether that changed anything."""
+    """Assign one service to a host that runs it and is not marked as one on which nothing is enforced;
+    whether that changed anything."""
+    if await guard.spared(core, db, {host}):
+        return False
     _, rollout = await state.load(db, service_id)
     ttl = 0
     if rollout.stable is not None:

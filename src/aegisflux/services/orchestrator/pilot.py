@@ -59,7 +59,7 @@ class Pilot:
                 await self._failed(carried, str(error))
 
     async def _one(self, carried: Carried) -> None:
-        if carried.run.stage == "promoted" and await self._superseded(carried):
+        if carried.run.stage == "promoted" and (await self._superseded(carried) or self._settled(carried)):
             return
         if carried.run.stage in ("canary", "waves") and await self._ended(carried):
             return
@@ -74,6 +74,10 @@ class Pilot:
         else:
             await self._note(carried, carried, seen)
             await self._rollouts.take(carried, look, SELF)
+
+    def _settled(self, carried: Carried) -> bool:
+        """Whether it has been promoted for so long that nothing takes it back by itself any more."""
+        return self._core.clock.now() - carried.run.since > carried.run.gate.watch_seconds
 
     def _patient(self, evidence: Evidence) -> Evidence:
         """Silence counts from our own start: while we were away nobody could be heard."""

@@ -38,7 +38,7 @@ class Prepared(Struct, frozen=True):
     tables_format: int
     entries: int
     ttl_seconds: int
-    mode: str
+    mode: Mode
     on_expiry: str
     established: str
     warnings: tuple[str, ...]

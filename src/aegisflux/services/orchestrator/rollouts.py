@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import Conflict, NotFound
-from aegisflux.domain.guardrails import Wave, checked
+from aegisflux.domain.guardrails import Wave, checked, within
 from aegisflux.domain.plan import Plan, stale
 from aegisflux.domain.stages import (
     Ask,
@@ -196,7 +196,7 @@ class Rollouts:
     ) -> list[str]:
         labels = {row["host_id"]: row["labels"] for row in await db.rows("host_labels")}
         approvers = frozenset({row["approved_by"]} if row["approved_by"] else ())
-        found = []
+        found, limits = list[str](), within(plan.strategy.limits, self._core.options.limits)
         for hosts in turns:
             wave = Wave(
                 hosts=hosts,
@@ -210,7 +210,7 @@ class Rollouts:
                 widens=plan.widens,
                 changes_before=before,
             )
-            found += [str(one) for one in checked(wave, plan.strategy.limits)]
+            found += [str(one) for one in checked(wave, limits)]
         return found
 
     async def _store(self, db: Change, part: Part, prepared: Prepared, now: int, who: Who) -> None:

@@ -13,7 +13,7 @@ from aegisflux.domain.errors import Conflict, Invalid
 from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
-from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
@@ -97,6 +97,8 @@ class Snapshots:
         lease_until = now + self._core.lease(prepared.ttl_seconds)
         step = rollouts.post(rollout, prepared.version, lease_until, targets, runs)
         chosen = tuple(targets) if targets is not None else tuple(sorted(runs))
+        if not beside:
+            await guard.check(self._core, db, chosen, prepared.mode, prepared.ttl_seconds)
         if is_new:
             await store_content(db, prepared, sealed, now, who, None)
             await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)

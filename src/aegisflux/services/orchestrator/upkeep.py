@@ -5,6 +5,7 @@ rotate.
 import asyncio
 
 from aegisflux.runtime import logs, metrics
+from aegisflux.services.orchestrator import guard
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
 from aegisflux.services.orchestrator.joining import join_service
@@ -53,7 +54,9 @@ class Upkeep:
     async def join(self) -> None:
         """Hosts whose heartbeat reports a matched cgroup of a service get its snapshot."""
         core, now = self._core, self._core.now()
-        for row in await core.store.rows("joiners", now):
+        rows = await core.store.rows("joiners", now)
+        spared = await guard.spared(core, core.store, {row["host_id"] for row in rows})
+        for row in (row for row in rows if row["host_id"] not in spared):
             async with core.store.change() as db:
                 host, service_id = row["host_id"], row["service_id"]
                 await join_service(core, db, host, service_id, now)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.store import Store
@@ -13,11 +14,12 @@ from aegisflux.services.segmenter.proposals import Proposals
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What it is made of. The store of facts is only read."""
+    """What it is made of. The store of facts is only read; `limits` are the fleet's."""
 
     store: Store
     facts: Facts
     clock: Clock
+    limits: Limits = OPEN
 
 
 class Segmenter:
@@ -27,7 +29,7 @@ class Segmenter:
         self.parts = parts
         self.operations = Operations(parts.clock)
         self.proposals = Proposals(parts.store, parts.facts, parts.clock)
-        self.plans = Plans(parts.store, self.proposals, parts.clock)
+        self.plans = Plans(parts.store, self.proposals, parts.clock, parts.limits)
         self.bearers = Bearers(parts.store, parts.clock)
         self.started = False
 

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
+from aegisflux.domain.guardrails import Limits, within
 from aegisflux.domain.plan import Plan, Strategy, plan, stale
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
@@ -64,8 +65,9 @@ class KeptPlan(Struct, frozen=True, kw_only=True):
 class Plans:
     """Made, approved, kept and read; every method raises Unavailable, or a refusal."""
 
-    def __init__(self, store: Store, proposals: Proposals, clock: Clock) -> None:
+    def __init__(self, store: Store, proposals: Proposals, clock: Clock, limits: Limits) -> None:
         self._store, self._proposals, self._clock = store, proposals, clock
+        self._limits = limits
 
     async def settled(self, asked: PlanAsked) -> tuple[PlanAsked, Policy, Asked]:
         """With its window said, its policy and its flows; raises Invalid or NotFound."""
@@ -81,7 +83,8 @@ class Plans:
             window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
         window = self._proposals.settled(msgspec.structs.replace(window, scope=()))
         told = {"since": window.since, "until": window.until, "period_seconds": window.period_seconds}
-        return msgspec.structs.replace(asked, **told), policy, window
+        strategy = msgspec.structs.replace(asked.strategy, limits=within(asked.strategy.limits, self._limits))
+        return msgspec.structs.replace(asked, strategy=strategy, **told), policy, window
 
     async def make(self, asked: PlanAsked, policy: Policy, window: Asked, who: Who, told: Told) -> int:
         """Compile, compare, replay, keep; the number of the plan. Raises a refusal by the path of a rule."""
