@@ -24,6 +24,7 @@ from aegisflux.runtime.clock import WallClock
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.panic import PanicRequest
+from aegisflux.services.orchestrator.registry import Health
 from aegisflux.services.orchestrator.rollouts import Move
 from aegisflux.services.segmenter.app import Parts, Segmenter
 from aegisflux.services.segmenter.plans import PlanAsked
@@ -301,6 +302,25 @@ async def test_a_canary_host_in_trouble_gets_back_what_it_had(fleet, trouble):
     assert told.rollout.run.reason.startswith(words[trouble].format(fleet.service))
     maps = await fleet.plane.orchestrator.views.one(fleet.service)
     assert (maps.latest, maps.candidate.copy_of, maps.candidate.hosts) == (3, 1, (canary.host,))
+
+
+async def test_a_service_that_is_said_to_be_sick_gets_back_what_it_had(fleet):
+    registry = fleet.plane.orchestrator.registry
+    await registry.health(fleet.service, Health(healthy=False, detail="of last week"), WHO)
+    rollout = await fleet.begun(5432)
+    await fleet.goes_on(rollout.id, "canary")
+    other = Health(healthy=False, host_id=fleet.hosts[3], detail="not a canary")
+    await registry.health(fleet.service, other, WHO)
+    await fleet.plane.orchestrator.pilot.look()
+    assert (await fleet.rollouts.one(rollout.id)).rollout.run.stage == "canary"
+    mine = Health(healthy=False, host_id=fleet.hosts[0], detail="p99 is 3 s")
+    await registry.health(fleet.service, mine, WHO)
+    told = await fleet.at(rollout.id, "rolled_back")
+    said = f"s{fleet.service} on {fleet.hosts[0]} is sick: p99 is 3 s (said by tester)"
+    assert told.rollout.run.reason == said
+    for asked in ((9999, Health(healthy=True)), (fleet.service, Health(healthy=True, host_id="nobody"))):
+        with pytest.raises(NotFound):
+            await registry.health(*asked, WHO)
 
 
 async def test_it_goes_on_after_a_restart_in_every_stage(fleet):

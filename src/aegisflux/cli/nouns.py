@@ -13,6 +13,7 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import call
 from aegisflux.cli.control import Config, DataDir, PortBase, loaded
 from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.domain.errors import Refused
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -171,6 +172,24 @@ def put_service(
     """
     body = {"id": service_id, "name": name, "selectors": selector or [], "host_labels": labels_of(label)}
     show(call("POST", "/api/v1/services", body), output, ("id", "name", "selectors", "host_labels"))
+
+
+@service_app.command
+def health(
+    service_id: int,
+    *,
+    sick: Annotated[str | None, Parameter(help="what is wrong with it")] = None,
+    well: Annotated[bool, Parameter(negative="", help="it is healthy again")] = False,
+    host: Annotated[str | None, Parameter(help="only on this host")] = None,
+) -> None:
+    """Tell what your monitoring sees: a rollout that enforces on a service that is sick takes itself back.
+
+    Example: aegisflux service health 101 --sick "p99 is 3 s"
+    """
+    if (sick is None) == (not well):
+        raise Refused("expected one of --sick and --well")
+    said = {"healthy": well, "detail": sick or "", "host_id": host}
+    call("POST", f"/api/v1/services/{service_id}/health", said)
 
 
 @service_app.command(name="delete")

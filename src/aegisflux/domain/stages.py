@@ -8,8 +8,8 @@ Rules, in the order in which they are asked:
 1. What has ended does not begin again: only `promoted` can still be superseded, rolled back or expire.
 2. Looking comes first: no evidence is a failure, not a pass. A silent host, a Nack, a host that says what
    cannot be, a sick service, and denied flows over the budget fail a stage, paused or not. After the
-   promotion only denied flows do, and for `watch_seconds`: a host in trouble is then its own, not the
-   fleet's, and nobody shall take enforcement off a fleet a year later by one refused call.
+   promotion only denied flows and a sick service do, and for `watch_seconds`: a host in trouble is then its
+   own, not the fleet's, and nobody shall take enforcement off a fleet a year later by one refused call.
 3. A stage that fails takes itself back and says why. Where nothing was enforced yet there is nothing to take
    back: it is aborted.
 4. A stage passes on exposure and a sequential test, never on time alone; a paused one does not pass.
@@ -212,6 +212,8 @@ def failure(run: Run, look: Look) -> str:
     gate, evidence = run.gate, look.evidence
     if run.stage != "promoted" and (why := _trouble(run, look)):
         return why
+    if evidence.sick:
+        return f"{min(evidence.sick)} is sick: {evidence.sick[min(evidence.sick)]}"
     if evidence.denied > gate.denied_budget:
         return f"{evidence.denied} legitimate flows denied: expected at most {gate.denied_budget}"
     if verdict_of(evidence.flows, evidence.denied, gate) == "fail":
@@ -227,7 +229,6 @@ def _trouble(run: Run, look: Look) -> str:
     told = (
         ("was changed meanwhile", evidence.changed),
         ("refused", evidence.nacked),
-        ("is sick", evidence.sick),
         ("says what cannot be", evidence.lying),
     )
     for words, said in told:

@@ -70,8 +70,9 @@ class Reader:
             evidence,
             flows=max(flows["flows"] if flows else 0, legitimate),
             denied=legitimate,
+            sick=await self._sick(carried, hosts),
             lying=dict(evidence.lying) | await self._unheard(carried, hosts),
-            changed=await self._changed(carried),
+            changed=dict(evidence.changed) | await self._changed(carried),
         )
         looked = Looked(
             hosts=len(run.turn or hosts),
@@ -114,6 +115,19 @@ class Reader:
                 memory.accepted = frozenset((line.client, line.server, line.what) for line in lines)
         return memory.accepted
 
+    async def _sick(self, carried: Carried, hosts: Sequence[str]) -> dict[str, str]:
+        """What watchers said since something is enforced."""
+        if not carried.run.enforced:
+            return {}
+        rows = await self._core.store.rows("sick", carried.services, float(carried.created_at), list(hosts))
+        named = {part.service_id: part.service for part in carried.parts}
+        return {
+            named[row["service_id"]] + (f" on {row['host_id']}" if row["host_id"] else ""): (
+                f"{row['detail'] or 'no reason was given'} (said by {row['said_by']})"
+            )
+            for row in rows
+        }
+
     async def _unheard(self, carried: Carried, hosts: Sequence[str]) -> dict[str, str]:
         """Hosts that tell of no flow while others had many with them."""
         values = carried.services, list(hosts), carried.run.since
@@ -145,12 +159,12 @@ def told_of(carried: Carried, rows: Sequence[Row]) -> Evidence:
     by_host: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_host[row["host_id"]].append(row)
-    heard, nacked, sick, lying = {}, {}, {}, {}
+    heard, nacked, lying, changed = {}, {}, {}, {}
     in_force, began = set(), 0.0
     for host, told in by_host.items():
         heard[host] = float(told[0]["seen_at"] or 0.0)
         if told[0]["released_at"] is not None:
-            sick[host] = "it was released from the fleet"
+            changed[host] = "it was released from the fleet"
         given = [(part, _report(told, part.service_id)) for part in carried.parts if host in part.hosts]
         if all(_holds(carried, part, report) for part, report in given):
             in_force.add(host)
@@ -167,7 +181,7 @@ def told_of(carried: Carried, rows: Sequence[Row]) -> Evidence:
                 f"it has manifest {told[0]['heartbeat_serial']}, {told[0]['serial']} is the newest made"
             )
     return Evidence(
-        heard=heard, in_force=frozenset(in_force), began=began, nacked=nacked, sick=sick, lying=lying
+        heard=heard, in_force=frozenset(in_force), began=began, nacked=nacked, lying=lying, changed=changed
     )
 
 

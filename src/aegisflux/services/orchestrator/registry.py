@@ -2,8 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Annotated
+
+from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.manifest import HostId
 from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.rollout import runs
 from aegisflux.domain.selectors import parse_selector
@@ -16,6 +20,14 @@ from aegisflux.services.orchestrator.state import Service, service_of
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 SELECTOR = re.compile(r"(unit|cgroup):[^\x00-\x20]{1,255}")
 MAX_SELECTORS = 32
+
+
+class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What a watcher says; `host_id` null: of the service on all its hosts."""
+
+    healthy: bool
+    host_id: HostId | None = None
+    detail: Annotated[str, Meta(max_length=1000)] = ""
 
 
 class Registry:
@@ -68,6 +80,19 @@ class Registry:
         for row in await db.rows("host_labels"):
             if runs(host_labels, row["labels"]):
                 await join_service(self._core, db, row["host_id"], number, now)
+
+    async def health(self, service_id: int, said: Health, who: Who) -> None:
+        """Keep what a watcher says; raises NotFound for a service or host that is not there."""
+        now, name = self._core.clock.now(), who.principal.name
+        async with self._core.store.change() as db:
+            if await db.row("service", service_id) is None:
+                raise NotFound(f"service {service_id} is not registered")
+            if said.host_id and all(r["host_id"] != said.host_id for r in await db.rows("host_labels")):
+                raise NotFound(f"host {said.host_id} is not enrolled")
+            await db.run("say_health", service_id, said.host_id or "", said.healthy, said.detail, now, name)
+            what = f"service/{service_id}" + (f"/host/{said.host_id}" if said.host_id else "")
+            word = "healthy" if said.healthy else "sick"
+            await db.audit(who.did("service.health", what, after=word, reason=said.detail))
 
     async def delete(self, service_id: int, who: Who) -> None:
         """Forget a service and its snapshots; raises Conflict while a host is to run one."""

@@ -20,6 +20,7 @@ from aegisflux.services.orchestrator.access import NewToken, TokenView
 from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.changes import Changed
 from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
+from aegisflux.services.orchestrator.registry import Health
 from aegisflux.services.orchestrator.rotation import KeyState
 from aegisflux.services.orchestrator.snapshots import Accepted
 from aegisflux.services.orchestrator.state import Service
@@ -255,6 +256,14 @@ async def get_service(service_id: ServiceNumber, request: Handler) -> Service:
     return await orchestrator_of(request).registry.one(service_id)
 
 
+@post("/api/v1/services/{service_id:int}/health", status_code=204, guards=[needs("operator")])
+async def service_health(service_id: ServiceNumber, data: Health, request: Handler) -> None:
+    """What your monitoring says of a service, or of it on one host. A rollout that enforces on a service that
+    is said to be sick since it began takes itself back.
+    """
+    await orchestrator_of(request).registry.health(service_id, data, who(request))
+
+
 @delete("/api/v1/services/{service_id:int}", status_code=204, guards=[needs("approver")])
 async def delete_service(service_id: ServiceNumber, request: Handler) -> None:
     """Forget a service that no host has a snapshot of."""
@@ -348,7 +357,7 @@ def _hosts(given: Sequence[str] | None) -> list[str] | None:
 
 HANDLERS = (
     post_maps, promote, rollback, withdraw, list_maps, get_maps, status, why,
-    list_services, put_service, get_service, delete_service,
+    list_services, put_service, get_service, delete_service, service_health,
     list_hosts, get_host, put_labels, release_host, host_token,
     list_tokens, issue_token, revoke_token, keys, rotate, audit,
 )  # fmt: skip

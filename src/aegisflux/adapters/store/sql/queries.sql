@@ -519,3 +519,13 @@ select accepted from plans where id = $1
 -- name: promoted_later
 select id from rollouts where id > $1 and stage in ('promoted', 'superseded')
  and exists (select 1 from jsonb_array_elements(parts) p where (p ->> 'service_id')::bigint = any($2::bigint[])) order by id limit 1
+
+-- name: say_health
+insert into service_health values ($1, $2, $3, $4, $5, $6)
+on conflict (service_id, host_id) do update set healthy = excluded.healthy, detail = excluded.detail, said_at = excluded.said_at,
+    said_by = excluded.said_by
+
+-- name: sick
+select service_id, host_id, detail, said_by from service_health
+where service_id = any($1::bigint[]) and not healthy and said_at >= $2 and (host_id = '' or host_id = any($3::text[]))
+order by service_id, host_id

@@ -35,3 +35,14 @@ create table rollout_steps (
 create index rollout_steps_of on rollout_steps (rollout, at);
 
 create index events_verdicts on events (time) where kind = 'verdict';
+
+-- What whoever watches a service said of it last; host '': of all its hosts.
+create table service_health (
+    service_id    bigint not null references services (id) on delete cascade,
+    host_id       text not null,
+    healthy       boolean not null,
+    detail        text not null,
+    said_at       double precision not null,
+    said_by       text not null,
+    primary key (service_id, host_id)
+);
