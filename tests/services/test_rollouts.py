@@ -13,6 +13,7 @@ from tests.support.engines import eventually
 from tests.support.facts import SECOND, enriched, flow
 
 from aegisflux.adapters.store.facts import PostgresFacts
+from aegisflux.domain import renewal
 from aegisflux.domain.enriched import Context
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.event import VerdictSeen
@@ -108,9 +109,9 @@ class Fleet:
         context = Context(service_id=self.service, service=f"s{self.service}", peer_class="private")
         await self.facts.commit([enriched(event, host=host, boot=f"boot-{host}", context=context)])
 
-    async def planned(self, *ports, approve=True, accept=False, gate=GATE, **more):
+    async def planned(self, *ports, approve=True, accept=False, gate=GATE, rules="", **more):
         """A plan that lets the service call these ports, approved by somebody else."""
-        rules = "".join(
+        rules = rules or "".join(
             f"\n  - {{from: s{self.service}, to: 10.0.1.0/24, ports: [tcp/{port}]}}" for port in ports
         )
         strategy = Strategy(**({"canary_hosts": (self.hosts[0],), "gate": gate, "limits": HALF} | more))
@@ -189,7 +190,7 @@ async def world(tmp_path_factory):
         facts = PostgresFacts(plane.dsn)
         await facts.open_writer()
         segmenter = Segmenter(Parts(store=plane.store, facts=facts, clock=WallClock()))
-        from aegisflux.services.orchestrator import carrier, panic, rollouts, snapshots
+        from aegisflux.services.orchestrator import carrier, panic, renewals, rollouts, snapshots
 
         kept = snapshots.store_content
 
@@ -198,7 +199,7 @@ async def world(tmp_path_factory):
             return await kept(db, prepared, *rest)
 
         with pytest.MonkeyPatch.context() as patched:
-            for module in (carrier, panic, rollouts, snapshots):
+            for module in (carrier, panic, renewals, rollouts, snapshots):
                 patched.setattr(module, "store_content", remembered)
             yield plane, facts, segmenter
         await segmenter.close()
@@ -470,6 +471,42 @@ async def test_no_plan_and_nobody_loosens_the_limits_of_the_fleet(fleet):
         assert fleet.versions()[1] == 1
     finally:
         core.options = free
+
+
+async def test_a_policy_in_force_stays_true_as_hosts_come_and_go(fleet, monkeypatch):
+    """Who runs the service may call it: one more host, and all others learn of it, by a renewal."""
+    orchestrator = fleet.plane.orchestrator
+    rule = f"{{from: s{fleet.service}, to: s{fleet.service}, ports: [tcp/7000]}}"
+    told = await fleet.promoted(rules=f"\n  - {rule}")
+    number, labels = told.rollout.id, {"role": f"s{fleet.service}"}
+    await eventually(lambda: fleet.versions() == [1] * 4)
+    fresh = await fleet.plane.agent(
+        f"w5-{fleet.service}", labels, tables=Tables(fleet), addresses=("10.9.9.9",)
+    )
+    fleet.agents[fresh.host] = fresh
+    fleet.beating[fresh.host] = asyncio.create_task(fleet._beats(fresh))
+
+    async def says(words):
+        await orchestrator.renewals.look()
+        return words in (await fleet.rollouts.one(number)).rollout.run.reason
+
+    await eventually(lambda: says("expected it quiet for 15 s"))
+    assert fleet.versions() == [1] * 4
+    monkeypatch.setattr(renewal, "SETTLED_SECONDS", 0.0)
+    await eventually(lambda: says("renewed: the fleet has changed"))
+    await eventually(lambda: fleet.versions() == [2] * 4)
+    after = await fleet.rollouts.one(number)
+    assert "+ from 10.9.9.9/32 tcp/7000" in after.steps[-1].did[0]
+    assert (after.rollout.parts[0].version, fresh.host in after.rollout.parts[0].hosts) == (2, True)
+    fleet.beating.pop(fresh.host).cancel()
+    await orchestrator.hosts.release(fresh.host, WHO)
+    del fleet.agents[fresh.host]
+    await eventually(lambda: says("renewed: the fleet has changed"))
+    await eventually(lambda: fleet.versions() == [3] * 4)
+    first = await orchestrator.views.one(fleet.service, 1)
+    last = await orchestrator.views.one(fleet.service, 3)
+    assert msgspec.json.decode(last.snapshot)["edges"] == msgspec.json.decode(first.snapshot)["edges"]
+    assert (await fleet.rollouts.one(number)).rollout.run.stage == "promoted"
 
 
 async def test_only_an_approver_skips_the_evidence(fleet):

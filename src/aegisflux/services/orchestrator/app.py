@@ -15,6 +15,7 @@ from aegisflux.services.orchestrator.panic import Panic
 from aegisflux.services.orchestrator.pilot import Pilot
 from aegisflux.services.orchestrator.registry import Registry
 from aegisflux.services.orchestrator.relay import Relay
+from aegisflux.services.orchestrator.renewals import Renewals
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.rotation import Rotation
 from aegisflux.services.orchestrator.snapshots import Snapshots
@@ -41,6 +42,7 @@ class Orchestrator:
         self.rollouts = Rollouts(core)
         self.panic = Panic(core, self.rollouts)
         self.pilot = Pilot(core, self.rollouts)
+        self.renewals = Renewals(core)
         self.views = Views(core)
         self.relay = Relay(core)
         self.answers = Answers(core)
@@ -65,6 +67,7 @@ class Orchestrator:
         self._tasks.loop("compare", self._compare)
         self._tasks.loop("upkeep", self.upkeep.tick)
         self._tasks.loop("rollouts", self.pilot.tick)
+        self._tasks.loop("renewals", self.renewals.tick)
         self._tasks.loop("rotation", self.rotation.step)
 
     async def close(self) -> None:

@@ -529,3 +529,6 @@ on conflict (service_id, host_id) do update set healthy = excluded.healthy, deta
 select service_id, host_id, detail, said_by from service_health
 where service_id = any($1::bigint[]) and not healthy and said_at >= $2 and (host_id = '' or host_id = any($3::text[]))
 order by service_id, host_id
+
+-- name: put_rollout_parts
+update rollouts set parts = $2, run = $3 where id = $1

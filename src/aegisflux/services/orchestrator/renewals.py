@@ -1,0 +1,164 @@
+"""Renewals: policies whose rollout was promoted, compiled again when the fleet has changed. What is stopped
+is said where the rollout is shown.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import Final
+
+import msgspec
+from msgspec.structs import replace
+
+from aegisflux.domain import renewal
+from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.errors import Conflict, Refused, Unavailable
+from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy_compile import compile_policy
+from aegisflux.domain.snapshot import MapSnapshot
+from aegisflux.ports.store import Change
+from aegisflux.runtime import logs, places
+from aegisflux.runtime.jobs import computed
+from aegisflux.services.orchestrator import guard, state
+from aegisflux.services.orchestrator.announce import announcement
+from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, load
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.prepare import Prepared
+from aegisflux.services.orchestrator.snapshots import store_content
+from aegisflux.wire import envelope, policyfile
+
+EVERY: Final = 5.0
+SELF: Final = Who()
+log = logs.get("renewals")
+
+
+class Renewals:
+    """The clockwork of renewals. What was seen when is in memory: after a restart a change waits anew."""
+
+    def __init__(self, core: Core) -> None:
+        self._core = core
+        self._quiet = ""  # the digest of a fleet for which nothing is due
+        self._wanted: dict[int, tuple[bytes, float]] = {}
+        self._renewed: dict[int, list[float]] = defaultdict(list)
+
+    async def tick(self) -> None:
+        """One round, then a pause."""
+        await self.look()
+        await asyncio.sleep(EVERY)
+
+    async def look(self) -> None:
+        """Renew what is due."""
+        rows = await self._core.store.rows("live_rollouts")
+        promoted = [carried_of(row) for row in rows if row["stage"] == "promoted"]
+        here = await places.read(self._core.store) if promoted else None
+        if here is None or here.digest == self._quiet:
+            return
+        quiet = True
+        for carried in reversed(promoted):
+            quiet = await self._one(carried, here) and quiet
+        self._quiet = here.digest if quiet else ""
+
+    async def _one(self, carried: Carried, here: places.Now) -> bool:
+        """Whether nothing is left to do for it while the fleet stays as it is."""
+        row = await self._core.store.row("plan", carried.plan)
+        if row is None:
+            return True
+        try:
+            compiled = await self._compiled(policyfile.read(row["policy"]), here)
+        except Unavailable:
+            raise
+        except Refused as error:
+            await self._say(carried, f"not renewed: {error}")
+            return True
+        quiet = True
+        for part in carried.parts:
+            before, after = here.in_force.get(part.service), compiled.get(part.service)
+            if before is None or before.version != part.version:
+                continue
+            if after is None or _same(before, after):
+                self._wanted.pop(part.service_id, None)
+                continue
+            quiet = False
+            carried = await self._renewed_or_stopped(carried, part, before, after)
+        return quiet
+
+    async def _compiled(self, policy: Policy, here: places.Now) -> dict[str, MapSnapshot]:
+        policy = renewal.without_gone(policy, here.inventory.hosts)
+        return dict(await computed(compile_policy, policy, here.inventory))
+
+    async def _renewed_or_stopped(
+        self, carried: Carried, part: Part, before: MapSnapshot, after: MapSnapshot
+    ) -> Carried:
+        now, number = self._core.clock.now(), part.service_id
+        encoded = msgspec.json.encode(after)
+        known, since = self._wanted.get(number, (b"", now))
+        if known != encoded:
+            since = now
+        self._wanted[number] = encoded, since
+        change = renewal.delta(before, after)
+        if why := renewal.stopped(change, now - since, self._renewed[number], now):
+            await self._say(carried, f"renewal of {part.service} waits: {why}")
+            return carried
+        try:
+            prepared = await self._core.workshop.prepare(encoded)
+            changed = await self._renew(carried, part, prepared, str(change))
+        except (Conflict, Refused) as error:
+            if isinstance(error, Unavailable):
+                raise
+            await self._say(carried, f"renewal of {part.service} is held: {error}")
+            return carried
+        self._renewed[number].append(now)
+        self._wanted.pop(number, None)
+        self._core.wake()
+        log.info("renewed", service=part.service, version=prepared.version, change=str(change))
+        return changed
+
+    async def _renew(self, carried: Carried, part: Part, prepared: Prepared, words: str) -> Carried:
+        now = self._core.now()
+        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
+        async with self._core.store.change() as db:
+            held = await load(db, carried.id, "lock_rollout")
+            service, rollout = await state.load(db, part.service_id)
+            if held.run.stage != "promoted" or rollout.stable != part.version:
+                raise Conflict("something else was promoted meanwhile")
+            if rollout.latest + 1 != prepared.version:
+                raise Conflict(f"version {rollout.latest} was stored meanwhile")
+            running = await state.running(db, service)
+            running -= await guard.spared(self._core, db, running)
+            await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
+            await store_content(db, prepared, sealed, now, SELF, None)
+            lease_until = now + self._core.lease(prepared.ttl_seconds)
+            step = rollouts.promote(rollout, prepared.version, lease_until, running)
+            await state.save(db, step, now)
+            await db.run("add_outbox", *announcement(prepared, "renew", step.changed, now), now)
+            return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)
+
+    async def _kept(
+        self, db: Change, held: Carried, part: Part, prepared: Prepared, hosts: tuple[str, ...], words: str
+    ) -> Carried:
+        fresh = replace(
+            part,
+            version=prepared.version,
+            digest=prepared.digest,
+            tables_digest=prepared.tables_digest,
+            hosts=hosts,
+        )
+        parts = tuple(fresh if one.service_id == part.service_id else one for one in held.parts)
+        did = f"{part.service}: version {prepared.version}: {words}"
+        reason = "renewed: the fleet has changed"
+        run = replace(held.run, reason=reason)
+        await db.run("put_rollout_parts", held.id, built(parts), built(run))
+        at, name = self._core.clock.now(), SELF.principal.name
+        await db.run("add_rollout_step", held.id, at, run.stage, run.at, name, reason, [did])
+        await db.audit(SELF.did("rollout.renewed", f"rollout/{held.id}", after=prepared.digest, reason=did))
+        return replace(held, run=run, parts=parts)
+
+    async def _say(self, carried: Carried, reason: str) -> None:
+        """Show it where the rollout is shown; the next look of the pilot leaves it there."""
+        if carried.run.reason != reason:
+            after = built(replace(carried.run, reason=reason))
+            values = built(carried.run), after, built(carried.looked), self._core.clock.now()
+            await self._core.store.run("looked", carried.id, *values)
+
+
+def _same(before: MapSnapshot, after: MapSnapshot) -> bool:
+    return replace(after, version=before.version) == before
