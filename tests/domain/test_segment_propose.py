@@ -98,6 +98,13 @@ def test_little_is_no_proposal_and_says_what_to_do(days, advice):
     assert found.coverage == 0.0
 
 
+def test_days_without_a_record_are_neither_evidence_nor_doubt():
+    """A clock that was set, or a host that was off: what was seen on four days was seen on four days."""
+    gap, whole = (propose(recorded(*SHOP, days=days)) for days in ((0, 1, 5, 6), range(4)))
+    assert (gap.rules, gap.groups, gap.coverage) == (whole.rules, whole.groups, whole.coverage)
+    assert {rule.days for rule in gap.rules} == {4}
+
+
 def test_what_was_seen_too_seldom_is_counted():
     found = propose(recorded(*SHOP, (OTHER, DB, 22, -1), days=range(2)))
     assert found.advice == (

@@ -32,7 +32,14 @@ from aegisflux.wire import subjects
 from tests.support.netns import cgroup_root
 
 SERVICE, UNIT = 201, "app"
-ENGINES = {"nats": "nats-server", "postgres": "bin/postgres", "orchestrator": "orchestrator"}
+ENGINES = {
+    "nats": "nats-server",
+    "postgres": "bin/postgres",
+    "orchestrator": "aegisflux orchestrator",
+    "ingest": "aegisflux ingest",
+    "enrich": "aegisflux enrich",
+    "segmenter": "aegisflux segmenter",
+}
 
 
 class Site:

@@ -29,11 +29,15 @@ class Staged:
         ports = Settings(port_base=site.fleet.port_base)
         self.segmenter = Api(site.fleet.netns, ports.segmenter_port, site.api.token)
         self.enrich = Api(site.fleet.netns, ports.enrich_port, site.api.token)
-        for api in (self.segmenter, self.enrich):
-            until(lambda api=api: _ready(api), 60, site.fleet.tail_of_log)
+        self.ready()
         answer = site.api.post("/api/v1/tokens", {"name": "second", "role": "approver"})
         assert answer.status == 201, answer
         self.second = answer.body["token"]
+
+    def ready(self) -> None:
+        """Wait until the services answer."""
+        for api in (self.segmenter, self.enrich):
+            until(lambda api=api: _ready(api), 60, self.site.fleet.tail_of_log)
 
     def call(self, host: str, port: int) -> str:
         """The service's call, as its program sees it."""

@@ -84,7 +84,9 @@ LOOK_AGAIN = "for _ in $(seq 200); do aegisflux agent status | grep -q in_force 
 
 
 def test_the_quick_start_works_as_written(reader: Reader) -> None:
-    up, prepare, enroll, doctor, service, watch, post, call, why, promote, look, panic, clean = blocks("sh")
+    up, prepare, enroll, doctor, service, watch, post, call, why, promote, look, policy, panic, clean = (
+        blocks("sh")
+    )
     refused, explained = blocks("text")
 
     shown = reader.left_running("up", up)
@@ -95,9 +97,10 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
         watch = watch.replace('nats sub "actions.seg.maps" -s nats://localhost:4222', "aegisflux bus watch")
     watched = reader.left_running("watch", prepare + watch)
 
-    prepared, examined, named, posted, called, answered, promoted, looked, panicked, cleaned = reader.typed(
-        prepare, doctor, service, post + LOOK_AGAIN, call, why, promote, WAIT + look, panic, clean
+    typed = reader.typed(
+        prepare, doctor, service, post + LOOK_AGAIN, call, why, promote, WAIT + look, policy, panic, clean
     )
+    prepared, examined, named, posted, called, answered, promoted, looked, planned, panicked, cleaned = typed
 
     assert '"status":"ok"' in prepared.replace(" ", "")
     assert "Traceback" not in examined
@@ -114,6 +117,12 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
     assert re.search(r"demo-host +exec ", looked)
     assert re.search(r"deb +bash ", looked)
     assert "service quickstart runs on demo-host" in looked
+    assert "2 of 2 tests hold" in planned
+    assert "aegisflux segment diff 1" in planned
+    assert "0 of" in planned
+    assert "rollout 1 observe: approved" in planned
+    assert "> canary > waves > promoted" in planned
+    assert "rollout 1 aborted: abort by admin" in planned
     assert "resumed" in panicked
     assert "withdraw" in cleaned
     reader.waited(watched, '"action":"rollback"')
