@@ -256,7 +256,19 @@ def _plan_summary(kept: dict[str, Any], plan: dict[str, Any]) -> Sequence[str]:
     first = ", ".join(" ".join(hosts) for hosts in plan["canary"])
     if first:
         lines.append(f"  first on {first}, then on the others in {len(plan['waves'])} waves")
-    return [*lines, f"more: aegisflux segment diff {kept['id']}; aegisflux segment simulate {kept['id']}"]
+    lines.append(f"more: aegisflux segment diff {kept['id']}; aegisflux segment simulate {kept['id']}")
+    return [*lines, *_next(kept)]
+
+
+def _next(kept: dict[str, Any]) -> list[str]:
+    """What to type next; nothing while something has to be changed first."""
+    plan, number = kept["plan"], kept["id"]
+    if plan["held"] or plan["broken_tests"] or kept["stale"] or not plan["services"]:
+        return []
+    begin = f"next: aegisflux rollout begin {number} -w"
+    if not plan["approval"] or kept["approved_by"]:
+        return [begin]
+    return [f"next, by somebody else: aegisflux segment approve {number} --digest {kept['digest']}", begin]
 
 
 def _replayed(replay: dict[str, Any]) -> str:
