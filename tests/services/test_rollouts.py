@@ -89,19 +89,20 @@ class Fleet:
     def _calls(self, port, seconds_ago, count, **more):
         self.sequence += 1
         at = time.time_ns() - int(seconds_ago * SECOND)
-        made = flow(self.sequence, at, peer="10.0.1.1", port=port, connections=count, **more)
+        made = flow(self.sequence, at, **({"peer": "10.0.1.1", "port": port, "connections": count} | more))
         return msgspec.structs.replace(made, first_ns=at)
 
-    async def denied(self, host, digest, port, candidate=False, count=1):
+    async def denied(self, host, digest, port, candidate=False, count=1, ingress=False, peer="10.0.1.1"):
         """The host's kernel denied initiations, or would have."""
         for _ in range(count):
             self.sequence += 1
             await self._commit(
                 host,
                 VerdictSeen(
-                    seq=self.sequence, time_ns=time.time_ns(), service_id=self.service, direction="egress",
-                    proto=6, peer="10.0.1.1", verdict="would block" if candidate else "blocked",
-                    reason="default_deny", peer_port=port, digest=digest, candidate=candidate,
+                    seq=self.sequence, time_ns=time.time_ns(), service_id=self.service, proto=6, peer=peer,
+                    direction="ingress" if ingress else "egress", reason="default_deny",
+                    verdict="would block" if candidate else "blocked", digest=digest, candidate=candidate,
+                    **{"local_port" if ingress else "peer_port": port},
                 ),
             )  # fmt: skip
 
@@ -264,6 +265,35 @@ async def test_what_would_be_denied_ends_it_before_anything_is_enforced(fleet):
     await fleet.at(rollout.id, "aborted")
     await eventually(lambda: not any(agent.beside for agent in fleet.agents.values()))
     assert fleet.versions() == [None] * 4
+
+
+KINDS = {
+    "of another host of the service": ({}, {}, True),
+    "to another address": ({}, {"peer": "10.0.1.9"}, False),
+    "that was blocked before": ({"verdict": "blocked"}, {}, False),
+    "that nobody answered": ({"packets_in": 0}, {}, False),
+    "from another caller outside": (
+        {"direction": "ingress", "peer": "10.8.0.1"},
+        {"ingress": True, "peer": "10.8.0.2"},
+        True,
+    ),
+    "to where a caller came from": ({"direction": "ingress"}, {}, False),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_which_denied_flow_was_legitimate_before(fleet, kind):
+    before, now, legitimate = KINDS[kind]
+    await fleet.calls(fleet.hosts[1], port=6379, seconds_ago=3600, **before)
+    rollout = await fleet.begun(5432)
+    await fleet.denied(fleet.hosts[0], rollout.parts[0].digest, 6379, candidate=True, **now)
+
+    async def seen():
+        await fleet.plane.orchestrator.pilot.look()
+        return (await fleet.rollouts.one(rollout.id)).rollout.looked.ways
+
+    (way,) = await eventually(seen)
+    assert way.legitimate == legitimate
 
 
 async def test_what_is_new_and_what_is_meant_to_be_cut_fail_nothing(fleet):

@@ -1,8 +1,10 @@
 """What is known of a rollout: what its hosts say, and what was denied on them, read from the store.
 
-Legitimate is a denied initiation of a kind that was seen, and not blocked, in the week before the rollout
-began, and that nobody who approved the plan said is meant to be cut. A new kind is shown, and fails nothing:
-that the unknown is denied is what the policy is for.
+Legitimate is a denied initiation of a kind that was seen, answered and not blocked in the week before the
+rollout began, on any host of the service, and that nobody who approved the plan said is meant to be cut. The
+other end is the same when it is the same service, else the same host, else the same address; of callers from
+outside, any address of the same class. A new kind is shown, and fails nothing: that the unknown is denied is
+what the policy is for.
 
 Denied initiations count from the rollout's beginning, not the turn's: what is still on its way when a turn
 passes is not forgotten.
@@ -229,7 +231,8 @@ def _lie(part: Part, report: Row) -> str:
 
 
 def _kind(row: Row) -> tuple[object, ...]:
-    return tuple(row[name] for name in ("host_id", "direction", "proto", "port", "peer_host", "peer"))
+    names = ("service_id", "direction", "proto", "port", "peer_service_id", "peer_host", "peer", "peer_class")
+    return tuple(row[name] for name in names)
 
 
 def _way(row: Row, named: Mapping[int, str], seen: bool, accepted: frozenset[Way]) -> DeniedWay:

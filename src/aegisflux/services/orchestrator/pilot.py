@@ -57,6 +57,8 @@ class Pilot:
                 raise
             except Refused as error:
                 await self._failed(carried, str(error))
+            except Exception:
+                log.exception("one rollout cannot be looked at; the others are", rollout=carried.id)
 
     async def _one(self, carried: Carried) -> None:
         if carried.run.stage == "promoted" and (await self._superseded(carried) or self._settled(carried)):
@@ -91,6 +93,8 @@ class Pilot:
     async def _failed(self, carried: Carried, why: str) -> None:
         """A step that the control plane itself refuses, such as a host that has no room: it fails."""
         log.warning("a step was refused", rollout=carried.id, reason=why)
+        if carried.run.stage == "promoted":
+            return
         evidence = Evidence(nacked={"the control plane": why})
         await self._rollouts.take(carried, Look(self._core.clock.now(), evidence), SELF)
 

@@ -20,7 +20,7 @@ from aegisflux.runtime import logs, places
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
-from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, load
+from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_content
@@ -78,6 +78,8 @@ class Renewals:
                 self._wanted.pop(part.service_id, None)
                 continue
             quiet = False
+            if await self._core.store.row("rollout_of_service", part.service_id) is not None:
+                continue  # its rollout was planned for the fleet as it is; what it leaves is renewed then
             carried = await self._renewed_or_stopped(carried, part, before, after)
         return quiet
 
@@ -118,6 +120,7 @@ class Renewals:
         async with self._core.store.change() as db:
             held = await load(db, carried.id, "lock_rollout")
             service, rollout = await state.load(db, part.service_id)
+            await check_free(db, part.service_id)
             if held.run.stage != "promoted" or rollout.stable != part.version:
                 raise Conflict("something else was promoted meanwhile")
             if rollout.latest + 1 != prepared.version:

@@ -138,7 +138,7 @@ class Rollouts:
     ) -> tuple[str, ...]:
         async with self._core.store.change() as db:
             held = await load(db, carried.id, "lock_rollout")
-            if _place(held.run) != _place(carried.run):
+            if (_place(held.run), held.parts) != (_place(carried.run), carried.parts):
                 await db.audit(who.did("rollout.overtaken", f"rollout/{carried.id}", after=held.run.stage))
                 raise_moved(held)
             did = await self._carrier.do(db, carried, commands, copies, who)
