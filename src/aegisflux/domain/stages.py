@@ -18,7 +18,7 @@ Rules, in the order in which they are asked:
 `TABLE` has a row for each stage and kind of event.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import log
 from typing import Annotated, Final, Literal
 
@@ -71,21 +71,30 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
     heard: when each host last told, seconds since the epoch
     in_force: hosts on which what the stage wants is held and acknowledged; began: since when on all of them
+    mute: hosts whose telemetry said nothing since then
     flows, denied: initiations that were judged, and those of them that were denied (or, when observing, would
                    have been) and are legitimate: seen and allowed before
     nacked, sick, lying: host (or service) and what was said; lying: it tells what others contradict
     changed: service, and what somebody else gave its hosts meanwhile
+    flows_in_all: since the rollout began, as `denied`
     """
 
     heard: Mapping[str, float] = {}
     in_force: frozenset[str] = frozenset()
     began: float = 0.0
+    mute: frozenset[str] = frozenset()
     flows: int = 0
     denied: int = 0
+    flows_in_all: int = 0
     nacked: Mapping[str, str] = {}
     sick: Mapping[str, str] = {}
     lying: Mapping[str, str] = {}
     changed: Mapping[str, str] = {}
+
+    @property
+    def judged(self) -> int:
+        """Flows that stand beside `denied` in the sequential test."""
+        return max(self.flows, self.flows_in_all, self.denied)
 
 
 class Run(Struct, frozen=True, kw_only=True):
@@ -216,10 +225,11 @@ def failure(run: Run, look: Look) -> str:
         return f"{min(evidence.sick)} is sick: {evidence.sick[min(evidence.sick)]}"
     if evidence.denied > gate.denied_budget:
         return f"{evidence.denied} legitimate flows denied: expected at most {gate.denied_budget}"
-    if verdict_of(evidence.flows, evidence.denied, gate) == "fail":
-        return f"{evidence.denied} of {evidence.flows} flows denied: expected a share of {gate.fine:.2%}"
-    if run.stage != "promoted" and not run.paused and look.now - run.since > gate.longest_seconds:
-        return f"{missing(run, look)} after {gate.longest_seconds:.0f} s"
+    if verdict_of(evidence.judged, evidence.denied, gate) == "fail":
+        return f"{evidence.denied} of {evidence.judged} flows denied: expected a share of {gate.fine:.2%}"
+    late = look.now - run.since > gate.longest_seconds
+    if run.stage != "promoted" and not run.paused and late and (waits := missing(run, look)):
+        return f"{waits} after {gate.longest_seconds:.0f} s"
     return ""
 
 
@@ -246,16 +256,22 @@ def missing(run: Run, look: Look) -> str:
     gate, evidence = run.gate, look.evidence
     absent = sorted(set(run.turn) - evidence.in_force)
     if absent:
-        more = f" and {len(absent) - MOST_NAMED} more" if absent[MOST_NAMED:] else ""
-        return f"not in force on {', '.join(absent[:MOST_NAMED])}{more}"
+        return f"not in force on {_named(absent)}"
+    if mute := sorted(set(run.turn) & evidence.mute):
+        return f"no telemetry yet of {_named(mute)}"
     if evidence.flows < gate.least_flows:
         return f"{evidence.flows} of {gate.least_flows} flows seen"
     seen = look.now - max(run.since, evidence.began)
     if seen < gate.least_seconds:
         return f"{max(seen, 0.0):.0f} of {gate.least_seconds:.0f} s seen"
-    if verdict_of(evidence.flows, evidence.denied, gate) == "more":
-        return f"{evidence.denied} of {evidence.flows} flows denied says too little yet"
+    if verdict_of(evidence.judged, evidence.denied, gate) == "more":
+        return f"{evidence.denied} of {evidence.judged} flows denied says too little yet"
     return ""
+
+
+def _named(hosts: Sequence[str]) -> str:
+    more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
+    return ", ".join(hosts[:MOST_NAMED]) + more
 
 
 def _begin(run: Run, event: Begin) -> Step:
@@ -309,8 +325,10 @@ def _ask(run: Run, event: Ask) -> Step:
         state = run.stage.replace("_", " ") + (" and paused" if run.paused else "")
         verb = event.verb.replace("_", " ")
         raise Conflict(f"cannot {verb} a rollout that is {state}; what can be done: {could}")
-    if event.verb in ("pause", "resume"):
-        return replace(run, paused=event.verb == "pause", reason=said), ()
+    if event.verb == "pause":
+        return replace(run, paused=True, reason=said), ()
+    if event.verb == "resume":
+        return replace(run, paused=False, since=event.now, reason=said), ()
     if event.verb == "promote":
         return _passed(run, event.now, said)
     return _failed(run, event.now, said)

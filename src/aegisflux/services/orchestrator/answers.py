@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aegisflux.domain.errors import Refused
+from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
+from aegisflux.domain.net import parse_address
 from aegisflux.domain.trust import Signed
 from aegisflux.ports.bus import Message
 from aegisflux.ports.store import Row
@@ -61,7 +62,7 @@ class Answers:
             [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
             [msgspec.msgpack.encode(b) for b in beats],
             [b.serial for b in beats],
-            ["\n".join(b.addresses) for b in beats],
+            ["\n".join(filter(_is_address, b.addresses)) for b in beats],
             self._core.clock.now(),
         )
         await self._store_reports(beats)
@@ -222,6 +223,13 @@ class Answers:
             self._core.clock.now(),
             [r.candidate for r in reports],
         )
+
+
+def _is_address(text: str) -> bool:
+    try:
+        return bool(parse_address(text))
+    except Invalid:
+        return False
 
 
 def _state(beat: Heartbeat, report: ServiceReport) -> HostState:

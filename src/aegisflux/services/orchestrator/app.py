@@ -79,6 +79,7 @@ class Orchestrator:
         await self.core.bus.ensure_streams()
         await self.relay.compare()
         await self.answers.confirm_again()
+        self.pilot.patient()
 
     async def _compare(self) -> None:
         await self.relay.compare()

@@ -11,8 +11,8 @@ from aegisflux.ports.store import Queries, Row
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """What one service gets: `version` on `hosts`; `replaces` is what comes back when it fails, None:
-    nothing was in force."""
+    """What one service gets: `version` on `hosts`; `replaces` is what comes back when it fails, to the hosts
+    that `had` something; None: nothing was in force."""
 
     service_id: int
     service: str
@@ -22,6 +22,7 @@ class Part(Struct, frozen=True, kw_only=True):
     ttl_seconds: int
     replaces: int | None
     hosts: tuple[str, ...]
+    had: tuple[str, ...] = ()
 
 
 class DeniedWay(Struct, frozen=True, kw_only=True):
@@ -90,10 +91,18 @@ def carried_of(row: Row) -> Carried:
         created_by=row["created_by"],
         run=run,
         parts=msgspec.convert(row["parts"], tuple[Part, ...]),
-        looked=msgspec.convert(row["looked"], Looked),
+        looked=_looked(row["looked"]),
         looked_at=row["looked_at"],
         verbs=verbs(run),
     )
+
+
+def _looked(kept: object) -> Looked:
+    """What a host could spoil spoils the picture alone."""
+    try:
+        return msgspec.convert(kept, Looked)
+    except msgspec.ValidationError:
+        return Looked()
 
 
 async def load(db: Queries, number: int, query: str = "rollout") -> Carried:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.errors import NotFound
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
 from aegisflux.ports.store import Change, Queries
@@ -57,13 +58,18 @@ class Carrier:
         copy: Prepared | None, who: Who,
     ) -> list[str]:  # fmt: skip
         now = self._core.now()
-        service, rollout = await state.load(db, part.service_id)
+        try:
+            service, rollout = await state.load(db, part.service_id)
+        except NotFound:
+            return [f"{part.service}: it is not registered any more"]
         lease_until = now + self._core.lease(part.ttl_seconds)
         match command:
             case Offer():
                 changed = await state.offer(db, rollout, part.version, hosts)
                 return [f"{part.service}: judged beside on {len(changed)} hosts"]
             case Enforce():
+                if rollout.latest != part.version:
+                    raise Overtaken
                 step = rollouts.post(rollout, part.version, lease_until, hosts, hosts)
                 await state.save(db, step, now)
                 await db.run("ask_preflight", part.service_id, hosts, not await _accepted(db, carried.plan))
@@ -87,6 +93,7 @@ class Carrier:
         """Only where it is still the rollout's: what somebody else gave since then is theirs."""
         now = self._core.now()
         mine = [host for host in hosts if host in rollout.on(part.version)]
+        fresh = [host for host in mine if host not in part.had]
         promoted = rollout.stable == part.version
         if not mine and not promoted:
             return []
@@ -100,9 +107,14 @@ class Carrier:
         if promoted:
             service, _ = await state.load(db, part.service_id)
             running = await state.running(db, service)
+            running -= await guard.spared(self._core, db, running)
             step = rollouts.promote(rollout, copy.version, lease_until, running)
         else:
-            step = rollouts.take_back(rollout, mine, copy.version, lease_until)
+            if fresh:
+                gone = rollouts.withdraw(rollout, fresh)
+                await state.save(db, gone, now)
+                rollout = gone.rollout
+            step = rollouts.take_back(rollout, [h for h in mine if h in part.had], copy.version, lease_until)
         sealed = self._core.keys.seal(envelope.CONTENT, copy.payload)
         await store_content(db, copy, sealed, now, who, part.replaces)
         await state.save(db, step, now)

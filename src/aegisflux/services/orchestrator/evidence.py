@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Struct, field
 
+from aegisflux.domain.address_class import address_class
 from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.plan import Plan
 from aegisflux.domain.stages import Evidence
@@ -27,6 +28,7 @@ from aegisflux.services.orchestrator.core import Core
 WEEK: Final = 7 * 86_400
 MOST_WAYS: Final = 20
 LEAST_OTHERS: Final = 100
+SETTLED_SECONDS: Final = 120.0
 GIVEN: Final = frozenset({"in_force", "observing"})
 Way = tuple[str, str, str]
 
@@ -65,12 +67,15 @@ class Reader:
         told = await store.rows("told_by", hosts, carried.services)
         evidence = told_of(carried, told)
         began = max(run.since, evidence.began)
-        flows = await store.row("exposure", carried.services, list(run.turn or hosts), began)
+        flows = await self._flows(carried, run.turn or tuple(hosts), began)
+        every = await self._flows(carried, tuple(hosts), float(carried.created_at))
         ways = await self._denied(carried, hosts)
         legitimate = sum(way.denied for way in ways if way.legitimate)
         evidence = msgspec.structs.replace(
             evidence,
-            flows=max(flows["flows"] if flows else 0, legitimate),
+            flows=max(flows, legitimate),
+            flows_in_all=every,
+            mute=frozenset(row["host_id"] for row in told if (row["told_at"] or 0.0) < began),
             denied=legitimate,
             sick=await self._sick(carried, hosts),
             lying=dict(evidence.lying) | await self._unheard(carried, hosts),
@@ -85,6 +90,10 @@ class Reader:
             ways=tuple(sorted(ways, key=lambda way: not way.legitimate)[:MOST_WAYS]),
         )
         return Seen(evidence, looked)
+
+    async def _flows(self, carried: Carried, hosts: tuple[str, ...], since: float) -> int:
+        row = await self._core.store.row("exposure", carried.services, list(hosts), since)
+        return int(row["flows"]) if row else 0
 
     async def _denied(self, carried: Carried, hosts: Sequence[str]) -> list[DeniedWay]:
         digests = [part.digest for part in carried.parts]
@@ -114,7 +123,9 @@ class Reader:
             memory.accepted = frozenset()
             if row is not None and row["accepted"]:
                 lines = msgspec.convert(row["body"], Plan).replay.lines
-                memory.accepted = frozenset((line.client, line.server, line.what) for line in lines)
+                memory.accepted = frozenset(
+                    (name, line.server, line.what) for line in lines for name in _callers(line.client)
+                )
         return memory.accepted
 
     async def _sick(self, carried: Carried, hosts: Sequence[str]) -> dict[str, str]:
@@ -132,8 +143,9 @@ class Reader:
 
     async def _unheard(self, carried: Carried, hosts: Sequence[str]) -> dict[str, str]:
         """Hosts that tell of no flow while others had many with them."""
-        values = carried.services, list(hosts), carried.run.since
-        rows = await self._core.store.rows("unheard", *values, LEAST_OTHERS)
+        values = carried.services, list(hosts), carried.run.since, LEAST_OTHERS
+        told_by_all = self._core.clock.now() - SETTLED_SECONDS
+        rows = await self._core.store.rows("unheard", *values, told_by_all)
         return {
             row["host_id"]: f"no flows since {carried.run.stage.replace('_', ' ')} began; others had "
             f"{row['others']} connections with it"
@@ -141,16 +153,22 @@ class Reader:
         }
 
     async def _changed(self, carried: Carried) -> dict[str, str]:
-        """Services of which hosts have another version than they were given."""
+        """Services of which hosts have another version than they were given, or that got a newer one."""
         enforced, found = set(carried.run.enforced), {}
-        if not enforced or carried.run.stage == "promoted":
+        if carried.run.stage == "promoted":
             return {}
+        latest = {row["id"]: row["latest"] for row in await self._core.store.rows("services")}
+        for part in carried.parts:
+            newest = latest.get(part.service_id)
+            if newest != part.version:
+                word = f"version {newest} was stored" if newest else "it is not registered any more"
+                found[part.service] = f"{word}; the rollout has version {part.version}"
         rows = await self._core.store.rows("assigned_of", carried.services, sorted(enforced))
         has = {(row["service_id"], row["host_id"]): row["version"] for row in rows}
         for part in carried.parts:
             for host in sorted(enforced & set(part.hosts)):
                 version = has.get((part.service_id, host))
-                if version != part.version:
+                if version != part.version and part.service not in found:
                     now = f"version {version}" if version else "nothing"
                     found[part.service] = f"{host} was given {now} instead of version {part.version}"
         return found
@@ -230,6 +248,16 @@ def _lie(part: Part, report: Row) -> str:
     return ""
 
 
+def _callers(client: str) -> set[str]:
+    """As what a caller of the replay was accepted: one from outside stands for its class."""
+    found = address_class(client)
+    return {client} if found is None else {client, _class_of(found)}
+
+
+def _class_of(word: str) -> str:
+    return f"any {word} address"
+
+
 def _kind(row: Row) -> tuple[object, ...]:
     names = ("service_id", "direction", "proto", "port", "peer_service_id", "peer_host", "peer", "peer_class")
     return tuple(row[name] for name in names)
@@ -238,10 +266,12 @@ def _kind(row: Row) -> tuple[object, ...]:
 def _way(row: Row, named: Mapping[int, str], seen: bool, accepted: frozenset[Way]) -> DeniedWay:
     own = named.get(row["service_id"], f"service {row['service_id']}")
     peer = named.get(row["peer_service_id"]) or (
-        f"host:{row['peer_host']}" if row["peer_host"] else row["peer"]
+        f"host:{row['peer_host']}" if row["peer_host"] else row["peer"] or "?"
     )
     client, server = (own, peer) if row["direction"] == "egress" else (peer, own)
     what = f"{PROTOCOL_NAMES.get(row['proto'], str(row['proto']))}/{row['port']}"
+    outside = row["direction"] == "ingress" and client == row["peer"]
+    names = {client, _class_of(row["peer_class"])} if outside else {client}
     return DeniedWay(
         host=row["host_id"],
         direction=row["direction"],
@@ -251,5 +281,5 @@ def _way(row: Row, named: Mapping[int, str], seen: bool, accepted: frozenset[Way
         denied=row["denied"],
         reason=row["reason"] or "",
         first_at=row["first_at"],
-        legitimate=seen and (client, server, what) not in accepted,
+        legitimate=seen and not accepted & {(name, server, what) for name in names},
     )

@@ -11,14 +11,15 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from aegisflux.domain import rollout as rollouts
-from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused
 from aegisflux.domain.manifest import HostId
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Ask
 from aegisflux.ports.store import Change
+from aegisflux.runtime import logs
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.announce import announcement
-from aegisflux.services.orchestrator.carried import load
+from aegisflux.services.orchestrator.carried import carried_of, load
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
@@ -26,6 +27,7 @@ from aegisflux.services.orchestrator.snapshots import store_content
 from aegisflux.wire import envelope
 
 TRIES = 5
+log = logs.get("panic")
 
 
 class PanicRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -66,7 +68,7 @@ class Panic:
         if (asked.fleet, asked.service_id is not None, asked.host_id is not None).count(True) != 1:
             raise Invalid("", "one of fleet, service_id, host_id", f"{asked.fleet}, {asked.service_id}")
         services = await self._services(asked)
-        aborted = [] if asked.host_id else await self._live(services)
+        aborted = [] if asked.host_id else await self._live(None if asked.fleet else services)
         if not dry_run:
             for number in aborted:
                 await self._abort(number, asked.why, who)
@@ -87,17 +89,29 @@ class Panic:
             return sorted(row["service_id"] for row in rows)
         return sorted({row["service_id"] for row in await store.rows("all_assigned")})
 
-    async def _live(self, services: Sequence[int]) -> list[int]:
-        rows = [await self._core.store.row("rollout_of_service", number) for number in services]
-        return sorted({row["id"] for row in rows if row is not None})
+    async def _live(self, services: Sequence[int] | None) -> list[int]:
+        """Rollouts on their way: of these services, or all."""
+        rows = await self._core.store.rows("live_rollouts")
+        found = [carried_of(row) for row in rows if row["stage"] != "promoted"]
+        return [one.id for one in found if services is None or set(services) & set(one.services)]
 
     async def _abort(self, number: int, why: str, who: Who) -> None:
-        carried = await load(self._core.store, number)
-        if "abort" in carried.verbs:
-            told = f"panic: {why}" if why else "panic"
-            await self._rollouts.take(
-                carried, Ask(self._core.clock.now(), "abort", who.principal.name, told), who
-            )
+        """If it moves meanwhile, again; if it cannot be ended, the services observe nevertheless."""
+        told = f"panic: {why}" if why else "panic"
+        for _ in range(TRIES):
+            carried = await load(self._core.store, number)
+            if "abort" not in carried.verbs:
+                return
+            try:
+                ask = Ask(self._core.clock.now(), "abort", who.principal.name, told)
+                await self._rollouts.take(carried, ask, who)
+            except Conflict as error:
+                log.info("tried again", rollout=number, reason=str(error))
+            except Refused as error:
+                log.warning("a rollout is not aborted", rollout=number, reason=str(error))
+                return
+            else:
+                return
 
     async def _one(
         self, service_id: int, host: str | None, why: str, who: Who, dry_run: bool
@@ -105,12 +119,9 @@ class Panic:
         """None when nothing of it blocks."""
         for _ in range(TRIES):
             service, rollout = await state.load(self._core.store, service_id)
-            source = _in_force(rollout, host)
-            if source is None:
-                return None
-            content = await self._core.store.row("content", service_id, source)
-            stored = await self._core.store.row("snapshot", service_id, source)
-            if content is None or stored is None or content["mode"] == "observe":
+            source = await self._blocking(rollout, host)
+            stored = await self._core.store.row("snapshot", service_id, source) if source else None
+            if source is None or stored is None:
                 return None
             copy = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1, "observe")
             hosts = (host,) if host else tuple(sorted(rollout.hosts))
@@ -118,6 +129,15 @@ class Panic:
             if dry_run or await self._stored(copy, source, host, why, who):
                 return found
         raise Conflict(f"service {service_id}: it is changed all the time; try again")
+
+    async def _blocking(self, rollout: Rollout, host: str | None) -> int | None:
+        """The newest version that enforces, on that host or on any."""
+        versions = {given.version for name, given in rollout.hosts.items() if host in (None, name)}
+        for version in sorted(versions, reverse=True):
+            content = await self._core.store.row("content", rollout.service_id, version)
+            if content is not None and content["mode"] == "enforce":
+                return version
+        return None
 
     async def _stored(self, copy: Prepared, source: int, host: str | None, why: str, who: Who) -> bool:
         """Whether nobody was faster."""
@@ -141,11 +161,3 @@ class Panic:
             return rollouts.take_back(rollout, [host], copy.version, lease_until)
         service, _ = await state.load(db, copy.service_id)
         return rollouts.rollback(rollout, copy.version, lease_until, await state.running(db, service))
-
-
-def _in_force(rollout: Rollout, host: str | None) -> int | None:
-    """The version that is returned: of a host its own, of a service the stable one, else its newest."""
-    if host is not None:
-        given = rollout.hosts.get(host)
-        return given.version if given else None
-    return rollout.stable or max((given.version for given in rollout.hosts.values()), default=None)

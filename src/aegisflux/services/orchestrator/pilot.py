@@ -8,7 +8,7 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from aegisflux.domain.errors import Conflict, Refused, Unavailable
+from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.stages import ENFORCES, Evidence, Expire, Look, Supersede, step
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs
@@ -18,6 +18,7 @@ from aegisflux.services.orchestrator.evidence import Reader, Seen
 from aegisflux.services.orchestrator.rollouts import Rollouts
 
 EVERY: Final = 0.5
+AWAY_SECONDS: Final = 5.0
 WATCH_EVERY: Final = 5.0
 SELF: Final = Who()
 log = logs.get("pilot")
@@ -28,8 +29,7 @@ class Pilot:
 
     def __init__(self, core: Core, rollouts: Rollouts) -> None:
         self._core, self._rollouts, self._reader = core, rollouts, Reader(core)
-        self._started: float | None = None
-        self._watched = 0.0
+        self._since = self._looked = self._watched = 0.0
 
     async def tick(self) -> None:
         """One round, then a pause."""
@@ -38,27 +38,37 @@ class Pilot:
 
     async def look(self) -> None:
         """Look at every live rollout, at promoted ones less often."""
-        live = [carried_of(row) for row in await self._core.store.rows("live_rollouts")]
-        self._reader.forget(carried.id for carried in live)
+        live = await self._core.store.rows("live_rollouts")
+        self._reader.forget(row["id"] for row in live)
         now = self._core.clock.now()
-        if self._started is None:
-            self._started = now
+        if now - self._looked > AWAY_SECONDS:
+            self.patient()
+        self._looked = now
         watch = now - self._watched >= WATCH_EVERY
         if watch:
             self._watched = now
-        for carried in live:
-            if carried.run.stage == "promoted" and not watch:
-                continue
+        for row in live:
+            if row["stage"] != "promoted" or watch:
+                await self._tried(row)
+
+    def patient(self) -> None:
+        """We were away, or the store or the bus was: silence counts from now on."""
+        self._since = self._core.clock.now()
+
+    async def _tried(self, row: Row) -> None:
+        """What is wrong with one rollout stops no other."""
+        try:
+            carried = carried_of(row)
             try:
                 await self._one(carried)
-            except Conflict as error:
-                log.info("not now", rollout=carried.id, reason=str(error))
-            except Unavailable:
+            except (Conflict, Unavailable):
                 raise
             except Refused as error:
                 await self._failed(carried, str(error))
-            except Exception:
-                log.exception("one rollout cannot be looked at; the others are", rollout=carried.id)
+        except AegisError as error:
+            log.info("not now", rollout=row["id"], reason=str(error))
+        except Exception:
+            log.exception("a rollout cannot be looked at", rollout=row["id"])
 
     async def _one(self, carried: Carried) -> None:
         if carried.run.stage == "promoted" and (await self._superseded(carried) or self._settled(carried)):
@@ -82,9 +92,8 @@ class Pilot:
         return self._core.clock.now() - carried.run.since > carried.run.gate.watch_seconds
 
     def _patient(self, evidence: Evidence) -> Evidence:
-        """Silence counts from our own start: while we were away nobody could be heard."""
-        started = self._started or 0.0
-        return replace(evidence, heard={host: max(at, started) for host, at in evidence.heard.items()})
+        """Silence counts from when we could hear."""
+        return replace(evidence, heard={host: max(at, self._since) for host, at in evidence.heard.items()})
 
     async def _note(self, before: Carried, after: Carried, seen: Seen) -> None:
         values = built(before.run), built(after.run), built(seen.looked), self._core.clock.now()

@@ -13,6 +13,7 @@ from aegisflux.domain.rollout import runs
 from aegisflux.domain.selectors import parse_selector
 from aegisflux.ports.store import Change
 from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.joining import join_service
 from aegisflux.services.orchestrator.state import Service, service_of
@@ -98,6 +99,7 @@ class Registry:
         """Forget a service and its snapshots; raises Conflict while a host is to run one."""
         async with self._core.store.change() as db:
             service, rollout = await state.load(db, service_id)
+            await check_free(db, service_id)
             if rollout.hosts:
                 raise Conflict(
                     f"service {service_id}: {len(rollout.hosts)} hosts have a snapshot; withdraw it first"

@@ -145,7 +145,8 @@ class Relay:
                     found[host][service.service_id] = service
         confirm = self._core.options.confirm_seconds
         for row in await self._core.store.rows("active_of", list(labels)):
-            active = ActiveRef(row["version"], row["digest"], row["lease_until"], confirm, row["preflight"])
+            trial = 0 if row["copy_of"] is not None else confirm  # what comes back was good before
+            active = ActiveRef(row["version"], row["digest"], row["lease_until"], trial, row["preflight"])
             found[row["host_id"]][row["service_id"]] = ServiceState(
                 row["service_id"], row["name"], tuple(row["selectors"]), active
             )

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
-from aegisflux.domain.errors import Conflict, Refused, Unavailable
+from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import compile_policy
 from aegisflux.domain.snapshot import MapSnapshot
@@ -32,7 +32,8 @@ log = logs.get("renewals")
 
 
 class Renewals:
-    """The clockwork of renewals. What was seen when is in memory: after a restart a change waits anew."""
+    """The clockwork of renewals. A host that somebody gave something newer (a panic) is left alone. What was
+    seen when is in memory: after a restart a change waits anew."""
 
     def __init__(self, core: Core) -> None:
         self._core = core
@@ -48,13 +49,17 @@ class Renewals:
     async def look(self) -> None:
         """Renew what is due."""
         rows = await self._core.store.rows("live_rollouts")
-        promoted = [carried_of(row) for row in rows if row["stage"] == "promoted"]
+        promoted = [row for row in rows if row["stage"] == "promoted"]
         here = await places.read(self._core.store) if promoted else None
         if here is None or here.digest == self._quiet:
             return
         quiet = True
-        for carried in reversed(promoted):
-            quiet = await self._one(carried, here) and quiet
+        for row in reversed(promoted):
+            try:
+                quiet = await self._one(carried_of(row), here) and quiet
+            except AegisError as error:
+                quiet = False
+                log.info("not now", rollout=row["id"], reason=str(error))
         self._quiet = here.digest if quiet else ""
 
     async def _one(self, carried: Carried, here: places.Now) -> bool:
@@ -130,7 +135,9 @@ class Renewals:
             await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
             await store_content(db, prepared, sealed, now, SELF, None)
             lease_until = now + self._core.lease(prepared.ttl_seconds)
-            step = rollouts.promote(rollout, prepared.version, lease_until, running)
+            newer = {host for host, given in rollout.hosts.items() if given.version > part.version}
+            ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in newer})
+            step = rollouts.promote(ours, prepared.version, lease_until, running - newer)
             await state.save(db, step, now)
             await db.run("add_outbox", *announcement(prepared, "renew", step.changed, now), now)
             return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)

@@ -135,6 +135,8 @@ class Plans:
                 raise Conflict(f"plan {number}: expected its digest {row['digest']}, got {digest}")
             if why := _stale(row, msgspec.convert(row["body"], Plan), here):
                 raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
+            if accept_blocked and msgspec.convert(row["body"], Plan).replay.cut:
+                raise Conflict(f"plan {number}: it would cut more kinds of flows than it names: narrow it")
             if not may_approve(who.principal, row["created_by"]):
                 raise Forbidden(
                     f"plan {number}: {who.principal.name} made it; another approver has to approve it"

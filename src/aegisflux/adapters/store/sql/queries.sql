@@ -108,8 +108,10 @@ update hosts set serial = serial + 1, dirty = true where host_id = any($1::text[
 -- name: bump_all
 update hosts set serial = serial + 1, dirty = true where released_at is null
 
+-- A host that says it runs a service is believed where the labels of the service are its own.
 -- name: running
-select host_id from reports where service_id = $1 and cardinality(cgroups) > 0
+select r.host_id from reports r join hosts h using (host_id) join services s on s.id = r.service_id
+where r.service_id = $1 and cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels
 
 -- name: assignments
 select host_id, version, lease_until, renewed, changed_at from assignments where service_id = $1 order by host_id
@@ -154,7 +156,7 @@ select host_id from hosts where released_at is null and not dirty and issued_at 
 select host_id, labels, serial, built_serial, message from hosts where dirty and released_at is null order by host_id limit $1
 
 -- name: active_of
-select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until, a.preflight
+select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until, a.preflight, c.copy_of
 from assignments a
 join services s on s.id = a.service_id
 join contents c on c.service_id = a.service_id and c.version = a.version
@@ -329,7 +331,7 @@ where r.host_id = g.host_id and r.service_id = g.service_id
 select r.host_id, r.service_id from reports r
 join services s on s.id = r.service_id
 join hosts h on h.host_id = r.host_id and h.released_at is null
-where cardinality(r.cgroups) > 0 and (s.stable is not null or s.open_until > $1)
+where cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels and (s.stable is not null or s.open_until > $1)
 and not exists (select 1 from assignments a where a.host_id = r.host_id and a.service_id = r.service_id)
 
 -- name: renewal_due
@@ -376,7 +378,8 @@ select created_by, digest, inventory_digest, approved_by, policy, body from plan
 update plans set approved_by = $2, approved_at = $3 where id = $1
 
 -- name: all_running
-select r.service_id, r.host_id from reports r join hosts h using (host_id) where h.released_at is null and cardinality(r.cgroups) > 0
+select r.service_id, r.host_id from reports r join hosts h using (host_id) join services s on s.id = r.service_id
+where h.released_at is null and cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels
 
 -- name: host_places
 select host_id, labels, addresses from hosts where released_at is null order by host_id
@@ -450,7 +453,8 @@ update assignments set preflight = $3 where service_id = $1 and host_id = any($2
 
 -- What each host of a stage says: when it was heard, whether it has its newest manifest, and what it has of these services.
 -- name: told_by
-select h.host_id, h.seen_at, h.heartbeat_serial, h.serial, h.released_at, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.candidate,
+select h.host_id, (select extract(epoch from max(s.last_at))::float8 from sources s where s.host_id = h.host_id and s.boot_id not like 'http:%') as told_at,
+    h.seen_at, h.heartbeat_serial, h.serial, h.released_at, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.candidate,
     r.since, r.candidate_since, cardinality(r.cgroups) as cgroups, r.awaits, r.confirmed_at, r.ack_digest, r.nack_serial, r.ack_serial, r.nack_version, r.nack_reason,
     r.nack_detail, r.nack_at
 from hosts h left join reports r on r.host_id = h.host_id and r.service_id = any($2::bigint[])
@@ -485,8 +489,8 @@ select s.host_id, e.service_id, e.body #>> '{event,direction}' as direction, (e.
     count(*) as denied, min(e.body #>> '{event,reason}') as reason, extract(epoch from min(e.time))::float8 as first_at
 from events e join sources s on s.id = e.source
 where e.kind = 'verdict' and e.time >= to_timestamp($3::float8) and s.host_id = any($2::text[])
-  and e.body #>> '{event,digest}' = any($1::text[])
-group by 1, 2, 3, 4, 5, 6, 7, 8, 9 order by denied desc limit 10000
+  and e.body #>> '{event,digest}' = any($1::text[]) and s.boot_id not like 'http:%'
+group by 1, 2, 3, 4, 5, 6, 7, 8, 9 order by denied, first_at limit 10000
 
 -- Which of these kinds were seen, answered and not blocked, between $10 and $11: by whole minutes, what is left of the last one, and by
 -- address who is outside. Three semi-joins, each of which reads its rows once.
@@ -519,7 +523,7 @@ select k.n from k where exists (
 -- name: unheard
 select o.host_id, o.others from (
     select m.peer_host as host_id, sum(m.connections)::bigint as others from flow_minutes m
-    where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.peer_host = any($2::text[])
+    where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.minute < to_timestamp($5::float8) and m.peer_host = any($2::text[])
       and m.peer_service_id = any($1::bigint[]) and m.verdict <> 'blocked' group by 1) as o
 where o.others >= $4 and not exists (
     select 1 from flow_minutes m where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.host_id = o.host_id)
