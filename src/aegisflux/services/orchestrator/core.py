@@ -2,6 +2,9 @@
 
 import asyncio
 from dataclasses import dataclass, field
+from typing import Annotated
+
+from msgspec import Meta
 
 from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.ports.accounts import AgentAccounts
@@ -11,6 +14,9 @@ from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
+
+Words = Annotated[str, Meta(max_length=1000, pattern=r"^[^\u0000-\u001f\u007f]*$")]
+"""What somebody says for the history: one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

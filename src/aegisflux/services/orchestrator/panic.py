@@ -20,7 +20,7 @@ from aegisflux.runtime import logs
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import carried_of, load
-from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.snapshots import store_content
@@ -36,7 +36,7 @@ class PanicRequest(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True
     fleet: bool = False
     service_id: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     host_id: HostId | None = None
-    why: Annotated[str, Meta(max_length=1000)] = ""
+    why: Words = ""
 
 
 class Observing(Struct, frozen=True, kw_only=True):

@@ -2,9 +2,8 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.manifest import HostId
@@ -14,7 +13,7 @@ from aegisflux.domain.selectors import parse_selector
 from aegisflux.ports.store import Change
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
-from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.joining import join_service
 from aegisflux.services.orchestrator.state import Service, service_of
 
@@ -28,7 +27,7 @@ class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     healthy: bool
     host_id: HostId | None = None
-    detail: Annotated[str, Meta(max_length=1000)] = ""
+    detail: Words = ""
 
 
 class Registry:

@@ -21,7 +21,7 @@ RolloutNumber = Annotated[int, Parameter(ge=1, le=2**62, description="the rollou
 class BeginRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """The plan that is carried out."""
 
-    plan: Annotated[int, Meta(ge=1)]
+    plan: Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class RolloutPage(Struct, frozen=True):

@@ -37,7 +37,7 @@ from aegisflux.services.orchestrator.carried import (
     steps,
 )
 from aegisflux.services.orchestrator.carrier import Carrier, Copies, Overtaken
-from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_content
 from aegisflux.wire import envelope, policyfile
@@ -51,8 +51,8 @@ class Move(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What an operator wants of a rollout that is, as far as they know, at this stage and turn."""
 
     stage: Stage
-    turn: Annotated[int, Meta(ge=0)] = 0
-    why: Annotated[str, Meta(max_length=1000)] = ""
+    turn: Annotated[int, Meta(ge=0, le=1 << 31)] = 0
+    why: Words = ""
 
 
 class Moved(Struct, frozen=True, kw_only=True):
