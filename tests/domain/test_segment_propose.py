@@ -54,10 +54,12 @@ def test_services_are_the_groups_and_rules_say_what_they_rest_on():
     }
     rule = said["web", "db", 5432, "learned", ""]
     assert (rule.clients, rule.servers, rule.days, rule.connections) == (3, 2, 5, 70)
+    assert rule.confidence == round(6 / 7, 4)
     assert rule.programs == ("/usr/bin/node", "/usr/bin/psql")
     assert found.review == (said["anyone", "lb", 443, "public", ""],)
     assert (found.coverage, found.unseen, found.advice) == (1.0, 0.0, ())
     assert found.blast_radius == {"lb": 7, "web": 5, "db": 2, "role-1": 1}
+    assert found.blast_radius_before == 8
     assert found.segmentedness == 1 - 2 / 12
 
 

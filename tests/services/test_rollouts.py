@@ -288,12 +288,16 @@ async def test_leases_are_renewed_while_it_goes_on_and_ended_ones_have_ended(fle
 
 
 async def test_a_promoted_rollout_can_still_be_rolled_back(fleet):
-    await fleet.promoted(5432)
+    first = await fleet.promoted(5432)
     told = await fleet.promoted(5432, 443)
     await eventually(lambda: fleet.versions() == [2] * 4)
     back = await fleet.move(told.rollout, "roll_back", why="wrong")
     assert back.did == (f"s{fleet.service}: version 1 again, as version 3",)
     await eventually(lambda: fleet.versions() == [3] * 4)
+    again = (await fleet.at(first.rollout.id, "promoted")).rollout
+    assert (again.parts[0].version, again.verbs) == (3, ("roll_back",))
+    await fleet.plane.orchestrator.pilot.look()
+    assert (await fleet.rollouts.one(first.rollout.id)).rollout.run.stage == "promoted"
 
 
 async def test_no_plan_and_nobody_loosens_the_limits_of_the_fleet(fleet):

@@ -15,9 +15,10 @@ from aegisflux.domain.plan import Strategy
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.stages import Gate
 from aegisflux.runtime.clock import WallClock
-from aegisflux.services.orchestrator import carrier, panic, renewals, rollouts, snapshots
+from aegisflux.services.orchestrator import carrier, panic, pilot, renewals, rollouts, snapshots
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.rollouts import Move
+from aegisflux.services.segmenter import plans
 from aegisflux.services.segmenter.app import Parts, Segmenter
 from aegisflux.services.segmenter.plans import PlanAsked
 from tests.support.control import WHO, running_plane
@@ -178,6 +179,11 @@ class Tables(dict):
 KNOWN = {}
 
 
+async def inline(function, *values):
+    """Computed here: a process of its own takes a second to start."""
+    return function(*values)
+
+
 @asynccontextmanager
 async def running_world(folder):
     """Plane, facts, segmenter; what is compiled is known to the scripted agents."""
@@ -194,6 +200,9 @@ async def running_world(folder):
         with pytest.MonkeyPatch.context() as patched:
             for module in (carrier, panic, renewals, rollouts, snapshots):
                 patched.setattr(module, "store_content", remembered)
+            for module in (plans, renewals):
+                patched.setattr(module, "computed", inline)
+            patched.setattr(pilot, "EVERY", 0.05)
             yield plane, facts, segmenter
         await segmenter.close()
         await facts.close()

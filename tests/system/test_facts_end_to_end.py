@@ -29,7 +29,8 @@ class Facts:
         answer = site.api.post("/api/v1/services", {"id": DB, "name": "db", "selectors": [selector]})
         assert answer.status in (200, 201), answer
         site.machine("beta").serve("db", 5432)
-        until(lambda: self.run("flows", "observe").returncode == 0, 30, site.fleet.tail_of_log)
+        for words in (("flows", "observe"), ("segment", "list")):
+            until(lambda words=words: self.run(*words).returncode == 0, 30, site.fleet.tail_of_log)
 
     def below(self, host: str, unit: str) -> str:
         return str((self.site.machine(host).attach / f"{unit}.service").relative_to(cgroup_root()))
@@ -140,10 +141,19 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     remarks = {remark["kind"] for remark in json.loads(valid.stdout)}
     assert (valid.returncode, remarks) == (1, {"shared_host"})  # both hosts see one tree of cgroups here
     assert facts.run("policy", "diff", str(file)).returncode == 1
+    tried = facts.typed("policy", "apply", str(file), "--dry-run")
+    assert (tried.returncode, "nothing was begun: aegisflux rollout begin" in tried.stderr) == (1, True)
+    asked = facts.typed("policy", "apply", str(file))
+    assert (asked.returncode, "somebody else has to say aegisflux segment approve" in asked.stderr) == (
+        1,
+        True,
+    )
     with file.open("a") as more:
         more.write("tests:\n  - {from: app, to: db, port: tcp/5433, expect: allowed}\n")
     tested = facts.run("policy", "test", str(file))
     assert (tested.returncode, json.loads(tested.stdout)[0]["got"]) == (1, "blocked")
+    broken = facts.typed("policy", "apply", str(file))
+    assert (broken.returncode, "see above what holds it" in broken.stderr) == (1, True)
     file.write_text(file.read_text().replace("to: db\n    ports", "to: dbb\n    ports"))
     wrong = facts.run("policy", "validate", str(file))
     assert (wrong.returncode, "no service, group or kind of end is named 'dbb'" in wrong.stderr) == (2, True)

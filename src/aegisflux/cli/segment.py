@@ -18,7 +18,7 @@ Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows i
 PAUSE_SECONDS = 0.3
 MOST_SHOWN = 5
 RULES = ("from", "to", "what", "state", "evidence")
-RULES_WIDE = (*RULES, "kind", "programs")
+RULES_WIDE = (*RULES, "confidence", "kind", "programs")
 PlanNumber = Annotated[int, Parameter(help="of a plan, as `segment plans` shows it")]
 Gates = Annotated[
     tuple[str, ...],
@@ -341,6 +341,9 @@ def _summary(number: int, flows: int, proposal: dict[str, Any]) -> Sequence[str]
         f"  {len(proposal['groups'])} groups; segmentedness {proposal['segmentedness']:.2f}",
         f"  stability: halves {stability['halves']:.2f}, cuts {stability['cuts']:.2f} (1: the same groups)",
     ]
+    if reach := list(proposal["blast_radius"].values()):
+        mean, before = sum(reach) / len(reach), proposal["blast_radius_before"]
+        lines.append(f"  from a group {mean:.0f} of {before} actors are in reach, {max(reach)} at most")
     lines += [f"  left out: {name}: {why}" for name, why in proposal["left_out"].items()]
     lines += [f"  first: {advice}" for advice in proposal["advice"]]
     return [*lines, f"next: aegisflux segment export {number} > policy.yaml"] if proposed else lines

@@ -62,6 +62,7 @@ class ProposedRule(Struct, frozen=True, kw_only=True):
     """`client` may call `server`, by their groups' names. `held` says why it is not proposed; empty: it is.
 
     programs: which programs of the client did, most often first
+    confidence: that it is used on a day to come, by the days on which it was (Laplace's rule of succession)
     """
 
     client: str
@@ -75,6 +76,7 @@ class ProposedRule(Struct, frozen=True, kw_only=True):
     days: int
     connections: int
     programs: tuple[str, ...] = ()
+    confidence: float = 0.0
 
 
 class Proposal(Struct, frozen=True, kw_only=True):
@@ -87,6 +89,7 @@ class Proposal(Struct, frozen=True, kw_only=True):
     stability: adjusted Rand index of the groups of both halves of the window, and of neighbouring cuts
     segmentedness: 1 - share of the pairs of groups that may talk
     blast_radius: of each group, how many actors of the fleet can be reached from it, over others too
+    blast_radius_before: the same without a policy, of every group: all of the fleet
     advice: what to do first, where the window is too small to propose anything of worth
     forecast: how many later legitimate flows it would block; None: the window is too short to tell
     """
@@ -102,6 +105,7 @@ class Proposal(Struct, frozen=True, kw_only=True):
     blast_radius: Mapping[str, int]
     advice: tuple[str, ...] = ()
     forecast: Forecast | None = None
+    blast_radius_before: int = 0
 
 
 def propose(
@@ -119,7 +123,8 @@ def propose(
     flows = taught.flows
     mined = mine(flows, recorded.fleet, len(recorded.actors), labels)
     names = _names(recorded, mined, names_before or {})
-    rules = tuple(_rule(rule, names, programs) for rule, programs in _with_programs(mined, taught))
+    days = len(np.unique(flows.day))
+    rules = tuple(_rule(rule, names, programs, days) for rule, programs in _with_programs(mined, taught))
     proposed = [rule for rule in rules if not rule.held]
     allowed = mined.allows(flows.client, flows.server, flows.proto, flows.port)
     wide = {str(recorded.actors[actor]): "calls far more groups than others do" for actor in mined.wide}
@@ -135,6 +140,7 @@ def propose(
         blast_radius={names[g]: reach for g, reach in _blast_radius(mined).items()},
         advice=_advice(flows, rules),
         forecast=forecast(flows, mined, allowed),
+        blast_radius_before=recorded.fleet,
     )
 
 
@@ -200,7 +206,7 @@ def _with_programs(mined: Mined, recorded: Recorded) -> Iterable[tuple[Rule, tup
         yield rule, tuple(name for name, _ in often[:MOST_PROGRAMS])
 
 
-def _rule(rule: Rule, names: Mapping[int, str], programs: tuple[str, ...]) -> ProposedRule:
+def _rule(rule: Rule, names: Mapping[int, str], programs: tuple[str, ...], days: int) -> ProposedRule:
     return ProposedRule(
         client=names[rule.client],
         server=names[rule.server],
@@ -213,6 +219,7 @@ def _rule(rule: Rule, names: Mapping[int, str], programs: tuple[str, ...]) -> Pr
         days=rule.days,
         connections=rule.connections,
         programs=programs,
+        confidence=round((rule.days + 1) / (days + 2), 4),
     )
 
 

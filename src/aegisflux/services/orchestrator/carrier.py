@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+from msgspec import structs
+
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import NotFound
 from aegisflux.domain.rollout import Rollout, Step
@@ -9,7 +11,7 @@ from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Wit
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
-from aegisflux.services.orchestrator.carried import Carried, Part
+from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_content
@@ -119,7 +121,23 @@ class Carrier:
         await store_content(db, copy, sealed, now, who, part.replaces)
         await state.save(db, step, now)
         await db.run("add_outbox", *announcement(copy, "rollback", step.changed, now), now)
+        if promoted:
+            await _followed_again(db, part, copy)
         return [f"{part.service}: version {part.replaces} again, as version {copy.version}"]
+
+
+async def _followed_again(db: Change, part: Part, copy: Prepared) -> None:
+    """The rollout that first brought what comes back is the one in force again: it is renewed from now on."""
+    for row in await db.rows("brought", part.service_id, part.replaces):
+        found = carried_of(row)
+        fresh = {"version": copy.version, "digest": copy.digest, "tables_digest": copy.tables_digest}
+        parts = tuple(
+            structs.replace(one, **fresh) if one.service_id == part.service_id else one for one in found.parts
+        )
+        reason = f"{part.service}: version {part.replaces} came back as version {copy.version}"
+        run = structs.replace(found.run, stage="promoted", reason=reason)
+        await db.run("put_rollout_parts", found.id, built(parts), built(run))
+        await db.run("put_rollout_run", found.id, run.stage, built(run))
 
 
 async def _accepted(db: Queries, plan: int) -> bool:

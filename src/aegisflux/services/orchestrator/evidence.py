@@ -132,7 +132,7 @@ class Reader:
         """What watchers said since something is enforced."""
         if not carried.run.enforced:
             return {}
-        rows = await self._core.store.rows("sick", carried.services, float(carried.created_at), list(hosts))
+        rows = await self._core.store.rows("sick", carried.services, carried.id, list(hosts))
         named = {part.service_id: part.service for part in carried.parts}
         return {
             named[row["service_id"]] + (f" on {row['host_id']}" if row["host_id"] else ""): (

@@ -14,8 +14,9 @@ from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import compile_policy
-from aegisflux.domain.snapshot import MapSnapshot
-from aegisflux.ports.store import Change
+from aegisflux.domain.rollout import Rollout
+from aegisflux.domain.snapshot import MapSnapshot, Mode
+from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
@@ -135,9 +136,9 @@ class Renewals:
             await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
             await store_content(db, prepared, sealed, now, SELF, None)
             lease_until = now + self._core.lease(prepared.ttl_seconds)
-            newer = {host for host, given in rollout.hosts.items() if given.version > part.version}
-            ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in newer})
-            step = rollouts.promote(ours, prepared.version, lease_until, running - newer)
+            others = await _others(db, rollout, part, prepared.mode)
+            ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in others})
+            step = rollouts.promote(ours, prepared.version, lease_until, running - others)
             await state.save(db, step, now)
             await db.run("add_outbox", *announcement(prepared, "renew", step.changed, now), now)
             return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)
@@ -168,6 +169,16 @@ class Renewals:
             after = built(replace(carried.run, reason=reason))
             values = built(carried.run), after, built(carried.looked), self._core.clock.now()
             await self._core.store.run("looked", carried.id, *values)
+
+
+async def _others(db: Queries, rollout: Rollout, part: Part, mode: Mode) -> set[str]:
+    """Hosts that have something newer which is not the part's own content come back."""
+    theirs = set()
+    for version in {given.version for given in rollout.hosts.values() if given.version > part.version}:
+        row = await db.row("content", part.service_id, version)
+        if row is None or (row["copy_of"], row["mode"]) != (part.version, mode):
+            theirs.add(version)
+    return {host for host, given in rollout.hosts.items() if given.version in theirs}
 
 
 def _same(before: MapSnapshot, after: MapSnapshot) -> bool:

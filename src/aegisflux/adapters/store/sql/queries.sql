@@ -540,10 +540,19 @@ insert into service_health values ($1, $2, $3, $4, $5, $6)
 on conflict (service_id, host_id) do update set healthy = excluded.healthy, detail = excluded.detail, said_at = excluded.said_at,
     said_by = excluded.said_by
 
+-- What was said since the rollout enforces something.
 -- name: sick
 select service_id, host_id, detail, said_by from service_health
-where service_id = any($1::bigint[]) and not healthy and said_at >= $2 and (host_id = '' or host_id = any($3::text[]))
+where service_id = any($1::bigint[]) and not healthy
+ and said_at >= (select min(at) from rollout_steps where rollout = $2 and stage in ('canary', 'waves', 'promoted'))
+ and (host_id = '' or host_id = any($3::text[]))
 order by service_id, host_id
 
 -- name: put_rollout_parts
 update rollouts set parts = $2, run = $3 where id = $1
+
+-- The newest rollout that brought this version of this service.
+-- name: brought
+select id, plan, created_at, created_by, stage, run, parts, looked, looked_at from rollouts where stage in ('promoted', 'superseded')
+ and exists (select 1 from jsonb_array_elements(parts) p where (p ->> 'service_id')::bigint = $1 and (p ->> 'version')::bigint = $2)
+order by id desc limit 1
