@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from tests.support.control import WHO, body
 from tests.support.engines import eventually
-from tests.support.rollouts import APPROVER, GATE, Fleet, Tables, modes, running_world
+from tests.support.rollouts import APPROVER, GATE, Tables, modes, running_fleet, running_world
 
 from aegisflux.domain import renewal
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
@@ -35,13 +35,8 @@ NUMBERS = iter(range(201, 1000))
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def fleet(world):
-    fleet = await Fleet(*world).serve(next(NUMBERS))
-    await fleet.calls(seconds_ago=3600)
-    yield fleet
-    for task in fleet.beating.values():
-        task.cancel()
-    for host in fleet.agents:
-        await fleet.plane.orchestrator.hosts.release(host, WHO)
+    async with running_fleet(world, next(NUMBERS)) as fleet:
+        yield fleet
 
 
 async def test_a_rollout_goes_through_its_stages_by_evidence_alone(fleet):

@@ -7,7 +7,7 @@ import pytest
 import pytest_asyncio
 from tests.support.control import WHO, body
 from tests.support.engines import eventually
-from tests.support.rollouts import GATE, Fleet, modes, running_world
+from tests.support.rollouts import GATE, modes, running_fleet, running_world
 
 from aegisflux.domain.errors import Conflict
 from aegisflux.domain.manifest import CandidateRef
@@ -26,13 +26,8 @@ async def world(tmp_path_factory):
 
 @pytest_asyncio.fixture(loop_scope="module")
 async def fleet(world):
-    fleet = await Fleet(*world).serve(next(NUMBERS))
-    await fleet.calls(seconds_ago=3600)
-    yield fleet
-    for task in fleet.beating.values():
-        task.cancel()
-    for host in fleet.agents:
-        await fleet.plane.orchestrator.hosts.release(host, WHO)
+    async with running_fleet(world, next(NUMBERS)) as fleet:
+        yield fleet
 
 
 async def test_an_event_without_a_real_peer_spoils_nothing(fleet):

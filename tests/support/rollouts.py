@@ -15,7 +15,7 @@ from aegisflux.domain.plan import Strategy
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.stages import Gate
 from aegisflux.runtime.clock import WallClock
-from aegisflux.services.orchestrator import carrier, panic, pilot, renewals, rollouts, snapshots
+from aegisflux.services.orchestrator import pilot, renewals, snapshots
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.rollouts import Move
 from aegisflux.services.segmenter import plans
@@ -198,8 +198,7 @@ async def running_world(folder):
             return await kept(db, prepared, *rest)
 
         with pytest.MonkeyPatch.context() as patched:
-            for module in (carrier, panic, renewals, rollouts, snapshots):
-                patched.setattr(module, "store_content", remembered)
+            patched.setattr(snapshots, "store_content", remembered)
             for module in (plans, renewals):
                 patched.setattr(module, "computed", inline)
             patched.setattr(pilot, "EVERY", 0.05)
@@ -215,3 +214,15 @@ async def modes(fleet):
         row = await fleet.plane.store.row("content", fleet.service, version) if version else None
         found.append(row["mode"] if row else None)
     return found
+
+
+@asynccontextmanager
+async def running_fleet(world, service):
+    """Four hosts of a new service, whose calls are known; released in the end."""
+    fleet = await Fleet(*world).serve(service)
+    await fleet.calls(seconds_ago=3600)
+    yield fleet
+    for task in fleet.beating.values():
+        task.cancel()
+    for host in fleet.agents:
+        await fleet.plane.orchestrator.hosts.release(host, WHO)

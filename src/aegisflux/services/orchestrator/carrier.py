@@ -10,12 +10,10 @@ from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import guard, state
-from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
-from aegisflux.services.orchestrator.snapshots import store_content
-from aegisflux.wire import envelope
+from aegisflux.services.orchestrator.snapshots import store_and_tell
 
 Copies = Mapping[int, Prepared]
 
@@ -117,10 +115,8 @@ class Carrier:
                 await state.save(db, gone, now)
                 rollout = gone.rollout
             step = rollouts.take_back(rollout, [h for h in mine if h in part.had], copy.version, lease_until)
-        sealed = self._core.keys.seal(envelope.CONTENT, copy.payload)
-        await store_content(db, copy, sealed, now, who, part.replaces)
+        await store_and_tell(self._core, db, copy, "rollback", step.changed, who, part.replaces)
         await state.save(db, step, now)
-        await db.run("add_outbox", *announcement(copy, "rollback", step.changed, now), now)
         if promoted:
             await _followed_again(db, part, copy)
         return [f"{part.service}: version {part.replaces} again, as version {copy.version}"]

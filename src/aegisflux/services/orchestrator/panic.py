@@ -18,13 +18,11 @@ from aegisflux.domain.stages import Ask
 from aegisflux.ports.store import Change
 from aegisflux.runtime import logs
 from aegisflux.services.orchestrator import state
-from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import carried_of, load
 from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
-from aegisflux.services.orchestrator.snapshots import store_content
-from aegisflux.wire import envelope
+from aegisflux.services.orchestrator.snapshots import store_and_tell
 
 TRIES = 5
 log = logs.get("panic")
@@ -141,8 +139,6 @@ class Panic:
 
     async def _stored(self, copy: Prepared, source: int, host: str | None, why: str, who: Who) -> bool:
         """Whether nobody was faster."""
-        now = self._core.now()
-        sealed = self._core.keys.seal(envelope.CONTENT, copy.payload)
         async with self._core.store.change() as db:
             what = f"service/{copy.service_id}/version/{copy.version}"
             _, rollout = await state.load(db, copy.service_id)
@@ -150,9 +146,8 @@ class Panic:
             if rollout.latest + 1 != copy.version:
                 return False
             step = await self._step(db, rollout, copy, host)
-            await store_content(db, copy, sealed, now, who, source)
-            await state.save(db, step, now)
-            await db.run("add_outbox", *announcement(copy, "panic", step.changed, now), now)
+            await store_and_tell(self._core, db, copy, "panic", step.changed, who, source)
+            await state.save(db, step, self._core.now())
         return True
 
     async def _step(self, db: Change, rollout: Rollout, copy: Prepared, host: str | None) -> Step:

@@ -20,12 +20,11 @@ from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
-from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
-from aegisflux.services.orchestrator.snapshots import store_content
-from aegisflux.wire import envelope, policyfile
+from aegisflux.services.orchestrator.snapshots import store_and_tell
+from aegisflux.wire import policyfile
 
 EVERY: Final = 5.0
 SELF: Final = Who()
@@ -122,7 +121,6 @@ class Renewals:
 
     async def _renew(self, carried: Carried, part: Part, prepared: Prepared, words: str) -> Carried:
         now = self._core.now()
-        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
         async with self._core.store.change() as db:
             held = await load(db, carried.id, "lock_rollout")
             service, rollout = await state.load(db, part.service_id)
@@ -134,13 +132,12 @@ class Renewals:
             running = await state.running(db, service)
             running -= await guard.spared(self._core, db, running)
             await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
-            await store_content(db, prepared, sealed, now, SELF, None)
             lease_until = now + self._core.lease(prepared.ttl_seconds)
             others = await _others(db, rollout, part, prepared.mode)
             ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in others})
             step = rollouts.promote(ours, prepared.version, lease_until, running - others)
+            await store_and_tell(self._core, db, prepared, "renew", step.changed, SELF)
             await state.save(db, step, now)
-            await db.run("add_outbox", *announcement(prepared, "renew", step.changed, now), now)
             return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)
 
     async def _kept(

@@ -25,7 +25,6 @@ from aegisflux.domain.stages import (
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, metrics, places
 from aegisflux.services.orchestrator import state
-from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import (
     Carried,
     Done,
@@ -39,8 +38,8 @@ from aegisflux.services.orchestrator.carried import (
 from aegisflux.services.orchestrator.carrier import Carrier, Copies, Overtaken
 from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.prepare import Prepared
-from aegisflux.services.orchestrator.snapshots import store_content
-from aegisflux.wire import envelope, policyfile
+from aegisflux.services.orchestrator.snapshots import store_and_tell
+from aegisflux.wire import policyfile
 
 TRIES = 5
 HOUR = 3600
@@ -85,14 +84,14 @@ class Rollouts:
         }
         if dry_run:
             await self._check(self._core.store, plan, found, row)
-            carried = _drafted(0, plan, found, prepared, who, self._core.now())
+            carried = _drafted(plan, found, prepared, who, self._core.now())
             return Moved(rollout=carried, did=_said(step(carried.run, Begin(0.0))[1]), dry_run=True)
         now = self._core.now()
         async with self._core.store.change() as db:
             await self._check(db, plan, found, row)
-            carried = _drafted(0, plan, found, prepared, who, now)
+            carried = _drafted(plan, found, prepared, who, now)
             for part in carried.parts:
-                await self._store(db, part, prepared[part.service], now, who)
+                await self._store(db, part, prepared[part.service], who)
             parts = tuple([await _had(db, part) for part in carried.parts])
             carried = msgspec.structs.replace(carried, parts=parts)
             values = who.principal.name, "draft", built(carried.run), built(carried.parts)
@@ -215,13 +214,11 @@ class Rollouts:
             found += [str(one) for one in checked(wave, limits)]
         return found
 
-    async def _store(self, db: Change, part: Part, prepared: Prepared, now: int, who: Who) -> None:
+    async def _store(self, db: Change, part: Part, prepared: Prepared, who: Who) -> None:
         _, rollout = await state.load(db, part.service_id)
         if part.version <= rollout.latest:
             raise Conflict(f"{part.service}: version {part.version} was posted meanwhile: plan again")
-        sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
-        await store_content(db, prepared, sealed, now, who, None)
-        await db.run("add_outbox", *announcement(prepared, "post", part.hosts, now), now)
+        await store_and_tell(self._core, db, prepared, "post", part.hosts, who)
 
     async def _keep(self, db: Change, number: int, run: Run, who: Who, did: Sequence[str]) -> None:
         await db.run("put_rollout_run", number, run.stage, built(run))
@@ -253,9 +250,7 @@ def _place(run: Run) -> tuple[Stage, int, float, bool]:
     return run.stage, run.at, run.since, run.paused
 
 
-def _drafted(
-    number: int, plan: int, found: Plan, prepared: dict[str, Prepared], who: Who, now: int
-) -> Carried:
+def _drafted(plan: int, found: Plan, prepared: dict[str, Prepared], who: Who, now: int) -> Carried:
     parts = tuple(
         Part(
             service_id=one.snapshot.service_id,
@@ -271,7 +266,7 @@ def _drafted(
     )
     run = Run(plan=plan, canary=found.canary, waves=found.waves, gate=found.strategy.gate)
     return Carried(
-        id=number,
+        id=0,
         plan=plan,
         created_at=now,
         created_by=who.principal.name,

@@ -156,6 +156,17 @@ async def check_enrolled(db: Queries, targets: Sequence[str]) -> None:
         raise Invalid("target_host", "enrolled hosts", ", ".join(missing[:10]) + " is not enrolled")
 
 
+async def store_and_tell(
+    core: Core, db: Change, prepared: Prepared, action: str, hosts: tuple[str, ...], who: Who,
+    copy_of: int | None = None,
+) -> None:  # fmt: skip
+    """Sign and keep a prepared snapshot, and announce it by this action."""
+    now = core.now()
+    sealed = core.keys.seal(envelope.CONTENT, prepared.payload)
+    await store_content(db, prepared, sealed, now, who, copy_of)
+    await db.run("add_outbox", *announcement(prepared, action, hosts, now), now)
+
+
 async def store_content(
     db: Change, prepared: Prepared, sealed: envelope.Envelope, now: int, who: Who, copy_of: int | None
 ) -> None:
