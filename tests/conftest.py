@@ -2,15 +2,20 @@
 
 Scale: `scale("snapshots", 500)` is the number for each change; AEGISFLUX_SNAPSHOTS overrides it (nightly).
 Skips: where bpf(), a cgroup and a network namespace work, any skip fails.
+Lanes (pytest -n 2): files with tests of the kernel go one after the other on one worker, since they see each
+other's cgroups; each other file stays together, so that it starts its servers once.
 """
 
 import os
 import sys
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import hypothesis
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
@@ -65,6 +70,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker, ability in needed:
             if item.get_closest_marker(marker) and abilities[ability]:
                 item.add_marker(pytest.mark.skip(reason=f"{ability.lower()}: {abilities[ability]}"))
+
+
+@cache
+def _is_of_kernel(file: Path) -> bool:
+    return any(f"pytest.mark.{marker}" in file.read_text() for marker in ("bpf", "netns"))
+
+
+class Lanes(LoadScopeScheduling):
+    """Units of work: all files with tests of the kernel are one, each other file is one. The controller knows
+    only the names of tests, so the files are read.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::", 1)[0]
+        return "kernel" if _is_of_kernel(self.config.rootpath / file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Lanes:
+    return Lanes(config, log)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -179,3 +179,21 @@ def test_a_rollout_of_nothing_but_canaries_is_promoted_without_waves():
     run = replace(FRESH, canary=(("a",),), waves=(), stage="canary")
     after, commands = step(run, Ask(1.0, "promote", "ann"))
     assert (after.stage, commands) == ("promoted", (Keep(), Withdraw()))
+
+
+@pytest.mark.parametrize(("flows", "after"), [(150, 0), (300, 1)])
+def test_a_turn_passes_on_its_own_flows_not_on_those_of_the_turns_before(flows, after):
+    gate = replace(GATE, denied_budget=3, least_seconds=0)
+    run = replace(FRESH, stage="waves", gate=gate)
+    seen = Evidence(
+        heard=dict.fromkeys(FLEET, 1.0), in_force=frozenset(FLEET), flows=flows, denied=1, flows_in_all=5000
+    )
+    assert step(run, Look(1.0, seen))[0].at == after
+
+
+def test_a_budget_above_one_is_measured_against_the_flows_of_the_whole_rollout():
+    gate = replace(GATE, denied_budget=3)
+    run = replace(FRESH, stage="waves", gate=gate)
+    seen = Evidence(heard=dict.fromkeys(FLEET, 1.0), in_force=frozenset(FLEET), flows=10, denied=3)
+    assert step(run, Look(1.0, seen))[0].stage == "rolled_back"
+    assert step(run, Look(1.0, replace(seen, flows_in_all=5000)))[0].stage == "waves"

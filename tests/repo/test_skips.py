@@ -10,15 +10,18 @@ import pytest
 SKIPPING = (
     "import pytest\ndef test_a():\n    pytest.skip('no reason is good enough')\ndef test_b():\n    pass\n"
 )
+LIGHT = ("-p", "no:cacheprovider", "-p", "no:schemathesis")
 NAMES = ("BPF", "CGROUP", "NETNS", "USERNS")
 
 
-def run(repository: Path, place: Path, body: str, reason: str) -> subprocess.CompletedProcess[str]:
+def run(
+    repository: Path, place: Path, body: str, reason: str, *more: str
+) -> subprocess.CompletedProcess[str]:
     (place / "test_it.py").write_text(body)
     able = {f"AEGISFLUX_CAN_{name}": "0" if reason else "1" for name in NAMES}
     reasons = {f"AEGISFLUX_CAN_{name}_REASON": reason for name in NAMES}
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", "-p", "no:cacheprovider", place],
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.conftest", *LIGHT, *more, place],
         cwd=repository,
         env={**os.environ, **able, **reasons},
         capture_output=True,
@@ -33,6 +36,14 @@ def test_a_skip_fails_where_everything_can_run(repository: Path, tmp_path: Path)
     assert "number of skips: 1" in done.stdout
     assert "test_a: Skipped: no reason is good enough" in done.stdout
     assert "FAILED: this machine can run every test" in done.stdout
+
+
+@pytest.mark.parametrize("body", [SKIPPING, "import pytest\npytest.skip('no', allow_module_level=True)\n"])
+def test_a_skip_in_one_of_two_lanes_fails_too(repository: Path, tmp_path: Path, body: str) -> None:
+    (tmp_path / "test_other.py").write_text("def test_c(): ...\n")
+    done = run(repository, tmp_path, body, "", "-n", "2")
+    assert done.returncode == 1
+    assert "number of skips: 1" in done.stdout
 
 
 def test_a_skip_is_only_counted_elsewhere(repository: Path, tmp_path: Path) -> None:

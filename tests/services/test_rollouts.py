@@ -126,7 +126,7 @@ async def test_what_is_new_and_what_is_meant_to_be_cut_fail_nothing(fleet):
 
 @pytest.mark.parametrize("trouble", ["nack", "silence", "lie", "panic"])
 async def test_a_canary_host_in_trouble_gets_back_what_it_had(fleet, trouble):
-    gate = msgspec.structs.replace(GATE, silent_seconds=1.5)
+    gate = msgspec.structs.replace(GATE, silent_seconds=1.5, least_flows=40)
     await fleet.promoted(5432)
     rollout = await fleet.begun(5432, 443, gate=gate)
     canary = fleet.agents[fleet.hosts[0]]

@@ -125,6 +125,16 @@ class Staged:
             raise AssertionError(self.told(number)) from None
         return self.told(number)
 
+    def enforces(self, number: int) -> None:
+        """Wait until the hosts of the turn hold it; nothing is called, lest they see that it is used."""
+
+        def held() -> bool:
+            told = self.told(number)["rollout"]
+            fresh = told["looked_at"] > told["run"]["since"]
+            return fresh and told["looked"]["in_force"] == told["looked"]["hosts"]
+
+        until(held, 30, lambda: str(self.told(number)))
+
     def holds(self, host: str, port: int, word: str, seconds: float = 30) -> float:
         """Wait until the kernel of a host answers the call like this; seconds from now."""
         began = time.monotonic()

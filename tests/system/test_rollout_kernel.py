@@ -72,7 +72,8 @@ def test_a_harmful_canary_is_rolled_back_by_the_first_flow_that_it_cuts(staged):
     site.end_agent("alpha")
     site.start_agent("alpha")
     staged.move(number, "promote")
-    staged.holds("alpha", 7002, "EPERM")
+    staged.enforces(number)
+    assert staged.call("alpha", 7002) == "EPERM"
     took = staged.holds("alpha", 7002, "connected")
     told = staged.at(number, "rolled_back")
     assert "legitimate flows denied: expected at most 0" in told["rollout"]["run"]["reason"]

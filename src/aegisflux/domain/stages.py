@@ -12,7 +12,9 @@ Rules, in the order in which they are asked:
    own, not the fleet's, and nobody shall take enforcement off a fleet a year later by one refused call.
 3. A stage that fails takes itself back and says why. Where nothing was enforced yet there is nothing to take
    back: it is aborted.
-4. A stage passes on exposure and a sequential test, never on time alone; a paused one does not pass.
+4. A stage passes on exposure and a sequential test, never on time alone; a paused one does not pass. Each
+   turn is tested on its own flows, against everything that was denied: what was fine on the canary proves
+   nothing of a wave. It fails on the flows of the whole rollout, so that a budget above one means something.
 5. A verb that cannot be used is refused with what could be.
 
 `TABLE` has a row for each stage and kind of event.
@@ -93,7 +95,7 @@ class Evidence(Struct, frozen=True, kw_only=True):
 
     @property
     def judged(self) -> int:
-        """Flows that stand beside `denied` in the sequential test."""
+        """Flows that stand beside `denied` where the test may fail a stage."""
         return max(self.flows, self.flows_in_all, self.denied)
 
 
@@ -264,8 +266,8 @@ def missing(run: Run, look: Look) -> str:
     seen = look.now - max(run.since, evidence.began)
     if seen < gate.least_seconds:
         return f"{max(seen, 0.0):.0f} of {gate.least_seconds:.0f} s seen"
-    if verdict_of(evidence.judged, evidence.denied, gate) == "more":
-        return f"{evidence.denied} of {evidence.judged} flows denied says too little yet"
+    if verdict_of(max(evidence.flows, evidence.denied), evidence.denied, gate) != "pass":
+        return f"{evidence.denied} denied beside {evidence.flows} flows says too little yet"
     return ""
 
 

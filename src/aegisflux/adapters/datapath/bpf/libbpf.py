@@ -18,6 +18,7 @@ F_ALLOW_MULTI: Final = 1 << 1
 BPF_MAP_FREEZE, BPF_OBJ_GET_INFO_BY_FD, BPF_MAP_GET_FD_BY_ID, BPF_LINK_UPDATE = 22, 15, 14, 29
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 LOG_BYTES: Final = 16 << 20
+DEBUG: Final = 2  # LIBBPF_DEBUG
 
 
 class _Sized(ctypes.Structure):
@@ -78,7 +79,10 @@ def lib() -> ctypes.CDLL:
 _WORDS: list[str] = []
 
 
-def _keep(_level: int, form: bytes, args: int) -> int:
+def _keep(level: int, form: bytes, args: int) -> int:
+    """Warnings, and information. Of what is for debugging there are a thousand lines for each load."""
+    if level >= DEBUG:
+        return 0
     text = ctypes.create_string_buffer(LOG_BYTES)
     ctypes.CDLL(None).vsnprintf(text, len(text), form, c_void_p(args))
     _WORDS.append(text.value.decode(errors="replace").rstrip())
