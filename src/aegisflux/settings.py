@@ -53,7 +53,9 @@ class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     def limits(self) -> Limits:
         """As guardrails want them; raises Invalid by the name of the setting."""
-        labels = dict(_label(text) for text in self.never_block)
+        labels: dict[str, tuple[str, ...]] = {}
+        for name, value in map(_label, self.never_block):
+            labels[name] = (*labels.get(name, ()), value)
         return Limits(
             never_block=labels,
             most_of_fleet=self.most_of_fleet,

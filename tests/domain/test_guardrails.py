@@ -1,5 +1,6 @@
 """Each guardrail with one limit and one table; waves pass the shares whatever they are."""
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,6 +49,11 @@ def test_a_careful_wave_passes_all():
             {"hosts": frozenset(HOSTS[:3])},
             {"most_of_fleet": 1.0},
             "most_of_service: service web: expected at most 50% of its 4 hosts, got 3",
+        ),
+        (
+            {"hosts": frozenset({"h3", "h4"})},
+            {"never_block": {"role": ("db", "web")}},
+            "never_block: h3, h4: expected no host, got 2",
         ),
         ({"ttl_seconds": 700_000}, {}, "ttl: the lease: expected at most 604800 s, got 700000 s"),
         ({"changes_before": 20}, {}, "change_budget: changes: expected at most 20 an hour, got 21"),
@@ -144,3 +150,26 @@ def test_a_fleet_narrows_what_a_plan_asks_for_and_never_widens_it(asked):
     assert (found.never_block, found.windows) == ({"a": "b"}, (NOON,))
     assert found.ttl_seconds == min(asked.ttl_seconds, 50)
     assert within(asked, OPEN) == asked
+
+
+labels = st.dictionaries(
+    st.sampled_from(["env", "role"]),
+    st.sampled_from(["prod", "lab"])
+    | st.lists(st.sampled_from(["prod", "lab", "dc"]), max_size=3).map(tuple),
+)
+
+
+@given(labels, labels)
+def test_the_labels_of_a_plan_and_of_its_fleet_hold_both(asked, fleet):
+    one, other = Limits(never_block=asked), Limits(never_block=fleet)
+    found = within(one, other)
+    assert found.marks == one.marks | other.marks
+    assert within(found, other) == found
+    assert msgspec.convert(msgspec.to_builtins(found), Limits) == found
+    assert within(one, OPEN).never_block == asked
+
+
+def test_a_label_with_two_values_is_kept_as_both():
+    found = within(Limits(never_block={"env": "prod"}), Limits(never_block={"env": "lab"}))
+    assert found.never_block == {"env": ("prod", "lab")}
+    assert within(found, Limits(never_block={"env": "prod"})).never_block == found.never_block

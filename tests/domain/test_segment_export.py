@@ -4,13 +4,15 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aegisflux.domain.flow import Flow, Host
 from aegisflux.domain.net import parse_address
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace, compile_policy
-from aegisflux.domain.segment.export import policy_of, unsayable
+from aegisflux.domain.segment.export import policy_of, rule_name, unsayable
 from aegisflux.domain.segment.fleets import Plan, make
-from aegisflux.domain.segment.propose import Actor, Recorded, propose
+from aegisflux.domain.segment.propose import Actor, Group, Proposal, ProposedRule, Recorded, propose
 from aegisflux.domain.snapshot import ruleset
 from aegisflux.domain.verdict import judge
 from aegisflux.wire.policyfile import read, write
@@ -68,7 +70,7 @@ class Exported:
         group = {member: g.name for g in self.proposal.groups for member in g.members}
         ends = [group.get(str(self.actors[n]), "anyone") for n in (client, server)]
         ends = [
-            (end, "fleet") if n < self.fleet.hosts else (end,)
+            (end, "fleet") if n < self.fleet.hosts else (end, "anyone")
             for end, n in zip(ends, (client, server), strict=True)
         ]
         return any(
@@ -96,3 +98,55 @@ def test_both_ends_let_through_what_is_proposed_and_nothing_else(seed):
     expected = [one.proposed(*row) for row in governed]
     assert {True, False} <= set(expected)
     assert [one.lets(*row) for row in governed] == expected
+
+
+LONG = "a" * 60
+
+
+def proposed(*ways):
+    """A proposal of rules between services that run on one host each."""
+    names = sorted({end for way in ways for end in way})
+    rules = tuple(
+        ProposedRule(
+            client=client, server=server, proto=6, port=443, kind="learned", held="", clients=1, servers=1,
+            days=3, connections=1,
+        )
+        for client, server in ways
+    )  # fmt: skip
+    return Proposal(
+        groups=tuple(Group(name, (f"{name}@{name}-1",)) for name in names),
+        rules=rules, coverage=1, unseen=0, review=(), left_out={}, stability={}, segmentedness=0,
+        blast_radius={},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ((LONG, "db"), (LONG, "cache")),
+        (("db", LONG), ("db", LONG + "b"), ("db", LONG + "c")),
+        (("a-to-b", "c"), ("a", "b-to-c")),
+        (("a-to", "b"), ("a", "to-b")),
+        (("a-to-to", "b"), ("a", "to-to-b")),
+    ],
+)
+def test_no_two_rules_of_an_export_have_one_name(ways):
+    policy = policy_of(proposed(*ways))
+    assert len({rule.name for rule in policy.rules}) == len(ways)
+    assert [rule.name for rule in read(write(policy)).rules] == [rule.name for rule in policy.rules]
+
+
+def test_a_short_name_is_only_its_two_ends_and_a_long_one_keeps_its_beginning():
+    assert rule_name("web", "db") == "web-to-db"
+    assert rule_name(LONG, "db").startswith(LONG[:54] + "-")
+    assert len(rule_name(LONG, LONG)) == 63
+
+
+ENDS = st.lists(st.sampled_from(["a", "b", "-to", "-", "to", "-to-", "x" * 30]), min_size=1, max_size=5).map(
+    "".join
+)
+
+
+@given(st.sets(st.tuples(ENDS, ENDS), max_size=30))
+def test_names_of_rules_are_of_one_pair_each(ways):
+    assert len({rule_name(*way) for way in ways}) == len(ways)

@@ -115,6 +115,19 @@ def test_what_was_seen_too_seldom_is_counted():
     )
 
 
+@pytest.mark.parametrize(
+    ("seconds", "advice"),
+    [
+        (86_400, ()),
+        (86_399, ("a period of 86399 s stands for a day: only for demonstrations",)),
+        (10, ("a period of 10 s stands for a day: only for demonstrations",)),
+    ],
+)
+def test_a_period_shorter_than_a_day_is_said_first(seconds, advice):
+    assert propose(recorded(*SHOP), period_seconds=seconds).advice == advice
+    assert propose(recorded(*SHOP, days=range(2)), period_seconds=seconds).advice[:-1] == advice
+
+
 @settings(max_examples=5, deadline=None)
 @given(st.integers(0, 1000))
 def test_the_same_flows_in_another_order_are_the_same_proposal(seed):

@@ -97,3 +97,17 @@ def test_a_window_that_is_too_large_is_refused(monkeypatch):
     monkeypatch.setattr(module, "MOST_RECORDS", 3)
     with pytest.raises(OverLimit, match="flow_records: at most 3, got 4"):
         recorded(ROWS)
+
+
+def test_where_two_hosts_talked_is_kept_in_one_order_and_bounded():
+    def ways(*pairs):
+        recorder = Recorder()
+        recorder.add(ROWS)
+        recorder.at({"host_id": "w1", "peer_host": "d1", "local": one, "peer": other} for one, other in pairs)
+        return recorder.recorded()
+
+    two = (("10.0.0.1", "10.0.1.1"), ("fd00::1", "fd00::2"))
+    assert ways(*reversed(two)).between == {("w1", "d1"): two}
+    assert digest_of(ways(*two)) == digest_of(ways(*reversed(two))) != digest_of(ways())
+    many = ways(*(("10.0.0.1", f"10.0.1.{n}") for n in range(200)))
+    assert len(many.between["w1", "d1"]) == module.MOST_WAYS

@@ -19,6 +19,7 @@ from aegisflux.domain.manifest import Ack, ServiceReport
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.rollout import StaleVersion
 from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.services.orchestrator.views import Asked
 from aegisflux.wire import envelope, subjects
 
@@ -447,3 +448,23 @@ async def test_the_audit_log_tells_of_tampering(plane):
 async def test_a_service_is_not_named_as_policies_name_everybody(plane, name):
     with pytest.raises(Invalid, match="means something in policies"):
         await plane.orchestrator.registry.put(None, name, [], {}, WHO)
+
+
+async def test_who_suspects_a_host_is_told_until_each_of_them_trusts_it(plane):
+    await plane.agent("odd-1")
+    hosts = plane.orchestrator.hosts
+
+    async def said(suspicious, detail="", finding="", host="odd-1"):
+        await hosts.suspicions.say(
+            host, Suspicion(suspicious=suspicious, detail=detail, finding=finding), WHO
+        )
+        return (await hosts.one("odd-1")).suspicious
+
+    name = WHO.principal.name
+    assert await said(True, "it beacons") == (f"{name}: it beacons",)
+    assert await said(True, "it still does") == (f"{name}: it still does",)
+    assert await said(True, finding="f-1") == (f"{name}: it still does", "finding f-1")
+    assert await said(False) == ("finding f-1",)
+    assert await said(False, finding="f-1") == ()
+    with pytest.raises(NotFound, match="host nobody was never enrolled"):
+        await said(True, host="nobody")

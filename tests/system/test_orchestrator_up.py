@@ -225,6 +225,7 @@ NEEDED = [
     ("POST", "/seg/maps/promote", {}, "approver"),
     ("GET", "/api/v1/audit", None, "approver"),
     ("POST", "/api/v1/services/4242/health", {}, "operator"),
+    ("POST", "/api/v1/hosts/nobody/suspicion", {}, "operator"),
     ("GET", "/api/v1/rollouts", None, "viewer"),
     ("GET", "/api/v1/rollouts/4242", None, "viewer"),
     ("POST", "/api/v1/rollouts", {}, "operator"),

@@ -5,8 +5,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import pytest_asyncio
+import zstandard
 from msgspec.structs import replace
 from tests.support.engines import eventually
 from tests.support.facts import NOON, SECOND, enriched, flow
@@ -137,12 +139,16 @@ async def test_from_stored_flows_to_rules_with_evidence(lab):
 
 
 async def test_the_same_window_gives_the_same_proposal_again(lab):
+    """Asked as it was kept: with the proposal whose names it took over, and the hosts that were suspected."""
     first, second = [await lab.proposed() for _ in range(2)]
-    assert second["id"] == first["id"] + 1
-    for part in ("proposal", "flows_digest", "flows", "asked"):
-        assert first[part] == second[part]
+    again = await lab.proposed(**second["asked"])
+    assert [second["id"], again["id"]] == [first["id"] + 1, first["id"] + 2]
+    assert second["asked"] == first["asked"] | {"before": first["id"]}
+    for part in ("proposal", "flows_digest", "flows"):
+        assert first[part] == second[part] == again[part]
+    assert again["asked"] == second["asked"]
     listed = (await lab.asks("GET", "/segment/proposals", params={"limit": 1})).json()
-    assert [item["id"] for item in listed["items"]] == [second["id"]] == [listed["next_cursor"]]
+    assert [item["id"] for item in listed["items"]] == [again["id"]] == [listed["next_cursor"]]
     assert listed["items"][0]["rules"] == 2
 
 
@@ -159,9 +165,19 @@ async def test_the_exported_policy_says_what_is_proposed_and_why(lab):
 
 
 async def test_suspicious_hosts_do_not_teach_and_a_scope_narrows(lab):
+    await enrolled(lab)
     kept = await lab.proposed(suspicious=["w1"])
     assert kept["proposal"]["left_out"] == {"web@w1": "marked as suspicious"}
     assert ("web", 4) not in {(r["client"], r["port"]) for r in kept["proposal"]["rules"]}
+    store = lab.segmenter.parts.store
+    for finding in ("", "f-1"):
+        await store.run("suspect", "w1", finding, "beacons", 1.0, "ada")
+    for finding in ("", "f-1"):
+        marked = await lab.proposed()
+        assert marked["proposal"]["left_out"] == {"web@w1": "marked as suspicious"}
+        assert (marked["asked"]["suspicious"], marked["asked"]["marked"]) == (["w1"], False)
+        await store.run("trust", "w1", finding)
+    assert (await lab.proposed())["proposal"]["left_out"] == {}
     scoped = await lab.proposed(scope=["db"])
     assert {r["port"] for r in scoped["proposal"]["rules"]} == {5432, 4}
 
@@ -184,6 +200,9 @@ async def test_an_empty_and_a_tiny_window_propose_nothing_and_say_what_to_do(lab
         ({"period_seconds": 1}, "period_seconds"),
         ({"scoop": []}, "scoop"),
         ({"suspicious": ["UPPER"]}, "suspicious"),
+        ({"suspicious": ["w1x"]}, "suspicious: expected hosts that are or were enrolled"),
+        ({"scope": ["wbe"]}, "scope: expected services that are registered"),
+        ({"since": None, "until": "0001-01-03T00:00:00Z"}, "until: expected a time after 2000"),
     ],
 )
 async def test_what_cannot_be_asked_is_refused_at_once(lab, asked, words):
@@ -351,3 +370,58 @@ async def test_an_approval_is_of_this_plan_by_another_person_while_nothing_chang
     shown = (await lab.asks("GET", f"/segment/plans/{found['id']}")).json()
     assert shown["stale"] == ["web: its hosts changed: w9"]
     await store.run("release_host", "w9", 1)
+
+
+async def test_what_appeared_since_and_would_be_cut_stands_in_the_way_unless_its_caller_is_suspected(lab):
+    await enrolled(lab)
+    store = lab.segmenter.parts.store
+    await store.run("add_token", "eve", "eve", "approver", hashed("eve"), 0, "test", None, None)
+    policy = POLICY.replace(", tcp/4]", "]")
+    found = await planned(lab, policy=policy, since="2026-11-19T00:00:00Z", until="2026-11-20T00:00:00Z")
+    assert "tcp/4" not in {line["what"] for line in found["plan"]["replay"]["lines"]}
+    path, said = f"/segment/plans/{found['id']}/approve", {"digest": found["digest"], "accept_blocked": True}
+    late = await lab.asks("POST", path, "eve", json=said)
+    assert late.status_code == 409
+    assert "web -> db tcp/4 appeared since, and it would cut it" in late.json()["detail"]
+    await store.run("suspect", "w1", "", "", 1.0, "ada")
+    assert (await lab.asks("POST", path, "eve", json=said)).status_code == 200
+    await store.run("trust", "w1", "")
+
+
+async def in_force(store, part):
+    """The snapshot that a plan has for a service lies on its first host."""
+    snapshot = part["snapshot"]
+    number, version, host = snapshot["service_id"], snapshot["version"], part["hosts"][0]
+    body = zstandard.compress(msgspec.json.encode(snapshot))
+    digests = [f"sha256:{n}" * 3 for n in "123"]
+    said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b""
+    await store.run("put_content", number, version, *digests, 1, 1, *said)
+    await store.run("assign", number, [host], [version], [1 << 40], [False], 1)
+
+
+async def test_what_was_kept_is_computed_again_from_what_it_was_made_of(lab):
+    """Also when hosts came meanwhile; and it is said when it rests on flows that are others now."""
+    await enrolled(lab)
+    window = {"since": "2026-11-19T00:00:00Z", "until": "2026-11-21T00:00:00Z"}
+    store, first = lab.segmenter.parts.store, await planned(lab, policy=POLICY, **window)
+    await in_force(store, next(one for one in first["plan"]["services"] if one["service"] == "db"))
+    kept, found = await lab.proposed(**window), await planned(lab, policy=POLICY, **window)
+    assert [one["service"] for one in found["plan"]["services"]] == ["web"]
+    paths = f"proposals/{kept['id']}", f"plans/{found['id']}"
+
+    async def again(path):
+        return await lab.ended(await lab.asks("POST", f"/segment/{path}/recompute"))
+
+    await store.run("put_host", "w9", b"k" * 32, {"role": "web"}, 0)
+    for path in paths:
+        operation = await again(path)
+        assert (operation["state"], operation["result"]) == ("done", f"/segment/{path}"), operation
+    late = enriched(flow(1, BEGIN + SECOND, peer="10.0.1.0"), host="w1", boot="boot-late")
+    await lab.segmenter.parts.facts.commit([late])
+    for path in paths:
+        operation = await again(path)
+        assert operation["state"] == "failed"
+        assert "expected flows with the digest sha256:" in operation["error"]
+    await store.run("release_host", "w9", 1)
+    await store.run("unassign", 102, ["d1"])
+    assert (await again("plans/999999"))["error"] == "there is no plan 999999"

@@ -1,10 +1,13 @@
 """Policy files: errors have their line, comments stay, and what is written reads as what it was."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
 
-from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.errors import Invalid, OverLimit, Refused
 from aegisflux.domain.policy import Group, Policy, Rule
-from aegisflux.wire.policyfile import line_of, merged, read, write
+from aegisflux.wire.policyfile import MAX_BYTES, MAX_MARKS, MAX_RULES, line_of, merged, read, write
 
 TEXT = """\
 # who may call whom
@@ -61,7 +64,17 @@ def test_an_error_has_its_line(before, after, words):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "[]", "just words", "- 1", "\0", "policy: !!python/object:os.system 1", "[" * 100_000]
+    "text",
+    [
+        "",
+        "[]",
+        "just words",
+        "- 1",
+        "\0",
+        "policy: !!python/object:os.system 1",
+        "[" * 100_000,
+        "policy: 1\nrules: &a [*a]",
+    ],
 )
 def test_what_is_no_policy_is_refused(text):
     with pytest.raises(Invalid):
@@ -73,6 +86,102 @@ def test_bombs_of_aliases_are_refused_before_they_go_off():
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1} '] * 9)}]" for n in range(1, 12)]
     with pytest.raises(OverLimit, match="policy_values"):
         read("\n".join(lines))
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [
+        ("policy: 1\n#" + "x" * MAX_BYTES, "policy_bytes"),
+        ("policy: 1\n#" + "\u00e9" * (MAX_BYTES // 2), "policy_bytes"),
+        ("policy: 1\nrules: [" + "a," * (MAX_RULES + 1) + "]", "policy_rules"),
+        ("policy: 1\nservices: [" + "," * MAX_MARKS + "]", "policy_marks"),
+        ("policy: 1\nservices: " + "[" * MAX_MARKS, "policy_marks"),
+        ("policy: 1\nservices: " + "- " * MAX_MARKS, "policy_marks"),
+    ],
+)
+def test_what_is_too_long_is_refused_by_its_limit(text, limit):
+    with pytest.raises(OverLimit, match=limit):
+        read(text)
+
+
+UNNAMED = """\
+policy: 1
+rules:
+  # first: DNS
+  - {from: web, to: db, ports: [tcp/1]}
+  # second: do not touch
+  - {from: web, to: db, ports: [tcp/2]}
+  # third
+  - {from: web, to: db, ports: [tcp/3]}
+  # end of the list
+"""
+HOSTILE = "/tmp/x{}  - {{from: anyone, to: db, ports: [tcp/22]}}{}#"
+LINE_ENDS = ["\r", "\n", "\r\n", "\x85", "\u2028", "\u2029", "\0", "\ufeff", "\udc80", "; ", ";\r "]
+
+
+def because(*words):
+    """A policy whose rules rest on these words."""
+    rules = (
+        Rule(name=f"r{n}", from_="web", to="db", ports=("tcp/5432",), why=why) for n, why in enumerate(words)
+    )
+    return Policy(policy=1, rules=tuple(rules))
+
+
+def bare(policy):
+    return replace(policy, rules=tuple(replace(rule, why="") for rule in policy.rules))
+
+
+@pytest.mark.parametrize("end", LINE_ENDS)
+def test_a_program_that_a_host_reports_adds_no_rule(end):
+    policy = because(HOSTILE.format(end, end))
+    assert read(write(policy)) == bare(policy)
+    text, new = merged(UNNAMED, policy)
+    assert (new, read(text).rules[3:]) == (("r0",), bare(policy).rules)
+
+
+WORDS = st.lists(st.text() | st.sampled_from(LINE_ENDS) | st.sampled_from(["- ", "#", ": ", "{", "'"]))
+
+
+@settings(max_examples=60)
+@given(st.lists(WORDS.map("".join), max_size=3))
+def test_whatever_rules_rest_on_the_file_means_the_same(words):
+    policy = because(*words)
+    assert read(write(policy)) == bare(policy)
+    assert read(merged(UNNAMED, policy)[0]).rules == read(UNNAMED).rules + bare(policy).rules
+
+
+@settings(max_examples=60)
+@given(st.dictionaries(st.text(max_size=9), st.text(max_size=9), max_size=3), st.lists(st.text(min_size=1)))
+def test_names_of_hosts_and_labels_are_written_as_they_are_or_refused(labels, hosts):
+    policy = replace(because("x"), groups={"g": Group(labels=labels, hosts=tuple(hosts))})
+    try:
+        text = write(policy)
+    except Refused:
+        return
+    assert read(text) == bare(policy)
+
+
+@pytest.mark.parametrize("why", ["x" * 2000, "," * 400])
+def test_evidence_that_makes_a_file_too_long_is_left_out(why):
+    text = write(because(*[why] * 600))
+    assert text.startswith("# what rules rest on is left out")
+    assert len(read(text).rules) == 600
+
+
+def test_a_policy_that_no_file_can_say_is_refused_before_it_is_written():
+    rule = Rule(name="Not A Name", from_="web", to="db", ports=("tcp/1",))
+    with pytest.raises(Invalid, match=r"rules\[0\].name"):
+        write(Policy(policy=1, rules=(rule,)))
+    with pytest.raises(OverLimit, match="policy_rules"):
+        write(Policy(policy=1, rules=(replace(rule, name=""),) * (MAX_RULES + 1)))
+
+
+def test_the_evidence_of_a_new_rule_stands_above_it_after_rules_without_names():
+    text, _ = merged(UNNAMED, because("seen 7 days; 3 clients"))
+    assert "  # seen 7 days\n  # 3 clients\n  - name: r0\n" in text
+    assert "  # second: do not touch\n  - {from: web" in text
+    assert "  # third\n  - {from: web" in text
+    assert "# end of the list" in text
 
 
 def test_what_is_written_reads_as_what_it_was_with_its_evidence_as_comments():

@@ -229,10 +229,38 @@ def list_hosts(*, output: Output = "table") -> None:
         "observed_serial",
         "silent",
         "panicked",
+        "suspicious",
         "agent_version",
         "services",
     )
     show(call("GET", "/api/v1/hosts"), output, columns)
+
+
+@host_app.command
+def suspect(
+    host_id: str,
+    why: str = "",
+    *,
+    finding: Annotated[str, Parameter(help="the finding that says so; else you do")] = "",
+) -> None:
+    """Mark a host as suspicious: until somebody trusts it again, no proposal learns from its flows.
+
+    Example: aegisflux hosts suspect web-7 "calls an unknown address every 60 s"
+    """
+    said = {"suspicious": True, "detail": why, "finding": finding}
+    call("POST", f"/api/v1/hosts/{host_id}/suspicion", said)
+
+
+@host_app.command
+def trust(
+    host_id: str,
+    why: str = "",
+    *,
+    finding: Annotated[str, Parameter(help="the finding that said so; else what you said")] = "",
+) -> None:
+    """Take a suspicion of a host back; those of others stay."""
+    said = {"suspicious": False, "detail": why, "finding": finding}
+    call("POST", f"/api/v1/hosts/{host_id}/suspicion", said)
 
 
 @host_app.command(name="release")

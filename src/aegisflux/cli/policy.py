@@ -1,14 +1,13 @@
 """`aegisflux policy`: who may call whom, as a file that is read, tried and compared before it does anything.
 
 Exit status: 0 all is well or the same, 1 it differs (or a test fails, or there is something to remark),
-2 the file, or a name in it, is wrong; 4 unavailable.
+2 an error: the file, or a name in it, is wrong, or what was asked is refused; 3 the token may not do it;
+4 unavailable.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from cyclopts import App, Parameter
@@ -16,8 +15,8 @@ from cyclopts import App, Parameter
 from aegisflux.cli import rollout
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.output import Output, columnar, say, show
-from aegisflux.cli.segment import Gates, gates, plan_told, planned
-from aegisflux.domain.errors import Forbidden, Refused
+from aegisflux.cli.plans import plan_told, text_of, wrong
+from aegisflux.cli.segment import Gates, gates, planned
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory, compile_policy
 
@@ -41,7 +40,7 @@ def validate(file: File, *, inventory: From = None, output: Output = "table") ->
     """
     from aegisflux.domain.policy_lint import lint
 
-    with _wrong(file):
+    with wrong(file):
         policy, places = read(file), _inventory(inventory)
         snapshots = compile_policy(policy, places)
         found = lint(policy, places)
@@ -53,14 +52,18 @@ def validate(file: File, *, inventory: From = None, output: Output = "table") ->
 
 @app.command(name="test")
 def run_tests(file: File, *, inventory: From = None, output: Output = "table") -> None:
-    """Run the tests of a policy against what it compiles to."""
+    """Run the tests of a policy against what it compiles to. They are of its rules: also a policy that only
+    observes is tested as if it blocked.
+    """
     from aegisflux.domain.policy_tests import outcome
 
-    with _wrong(file):
+    with wrong(file):
         policy, places = read(file), _inventory(inventory)
         found = outcome(policy, places, compile_policy(policy, places))
     show(list(msgspec.to_builtins(found.broken)), output, BROKEN)
     say(f"{file}: {found.tests - len(found.broken)} of {found.tests} tests hold")
+    if policy.mode == "observe":
+        say(f"{file}: its mode is observe: what its rules block is told of, and let through")
     sys.exit(1 if found.broken else 0)
 
 
@@ -68,21 +71,24 @@ def run_tests(file: File, *, inventory: From = None, output: Output = "table") -
 def diff(file: File, *, output: Output = "table") -> None:
     """Compare a policy with what is in force: initiations that get another verdict, each with one."""
     from aegisflux.domain import diff as diffs
-    from aegisflux.domain.plan import change_line
+    from aegisflux.domain.plan import change_line, settings_changed
     from aegisflux.domain.snapshot import from_builtins, ruleset
 
-    in_force = segmenter("GET", "/segment/in-force")
-    with _wrong(file):
+    rows, settings = list[dict[str, object]](), list[str]()
+    with wrong(file):
         policy, places = read(file), _inventory(None)
-        snapshots = compile_policy(policy, places)
-    rows = []
-    for name, snapshot in snapshots.items():
-        before = ruleset(from_builtins(in_force[name])) if name in in_force else None
-        changes = diffs.diff(before, ruleset(snapshot))
-        rows += [{"service": name} | msgspec.to_builtins(change_line(change)) for change in changes]
+        in_force = segmenter("GET", "/segment/in-force")
+        for name, snapshot in compile_policy(policy, places).items():
+            before = from_builtins(in_force[name]) if name in in_force else None
+            changes = diffs.diff(ruleset(before) if before else None, ruleset(snapshot))
+            settings += [f"{name}: {said}" for said in settings_changed(before, snapshot)]
+            rows += [{"service": name} | msgspec.to_builtins(change_line(change)) for change in changes]
     show(rows, output, CHANGES)
-    say(f"{file}: {len(rows)} changes" if rows else f"{file}: the same as what is in force")
-    sys.exit(1 if rows else 0)
+    for line in settings:
+        say(line)
+    differs = len(rows) + len(settings)
+    say(f"{file}: {differs} changes" if differs else f"{file}: the same as what is in force")
+    sys.exit(1 if differs else 0)
 
 
 @app.command
@@ -97,33 +103,26 @@ def apply(
     output: Output = "table",
 ) -> None:
     """Plan a policy and begin its rollout. Exit status 0: nothing changes, or it has begun; 1: it is planned,
-    and somebody has to approve it, or something has to be changed first.
+    and somebody has to approve it, or something has to be changed first; 2: the file, or a name in it, is
+    wrong, or the rollout is refused.
 
     Example: aegisflux policy apply policy.yaml -w
     """
-    with _wrong(file):
-        read(file)
-    strategy = {"canary_share": canary_share, "canary_hosts": canary, "gate": gates(gate)}
-    kept = planned({"policy": file.read_text(), "strategy": strategy})
+    from aegisflux.wire import policyfile
+
+    with wrong(file):
+        policyfile.read(text := text_of(file))
+        strategy = {"canary_share": canary_share, "canary_hosts": canary, "gate": gates(gate)}
+        kept = planned({"policy": text, "strategy": strategy})
     plan_told(kept, output)
-    plan, number = kept["plan"], kept["id"]
-    if not plan["services"]:
+    if not kept["plan"]["services"]:
         say(f"{file}: the same as what is in force")
         return
-    begin = f"aegisflux rollout begin {number}"
-    if dry_run:
-        say(f"nothing was begun: {begin}")
+    if why := _waits(kept, dry_run):
+        say(f"nothing was begun: {why}")
         sys.exit(1)
-    if plan["held"] or plan["broken_tests"]:
-        say("nothing was begun: see above what holds it")
-        sys.exit(1)
-    if plan["approval"]:
-        say(
-            f"nothing was begun: somebody else has to say aegisflux segment approve {number} "
-            f"--digest {kept['digest']}; then {begin}"
-        )
-        sys.exit(1)
-    rollout.begin(number, watch=watch, output=output)
+    with wrong(file):
+        rollout.begin(kept["id"], watch=watch, output=output)
 
 
 @app.command
@@ -138,22 +137,26 @@ def read(file: Path) -> Policy:
     """The policy of a file; raises a refusal with its line."""
     from aegisflux.wire import policyfile
 
-    return policyfile.read(file.read_text())
+    return policyfile.read(text_of(file))
+
+
+def _waits(kept: dict[str, Any], dry_run: bool) -> str:
+    """Why a plan is not begun at once; empty: it is."""
+    plan, number = kept["plan"], kept["id"]
+    begin = f"aegisflux rollout begin {number}"
+    if dry_run:
+        return begin
+    if plan["held"] or plan["broken_tests"]:
+        return "see above what holds it"
+    if plan["approval"]:
+        return (
+            f"somebody else has to look, aegisflux segment show --plan {number}, then "
+            f"aegisflux segment approve {number} --digest {kept['digest']}; then {begin}"
+        )
+    return ""
 
 
 def _inventory(file: Path | None) -> Inventory:
     if file is None:
         return msgspec.convert(segmenter("GET", "/segment/inventory"), Inventory)
     return msgspec.json.decode(file.read_bytes(), type=Inventory)
-
-
-@contextmanager
-def _wrong(file: Path) -> Iterator[None]:
-    """A file, or a name in it, that is wrong ends with 2, as compilers do."""
-    try:
-        yield
-    except Forbidden:
-        raise
-    except (Refused, msgspec.MsgspecError, UnicodeDecodeError) as error:
-        say(f"{file}: {error}")
-        sys.exit(2)

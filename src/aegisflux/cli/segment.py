@@ -11,12 +11,12 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
 from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
 
 Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
 PAUSE_SECONDS = 0.3
-MOST_SHOWN = 5
 RULES = ("from", "to", "what", "state", "evidence")
 RULES_WIDE = (*RULES, "confidence", "kind", "programs")
 PlanNumber = Annotated[int, Parameter(help="of a plan, as `segment plans` shows it")]
@@ -29,14 +29,13 @@ Gates = Annotated[
     ),
 ]
 PLANS = ("id", "created_at", "created_by", "proposal", "services", "would_block", "held", "approved_by")
-PLANNED = ("service", "version", "replaces", "mode", "changes", "canary", "hosts")
 CHANGES = ("service", "direction", "what", "before", "after", "witness", "cidrs", "more_cidrs")
-REPLAY = ("rule", "at", "direction", "records", "connections", "programs", "hosts", "reason")
 APPROVED = ("id", "digest", "approved_by", "approved_at", "accepted")
 LIST = ("id", "created_at", "created_by", "rules", "groups", "coverage", "flows")
 WAITING = {
     "few_days": "held: too few days",
     "one_client_few_days": "held: one client, too few days",
+    "few_outside": "held: few addresses outside, none came back",
     "wide_host": "held: only a host that calls far more than others",
 }
 
@@ -75,12 +74,46 @@ def list_(*, limit: int = 20, output: Output = "table") -> None:
 
 
 @app.command(name="show")
-def show_(number: Number, *, output: Output = "table") -> None:
-    """A proposal: its rules, with what they rest on, and what is held back and why.
+def show_(
+    number: Annotated[int | None, Parameter(help="of a proposal, as `segment list` shows it")] = None,
+    *,
+    plan: Annotated[int | None, Parameter(help="show this plan instead, as `segment plan` did")] = None,
+    output: Output = "table",
+) -> None:
+    """A proposal: its rules, with what they rest on, and what is held back and why. Or a kept plan: what it
+    changes, where first, what it would have cut, what holds it, who has to approve it, and its digest.
 
-    Example: aegisflux segment show 3 -o wide
+    Example: aegisflux segment show 3 -o wide; aegisflux segment show --plan 5
     """
-    _told(segmenter("GET", f"/segment/proposals/{number}"), output)
+    _one_of("show", number, plan)
+    if plan is not None:
+        plan_told(segmenter("GET", f"/segment/plans/{plan}"), output)
+    else:
+        _told(segmenter("GET", f"/segment/proposals/{number}"), output)
+
+
+@app.command
+def recompute(
+    number: Annotated[int | None, Parameter(help="of a proposal, as `segment list` shows it")] = None,
+    *,
+    plan: Annotated[int | None, Parameter(help="compute this plan again instead")] = None,
+) -> None:
+    """Compute a proposal or a plan once more from what it was made of. Exit status 0 when it is the same, 3
+    with the reason when it is not, or when what it rests on is gone.
+
+    Example: aegisflux segment recompute --plan 5
+    """
+    _one_of("recompute", number, plan)
+    path = f"/segment/plans/{plan}" if plan is not None else f"/segment/proposals/{number}"
+    finished(segmenter("POST", f"{path}/recompute"))
+    say("the same")
+
+
+def _one_of(verb: str, number: int | None, plan: int | None) -> None:
+    if (number is None) == (plan is None):
+        got = "neither" if number is None else "both"
+        say(f"segment {verb}: expected the number of a proposal, or --plan and that of a plan, got {got}")
+        sys.exit(2)
 
 
 @app.command
@@ -106,11 +139,12 @@ def export(
     if into is None:
         sys.stdout.write(policyfile.write(policy))
         return
-    text, new = policyfile.merged(into.read_text(), policy)
+    with wrong(into):
+        text, new = policyfile.merged(text_of(into), policy)
     if dry_run:
         sys.stdout.write(text)
     else:
-        into.write_text(text)
+        into.write_text(text, encoding="utf-8")
     say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))
 
 
@@ -126,18 +160,23 @@ def plan(
     gate: Gates = (),
     output: Output = "table",
 ) -> None:
-    """What a proposal or a policy would change, and what it would have cut. Changes nothing.
+    """What a proposal or a policy would change, and what it would have cut. Changes nothing; it is kept, and
+    `segment show --plan` shows it again. Exit status 2 where the file, or a name in it, is wrong.
 
     Example: aegisflux segment plan --proposal 3
     """
     asked = {
         "proposal": proposal,
-        "policy": policy.read_text() if policy else None,
         "since": moment(since),
         "until": moment(until),
         "strategy": {"canary_share": canary_share, "canary_hosts": canary, "gate": gates(gate)},
     }
-    plan_told(planned(asked), output)
+    if policy is None:
+        kept = planned(asked)
+    else:
+        with wrong(policy):
+            kept = planned(asked | {"policy": text_of(policy)})
+    plan_told(kept, output)
 
 
 def planned(asked: dict[str, Any]) -> dict[str, Any]:
@@ -177,7 +216,10 @@ def diff(number: PlanNumber, *, output: Output = "table") -> None:
     more = sum(service["more_changes"] for service in kept["plan"]["services"])
     if more:
         say(f"{more} changes more")
-    sys.exit(1 if rows else 0)
+    settings = settings_of(kept["plan"])
+    for line in settings:
+        say(line)
+    sys.exit(1 if rows or settings else 0)
 
 
 @app.command
@@ -185,96 +227,29 @@ def simulate(number: PlanNumber, *, output: Output = "table") -> None:
     """What a plan would have done to the recorded flows: which it would have blocked, how often, by which
     program, since when, and which rule is missing. Exit status 1 where there are some.
     """
-    replay = segmenter("GET", f"/segment/plans/{number}")["plan"]["replay"]
-    if columnar(output):
-        show(replay["lines"], output, REPLAY)
-        say(_replayed(replay))
-    else:
-        show(replay, output)
-    sys.exit(1 if replay["blocked"] else 0)
+    kept = segmenter("GET", f"/segment/plans/{number}")
+    replay_told(kept, output)
+    sys.exit(1 if kept["plan"]["replay"]["blocked"] else 0)
 
 
 @app.command
 def approve(
     number: PlanNumber,
     *,
-    digest: Annotated[str, Parameter(help="of the plan that was looked at, as `segment plan` shows it")],
+    digest: Annotated[str, Parameter(help="of the plan that was looked at: see `segment show --plan`")],
     accept_blocked: Annotated[
         bool,
         Parameter(negative="", help="what `segment simulate` shows is meant to be cut: it fails no rollout"),
     ] = False,
     output: Output = "table",
 ) -> None:
-    """Say yes to a plan that somebody else made."""
+    """Say yes to a plan that somebody else made, and that `segment show --plan` shows: its digest is there.
+
+    Example: aegisflux segment approve 5 --digest sha256:...
+    """
     asked = {"digest": digest, "accept_blocked": accept_blocked}
     found = segmenter("POST", f"/segment/plans/{number}/approve", asked)
     show({name: found[name] for name in APPROVED}, output, APPROVED)
-
-
-def plan_told(kept: dict[str, Any], output: str) -> None:
-    if not columnar(output):
-        show(kept, output)
-        return
-    plan = kept["plan"]
-    rows = [
-        {
-            "service": one["service"],
-            "version": one["snapshot"]["version"],
-            "replaces": one["replaces"],
-            "mode": one["snapshot"]["mode"],
-            "changes": len(one["changes"]) + one["more_changes"],
-            "canary": one["canary"],
-            "hosts": len(one["hosts"]),
-        }
-        for one in plan["services"]
-    ]
-    show(rows, output, PLANNED)
-    if output in PEOPLES:
-        for line in _plan_summary(kept, plan):
-            say(line)
-
-
-def _plan_summary(kept: dict[str, Any], plan: dict[str, Any]) -> Sequence[str]:
-    from msgspec import convert
-
-    from aegisflux.domain.policy_lint import Lint
-    from aegisflux.domain.policy_tests import Broken
-
-    lines = ["", f"plan {kept['id']}, digest {kept['digest']}"]
-    if plan["unchanged"]:
-        lines.append(f"  nothing changes for {', '.join(plan['unchanged'])}")
-    lines.append("  " + _replayed(plan["replay"]))
-    lines += [
-        f"    {one['records']}x {one['rule']} ({one['direction']} of {one['at']})"
-        for one in plan["replay"]["lines"][:MOST_SHOWN]
-    ]
-    lines += [f"  test fails: {convert(one, Broken)}" for one in plan["broken_tests"]]
-    lines += [f"  lint: {convert(one, Lint)}" for one in plan["lint"]]
-    lines += [f"  held by a guardrail: {text}" for text in plan["held"]]
-    lines += [f"  needs a second person: {text}" for text in plan["approval"]]
-    lines += [f"  stale: {text}" for text in kept["stale"]]
-    first = ", ".join(" ".join(hosts) for hosts in plan["canary"])
-    if first:
-        lines.append(f"  first on {first}, then on the others in {len(plan['waves'])} waves")
-    lines.append(f"more: aegisflux segment diff {kept['id']}; aegisflux segment simulate {kept['id']}")
-    return [*lines, *_next(kept)]
-
-
-def _next(kept: dict[str, Any]) -> list[str]:
-    """What to type next; nothing while something has to be changed first."""
-    plan, number = kept["plan"], kept["id"]
-    if plan["held"] or plan["broken_tests"] or kept["stale"] or not plan["services"]:
-        return []
-    begin = f"next: aegisflux rollout begin {number} -w"
-    if not plan["approval"] or kept["approved_by"]:
-        return [begin]
-    return [f"next, by somebody else: aegisflux segment approve {number} --digest {kept['digest']}", begin]
-
-
-def _replayed(replay: dict[str, Any]) -> str:
-    judged, blocked = replay["judged"], replay["blocked"]
-    words = f"{blocked} of {judged} recorded flows would have been blocked"
-    return words + (f"; {replay['unplaced']} could not be judged" if replay["unplaced"] else "")
 
 
 def finished(operation: dict[str, Any]) -> dict[str, Any]:

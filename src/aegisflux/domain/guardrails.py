@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from aegisflux.domain.errors import Invalid
 
 Share = Annotated[float, Meta(gt=0, le=1)]
+Labels = Mapping[str, str | tuple[str, ...]]
 MINUTES_A_DAY: Final = 1440
 SECONDS_A_DAY: Final = 86_400
 EPOCH_WEEKDAY: Final = 3  # 1 January 1970 was a Thursday; Monday is 0
@@ -49,17 +50,23 @@ def parse_window(text: str) -> MaintenanceWindow:
 
 
 class Limits(Struct, frozen=True, kw_only=True):
-    """The limits of a fleet. `never_block`: labels of hosts on which nothing is enforced, matched exactly.
+    """The limits of a fleet. `never_block`: labels of hosts on which nothing is enforced, matched exactly; of
+    one name one value, or several.
 
     windows: empty: at any time
     """
 
-    never_block: Mapping[str, str] = {}
+    never_block: Labels = {}
     most_of_fleet: Share = 0.25
     most_of_service: Share = 0.5
     ttl_seconds: int = 7 * SECONDS_A_DAY
     changes_an_hour: int = 20
     windows: tuple[MaintenanceWindow, ...] = ()
+
+    @property
+    def marks(self) -> frozenset[tuple[str, str]]:
+        """The labels of `never_block`, one by one."""
+        return frozenset((name, value) for name, of in self.never_block.items() for value in _values(of))
 
 
 OPEN: Final = Limits(most_of_fleet=1, most_of_service=1, ttl_seconds=1 << 40, changes_an_hour=1 << 40)
@@ -104,7 +111,7 @@ def never_block(wave: Wave, limits: Limits) -> Held | None:
     """No host that bears one of the labels is enforced upon."""
     if not wave.enforces:
         return None
-    forbidden = set(limits.never_block.items())
+    forbidden = limits.marks
     marked = sorted(host for host in wave.hosts if forbidden & set(wave.labels.get(host, {}).items()))
     return Held("never_block", "no host", f"{len(marked)}", ", ".join(marked)) if marked else None
 
@@ -170,9 +177,10 @@ GUARDRAILS: Final = (
 
 
 def within(asked: Limits, fleet: Limits) -> Limits:
-    """What a plan asks for, as far as the fleet lets it: of each limit the narrower one."""
+    """What a plan asks for, as far as the fleet lets it: of each limit the narrower one, of
+    labels all."""
     return Limits(
-        never_block={**asked.never_block, **fleet.never_block},
+        never_block=_both(asked.never_block, fleet.never_block),
         most_of_fleet=min(asked.most_of_fleet, fleet.most_of_fleet),
         most_of_service=min(asked.most_of_service, fleet.most_of_service),
         ttl_seconds=min(asked.ttl_seconds, fleet.ttl_seconds),
@@ -205,6 +213,20 @@ def waves(
         found.append(wave)
         taken = set(wave)
         left = [host for host in left if host not in taken]
+    return found
+
+
+def _values(of: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (of,) if isinstance(of, str) else of
+
+
+def _both(one: Labels, other: Labels) -> Labels:
+    """The labels of both; a name that both have gets the values of both."""
+    found = {**other, **one}
+    for name in one.keys() & other.keys():
+        own = _values(one[name])
+        more = tuple(value for value in _values(other[name]) if value not in own)
+        found[name] = (*own, *more) if more else one[name]
     return found
 
 

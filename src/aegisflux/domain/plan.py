@@ -14,9 +14,10 @@ from aegisflux.domain.diff import Change, diff
 from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
 from aegisflux.domain.net import PROTOCOL_NAMES
-from aegisflux.domain.policy import ANYONE, FLEET, Policy
+from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory, compile_policy
 from aegisflux.domain.policy_lint import Lint, Seen, lint
+from aegisflux.domain.policy_opened import opened
 from aegisflux.domain.policy_tests import Broken, outcome
 from aegisflux.domain.segment.propose import Recorded
 from aegisflux.domain.segment.replay import Replay, place_of, replay
@@ -25,6 +26,7 @@ from aegisflux.domain.stages import Gate
 
 MOST_CHANGES: Final = 500
 MOST_CIDRS: Final = 8
+SETTINGS: Final = ("mode", "on_expiry", "established", "ttl_seconds")
 Hosts = tuple[tuple[str, ...], ...]
 
 
@@ -57,7 +59,10 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
     """What happens to one service.
 
     replaces: the version in force, None: nothing is
+    changes: what becomes allowed that was blocked comes first; more_changes: how many are not named
     canary: the hosts that are first, of `hosts`
+    widens: whether any change, named or not, allows what was blocked
+    settings: what else changes, in words
     """
 
     service: str
@@ -67,6 +72,8 @@ class ServicePlan(Struct, frozen=True, kw_only=True):
     more_changes: int
     canary: tuple[str, ...]
     hosts: tuple[str, ...]
+    widens: bool = False
+    settings: tuple[str, ...] = ()
 
 
 class Plan(Struct, frozen=True, kw_only=True):
@@ -91,8 +98,8 @@ class Plan(Struct, frozen=True, kw_only=True):
 
     @property
     def widens(self) -> bool:
-        """Whether something becomes allowed that was blocked."""
-        return any(_widens(line) for service in self.services for line in service.changes)
+        """Whether something becomes allowed that was blocked; old plans say it by the changes they name."""
+        return any(one.widens or any(map(_widens, one.changes)) for one in self.services)
 
 
 def plan(
@@ -105,8 +112,8 @@ def plan(
     services, unchanged = [], []
     for name, snapshot in snapshots.items():
         before = in_force.get(name)
-        changes = diff(ruleset(before) if before else None, ruleset(snapshot))
-        if before is not None and not changes:
+        changes, settings = _changes(before, snapshot), settings_changed(before, snapshot)
+        if before is not None and not changes and not settings:
             unchanged.append(name)
             continue
         services.append(
@@ -114,14 +121,15 @@ def plan(
                 service=name,
                 snapshot=snapshot,
                 replaces=before.version if before else None,
-                changes=tuple(change_line(change) for change in changes[:MOST_CHANGES]),
+                changes=tuple(map(change_line, changes[:MOST_CHANGES])),
                 more_changes=max(0, len(changes) - MOST_CHANGES),
                 canary=_canary(name, inventory, channels, strategy),
                 hosts=inventory.services[name].hosts,
+                widens=any(map(_widens, changes)),
+                settings=settings,
             )
         )
     replayed = replay(recorded, snapshots, inventory)
-    widens = any(_widens(line) for service in services for line in service.changes)
     canary, rest = _waves(services, inventory, strategy.limits)
     held = _held(services, (*canary, *rest), inventory, policy, strategy.limits, author, now)
     return Plan(
@@ -134,7 +142,7 @@ def plan(
         waves=rest,
         guardrails=tuple(guardrail.__name__ for guardrail in GUARDRAILS),
         held=held,
-        approval=_approval(widens, replayed, policy, services),
+        approval=_approval(services, replayed, policy, inventory),
         strategy=strategy,
     )
 
@@ -187,8 +195,22 @@ def change_line(change: Change) -> ChangeLine:
     )
 
 
-def _widens(line: ChangeLine) -> bool:
-    return line.before == "blocked" and line.after != "blocked"
+def settings_changed(before: MapSnapshot | None, after: MapSnapshot) -> tuple[str, ...]:
+    """What changes beside verdicts, in words; of what replaces nothing, nothing."""
+    if before is None:
+        return ()
+    pairs = ((name, getattr(before, name), getattr(after, name)) for name in SETTINGS)
+    return tuple(f"{name} was {was}, becomes {is_}" for name, was, is_ in pairs if was != is_)
+
+
+def _changes(before: MapSnapshot | None, after: MapSnapshot) -> list[Change]:
+    """All of them; those that widen come first, so that none of them is cut while another is named."""
+    found = diff(ruleset(before) if before else None, ruleset(after))
+    return sorted(found, key=lambda change: not _widens(change))
+
+
+def _widens(change: Change | ChangeLine) -> bool:
+    return change.before == "blocked" and change.after != "blocked"
 
 
 def _channels(recorded: Recorded) -> Mapping[tuple[str, str], frozenset[tuple[bool, str, int, int]]]:
@@ -219,7 +241,7 @@ def _canary(
         if hosts and not chosen:
             raise Invalid("strategy.canary_hosts", f"a host of {service}", strategy.canary_hosts[0])
         return chosen
-    forbidden = set(strategy.limits.never_block.items())
+    forbidden = strategy.limits.marks
     left = [h for h in hosts if not forbidden & set(inventory.hosts[h].labels.items())] or hosts
     wanted, seen, found = max(1, int(strategy.canary_share * len(hosts))), set[object](), list[str]()
     while left and len(found) < wanted:
@@ -278,22 +300,12 @@ def _seen(recorded: Recorded, inventory: Inventory) -> set[Seen] | None:
     return {(client, server, proto, port) for client, server, proto, port in ways if client and server}
 
 
-def _opened(policy: Policy, services: Sequence[ServicePlan]) -> list[str]:
-    """Rules that open a service to everybody for the first time; somebody has to have looked at them: a
-    patient scanner looks like a bastion."""
-    first = {one.service for one in services if one.replaces is None}
-    return [
-        f"{rule.to} is open to {rule.from_} on {', '.join(rule.ports)}"
-        for rule in policy.rules
-        if rule.from_ in (ANYONE, FLEET) and rule.to in first
-    ]
-
-
 def _approval(
-    widens: bool, replayed: Replay, policy: Policy, services: Sequence[ServicePlan]
+    services: Sequence[ServicePlan], replayed: Replay, policy: Policy, inventory: Inventory
 ) -> tuple[str, ...]:
-    reasons = _opened(policy, services)
-    if widens:
+    first = frozenset(one.service for one in services if one.replaces is None)
+    reasons = list(opened(policy, inventory, first))
+    if any(one.widens for one in services):
         reasons.append("it allows what was blocked")
     if replayed.blocked and policy.mode == "enforce":
         reasons.append(f"it would have blocked {replayed.blocked} recorded flows")

@@ -22,7 +22,7 @@ from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
 
-MAX_RULES: Final = 10_000
+MAX_RULES: Final = 5_000
 MAX_GROUPS: Final = 10_000
 MAX_MEMBERS: Final = 10_000
 FLEET, ANYONE = "fleet", "anyone"

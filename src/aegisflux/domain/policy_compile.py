@@ -2,25 +2,34 @@
 
 A rule is said at both of its ends, so that neither has to trust the other: as an edge of each service that
 may call, and as an ingress rule of each that may be called. A snapshot is a whole service's: a rule whose end
-is hosts, labels or a CIDR is a service's only when it holds all its hosts; `partial` tells of the others.
+is hosts, labels or a CIDR is a service's only when it holds all its hosts; `partial` tells of the others. A
+host is at a CIDR when one of its addresses lies in it, in the family of that address: snapshots do not tell a
+host's own addresses apart.
+
+An allow that is left out lets less through; a deny that is left out would let more through than is written,
+so it is refused unless one of its ends says it whole.
 
 Two services on one host share its addresses: who lets one of them in lets in both (`shared`).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import product
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from aegisflux.domain.errors import Invalid, NotFound
-from aegisflux.domain.net import Address, Cidr, parse_address
-from aegisflux.domain.policy import ANYONE, FLEET, Policy, Port, cidr_of, ends_of, ports_of
+from aegisflux.domain.errors import Invalid, NotFound, OverLimit
+from aegisflux.domain.net import Address, Cidr, masked, parse_address
+from aegisflux.domain.policy import ANYONE, FLEET, Policy, Port, Rule, cidr_of, ends_of, ports_of
 from aegisflux.domain.segment.cidrs import all_but, covering
-from aegisflux.domain.snapshot import Deny, Edge, IngressRule, MapSnapshot, canonical
+from aegisflux.domain.snapshot import MAX_ENTRIES, Deny, Edge, IngressRule, MapSnapshot, canonical
+from aegisflux.domain.spans import FAMILIES, Spans
 
 FIRST_VERSION: Final = 1
+Way = Literal["egress", "ingress"]
 
 
 class HostPlace(Struct, frozen=True):
@@ -67,7 +76,7 @@ class Places:
         self._policy, self._inventory = policy, inventory
         self._known: dict[str, Place] = {}
         self._prefixes: dict[str, tuple[Cidr, ...]] = {}
-        self._held: dict[str, frozenset[str]] = {}
+        self._reached: dict[str, Mapping[str, frozenset[int]]] = {}
         for name in policy.groups:
             if name in inventory.services:
                 raise Invalid(f"groups.{name}", "a name that no registered service has", name)
@@ -93,32 +102,76 @@ class Places:
 
     def held(self, end: str, path: str) -> frozenset[str]:
         """The services of which the end holds every host; of a service's name that service alone."""
-        found = self._held.get(end)
+        return frozenset(self.reached(end, path))
+
+    def reached(self, end: str, path: str) -> Mapping[str, frozenset[int]]:
+        """The families of addresses in which the end holds each of those services."""
+        found = self._reached.get(end)
         if found is None:
-            found = self._held[end] = frozenset(self._services(end, path, all))
+            found = self._reached[end] = self._whole(end, path)
         return found
 
     def touched(self, end: str, path: str) -> frozenset[str]:
         """The services of which the end holds some host."""
-        return frozenset(self._services(end, path, any))
-
-    def _services(self, end: str, path: str, which: Callable[[Iterable[bool]], bool]) -> Iterator[str]:
-        place = self.of(end, path)
         if end in self._inventory.services:
-            yield end
-            return
-        inside = {host for host in self._inventory.hosts if self._inside(place, host)}
-        for name, service in self._inventory.services.items():
-            if service.hosts and which(host in inside for host in service.hosts):
-                yield name
+            return frozenset({end})
+        return frozenset(service for host in self._inside(self.of(end, path)) for service in self._on[host])
 
-    def _inside(self, place: Place, host: str) -> bool:
-        if place.unregistered:
-            return False
-        if host in place.hosts:
+    def nobody(self, end: str, path: str) -> bool:
+        """Whether no host and no address is at the end."""
+        place = self.of(end, path)
+        return not (place.hosts or place.cidrs or place.anyone)
+
+    def beside(self, end: str, path: str, services: Set[str], held: Set[str]) -> bool:
+        """Whether something is at the end that is none of these services, or one that is not held."""
+        place = self.of(end, path)
+        if end in self._inventory.services or self.nobody(end, path):
+            return end not in held and not self.nobody(end, path)
+        if place.anyone or place.unregistered:
             return True
-        own = self._inventory.addresses((host,)) if place.cidrs else ()
-        return bool(own) and all(any(cidr.covers(a) for cidr in place.cidrs) for a in own)
+        on = {host: self._on[host] & services for host in self._inside(place)}
+        at = {host for host, own in on.items() if own and own <= held}
+        known = Spans(masked(*address, address.bits) for address in self._inventory.addresses(at))
+        return not place.hosts <= at or not known.holds(Spans(place.cidrs))
+
+    def _whole(self, end: str, path: str) -> dict[str, frozenset[int]]:
+        if end in self._inventory.services:
+            return {end: frozenset(FAMILIES)}
+        inside = self._inside(self.of(end, path))
+        count = Counter(service for host in inside for service in self._on[host])
+        services = ((name, set(self._inventory.services[name].hosts)) for name in count)
+        return {
+            name: frozenset[int]().union(*(inside[host] for host in hosts))
+            for name, hosts in services
+            if count[name] == len(hosts)
+        }
+
+    def _inside(self, place: Place) -> Mapping[str, Collection[int]]:
+        """The hosts at a place, with the families in which they are there."""
+        if place.unregistered:
+            return {}
+        found: dict[str, set[int]] = {host: set(FAMILIES) for host in place.hosts}
+        for cidr in place.cidrs:
+            first = bisect_left(self._at, ((cidr.family, cidr.value), ""))
+            last = bisect_left(self._at, ((cidr.family, cidr.last + 1), ""))
+            for _, host in self._at[first:last]:
+                found.setdefault(host, set()).add(cidr.family)
+        return found
+
+    @cached_property
+    def _at(self) -> list[tuple[tuple[int, int], str]]:
+        """(address, host), by address."""
+        hosts = self._inventory.hosts
+        return sorted((a[:2], host) for host in hosts for a in self._inventory.addresses((host,)))
+
+    @cached_property
+    def _on(self) -> Mapping[str, Set[str]]:
+        """The services of each host."""
+        found: dict[str, set[str]] = defaultdict(set)
+        for name, service in self._inventory.services.items():
+            for host in service.hosts:
+                found[host].add(name)
+        return found
 
     def _covered(self, place: Place) -> tuple[Cidr, ...]:
         if place.anyone:
@@ -178,41 +231,99 @@ def governed(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
 
 
 class _Entries:
-    """What a service's snapshot is made of."""
+    """What a service's snapshot is made of; never more than a snapshot may have."""
 
-    def __init__(self) -> None:
-        self.edges: list[Edge] = []
-        self.ingress: list[IngressRule] = []
-        self.deny: list[Deny] = []
+    def __init__(self, service: str) -> None:
+        self._service = service
+        self._rows: set[tuple[str, Way, Cidr, Port]] = set()
+        self._said: set[tuple[str, Way, str, Port, frozenset[int]]] = set()
 
-    def add(self, action: str, direction: Literal["egress", "ingress"], cidr: str, port: Port) -> None:
-        if action == "deny":
-            self.deny.append(Deny(cidr, *port, direction))
-        elif direction == "egress":
-            self.edges.append(Edge(cidr, *port))
-        else:
-            self.ingress.append(IngressRule(cidr, *port))
+    def say(
+        self, action: str, way: Way, ends: Sequence[str], ports: Collection[Port],
+        families: frozenset[int], places: Places, path: str,
+    ) -> None:  # fmt: skip
+        """These peers by these ports; raises OverLimit by the path of the rule."""
+        for end, port in product(ends, ports):
+            said = action, way, end, port, families
+            if said in self._said:
+                continue
+            self._said.add(said)
+            cidrs = places.prefixes(end, path)
+            self._rows.update((action, way, cidr, port) for cidr in cidrs if cidr.family in families)
+            if len(self._rows) > MAX_ENTRIES:
+                needed = max(len(self._rows), len(cidrs) * len(ports))
+                what = (
+                    f"{path}: {way} of {self._service}, by {end}: name fewer or wider CIDRs, or fewer ports"
+                )
+                raise OverLimit("entries", MAX_ENTRIES, needed, what)
+
+    def edges(self) -> tuple[Edge, ...]:
+        return tuple(Edge(str(c), *port) for does, way, c, port in self._rows if (does, way) == EDGE)
+
+    def ingress(self) -> tuple[IngressRule, ...]:
+        return tuple(
+            IngressRule(str(c), *port) for does, way, c, port in self._rows if (does, way) == INGRESS
+        )
+
+    def deny(self) -> tuple[Deny, ...]:
+        return tuple(Deny(str(c), *port, way) for does, way, c, port in self._rows if does == "deny")
+
+
+EDGE: Final = ("allow", "egress")
+INGRESS: Final = ("allow", "ingress")
 
 
 def compile_policy(policy: Policy, inventory: Inventory) -> dict[str, MapSnapshot]:
-    """The canonical snapshot of each governed service, by name; raises NotFound or Invalid by the path of the
-    rule. The same policy and inventory give the same snapshots."""
+    """The canonical snapshot of each governed service, by name; raises NotFound, Invalid or OverLimit by the
+    path of the rule. The same policy and inventory give the same snapshots."""
     places = Places(policy, inventory)
-    found = {name: _Entries() for name in governed(policy, inventory)}
+    found = {name: _Entries(name) for name in governed(policy, inventory)}
     for n, rule in enumerate(policy.rules):
         path = f"rules[{n}]"
-        ports = ports_of(rule, path)
+        ports = tuple(dict.fromkeys(ports_of(rule, path)))
         clients, servers = ends_of(rule.from_), ends_of(rule.to)
-        sides: tuple[tuple[Literal["egress", "ingress"], tuple[str, ...], tuple[str, ...]], ...] = (
+        if rule.action == "deny":
+            _check_deny(rule, path, places, found.keys())
+        sides: tuple[tuple[Way, tuple[str, ...], tuple[str, ...]], ...] = (
             ("egress", clients, servers),
             ("ingress", servers, clients),
         )
-        for direction, own, peers in sides:
-            cidrs = [str(cidr) for end in peers for cidr in places.prefixes(end, path)]
-            for name in frozenset().union(*(places.held(end, path) for end in own)) & found.keys():
-                for cidr, port in product(cidrs, ports):
-                    found[name].add(rule.action, direction, cidr, port)
+        for way, own, peers in sides:
+            for name, families in sorted(reached(own, path, places).items()):
+                if name in found:
+                    found[name].say(rule.action, way, peers, ports, families, places, path)
     return {name: _snapshot(policy, inventory.services[name], entries) for name, entries in found.items()}
+
+
+def reached(ends: Iterable[str], path: str, places: Places) -> dict[str, frozenset[int]]:
+    """The services that are held by one of the ends, in the families of all."""
+    found: dict[str, frozenset[int]] = {}
+    for end in ends:
+        for name, families in places.reached(end, path).items():
+            found[name] = found.get(name, frozenset()) | families
+    return found
+
+
+def _check_deny(rule: Rule, path: str, places: Places, services: Set[str]) -> None:
+    """Raises Invalid for a deny that would compile to less than it says: a governed service that is in part
+    at one of its ends needs nothing but whole ones at the other, for they have to refuse it."""
+    clients, servers = ends_of(rule.from_), ends_of(rule.to)
+    if any(all(places.nobody(end, path) for end in ends) for ends in (clients, servers)):
+        return
+    callers, called = (reached(ends, path, places).keys() & services for ends in (clients, servers))
+    name = f"{rule.name}: " if rule.name else ""
+    said = f"{name}{', '.join(clients)} -> {', '.join(servers)}"
+    for own, held, others, whole in (
+        (clients, callers, servers, called),
+        (servers, called, clients, callers),
+    ):
+        in_part = ((end, part) for end in own for part in places.touched(end, path) & services - held)
+        end, part = min(in_part, default=("", ""))
+        if part and any(places.beside(other, path, services, whole) for other in others):
+            what = f"name {part}, or make a service of those hosts"
+            raise Invalid(path, f"all of {part} for a deny, not the part that is {end}: {what}", said)
+    if not callers and not called:
+        raise Invalid(path, "a deny with a governed service at one end: name one, or take it out", said)
 
 
 def _snapshot(policy: Policy, place: ServicePlace, entries: _Entries) -> MapSnapshot:
@@ -221,9 +332,9 @@ def _snapshot(policy: Policy, place: ServicePlace, entries: _Entries) -> MapSnap
             version=place.version,
             service_id=place.id,
             ttl_seconds=policy.ttl_seconds,
-            edges=tuple(entries.edges),
-            ingress=tuple(entries.ingress),
-            deny=tuple(entries.deny),
+            edges=entries.edges(),
+            ingress=entries.ingress(),
+            deny=entries.deny(),
             mode=policy.mode,
             on_expiry=policy.on_expiry,
             established=policy.established,

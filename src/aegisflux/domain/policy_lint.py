@@ -3,16 +3,19 @@
 Rules are compared two by two: a rule that only several others together make needless is not found.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence, Set
+from functools import reduce
+from itertools import islice
+from operator import or_
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from aegisflux.domain.net import Address, Cidr
+from aegisflux.domain.net import TCP, UDP, Address, Cidr
 from aegisflux.domain.policy import (
     ANYONE,
     FLEET,
-    NUMBERS,
     Policy,
     Port,
     Rule,
@@ -21,10 +24,12 @@ from aegisflux.domain.policy import (
     label_of,
     ports_of,
 )
-from aegisflux.domain.policy_compile import Inventory, Places, partial, shared
-from aegisflux.domain.spans import Spans
+from aegisflux.domain.policy_compile import Inventory, Places, governed, partial, reached, shared
+from aegisflux.domain.policy_ranges import Ranges, holders, numbers
+from aegisflux.domain.snapshot import Proto
 
 WIDE: Final = {4: 16, 6: 48}  # prefixes shorter than these are called too broad
+NAMES: Final[dict[int, Proto]] = {TCP: "tcp", UDP: "udp"}
 MOST_COMPARED: Final = 2_000
 MOST_SEEN: Final = 1_000_000
 
@@ -44,37 +49,74 @@ class Lint(Struct, frozen=True):
         return f"{self.kind}: {self.about}: {self.detail}; {self.advice}"
 
 
+Held = frozenset[tuple[str, int]]  # governed services, each in a family of addresses
+
+
 class _Reach(NamedTuple):
-    """A rule as sets."""
+    """A rule as sets; `callers` and `called`: the services that it is said of at either end."""
 
     name: str
     rule: Rule
-    clients: Spans
-    servers: Spans
-    ports: tuple[Port, ...]
+    clients: Ranges
+    servers: Ranges
+    callers: Held
+    called: Held
+    ports: frozenset[Port]
 
     def within(self, other: "_Reach") -> bool:
-        """Whether the other rule says all of it."""
+        """Whether the other rule holds all of its flows."""
         return (
-            all(any(_opens(wide, port) for wide in other.ports) for port in self.ports)
+            not any(other.ports.isdisjoint(_wider(port)) for port in self.ports)
             and other.clients.holds(self.clients)
             and other.servers.holds(self.servers)
         )
 
-    def hit(self, seen: Seen) -> bool:
-        client, server, proto, port = seen
-        return (
-            any(proto in NUMBERS[p.proto] and p.port in (0, port) for p in self.ports)
-            and self.clients.has(client)
-            and self.servers.has(server)
-        )
+    def repeats(self, other: "_Reach") -> bool:
+        """Whether the other rule says all of it, of each service of which it is said."""
+        return self.within(other) and self.callers <= other.callers and self.called <= other.called
+
+    def beaten(self, deny: "_Reach") -> bool:
+        """Whether a deny beats all of it at one of its ends."""
+        if not self.callers and not self.called:
+            return self.within(deny)
+        ends = (self.callers, deny.callers), (self.called, deny.called)
+        return self.within(deny) and any(own and own <= theirs for own, theirs in ends)
+
+
+class _Holders:
+    """Which rules open a port, or hold an address: rule n is bit n."""
+
+    def __init__(
+        self, reaches: Sequence[_Reach], clients: Iterable[Address], servers: Iterable[Address]
+    ) -> None:
+        self._ports: dict[Port, int] = defaultdict(int)
+        for n, one in enumerate(reaches):
+            for port in one.ports:
+                self._ports[port] |= 1 << n
+        callers, called = _sides(reaches)
+        self.clients, self.servers = holders(callers, clients), holders(called, servers)
+
+    def opening(self, port: Port) -> int:
+        """The rules that open all of it."""
+        return reduce(or_, (self._ports.get(wide, 0) for wide in _wider(port)))
+
+    def around(self, one: _Reach) -> int:
+        """The rules that may hold all of its flows, and no rule less: they hold its ports, and the corners of
+        its addresses."""
+        found = -1
+        for port in one.ports:
+            found &= self.opening(port)
+        for held, addresses in ((self.clients, one.clients), (self.servers, one.servers)):
+            for corner in addresses.corners():
+                found &= held[corner]
+        return found
 
 
 def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = None) -> tuple[Lint, ...]:
     """All remarks, in the order of the rules. `seen`: flows that were recorded (at most `MOST_SEEN` are
     looked at); without them nothing is said to be never hit."""
     places = Places(policy, inventory)
-    reaches = [_reach(places, rule, n) for n, rule in enumerate(policy.rules)]
+    reaches = _reaches(policy, places, frozenset(governed(policy, inventory)))
     found = [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
     if seen is not None:
         found += _never_hit(reaches, seen)
@@ -95,41 +137,63 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
     return (*found, *_unused(policy))
 
 
-def _reach(places: Places, rule: Rule, number: int) -> _Reach:
-    path = f"rules[{number}]"
+def _reaches(policy: Policy, places: Places, services: Set[str]) -> list[_Reach]:
+    known: dict[tuple[str, ...], tuple[Ranges, Held]] = {}
 
-    def spans(ends: Sequence[str]) -> Spans:
-        return Spans(cidr for end in ends for cidr in places.prefixes(end, path))
+    def end(ends: tuple[str, ...], path: str) -> tuple[Ranges, Held]:
+        if ends not in known:
+            held = reached(ends, path, places)
+            ways = ((name, family) for name in held.keys() & services for family in held[name])
+            spans = Ranges(cidr for one in ends for cidr in places.prefixes(one, path))
+            known[ends] = spans, frozenset(ways)
+        return known[ends]
 
-    clients, servers = spans(ends_of(rule.from_)), spans(ends_of(rule.to))
-    return _Reach(label_of(rule, number), rule, clients, servers, ports_of(rule, path))
+    found = []
+    for n, rule in enumerate(policy.rules):
+        path = f"rules[{n}]"
+        (clients, callers), (servers, called) = (end(ends_of(ends), path) for ends in (rule.from_, rule.to))
+        ports = frozenset(ports_of(rule, path))
+        found.append(_Reach(label_of(rule, n), rule, clients, servers, callers, called, ports))
+    return found
 
 
 def _covered(reaches: Sequence[_Reach]) -> Iterator[Lint]:
+    clients, servers = ([a for s in sets for a in s.corners()] for sets in _sides(reaches))
+    rules = _Holders(reaches, clients, servers)
+    denies = sum(1 << n for n, one in enumerate(reaches) if one.rule.action == "deny")
+    every = (1 << len(reaches)) - 1
     for n, one in enumerate(reaches):
-        for m, other in enumerate(reaches):
-            if n == m or not one.within(other) or _first_of_twins(n, m, one, other):
-                continue
-            if other.rule.action == one.rule.action:
-                yield Lint("redundant", one.name, f"{other.name} says all of it", "take one of them out")
-                break
-            if other.rule.action == "deny":
-                yield Lint(
-                    "shadowed", one.name, f"{other.name} denies all of it", "take it out, or narrow the deny"
-                )
-                break
+        others = rules.around(one) & ~(1 << n) & (denies if one.rule.action == "deny" else every)
+        remarks = (_remark(one, reaches[m], n < m) for m in numbers(others))
+        yield from islice(filter(None, remarks), 1)
 
 
-def _first_of_twins(n: int, m: int, one: _Reach, other: _Reach) -> bool:
-    """Of two rules that say the same, the first is none too many."""
-    return m > n and one.rule.action == other.rule.action and other.within(one)
+def _remark(one: _Reach, other: _Reach, first: bool) -> Lint | None:
+    """What the other rule makes of this one; of two that say the same, the first is none too many."""
+    if other.rule.action == one.rule.action:
+        if not one.repeats(other) or (first and other.repeats(one)):
+            return None
+        return Lint("redundant", one.name, f"{other.name} says all of it", "take one of them out")
+    if not one.beaten(other):
+        return None
+    return Lint("shadowed", one.name, f"{other.name} denies all of it", "take it out, or narrow the deny")
+
+
+def _sides(reaches: Iterable[_Reach]) -> tuple[dict[Ranges, int], dict[Ranges, int]]:
+    """Each set of addresses, with the rules that have it at that end."""
+    clients: dict[Ranges, int] = defaultdict(int)
+    servers: dict[Ranges, int] = defaultdict(int)
+    for n, one in enumerate(reaches):
+        clients[one.clients] |= 1 << n
+        servers[one.servers] |= 1 << n
+    return clients, servers
 
 
 def _broad(reaches: Iterable[_Reach]) -> Iterator[Lint]:
     for one in reaches:
         if one.rule.action == "deny":
             continue
-        every = [str(port) for port in one.ports if not port.port]
+        every = [str(port) for port in ports_of(one.rule, "") if not port.port]
         if every:
             yield Lint("too_broad", one.name, f"{every[0]} is every port", "name the ports that are used")
         if FLEET in ends_of(one.rule.from_) and FLEET in ends_of(one.rule.to):
@@ -147,15 +211,21 @@ def _wide(end: str) -> Cidr | None:
 
 
 def _never_hit(reaches: Sequence[_Reach], seen: Iterable[Seen]) -> Iterator[Lint]:
-    left = dict(enumerate(reaches))
-    for n, flow in enumerate(seen):
-        if not left or n >= MOST_SEEN:
-            break
-        for number in [number for number, one in left.items() if one.hit(flow)]:
-            del left[number]
-    for one in left.values():
+    flows = list(islice(seen, MOST_SEEN))
+    rules = _Holders(reaches, (client for client, *_ in flows), (server for _, server, *_ in flows))
+    left = (1 << len(reaches)) - 1
+    opening = {
+        (proto, port): rules.opening(Port(name, port)) if (name := NAMES.get(proto)) else 0
+        for proto, port in {(proto, port) for *_, proto, port in flows}
+    }
+    for client, server, proto, port in flows:
+        left &= ~(opening[proto, port] & rules.clients[client] & rules.servers[server])
+    for number in numbers(left):
         yield Lint(
-            "never_hit", one.name, "no recorded flow goes this way", "take it out, or look further back"
+            "never_hit",
+            reaches[number].name,
+            "no recorded flow goes this way",
+            "take it out, or look further back",
         )
 
 
@@ -167,8 +237,6 @@ def _unused(policy: Policy) -> Iterator[Lint]:
             yield Lint("unused_group", f"groups.{name}", "no rule names it", "take it out")
 
 
-def _opens(wide: Port, port: Port) -> bool:
-    """Whether a port of a rule lets in all that another does."""
-    if wide.proto not in (port.proto, "any"):
-        return False
-    return wide.port in (0, port.port)
+def _wider(port: Port) -> tuple[Port, Port, Port, Port]:
+    """The ports of rules that let in all that this one does."""
+    return port, Port(port.proto, 0), Port("any", port.port), Port("any", 0)

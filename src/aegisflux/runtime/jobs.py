@@ -4,8 +4,10 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from aegisflux.domain.errors import Refused, Unavailable
@@ -22,17 +24,26 @@ async def computed(function: Callable[..., T], *values: object) -> T:
     """
     here, there = _SPAWN.Pipe(duplex=False)
     process = _SPAWN.Process(target=_run, args=(there, function, values), daemon=True)
-    await asyncio.to_thread(process.start)
-    there.close()
+    started = asyncio.ensure_future(asyncio.to_thread(process.start))
     try:
+        await asyncio.shield(started)  # it lasts until the process has read what it was given
+        there.close()
         kind, answer = await asyncio.to_thread(_heard, here)
     finally:
-        process.kill()
-        await asyncio.to_thread(process.join)
+        await asyncio.shield(_ended(started, process))
     if kind == "done":
         found: T = answer
         return found
     raise (Refused if kind == "refused" else Unavailable)(answer)
+
+
+async def _ended(started: "asyncio.Future[None]", process: BaseProcess) -> None:
+    """Kill it, and if need be wait until it can be."""
+    with suppress(OSError):
+        await started
+    if process.pid is not None:
+        process.kill()
+        await asyncio.to_thread(process.join)
 
 
 def _heard(here: Connection) -> tuple[str, Any]:

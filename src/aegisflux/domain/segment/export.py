@@ -5,6 +5,7 @@ Rules that are held back are left out; so is what is neither TCP nor UDP, which 
 """
 
 from collections import defaultdict
+from hashlib import sha256
 from typing import Final
 
 from aegisflux.domain.address_class import address_class
@@ -14,6 +15,9 @@ from aegisflux.domain.segment.propose import Proposal, ProposedRule
 from aegisflux.domain.snapshot import Mode
 
 PROTOS: Final = {TCP: "tcp", UDP: "udp"}
+WORD: Final = "-to-"
+MOST_NAMED: Final = 63  # characters of a rule's name
+DIGITS: Final = 8  # of a digest, where the two ends alone do not make a name
 
 
 def policy_of(
@@ -58,12 +62,29 @@ def unsayable(proposal: Proposal) -> int:
 def _rule(client: str, server: str, rules: list[ProposedRule]) -> Rule:
     rules.sort(key=lambda rule: (rule.proto, rule.port))
     return Rule(
-        name=f"{client}-to-{server}"[:63],
+        name=rule_name(client, server),
         from_=client,
         to=server,
         ports=tuple(f"{PROTOS[rule.proto]}/{rule.port}" for rule in rules),
         why="; ".join(evidence(rule) for rule in rules)[:2048],
     )
+
+
+def rule_name(client: str, server: str) -> str:
+    """The name of the rule between two ends: always the same, and no other pair's. A digest ends it where it
+    would be too long, or where it could be read as another pair's."""
+    name = client + WORD + server
+    if len(name) <= MOST_NAMED and name.split(WORD) == [client, server]:
+        return name
+    digest = sha256(f"{client}\n{server}".encode()).hexdigest()[:DIGITS]
+    return f"{name[: MOST_NAMED - DIGITS - 1]}-{digest}"
+
+
+KINDS: Final = {
+    "core": "; shared by the fleet",
+    "public": "; called by the world",
+    "outside": "; exact addresses outside of the fleet",
+}
 
 
 def evidence(rule: ProposedRule) -> str:
@@ -72,5 +93,4 @@ def evidence(rule: ProposedRule) -> str:
         f"{PROTOS.get(rule.proto, rule.proto)}/{rule.port}: {rule.connections} connections, "
         f"{rule.clients} clients, {rule.servers} servers, {rule.days} days"
     )
-    kind = {"core": "; shared by the fleet", "public": "; called by the world"}.get(rule.kind, "")
-    return seen + kind + (f" ({', '.join(rule.programs)})" if rule.programs else "")
+    return seen + KINDS.get(rule.kind, "") + (f" ({', '.join(rule.programs)})" if rule.programs else "")

@@ -227,3 +227,24 @@ def group_servers_outside(tuples: Tuples, groups: Int, hosts: int) -> Int:
     own = np.zeros(len(servers), np.int32) if len(servers) == 1 else cut_at(linkage_of(features), CUT)
     found[servers] = int(groups.max()) + 1 + own
     return found
+
+
+def group_clients_outside(tuples: Tuples, groups: Int, hosts: int) -> Int:
+    """The same, and groups of clients that are no hosts: a group goes exactly the same ways in these tuples.
+
+    So a rule for such a group lets in no address that did not call. Servers outside that call are a group
+    apart from those that do not.
+    """
+    rows = tuples.client >= hosts
+    ways: dict[int, set[int]] = {
+        actor: set() for actor in (np.nonzero(groups[hosts:] >= 0)[0] + hosts).tolist()
+    }
+    way = groups[tuples.server[rows]].astype(np.int64) << 24 | tuples.service[rows]
+    for client, one in zip(tuples.client[rows].tolist(), way.tolist(), strict=True):
+        ways.setdefault(client, set()).add(one)
+    numbers: dict[tuple[int, tuple[int, ...]], int] = {}
+    found, first = groups.copy(), int(groups[:hosts].max(initial=-1)) + 1
+    for actor in sorted(ways):
+        alike = int(groups[actor]), tuple(sorted(ways[actor]))
+        found[actor] = first + numbers.setdefault(alike, len(numbers))
+    return found

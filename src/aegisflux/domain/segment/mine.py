@@ -7,14 +7,23 @@ from numpy.typing import NDArray
 
 from aegisflux.domain.segment.core import CoreService, core_rows, core_services
 from aegisflux.domain.segment.flows import Flows, Int
-from aegisflux.domain.segment.grouping import CUT, features_of, group, group_servers_outside
+from aegisflux.domain.segment.grouping import (
+    CUT,
+    features_of,
+    group,
+    group_clients_outside,
+    group_servers_outside,
+)
 from aegisflux.domain.segment.rules import (
     ANYONE,
     Rule,
     allowed,
     called_by_others,
+    coming_back,
     core_rules,
     gone_by_wide_hosts_alone,
+    hours_of,
+    public_ways,
     rules_of,
     support_of,
     wide_hosts,
@@ -26,7 +35,8 @@ from aegisflux.domain.segment.tuples import tuples_of
 class Mined:
     """Groups and rules of a window.
 
-    groups: of every actor; hosts first, then servers outside of the fleet; ANYONE who is neither
+    groups: of every actor; hosts first, then servers outside of the fleet and clients outside that came
+            back to what is not public; ANYONE who is neither
     wide:   hosts that look like a scanner or an intruder, whose own ways were not learned
     """
 
@@ -66,9 +76,18 @@ def mine(flows: Flows, hosts: int, actors: int, labels: Int | None = None, cut: 
     wide = wide_hosts(tuples, groups, hosts, lifted)
     if len(wide):
         groups = grouped(called_by_others(tuples, wide))
-    rest = tuples.where(~lifted)
-    support = support_of(rest, groups)
-    rules = core_rules(core, groups, tuples) + rules_of(
-        support, gone_by_wide_hosts_alone(rest, support, wide)
-    )
+    covered = (of_core & (tuples.client < hosts)) | (by_core & (tuples.server < hosts))
+    hours = hours_of(flows, tuples)
+    public = public_ways(tuples, groups, hosts, covered)
+    named = (coming_back(tuples, groups, hosts, hours) & ~public) | by_core
+    groups = group_clients_outside(tuples.where(named), groups, hosts)
+    rest, anyone = tuples.where(~covered), (tuples.client >= hosts) & ~named
+    support = support_of(rest, groups, anyone[~covered], hours[:, ~covered])
+    alone = gone_by_wide_hosts_alone(rest, support, wide)
+    rules = core_rules(core, groups, tuples, hosts) + rules_of(support, alone, _fleets(groups, hosts))
     return Mined(groups, hosts, rules, core, tuple(wide.tolist()))
+
+
+def _fleets(groups: Int, hosts: int) -> int:
+    """The number of the fleet's groups; those outside come after."""
+    return int(groups[:hosts].max(initial=-1)) + 1

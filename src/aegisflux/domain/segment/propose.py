@@ -6,7 +6,7 @@ force; see `simulate` and `diff` for that.
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from typing import Final
 
@@ -19,13 +19,16 @@ from aegisflux.domain.segment.forecast import LEAST_DAYS as LEAST_FORECAST_DAYS
 from aegisflux.domain.segment.forecast import Forecast, forecast
 from aegisflux.domain.segment.grouping import CUT
 from aegisflux.domain.segment.mine import Mined, mine
-from aegisflux.domain.segment.rules import ANYONE, FLEET, LEAST_DAYS, LEAST_DAYS_OF_ONE, Rule
+from aegisflux.domain.segment.rules import ANYONE, FLEET, LEAST_DAYS, LEAST_DAYS_OF_ONE, Rule, allowed
 from aegisflux.domain.segment.stability import adjusted_rand, kept_names
 from aegisflux.domain.segment.tuples import tuples_of
 
 MOST_PROGRAMS: Final = 3  # named as evidence of a rule
 ANYONE_NAME, FLEET_NAME = "anyone", "fleet"
 NEIGHBOUR: Final = 0.04  # how far the cuts lie apart whose groups are compared
+DAY_SECONDS: Final = 86_400
+WIDE: Final = "calls far more groups or ports than others do"
+REVIEWED: Final = frozenset({"core", "public", "outside"})  # kinds of rules
 
 
 class Actor(Struct, frozen=True):
@@ -43,12 +46,16 @@ class Actor(Struct, frozen=True):
 
 @dataclass(frozen=True)
 class Recorded:
-    """A window of flows. Actors of the fleet come first, `fleet` of them; `programs` are the clients'."""
+    """A window of flows. Actors of the fleet come first, `fleet` of them; `programs` are the clients'.
+
+    between: of two hosts the addresses, the caller's and the callee's, at which they were seen to talk
+    """
 
     actors: tuple[Actor, ...]
     fleet: int
     flows: Flows
     programs: tuple[str, ...] = ()
+    between: Mapping[tuple[str, str], tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
 
 class Group(Struct, frozen=True):
@@ -84,7 +91,8 @@ class Proposal(Struct, frozen=True, kw_only=True):
 
     coverage: share of the recorded flows that the proposed rules allow
     unseen: share of the pairs of actors and ports that they allow and nobody used: over-permission at most
-    review: rules that a person has to look at: core services, and what anyone may call
+    review: rules that a person has to look at: core services, and all that is called from outside of the
+            fleet, what is held of it too
     left_out: actors that do not teach, and why
     stability: adjusted Rand index of the groups of both halves of the window, and of neighbouring cuts
     segmentedness: 1 - share of the pairs of groups that may talk
@@ -112,11 +120,13 @@ def propose(
     recorded: Recorded,
     suspicious: Collection[str] = (),
     names_before: Mapping[str, frozenset[str]] | None = None,
+    period_seconds: int = DAY_SECONDS,
 ) -> Proposal:
     """The proposal of a window.
 
     suspicious: hosts whose flows do not teach
     names_before: the groups of an earlier proposal, by name, so that a group keeps its name
+    period_seconds: what stands for a day in these flows
     """
     taught, silenced = _teaching(recorded, suspicious)
     labels = _labels(recorded)
@@ -125,21 +135,20 @@ def propose(
     names = _names(recorded, mined, names_before or {})
     days = len(np.unique(flows.day))
     rules = tuple(_rule(rule, names, programs, days) for rule, programs in _with_programs(mined, taught))
-    proposed = [rule for rule in rules if not rule.held]
-    allowed = mined.allows(flows.client, flows.server, flows.proto, flows.port)
-    wide = {str(recorded.actors[actor]): "calls far more groups than others do" for actor in mined.wide}
+    allowed_rows = mined.allows(flows.client, flows.server, flows.proto, flows.port)
+    wide = {str(recorded.actors[actor]): WIDE for actor in mined.wide}
     return Proposal(
         groups=_groups(recorded, mined, names),
         rules=rules,
-        coverage=float(allowed.mean()) if len(flows) else 0.0,
-        unseen=_unseen(mined, flows, allowed),
-        review=tuple(rule for rule in proposed if rule.kind in ("core", "public")),
+        coverage=float(allowed_rows.mean()) if len(flows) else 0.0,
+        unseen=_unseen(mined, flows),
+        review=tuple(rule for rule in rules if rule.kind in REVIEWED),
         left_out={**wide, **silenced},
         stability=_stability(recorded, flows, labels),
         segmentedness=_segmentedness(mined),
         blast_radius={names[g]: reach for g, reach in _blast_radius(mined).items()},
-        advice=_advice(flows, rules),
-        forecast=forecast(flows, mined, allowed),
+        advice=(*_of_period(period_seconds), *_advice(flows, rules)),
+        forecast=forecast(flows, mined, allowed_rows),
         blast_radius_before=recorded.fleet,
     )
 
@@ -223,18 +232,17 @@ def _rule(rule: Rule, names: Mapping[int, str], programs: tuple[str, ...], days:
     )
 
 
-def _unseen(mined: Mined, flows: Flows, allowed_rows: NDArray[np.bool_]) -> float:
-    """Counted over the fleet's groups and servers outside; what anyone may call is for review."""
+def _unseen(mined: Mined, flows: Flows) -> float:
+    """Counted over the fleet's groups and named addresses outside; what anyone may call is for review."""
     sizes = Counter(mined.groups.tolist())
     sizes[FLEET] = mined.hosts
-    allowed = 0
-    for rule in mined.proposed:
-        if rule.client != ANYONE:
-            own = sizes[rule.client] if FLEET not in (rule.client, rule.server) else 0
-            allowed += sizes[rule.client] * sizes[rule.server] - (own if rule.client == rule.server else 0)
-    inside = mined.groups[flows.client] != ANYONE
-    some = flows.where(inside & allowed_rows)
-    return max(0.0, 1 - len(tuples_of(some)) / allowed) if allowed else 0.0
+    rules, pairs = [rule for rule in mined.proposed if rule.client != ANYONE], 0
+    for rule in rules:
+        own = sizes[rule.client] if FLEET not in (rule.client, rule.server) else 0
+        pairs += sizes[rule.client] * sizes[rule.server] - (own if rule.client == rule.server else 0)
+    columns = flows.client, flows.server, flows.proto, flows.port
+    some = flows.where(allowed(rules, mined.groups, mined.hosts, *columns))
+    return max(0.0, 1 - len(tuples_of(some)) / pairs) if pairs else 0.0
 
 
 def _stability(recorded: Recorded, flows: Flows, labels: Int) -> dict[str, float]:
@@ -284,6 +292,12 @@ def _blast_radius(mined: Mined) -> dict[int, int]:
     return found
 
 
+def _of_period(seconds: int) -> tuple[str, ...]:
+    if seconds >= DAY_SECONDS:
+        return ()
+    return (f"a period of {seconds} s stands for a day: only for demonstrations",)
+
+
 def _advice(flows: Flows, rules: Sequence[ProposedRule]) -> tuple[str, ...]:
     days = len(np.unique(flows.day))
     if not len(flows):
@@ -295,6 +309,12 @@ def _advice(flows: Flows, rules: Sequence[ProposedRule]) -> tuple[str, ...]:
     waiting = sum(rule.held in ("few_days", "one_client_few_days") for rule in rules)
     if waiting:
         found.append(f"{waiting} ways were seen too seldom to be proposed: learn longer, or add them by hand")
+    few = sum(rule.held == "few_outside" for rule in rules)
+    if few:
+        found.append(
+            f"{few} ways are called by few addresses outside of the fleet, not on {LEAST_DAYS} days by one: "
+            "learn longer, or add these addresses by hand"
+        )
     if days < LEAST_FORECAST_DAYS:
         more = LEAST_FORECAST_DAYS - days
         found.append(f"a forecast needs flows of {LEAST_FORECAST_DAYS} days: learn for {more} more")

@@ -1,5 +1,6 @@
 """Recorded flows of the store as columns: who the actors are, and a digest of what a result rests on."""
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import sha256
 from typing import Any, Final
@@ -12,6 +13,7 @@ from aegisflux.domain.segment.propose import Actor, Recorded
 from aegisflux.domain.segment.tuples import MOST_DAYS
 
 MOST_RECORDS: Final = 5_000_000
+MOST_WAYS: Final = 64  # of addresses at which two hosts talked
 MOST_SLOTS: Final = MOST_DAYS * HOURS
 Row = Mapping[str, Any]
 Servers = Mapping[tuple[str, int, int], str]
@@ -28,6 +30,7 @@ class Recorder:
         self._scope, self._servers = frozenset(scope), servers
         self._actors: dict[Actor, int] = {}
         self._programs: dict[str, int] = {}
+        self._between: dict[tuple[str, str], dict[tuple[str, str], None]] = defaultdict(dict)
         self._rows: list[tuple[int, int, int, int, int, int, int]] = []
 
     def __len__(self) -> int:
@@ -47,6 +50,13 @@ class Recorder:
         if len(self._rows) > MOST_RECORDS:
             raise OverLimit("flow_records", MOST_RECORDS, len(self._rows), "the window: make it shorter")
 
+    def at(self, rows: Iterable[Row]) -> None:
+        """Rows of `recorded_addresses`: where two hosts talked. Of more than `MOST_WAYS` the first count."""
+        for row in rows:
+            ways = self._between[row["host_id"], row["peer_host"]]
+            if len(ways) < MOST_WAYS:
+                ways[row["local"], row["peer"]] = None
+
     def recorded(self) -> Recorded:
         """The window: the fleet's actors first, each kind by name, and the flows in one order."""
         actors = sorted(self._actors, key=lambda a: (not a.host, a.host, a.service, a.address))
@@ -59,7 +69,8 @@ class Recorder:
         columns[6, known] = _renumbered(columns[6, known], self._programs, programs)
         columns = columns[:, np.lexsort(columns[::-1])]
         flows = Flows(*(column.astype(np.int32) for column in columns))
-        return Recorded(tuple(actors), sum(bool(a.host) for a in actors), flows, tuple(programs))
+        between = {pair: tuple(sorted(self._between[pair])) for pair in sorted(self._between)}
+        return Recorded(tuple(actors), sum(bool(a.host) for a in actors), flows, tuple(programs), between)
 
     def _peer(self, row: Row) -> Actor:
         host, service = row["peer_host"], row["peer_service"]
@@ -80,6 +91,7 @@ def digest_of(recorded: Recorded) -> str:
     """`sha256:` and the digest of a window: equal for equal flows, whatever order they came in."""
     digest = sha256("\n".join(map(str, recorded.actors)).encode())
     digest.update(b"\0" + "\n".join(recorded.programs).encode() + b"\0")
+    digest.update("\n".join(map(str, recorded.between.items())).encode() + b"\0")
     for name in Flows.__slots__:
         digest.update(np.ascontiguousarray(getattr(recorded.flows, name), "<i4").tobytes())
     return f"sha256:{digest.hexdigest()}"

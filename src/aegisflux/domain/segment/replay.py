@@ -1,12 +1,14 @@
 """Recorded flows against a candidate: which would be blocked, how often, by which program, since when, and
 which rule would be needed.
 
-A recorded flow names hosts, not addresses: each host stands at its first known address. A host without one,
-and a flow that no candidate governs, is counted and not judged.
+Hosts of the fleet are judged at the addresses at which the window saw them talk to each other; a flow is
+blocked when it is at any of these. Where none was recorded, a host stands at the lowest of its addresses that
+no other host claims. A host without one, and a flow that no candidate governs, is counted and not judged.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -17,7 +19,7 @@ from aegisflux.domain.compile import compile_tables
 from aegisflux.domain.flow import Host
 from aegisflux.domain.net import PROTOCOL_NAMES, Address, parse_address
 from aegisflux.domain.policy_compile import Inventory
-from aegisflux.domain.segment.flows import HOURS
+from aegisflux.domain.segment.flows import HOURS, Flows
 from aegisflux.domain.segment.propose import Actor, Recorded
 from aegisflux.domain.simulate import Fleet, Initiations, Policy
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
@@ -73,68 +75,114 @@ def replay(recorded: Recorded, snapshots: Mapping[str, MapSnapshot], inventory: 
     """Judge every record; the verdict is that of `domain.simulate`."""
     names, flows = sorted(snapshots), recorded.flows
     number = {name: n for n, name in enumerate(names)}
-    at = [place_of(actor, inventory) for actor in recorded.actors]
-    placed = np.array([one is not None for one in at], bool)
     policy = np.array([number.get(actor.service, -1) for actor in recorded.actors], np.int64)
-    fleet = Fleet(*_fleet(recorded.actors, at, snapshots, names))
-    known = placed[flows.client] & placed[flows.server] if len(flows) else np.zeros(0, bool)
-    columns = _columns(at)
+    fleet, ends = Fleet(*_fleet(recorded.actors, inventory, snapshots, names)), Ends(recorded, inventory)
     blocked = np.zeros(len(flows), bool)
     governed = np.zeros(len(flows), bool)
     found: list[BlockedFlows] = []
-    for direction, own, peer in ((EGRESS, flows.client, flows.server), (INGRESS, flows.server, flows.client)):
-        rows = np.nonzero(known & (policy[own] >= 0))[0] if len(flows) else np.zeros(0, np.intp)
-        verdicts = fleet.judge(_initiations(rows, direction, own, peer, policy, columns, recorded))
+    for direction, own in ((EGRESS, flows.client), (INGRESS, flows.server)):
+        rows = np.nonzero(ends.known & (policy[own] >= 0))[0] if len(flows) else np.zeros(0, np.intp)
+        reason = np.full(len(flows), -1, np.int64)
+        for nth in range(ends.most):
+            some = rows[ends.count[rows] > nth]
+            verdicts = fleet.judge(
+                _initiations(some, direction, own, policy, ends.peers(some, direction, nth), flows)
+            )
+            reason[some[~verdicts.allowed]] = verdicts.reason[~verdicts.allowed]
         governed[rows] = True
-        denied = rows[~verdicts.allowed]
+        denied = np.nonzero(reason >= 0)[0]
         blocked[denied] = True
-        found += _lines(recorded, denied, direction, verdicts.reason[~verdicts.allowed])
+        found += _lines(recorded, denied, direction, reason[denied])
     found.sort(key=lambda line: (-line.records, line.at, line.client, line.server, line.what, line.direction))
     return Replay(
         records=len(flows),
         judged=int(governed.sum()),
         blocked=int(blocked.sum()),
-        unplaced=int((~known).sum()),
+        unplaced=int((~ends.known).sum()),
         lines=tuple(found[:MOST_LINES]),
         cut=max(0, len(found) - MOST_LINES),
     )
 
 
+class Ends:
+    """At which addresses each record is judged: in `count` ways, at most `most`; `known`: in at least one."""
+
+    def __init__(self, recorded: Recorded, inventory: Inventory) -> None:
+        flows, actors = recorded.flows, recorded.actors
+        claimed = shared(inventory)
+        places = [place_of(actor, inventory, claimed) for actor in actors]
+        keys = flows.client.astype(np.int64) * max(1, len(actors)) + flows.server
+        pairs, self._pair = np.unique(keys, return_inverse=True)
+        ways = [_ways(recorded, places, *divmod(int(key), max(1, len(actors)))) for key in pairs]
+        sizes = np.array([len(one) for one in ways], np.int64)
+        self._first = np.cumsum(sizes) - sizes
+        self._clients = _columns([one[0] for some in ways for one in some])
+        self._servers = _columns([one[1] for some in ways for one in some])
+        self.most = int(sizes.max()) if len(sizes) else 0
+        self.count = sizes[self._pair] if len(sizes) else np.zeros(0, np.int64)
+        self.known = self.count > 0
+
+    def peers(self, rows: NDArray[np.intp], direction: int, nth: int) -> Columns:
+        """The other ends of these records, in the nth way."""
+        at = self._first[self._pair[rows]] + nth
+        family, high, low = self._servers if direction == EGRESS else self._clients
+        return family[at], high[at], low[at]
+
+
+def _ways(
+    recorded: Recorded, places: Sequence[Address | None], client: int, server: int
+) -> list[tuple[Address, Address]]:
+    seen = recorded.between.get((recorded.actors[client].host, recorded.actors[server].host))
+    if seen:
+        return [(parse_address(one), parse_address(other)) for one, other in seen]
+    here, there = places[client], places[server]
+    return [(here, there)] if here and there else []
+
+
+def fresh_cuts(then: Replay, now: Replay) -> tuple[BlockedFlows, ...]:
+    """What is blocked now and was not named then."""
+    named = {_kind(line) for line in then.lines}
+    return tuple(line for line in now.lines if _kind(line) not in named)
+
+
+def without_calls_of(recorded: Recorded, hosts: Collection[str]) -> Recorded:
+    """The window without what these hosts began."""
+    kept = np.array([actor.host not in hosts for actor in recorded.actors], bool)
+    return replace(recorded, flows=recorded.flows.where(kept[recorded.flows.client]))
+
+
+def _kind(line: BlockedFlows) -> tuple[str, ...]:
+    return line.at, line.direction, line.client, line.server, line.what
+
+
 def _fleet(
-    actors: Sequence[Actor], at: Sequence[Address | None], snapshots: Mapping[str, MapSnapshot],
-    names: Sequence[str],
-) -> tuple[list[Policy], list[Host]]:  # fmt: skip
+    actors: Sequence[Actor], inventory: Inventory, snapshots: Mapping[str, MapSnapshot], names: Sequence[str]
+) -> tuple[list[Policy], list[Host]]:
     rules = [ruleset(snapshots[name]) for name in names]
-    own = [
-        frozenset({one}) if actor.host and one else frozenset() for actor, one in zip(actors, at, strict=True)
-    ]
-    return [Policy(compile_tables(one), one) for one in rules], [Host(addresses=one) for one in own]
+    own = {host: inventory.addresses((host,)) for host in {actor.host for actor in actors}}
+    hosts = [Host(addresses=own[actor.host]) for actor in actors]
+    return [Policy(compile_tables(one), one) for one in rules], hosts
 
 
-def _columns(at: Sequence[Address | None]) -> Columns:
-    """Family, and both halves, of each actor's address; of none 0.0.0.0."""
-    places = [one or Address(4, 0) for one in at]
+def _columns(places: Sequence[Address]) -> Columns:
+    """Family, and both halves, of each address."""
     family = np.array([one.family for one in places], np.int64)
     high = np.array([one.value >> 64 for one in places], np.uint64)
     return family, high, np.array([one.value & LOW for one in places], np.uint64)
 
 
 def _initiations(
-    rows: NDArray[np.intp], direction: int, own: NDArray[np.int32], peer: NDArray[np.int32],
-    policy: NDArray[np.int64], at: Columns, recorded: Recorded,
+    rows: NDArray[np.intp], direction: int, own: NDArray[np.int32], policy: NDArray[np.int64],
+    peers: Columns, flows: Flows,
 ) -> Initiations:  # fmt: skip
-    family, high, low = at
-    mine, theirs = own[rows], peer[rows]
+    mine = own[rows]
     nothing = np.zeros(len(rows), bool)
-    flows = recorded.flows
     return Initiations(
         policy[mine],
         mine.astype(np.int64),
         np.full(len(rows), direction, np.int64),
         flows.proto[rows].astype(np.int64),
-        family[theirs],
-        high[theirs],
-        low[theirs],
+        *peers,
         flows.port[rows].astype(np.int64),
         nothing,
         nothing,
@@ -142,7 +190,7 @@ def _initiations(
 
 
 def _lines(
-    recorded: Recorded, denied: NDArray[np.intp], direction: int, reasons: NDArray[np.uint8]
+    recorded: Recorded, denied: NDArray[np.intp], direction: int, reasons: NDArray[np.int64]
 ) -> list[BlockedFlows]:
     flows, actors = recorded.flows.where(denied), recorded.actors
     kinds: dict[tuple[str, str, int, int], list[int]] = defaultdict(list)
@@ -181,9 +229,15 @@ def _name(actor: Actor) -> str:
     return f"host:{actor.host}" if actor.host else actor.address
 
 
-def place_of(actor: Actor, inventory: Inventory) -> Address | None:
-    """The address at which an actor stands; None: it is not known."""
+def place_of(actor: Actor, inventory: Inventory, claimed: Collection[Address] = ()) -> Address | None:
+    """The address at which an actor stands, if it can be one that is not claimed; None: it is not known."""
     if not actor.host:
         return parse_address(actor.address)
     own = inventory.addresses((actor.host,))
-    return min(own) if own else None
+    return min(own.difference(claimed) or own, default=None)
+
+
+def shared(inventory: Inventory) -> frozenset[Address]:
+    """Addresses that more than one host says are its own, such as those of a container bridge."""
+    said = Counter(one for host in inventory.hosts for one in inventory.addresses((host,)))
+    return frozenset(one for one, hosts in said.items() if hosts > 1)

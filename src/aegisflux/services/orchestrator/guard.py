@@ -33,7 +33,7 @@ async def check(core: Core, db: Queries, hosts: Collection[HostId], mode: Mode, 
 
 async def spared(core: Core, db: Queries, hosts: Collection[HostId]) -> set[HostId]:
     """Those of the hosts on which nothing is ever enforced."""
-    marks = set(core.options.limits.never_block.items())
+    marks = core.options.limits.marks
     if not marks:
         return set()
     rows = await db.rows("host_labels")

@@ -15,6 +15,7 @@ from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.joining import join
 from aegisflux.services.orchestrator.keys import verified
+from aegisflux.services.orchestrator.suspicions import Suspicions
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.token import (
     EnrollAnswer,
@@ -44,7 +45,7 @@ class EnrollmentToken(Struct, frozen=True):
 
 
 class HostView(Struct, frozen=True):
-    """An enrolled host, as people see it. Times are seconds since the epoch."""
+    """An enrolled host, as people see it. Times are seconds since the epoch. `suspicious`: who says so."""
 
     host_id: str
     labels: dict[str, str]
@@ -58,13 +59,14 @@ class HostView(Struct, frozen=True):
     panicked: bool
     clock_offset: float | None
     services: tuple[int, ...]
+    suspicious: tuple[str, ...]
 
 
 class Hosts:
     """Enrolment and the list of hosts."""
 
     def __init__(self, core: Core) -> None:
-        self._core = core
+        self._core, self.suspicions = core, Suspicions(core)
 
     async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
         """A token for one host, at most an hour old when it is used; `host` binds it to a name."""
@@ -184,8 +186,10 @@ class Hosts:
         given: dict[str, list[int]] = {}
         for row in await self._core.store.rows("all_assigned"):
             given.setdefault(row["host_id"], []).append(row["service_id"])
-        rows = await self._core.store.rows("hosts")
-        return tuple(self._view(row, given.get(row["host_id"], ())) for row in rows)
+        rows, said = await self._core.store.rows("hosts"), await self.suspicions.words()
+        return tuple(
+            self._view(row, given.get(row["host_id"], ()), said.get(row["host_id"], ())) for row in rows
+        )
 
     async def one(self, host: str) -> HostView:
         """One enrolled host; raises NotFound."""
@@ -193,9 +197,10 @@ class Hosts:
         if row is None or row["released_at"] is not None:
             raise NotFound(f"host {host} is not enrolled")
         given = await self._core.store.rows("assignments_of_host", host)
-        return self._view(row, [found["service_id"] for found in given])
+        said = await self.suspicions.words()
+        return self._view(row, [found["service_id"] for found in given], said.get(host, ()))
 
-    def _view(self, row: Row, services: Sequence[int]) -> HostView:
+    def _view(self, row: Row, services: Sequence[int], suspicious: tuple[str, ...]) -> HostView:
         beat = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat) if row["heartbeat"] else None
         return HostView(
             host_id=row["host_id"],
@@ -210,6 +215,7 @@ class Hosts:
             panicked=beat.panicked if beat else False,
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
             services=tuple(sorted(services)),
+            suspicious=suspicious,
         )
 
 

@@ -68,7 +68,7 @@ class Renewals:
         if row is None:
             return True
         try:
-            compiled = await self._compiled(policyfile.read(row["policy"]), here)
+            compiled = await self._compiled(await asyncio.to_thread(policyfile.read, row["policy"]), here)
         except Unavailable:
             raise
         except Refused as error:

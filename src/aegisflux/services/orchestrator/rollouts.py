@@ -2,6 +2,7 @@
 with all that follows from it, so that a restart at any point finds either the step or nothing of it.
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -174,8 +175,9 @@ class Rollouts:
         why = [*plan.held]
         here = await places.read(db)
         if here.digest != row["inventory_digest"]:
-            policy = policyfile.read(row["policy"])
-            why += [f"{one}: plan again" for one in stale(plan, policy, here.inventory, here.in_force)]
+            policy = await asyncio.to_thread(policyfile.read, row["policy"])
+            old = await asyncio.to_thread(stale, plan, policy, here.inventory, here.in_force)
+            why += [f"{one}: plan again" for one in old]
         if plan.approval and not row["approved_by"]:
             why.append(f"another person has to approve it: {', '.join(plan.approval)}")
         why += [f"a test of its policy fails: {one}" for one in plan.broken_tests]

@@ -24,6 +24,7 @@ from aegisflux.services.orchestrator.registry import Health
 from aegisflux.services.orchestrator.rotation import KeyState
 from aegisflux.services.orchestrator.snapshots import Accepted
 from aegisflux.services.orchestrator.state import Service
+from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceStatus, Why
 
 Handler = Request[Any, Any, Any]
@@ -288,6 +289,14 @@ async def put_labels(host_id: str, data: LabelsRequest, request: Handler) -> Hos
     return await orchestrator_of(request).hosts.relabel(host_id, data.labels, who(request))
 
 
+@post("/api/v1/hosts/{host_id:str}/suspicion", status_code=204, guards=[needs("operator")])
+async def suspicion(host_id: str, data: Suspicion, request: Handler) -> None:
+    """Say that you, or an open finding, suspect a host, or no longer do. Its flows teach no proposal while
+    anybody does; a released host stays suspected.
+    """
+    await orchestrator_of(request).hosts.suspicions.say(host_id, data, who(request))
+
+
 @delete("/api/v1/hosts/{host_id:str}", status_code=204, guards=[needs("admin")])
 async def release_host(host_id: str, request: Handler) -> None:
     """Release a host's name and revoke its key."""
@@ -358,6 +367,6 @@ def _hosts(given: Sequence[str] | None) -> list[str] | None:
 HANDLERS = (
     post_maps, promote, rollback, withdraw, list_maps, get_maps, status, why,
     list_services, put_service, get_service, delete_service, service_health,
-    list_hosts, get_host, put_labels, release_host, host_token,
+    list_hosts, get_host, put_labels, suspicion, release_host, host_token,
     list_tokens, issue_token, revoke_token, keys, rotate, audit,
 )  # fmt: skip

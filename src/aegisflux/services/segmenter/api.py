@@ -1,5 +1,7 @@
 """The segmenter over HTTP: long work answers 202 with an operation, which says where its answer lies."""
 
+import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
 import msgspec
@@ -54,7 +56,7 @@ async def propose(data: Asked, request: Handler) -> Operation:
     its `result` is where the proposal lies.
     """
     segmenter, asker = segmenter_of(request), who(request)
-    asked = segmenter.proposals.settled(data)
+    asked = await segmenter.proposals.explicit(segmenter.proposals.settled(data))
 
     async def work(told: Any) -> str:
         return f"/segment/proposals/{await segmenter.proposals.make(asked, asker, told)}"
@@ -90,7 +92,7 @@ async def proposal(number: Number, request: Handler) -> Kept:
 async def policy(number: Number, request: Handler) -> str:
     """A proposal as a policy file, YAML with what each rule rests on as a comment above it."""
     found = await segmenter_of(request).proposals.policy(number)
-    return policyfile.write(found)
+    return await asyncio.to_thread(policyfile.write, found)
 
 
 @post("/segment/plan", status_code=202, guards=[needs("operator")])
@@ -105,6 +107,30 @@ async def plan(data: PlanAsked, request: Handler) -> Operation:
         return f"/segment/plans/{await segmenter.plans.make(asked, policy, window, asker, told)}"
 
     return segmenter.operations.begin("plan", work)
+
+
+@post("/segment/proposals/{number:int}/recompute", status_code=202, guards=[needs("operator")])
+async def recompute_proposal(number: Number, request: Handler) -> Operation:
+    """Compute a proposal once more from the flows it rests on. The operation fails with what is another one
+    now, or gone.
+    """
+    return _again(request, f"/segment/proposals/{number}", number, segmenter_of(request).again.proposal)
+
+
+@post("/segment/plans/{number:int}/recompute", status_code=202, guards=[needs("operator")])
+async def recompute_plan(number: Number, request: Handler) -> Operation:
+    """Compute a plan once more from its policy, its flows, and the inventory and snapshots in force of then.
+    The operation fails with what is another one now, or gone.
+    """
+    return _again(request, f"/segment/plans/{number}", number, segmenter_of(request).again.plan)
+
+
+def _again(request: Handler, path: str, number: int, compute: Callable[..., Awaitable[None]]) -> Operation:
+    async def work(told: Any) -> str:
+        await compute(number, told)
+        return path
+
+    return segmenter_of(request).operations.begin("recompute", work)
 
 
 @get("/segment/plans", guards=[needs("viewer")])
@@ -150,7 +176,7 @@ def _summaries(items: list[Any], limit: int) -> Summaries:
 
 HANDLERS = (
     propose, operation, cancel, proposals, proposal, policy,
-    plan, plans, one_plan, approve, inventory, in_force,
+    plan, plans, one_plan, approve, recompute_proposal, recompute_plan, inventory, in_force,
 )  # fmt: skip
 
 

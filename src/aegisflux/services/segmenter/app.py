@@ -7,6 +7,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Bearers
+from aegisflux.services.segmenter.again import Again
 from aegisflux.services.segmenter.operations import Operations
 from aegisflux.services.segmenter.plans import Plans
 from aegisflux.services.segmenter.proposals import Proposals
@@ -30,6 +31,7 @@ class Segmenter:
         self.operations = Operations(parts.clock)
         self.proposals = Proposals(parts.store, parts.facts, parts.clock)
         self.plans = Plans(parts.store, self.proposals, parts.clock, parts.limits)
+        self.again = Again(parts.store, self.proposals)
         self.bearers = Bearers(parts.store, parts.clock)
         self.started = False
 

@@ -73,6 +73,8 @@ class Operations:
             raise Conflict(f"operation {number} has ended already: {self.one(number).state}")
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        if self._tasks.pop(number, None) is not None:  # it had not begun
+            self._change(number, state="cancelled", ended_at=self._clock.now())
         return self.one(number)
 
     async def close(self) -> None:

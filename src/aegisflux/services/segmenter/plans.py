@@ -1,7 +1,8 @@
 """Plans: made from a proposal or a policy, kept with the digest that an approval is bound to."""
 
+import asyncio
 from collections.abc import Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -15,6 +16,7 @@ from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.segment.recorded import digest_of
+from aegisflux.domain.segment.replay import MOST_NAMED, fresh_cuts, replay, without_calls_of
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
@@ -78,7 +80,8 @@ class Plans:
             window = (await self._proposals.one(asked.proposal)).asked
         else:
             assert asked.policy is not None
-            policy, window = policyfile.read(asked.policy), Asked(period_seconds=asked.period_seconds)
+            policy = await asyncio.to_thread(policyfile.read, asked.policy)
+            window = Asked(period_seconds=asked.period_seconds)
         if asked.since or asked.until:
             window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
         window = self._proposals.settled(msgspec.structs.replace(window, scope=()))
@@ -95,12 +98,24 @@ class Plans:
         found = await computed(
             plan, policy, here.inventory, here.in_force, recorded, asked.strategy, name, now
         )
-        body = msgspec.to_builtins(found)
-        digest = "sha256:" + sha256(_encode(body)).hexdigest()
+        body, digest = msgspec.to_builtins(found), digest_of_plan(found)
+        versions = {service: snapshot.version for service, snapshot in here.in_force.items()}
+        inputs = {"inventory": msgspec.to_builtins(here.inventory), "in_force": versions}
         kept = msgspec.to_builtins(msgspec.structs.replace(asked, policy=None))
-        text = policyfile.write(policy)
+        text = await asyncio.to_thread(policyfile.write, policy)
         async with self._store.change() as db:
-            values = (now, name, asked.proposal, text, kept, here.digest, digest_of(recorded), digest, body)
+            values = (
+                now,
+                name,
+                asked.proposal,
+                text,
+                kept,
+                here.digest,
+                digest_of(recorded),
+                digest,
+                body,
+                inputs,
+            )
             row = await db.row("add_plan", *values)
             assert row is not None
             await db.audit(who.did("segment.plan", f"plan/{row['id']}", after=digest))
@@ -116,7 +131,7 @@ class Plans:
         rest = {name: row[name] for name in KeptPlan.__struct_fields__ if name in row.keys()}  # noqa: SIM118
         rest["asked"] = msgspec.convert(row["asked"], PlanAsked)
         made = msgspec.convert(row["body"], Plan)
-        return KeptPlan(**rest, stale=_stale(row, made, here), plan=made)
+        return KeptPlan(**rest, stale=await asyncio.to_thread(_stale, row, made, here), plan=made)
 
     async def all(self, before: int, limit: int) -> list[Mapping[str, Any]]:
         """Plans in short, newest first."""
@@ -124,27 +139,45 @@ class Plans:
 
     async def approve(self, number: int, digest: str, accept_blocked: bool, who: Who) -> None:
         """Say yes to the plan of this digest; `accept_blocked`: also to what it would have cut. Raises
-        NotFound; Conflict when it is another one, or when what it rests on has changed; Forbidden for its
-        author."""
-        here = await places.read(self._store)
+        NotFound; Conflict when it is another one, when what it rests on has changed, or when flows appeared
+        since that it would cut; Forbidden for its author."""
+        row = await self._store.row("plan", number)
+        if row is None:
+            raise NotFound(f"there is no plan {number}")
+        if not may_approve(who.principal, row["created_by"]):
+            raise Forbidden(
+                f"plan {number}: {who.principal.name} made it; another approver has to approve it"
+            )
+        if row["digest"] != digest:
+            raise Conflict(f"plan {number}: expected its digest {row['digest']}, got {digest}")
+        made, here = msgspec.convert(row["body"], Plan), await places.read(self._store)
+        if accept_blocked and made.replay.cut:
+            raise Conflict(f"plan {number}: it would cut more kinds of flows than it names: narrow it")
+        why = await asyncio.to_thread(_stale, row, made, here) or await self._appeared(row, made, here)
+        if why:
+            raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
         async with self._store.change() as db:
-            row = await db.row("lock_plan", number)
-            if row is None:
-                raise NotFound(f"there is no plan {number}")
-            if row["digest"] != digest:
-                raise Conflict(f"plan {number}: expected its digest {row['digest']}, got {digest}")
-            if why := _stale(row, msgspec.convert(row["body"], Plan), here):
-                raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
-            if accept_blocked and msgspec.convert(row["body"], Plan).replay.cut:
-                raise Conflict(f"plan {number}: it would cut more kinds of flows than it names: narrow it")
-            if not may_approve(who.principal, row["created_by"]):
-                raise Forbidden(
-                    f"plan {number}: {who.principal.name} made it; another approver has to approve it"
-                )
             await db.run("approve_plan", number, who.principal.name, int(self._clock.now()))
             await db.run("accept_plan", number, accept_blocked)
             reason = "what it would have cut is meant to be cut" if accept_blocked else ""
             await db.audit(who.did("segment.approve", f"plan/{number}", after=digest, reason=reason))
+
+    async def _appeared(self, row: Mapping[str, Any], made: Plan, here: places.Now) -> tuple[str, ...]:
+        """Kinds of flows that it would cut, first seen since it was made; not what suspected hosts began."""
+        asked = msgspec.convert(row["asked"], PlanAsked)
+        now = datetime.fromtimestamp(int(self._clock.now()), UTC)
+        if asked.until is None or asked.until >= now:
+            return ()
+        window = self._proposals.settled(Asked(since=asked.until, until=now))
+        suspected = frozenset(found["host_id"] for found in await self._store.rows("suspicions"))
+        recorded = without_calls_of(await self._proposals.read(window, lambda _step, _share: None), suspected)
+        if not len(recorded.flows):
+            return ()
+        snapshots = {one.service: one.snapshot for one in made.services}
+        found = fresh_cuts(made.replay, await computed(replay, recorded, snapshots, here.inventory))
+        more = (f"and {len(found) - MOST_NAMED} more",) if len(found) > MOST_NAMED else ()
+        said = (f"{one.rule} appeared since, and it would cut it" for one in found[:MOST_NAMED])
+        return (*said, *more)
 
     async def inventory(self) -> Inventory:
         """What names mean now."""
@@ -153,6 +186,11 @@ class Plans:
     async def in_force(self) -> Mapping[str, MapSnapshot]:
         """What is in force of each service."""
         return (await places.read(self._store)).in_force
+
+
+def digest_of_plan(made: Plan) -> str:
+    """`sha256:` and the digest of all of it."""
+    return "sha256:" + sha256(_encode(msgspec.to_builtins(made))).hexdigest()
 
 
 def _stale(row: Mapping[str, Any], made: Plan, here: places.Now) -> tuple[str, ...]:

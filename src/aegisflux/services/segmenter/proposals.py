@@ -1,5 +1,6 @@
 """Proposals: flows of a window read from the store, mined beside the event loop, and kept."""
 
+import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
@@ -24,6 +25,7 @@ from aegisflux.services.segmenter.operations import Told
 
 DAY: Final = 86_400
 LEAST_PERIOD: Final = 10
+EARLIEST: Final = datetime(2000, 1, 1, tzinfo=UTC)
 WEEK: Final = timedelta(days=7)
 PARTS: Final = 14  # in which a window is read
 
@@ -33,7 +35,8 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     since, until: the window; the last 7 days when absent
     scope: services; only flows that touch one of them teach. Empty: all
-    suspicious: hosts whose flows do not teach
+    suspicious: hosts whose flows do not teach; marked: nor do those of hosts that are suspected now
+    before: the proposal whose names of groups are kept; the last one of this scope when absent, 0: none
     period_seconds: what counts as a day of habits; shorter than a day only to try things out
     mode, ttl_seconds: of the policy that the proposal is exported to
     """
@@ -42,6 +45,8 @@ class Asked(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     until: datetime | None = None
     scope: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
     suspicious: Annotated[tuple[HostId, ...], Meta(max_length=10_000)] = ()
+    marked: bool = True
+    before: Annotated[int, Meta(ge=0, le=1 << 62)] | None = None
     period_seconds: Annotated[int, Meta(ge=LEAST_PERIOD, le=DAY)] = DAY
     mode: Mode = "enforce"
     ttl_seconds: Annotated[int, Meta(ge=TTL_MIN, le=TTL_MAX)] = DAY
@@ -68,35 +73,68 @@ class Proposals:
     def settled(self, asked: Asked) -> Asked:
         """With the ends of its window said; raises Invalid."""
         until = _utc(asked.until) if asked.until else datetime.fromtimestamp(int(self._clock.now()), UTC)
+        if until < EARLIEST + WEEK:
+            raise Invalid("until", f"a time after {EARLIEST + WEEK:%Y-%m-%d}", until.isoformat())
         since = _utc(asked.since) if asked.since else until - WEEK
         slot = asked.period_seconds / HOURS
-        if since >= until:
-            raise Invalid("since", f"a time before {until.isoformat()}", since.isoformat())
+        if not EARLIEST <= since < until:
+            wanted = f"a time before {until.isoformat()}, from {EARLIEST:%Y} on"
+            raise Invalid("since", wanted, since.isoformat())
         if (until - since).total_seconds() / slot > MOST_SLOTS:
             raise Invalid("since", f"at most {MOST_SLOTS // HOURS} periods before until", since.isoformat())
         return msgspec.structs.replace(asked, since=since, until=until)
 
+    async def explicit(self, asked: Asked) -> Asked:
+        """With everything said that the answer depends on but the flows: asked again it gives the same.
+        Raises Invalid for a host or service that is unknown."""
+        known = {row["host_id"] for row in await self._store.rows("hosts_known", list(asked.suspicious))}
+        if unknown := sorted(set(asked.suspicious) - known):
+            raise Invalid("suspicious", "hosts that are or were enrolled", ", ".join(unknown))
+        if asked.scope:
+            named = {row["name"] for row in await self._store.rows("services")}
+            if unknown := sorted(set(asked.scope) - named):
+                raise Invalid("scope", "services that are registered", ", ".join(unknown))
+        marks = {row["host_id"] for row in await self._store.rows("suspicions")} if asked.marked else set()
+        suspicious, before = tuple(sorted({*asked.suspicious, *marks})), asked.before
+        if before is None:
+            last = await self._store.row("proposal_before", list(asked.scope))
+            before = last["id"] if last else 0
+        return msgspec.structs.replace(asked, suspicious=suspicious, marked=False, before=before)
+
     async def make(self, asked: Asked, who: Who, told: Told) -> int:
-        """Read, mine, keep; the number of the proposal."""
-        recorded = await self.read(asked, told)
-        told(f"finding groups and rules in {len(recorded.flows)} records", 0.5)
-        before = await self._store.row("proposal_before")
-        names = {g["name"]: frozenset(g["members"]) for g in before["groups"]} if before else {}
-        proposal = await computed(propose, recorded, asked.suspicious, names)
+        """Read, mine, keep; the number of the proposal. Of an explicit request."""
+        proposal, digest, flows = await self.computed(asked, told)
         async with self._store.change() as db:
             row = await db.row(
                 "add_proposal",
                 int(self._clock.now()),
                 who.principal.name,
                 msgspec.to_builtins(asked),
-                len(recorded.flows),
-                digest_of(recorded),
+                flows,
+                digest,
                 msgspec.to_builtins(proposal),
             )
             assert row is not None
-            await db.audit(who.did("segment.propose", f"proposal/{row['id']}", after=digest_of(recorded)))
+            await db.audit(who.did("segment.propose", f"proposal/{row['id']}", after=digest))
         number: int = row["id"]
         return number
+
+    async def computed(self, asked: Asked, told: Told) -> tuple[Proposal, str, int]:
+        """The proposal of an explicit request; the digest, and the number, of the flows that it rests on."""
+        recorded = await self.read(asked, told)
+        told(f"finding groups and rules in {len(recorded.flows)} records", 0.5)
+        names = await self._names(asked.before or 0)
+        values = recorded, asked.suspicious, names, asked.period_seconds
+        found: Proposal = await computed(propose, *values)
+        return found, await asyncio.to_thread(digest_of, recorded), len(recorded.flows)
+
+    async def _names(self, before: int) -> dict[str, frozenset[str]]:
+        if not before:
+            return {}
+        row = await self._store.row("proposal", before)
+        if row is None:
+            raise Invalid("before", "the number of a proposal, or 0", before)
+        return {group["name"]: frozenset(group["members"]) for group in row["body"]["groups"]}
 
     async def read(self, asked: Asked, told: Told) -> Recorded:
         """The flows of a settled window, part by part; raises OverLimit."""
@@ -106,6 +144,7 @@ class Proposals:
         rows = await self._facts.rows("recorded_servers", since, until)
         servers = {(row["host_id"], row["proto"], row["port"]): row["service"] for row in rows}
         recorder, step = Recorder(asked.scope, servers), (until - since) / PARTS
+        recorder.at(await self._facts.rows("recorded_addresses", since, until))
         for part in range(PARTS):
             end = until if part == PARTS - 1 else since + step * (part + 1)
             rows = await self._facts.rows(
@@ -118,9 +157,9 @@ class Proposals:
             )
             if len(rows) > MOST_RECORDS:
                 raise OverLimit("flow_records", MOST_RECORDS, len(rows), "the window: make it shorter")
-            recorder.add(rows)
+            await asyncio.to_thread(recorder.add, rows)
             told(f"reading flows: {len(recorder)} records", 0.5 * (part + 1) / PARTS)
-        return recorder.recorded()
+        return await asyncio.to_thread(recorder.recorded)
 
     async def one(self, number: int) -> Kept:
         """A proposal; raises NotFound."""

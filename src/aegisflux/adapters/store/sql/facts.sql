@@ -249,6 +249,14 @@ where f.time >= $1 and f.time < $2 and f.verdict <> 'blocked' and f.peer_class n
   and not (f.proto = 6 and f.direction = 'egress' and f.packets_in = 0) and (f.direction = 'egress' or f.peer_host = '')
 group by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 order by 1, 2, 3, 4, 5, 6, 7, 8, 9, 10 limit $5
 
+-- At which addresses two hosts talked: the caller's and the callee's, as the caller saw them.
+-- name: recorded_addresses
+select distinct s.host_id, f.peer_host, host(f.local) as local, host(f.peer) as peer
+from flows f join sources s on s.id = f.source
+where f.time >= $1 and f.time < $2 and f.verdict <> 'blocked' and f.peer_class not in ('own', 'loopback')
+  and not (f.proto = 6 and f.packets_in = 0) and f.direction = 'egress' and f.peer_host <> '' and f.local is not null and f.peer is not null
+order by 1, 2, 3, 4 limit 1000000
+
 -- Which service of a host answered on a port, by the host's own word: callers do not know it of a listener that is new. One name, or none.
 -- name: recorded_servers
 select s.host_id, f.proto::int as proto, f.port, min(a.name) as service

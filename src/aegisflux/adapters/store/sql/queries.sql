@@ -354,12 +354,17 @@ from proposals where id < $1 order by id desc limit $2
 -- name: proposal
 select id, created_at, created_by, asked, flows, flows_digest, body from proposals where id = $1
 
+-- The last proposal of a scope.
 -- name: proposal_before
-select body -> 'groups' as groups from proposals order by id desc limit 1
+select id from proposals
+where coalesce(asked -> 'scope', '[]') = $1::jsonb order by id desc limit 1
 
 -- name: add_plan
-insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9) returning id
+insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, inputs)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id
+
+-- name: plan_inputs
+select created_at, created_by, policy, asked, flows_digest, digest, inputs from plans where id = $1
 
 -- name: plans
 select id, created_at, created_by, proposal, digest, approved_by, jsonb_array_length(body -> 'services') as services,
@@ -534,6 +539,19 @@ select accepted from plans where id = $1
 -- name: promoted_later
 select id from rollouts where id > $1 and stage in ('promoted', 'superseded')
  and exists (select 1 from jsonb_array_elements(parts) p where (p ->> 'service_id')::bigint = any($2::bigint[])) order by id limit 1
+
+-- name: suspect
+insert into suspicions values ($1, $2, $3, $4, $5)
+on conflict (host_id, finding) do update set detail = excluded.detail, said_at = excluded.said_at, said_by = excluded.said_by
+
+-- name: trust
+delete from suspicions where host_id = $1 and finding = $2
+
+-- name: suspicions
+select host_id, finding, detail, said_at, said_by from suspicions order by host_id, finding
+
+-- name: hosts_known
+select host_id from hosts where host_id = any($1::text[])
 
 -- name: say_health
 insert into service_health values ($1, $2, $3, $4, $5, $6)
