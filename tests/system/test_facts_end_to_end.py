@@ -144,7 +144,7 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     tried = facts.typed("policy", "apply", str(file), "--dry-run")
     assert (tried.returncode, "nothing was begun: aegisflux rollout begin" in tried.stderr) == (1, True)
     asked = facts.typed("policy", "apply", str(file))
-    assert (asked.returncode, "somebody else has to say aegisflux segment approve" in asked.stderr) == (
+    assert (asked.returncode, "somebody else has to look, aegisflux segment show --plan" in asked.stderr) == (
         1,
         True,
     )

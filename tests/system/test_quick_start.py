@@ -80,6 +80,8 @@ WAIT = (
     "for _ in $(seq 100); do aegisflux inventory list --host demo-host --name bash | grep -q deb &&"
     " aegisflux graph reach quickstart >/dev/null 2>&1 && break; sleep 0.2; done\n"
 )
+STATUS = "aegisflux snapshot status 101"
+SETTLED = f"for _ in $(seq 100); do {STATUS} | grep -q in_force && break; sleep 0.1; done\n"
 LOOK_AGAIN = "for _ in $(seq 200); do aegisflux agent status | grep -q in_force && break; sleep 0.05; done\n"
 
 
@@ -98,7 +100,17 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
     watched = reader.left_running("watch", prepare + watch)
 
     typed = reader.typed(
-        prepare, doctor, service, post + LOOK_AGAIN, call, why, promote, WAIT + look, policy, panic, clean
+        prepare,
+        doctor,
+        service,
+        post + LOOK_AGAIN,
+        call,
+        why,
+        promote.replace(STATUS, SETTLED + STATUS),
+        WAIT + look,
+        policy,
+        panic,
+        clean,
     )
     prepared, examined, named, posted, called, answered, promoted, looked, planned, panicked, cleaned = typed
 
