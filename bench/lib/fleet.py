@@ -14,7 +14,7 @@ from bench.lib.plane import Plane, clean_environment, until
 from bench.lib.report import Report
 from tests.support.netns import enter
 
-SERVICE, LABEL, ENTRIES = 202, "fleet", 1000
+SERVICE, LABEL, ENTRIES = 202, "many", 1000
 WORKERS: Final = 2
 ROOT: Final = Path(__file__).resolve().parent.parent.parent
 

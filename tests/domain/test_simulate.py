@@ -3,8 +3,10 @@
 import random
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 
+from aegisflux.domain import simulate
 from aegisflux.domain.compile import compile_tables
 from aegisflux.domain.flow import FailsafeRule, Host
 from aegisflux.domain.net import Address, parse_cidr
@@ -44,6 +46,14 @@ def columns(rows):
     ]
     types = (*[np.int64] * 5, np.uint64, np.uint64, np.int64, bool, bool)
     return Initiations(*(np.array([v[i] for v in values], dtype) for i, dtype in enumerate(types)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def blocks():
+    """More rows than a block has, in most examples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulate, "BLOCK", 16)
+        yield
 
 
 @settings(max_examples=200, deadline=None)

@@ -41,6 +41,7 @@ U64 = NDArray[np.uint64]
 REASON: Final = {name: number for number, name in enumerate(REASONS)}
 ALLOWING: Final = frozenset(("unmanaged", "failsafe", "expired_open", "allow", "unrestricted"))
 MAX_SERVICES: Final = 1 << 22
+BLOCK: Final = 1 << 14  # rows at a time, whose columns stay in the cache
 
 
 class Policy(NamedTuple):
@@ -116,16 +117,16 @@ class Fleet:
     def judge(self, flows: Initiations) -> Verdicts:
         """What happens to each; the same as `verdict.judge` says of `flows.flow(row)`."""
         reason = np.full(len(flows), REASON["unmanaged"], np.uint8)
-        managed = np.nonzero(flows.policy >= 0)[0]
-        policy = flows.policy[managed]
-        reason[managed] = self._reasons(flows, managed, policy)
-        kept = np.zeros(len(flows), bool)
-        refused = reason[managed] == REASON["no_match"]
-        kept[managed] = refused & flows.live[managed] & self._keeps[policy]
-        reason[kept] = REASON["allow"]
-        allowed = _ALLOWS[reason]
         enforced = np.zeros(len(flows), bool)
-        enforced[managed] = self._enforces[policy]
+        managed = np.nonzero(flows.policy >= 0)[0]
+        for start in range(0, len(managed), BLOCK):
+            rows = managed[start : start + BLOCK]
+            policy = flows.policy[rows]
+            found = self._reasons(flows, rows, policy)
+            kept = (found == REASON["no_match"]) & flows.live[rows] & self._keeps[policy]
+            found[kept] = REASON["allow"]
+            reason[rows], enforced[rows] = found, self._enforces[policy]
+        allowed = _ALLOWS[reason]
         return Verdicts(reason, allowed, ~allowed & enforced)
 
     def _reasons(self, flows: Initiations, rows: Int, policy: Int) -> NDArray[np.uint8]:
