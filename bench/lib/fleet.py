@@ -22,7 +22,7 @@ ROOT: Final = Path(__file__).resolve().parent.parent.parent
 def measure(report: Report, plane: Plane, size: int) -> None:
     """About two minutes with 1,000 agents."""
     rounds = 2 if report.quick else 5
-    plane.service(SERVICE, LABEL, "cgroup:fleet/app.service")
+    plane.service(SERVICE, LABEL, f"cgroup:{LABEL}/app.service")
     hosts = [f"fleet-{number:04}" for number in range(size)]
     with _agents(report, plane, hosts):
         version = _posts(report, plane, size, rounds)
