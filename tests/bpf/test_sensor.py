@@ -329,9 +329,9 @@ def test_a_fork_bomb_is_bounded_and_counted_and_the_host_lives(lab: Lab) -> None
 def test_a_full_ring_loses_the_newest_and_counts_them(lab: Lab, sensor: Processes) -> None:
     bomb = f"i=0; while [ $i -lt 1400 ]; do /bin/true {'x' * 3000}; i=$((i+1)); done"
     lab.hosts["a"].run([SHELL, "-c", bomb], timeout=60)
-    told = drained(sensor)
-    counts = sensor.counts()
+    told, counts, late = drained(sensor), sensor.counts(), drained(sensor)
     assert counts["full.exec"] > 0
-    assert len([e for e in told if isinstance(e, Exec)]) == counts["seen.exec"] - counts["full.exec"]
+    least, more = (sum(isinstance(e, Exec) for e in some) for some in (told, late))
+    assert least <= counts["seen.exec"] - counts["full.exec"] <= least + more, "others' programs come late"
     lab.hosts["a"].run(["/bin/true"])
-    assert len(drained(sensor)) == 2, "there is room again"
+    assert len(drained(sensor)) >= 2, "there is room again"
