@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegisflux.domain.segment.export import policy_of
-from aegisflux.domain.segment.flows import HOURS, Flows
 from aegisflux.domain.segment.mine import mine
 from aegisflux.domain.segment.propose import Actor, Recorded, propose
 from aegisflux.domain.segment.rules import ANYONE, PUBLIC_CLIENTS
+from tests.support.windows import window
 
 TCP = 6
 SERVICES = ("bastion", "web", "web", "db")
@@ -30,15 +30,7 @@ def outside(*numbers):
 
 def flows(*calls):
     """(clients, servers, port, days)."""
-    rows = [
-        (day * HOURS, client, server, TCP, port, 1, -1)
-        for clients, servers, port, days in calls
-        for client in clients
-        for server in servers
-        for day in days
-        if client != server
-    ]
-    return Flows(*(np.array(c, np.int32) for c in (zip(*rows, strict=True) if rows else [()] * 7)))
+    return window((clients, servers, (port,), days) for clients, servers, port, days in calls)
 
 
 def proposed(*calls):

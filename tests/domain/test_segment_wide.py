@@ -9,6 +9,7 @@ from aegisflux.domain.segment.flows import HOURS, Flows
 from aegisflux.domain.segment.mine import mine
 from aegisflux.domain.segment.propose import Actor, Recorded, propose
 from aegisflux.domain.segment.rules import days_apart
+from tests.support.windows import window
 
 TCP = 6
 PORTS = (22, 23, 445, 3389, 8080, 9200)
@@ -19,17 +20,8 @@ def fleet(hosts, *calls, labels=True):
     """Each host is a service of its own, or of none that is known, and calls the next; besides that these
     (clients, servers, ports, days)."""
     calls = [((n,), ((n + 1) % hosts,), (5000 + n,), WEEK) for n in range(hosts)] + list(calls)
-    rows = [
-        (day * HOURS, client, server, TCP, port, 1, -1)
-        for clients, servers, ports, days in calls
-        for client in clients
-        for server in servers
-        for port in ports
-        for day in days
-        if client != server
-    ]
     actors = tuple(Actor(f"h{n}", f"s{n}" if labels else "") for n in range(hosts))
-    return Recorded(actors, hosts, Flows(*(np.array(c, np.int32) for c in zip(*rows, strict=True))))
+    return Recorded(actors, hosts, window(calls))
 
 
 @pytest.mark.parametrize("labels", [True, False], ids=["services", "unknown"])

@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
-from aegisflux.domain.policy import Group, Policy, Rule
-from aegisflux.wire.policyfile import MAX_BYTES, MAX_MARKS, MAX_RULES, line_of, merged, read, write
+from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule
+from aegisflux.wire.policyfile import MAX_BYTES, MAX_MARKS, line_of, merged, read, write
 
 TEXT = """\
 # who may call whom

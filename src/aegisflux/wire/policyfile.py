@@ -22,11 +22,10 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
-from aegisflux.domain.policy import Policy, Rule, check, ends_of
+from aegisflux.domain.policy import MAX_RULES, Policy, Rule, check, ends_of
 from aegisflux.domain.snapshot import explained
 
 MAX_BYTES: Final = 1 << 20
-MAX_RULES: Final = 5_000
 MAX_MARKS: Final = 200_000  # what can begin a value: they bound the time that reading takes
 _MARKS: Final = (",", "\n", "- ", ": ", "? ", "[", "{")
 MAX_VALUES: Final = 1_000_000  # aliases told out, which grow faster than the text

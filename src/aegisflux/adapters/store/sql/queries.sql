@@ -376,9 +376,6 @@ select id, created_at, created_by, proposal, policy, asked, inventory_digest, fl
     accepted
 from plans where id = $1
 
--- name: lock_plan
-select created_by, digest, inventory_digest, approved_by, policy, body from plans where id = $1 for update
-
 -- name: approve_plan
 update plans set approved_by = $2, approved_at = $3 where id = $1
 
