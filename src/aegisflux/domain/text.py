@@ -10,7 +10,7 @@ _BYTES: Final = range(0xDC80, 0xDD00)  # what surrogateescape makes of a byte th
 
 
 def printable(name: str | bytes) -> str:
-    r"""Return the name with every character that is not printable escaped, always valid UTF-8 without controls.
+    r"""Return the name as valid UTF-8 in which every character without a glyph is escaped.
 
     A byte that is not UTF-8 and an ASCII control become `\xff` and `\x1b`, any other character without a
     glyph (C1 controls, bidirectional overrides, line separators, lone surrogates) `\u202e`. The result is for
@@ -23,7 +23,7 @@ def printable(name: str | bytes) -> str:
 
 
 def name_bytes(name: str) -> bytes:
-    """Return the bytes of a name that was decoded with `surrogateescape`; raises UnicodeEncodeError for others."""
+    """Return the bytes of a name that was decoded with `surrogateescape`."""
     return name.encode("utf-8", "surrogateescape")
 
 
