@@ -7,7 +7,7 @@
 #include <linux/types.h>
 #include "account_maps.h"
 
-#define AEGIS_LAYOUT 1
+#define AEGIS_LAYOUT 2
 #define BLOCK 128
 #define MAX_SLOTS 256
 #define MAX_LEVELS 16
@@ -198,10 +198,13 @@ struct failsafe_list {
 	struct failsafe_rule rules[MAX_FAILSAFE];
 };
 
+/* A key of a trie: value 1 for an own address or prefix, 0 (of the whole namespace) where it has been read. */
 struct own_key {
-	__u64 netns;
-	__u32 address[4];	/* all ones: the namespace has been read */
+	__u32 bits;		/* how many of the following decide: 64 for the namespace, and the prefix's */
+	__u32 netns[2];		/* the cookie */
+	__u32 address[4];
 };
+#define OWN_BITS (64 + 128)
 
 #define MAX_PATH 256
 struct literal_key {

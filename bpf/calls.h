@@ -5,21 +5,9 @@
 #define AEGIS_CALLS_H
 
 #include "flows.h"
+#include "own.h"
 
 #define SOCK_RAW_TYPE 3
-
-/* Whether the address is local to the caller's namespace, or might be. */
-static __always_inline int may_be_own(struct bpf_sock_addr *ctx, const struct packet *p)
-{
-	struct own_key key = {};
-
-	key.netns = bpf_get_netns_cookie(ctx);
-	__builtin_memset(key.address, 0xff, 16);
-	if (!bpf_map_lookup_elem(&own, &key))
-		return 1;
-	__builtin_memcpy(key.address, p->peer, 16);
-	return !!bpf_map_lookup_elem(&own, &key);
-}
 
 static __always_inline void forget_connection(struct state *st)
 {
@@ -63,7 +51,7 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 		v->reuse = 1;
 		v->before = f->stamp;
 	}
-	if (!judge_flow(v, 0) || !(v->word & W_REFUSED) || may_be_own(ctx, &v->p))
+	if (!judge_flow(v, 0) || !(v->word & W_REFUSED) || is_own_address(bpf_get_netns_cookie(ctx), v->p.peer))
 		return PASS;
 	count_word(0, v->slot, v->word);
 	tell(v, none, 0);

@@ -68,9 +68,17 @@ ARRAY_OF(failsafes, BPF_MAP_TYPE_ARRAY, struct failsafe_list, 1);
 ARRAY_OF(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u64, 2 * SLOT_ROWS * COUNTERS);
 
 HASH_OF(cgroups, __u64, __u32, 16384);
-HASH_OF(own, struct own_key, __u8, 65536);
 HASH_OF(literals, struct literal_key, __u32, 1024);
 HASH_OF(listeners, struct listener_key, __u8, 65536);
+
+/* Ask through own.h. A trie, since a local route may name a prefix. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 65536);
+	__uint(key_size, sizeof(struct own_key));
+	__uint(value_size, 1);
+} own SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

@@ -4,6 +4,7 @@
 #ifndef AEGIS_PASSES_H
 #define AEGIS_PASSES_H
 
+#include "own.h"
 #include "record.h"
 
 #define PASS_JUDGE 0
@@ -27,15 +28,10 @@ static __always_inline void packet_of(struct sock *sk, struct packet *p)
 	}
 }
 
-/* The flow stays on this host: no snapshot ever judges it. */
+/* The flow stays on this host, or may: no pass judges it, and its packets are judged by their device. */
 static __always_inline int is_own(struct sock *sk, const struct packet *p)
 {
-	struct own_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
-
-	if (is_loopback(p))
-		return 1;
-	__builtin_memcpy(key.address, p->peer, 16);
-	return !!bpf_map_lookup_elem(&own, &key);
+	return is_loopback(p) || is_own_address(BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie), p->peer);
 }
 
 static __always_inline __u32 slot_of_sock(struct sock *sk, const struct state *st, const struct control *ctl)

@@ -153,7 +153,7 @@ class Pinned:
     """
 
     def __init__(self, instance: str, slot: int = 0) -> None:
-        self.maps = Path(f"/sys/fs/bpf/aegisflux/{instance}/v1/maps")
+        self.maps = Path(f"/sys/fs/bpf/aegisflux/{instance}/v{layout.LAYOUT}/maps")
         self.slot, self.seen = slot.to_bytes(4, "little"), list[tuple[int, int]]()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch)

@@ -13,6 +13,7 @@ import pytest_asyncio
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import FAILSAFE_SIZE
 from aegisflux.adapters.datapath.bpf.pins import MKDIR, ORDER
+from aegisflux.wire.layout import LAYOUT
 from support.agent_bench import FORBIDDEN, Bench, content
 from support.agent_process import fleet
 from support.agents import Plane
@@ -34,7 +35,7 @@ async def bench(tmp_path):
 
 @contextmanager
 def pinned_map(bench, name):
-    fd = libbpf.obj_get(f"/sys/fs/bpf/aegisflux/{bench.name}/v1/maps/{name}")
+    fd = libbpf.obj_get(f"/sys/fs/bpf/aegisflux/{bench.name}/v{LAYOUT}/maps/{name}")
     try:
         yield fd
     finally:
@@ -61,7 +62,7 @@ def with_another_binding(bench) -> None:
 
 def without_programs(bench) -> None:
     """Both ways: unpinned, and detached under its pin."""
-    links = Path(f"/sys/fs/bpf/aegisflux/{bench.name}/v1/links")
+    links = Path(f"/sys/fs/bpf/aegisflux/{bench.name}/v{LAYOUT}/links")
     (links / "aegis_connect4").unlink()
     fd = libbpf.obj_get(str(links / "aegis_egress"))
     libbpf.lib().bpf_link_detach(fd)
@@ -86,7 +87,7 @@ async def test_drift_in_the_kernel_is_repaired(bench, fault):
         fault(bench)
         await eventually(lambda: bench.refused(web), 5)
         await eventually(lambda: _drifted(control))
-        assert set(os.listdir(f"/sys/fs/bpf/aegisflux/{bench.name}/v1/links")) == {*ORDER, MKDIR}
+        assert set(os.listdir(f"/sys/fs/bpf/aegisflux/{bench.name}/v{LAYOUT}/links")) == {*ORDER, MKDIR}
         await asyncio.sleep(1.2)
         lost = (await control.heartbeat()).loss["drift"]
         await asyncio.sleep(1.2)
@@ -132,7 +133,7 @@ UPGRADED = """
 import time
 from aegisflux.adapters.datapath.bpf import pins
 from aegisflux.adapters.datapath.bpf.generations import Generations
-pins.LAYOUT = 2
+pins.LAYOUT += 1
 load = Generations.load
 def slowly(*args):
     time.sleep(1.5)
@@ -153,8 +154,8 @@ async def test_an_upgrade_to_another_layout_opens_nothing(bench):
         bench.agent.prelude = UPGRADED
         bench.agent.start()
         words, both = [], False
-        while (top / "v1").exists():
-            both = both or (top / "v2" / "links" / "aegis_egress").exists()
+        while (top / f"v{LAYOUT}").exists():
+            both = both or (top / f"v{LAYOUT + 1}" / "links" / "aegis_egress").exists()
             words.append((await asyncio.to_thread(bench.connect, web, FORBIDDEN))[0])
             assert len(words) < 500
         assert both

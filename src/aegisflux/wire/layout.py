@@ -15,7 +15,7 @@ from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.snapshot import Established, Expiry, Mode
 from aegisflux.domain.tables import DENY_BITS, Tables
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 BLOCK: Final = 128
 MAX_SLOTS: Final = 256
 SLOT_NONE: Final = 256
@@ -35,7 +35,9 @@ UDP_KEY: Final = struct.Struct("<16sHH")
 UDP_FLOW: Final = struct.Struct("<QQQBB6x")
 FAILSAFE_LIST: Final = struct.Struct("<II")
 FAILSAFE_RULE: Final = struct.Struct("<16s16sQHBBB3x")
-OWN_KEY: Final = struct.Struct("<Q16s")
+OWN_KEY: Final = struct.Struct("<IQ16s")
+OWN_NETNS_BITS: Final = 64
+OWN_BITS: Final = 64 + 128
 LISTENER_KEY: Final = struct.Struct("<QII")
 OWNER: Final = struct.Struct("<QIBB2x")
 FLOW_KEY: Final = struct.Struct("<Q16s16sIIHBB4x")

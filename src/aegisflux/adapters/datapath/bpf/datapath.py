@@ -17,6 +17,7 @@ from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
+from aegisflux.adapters.datapath.bpf.own import OwnMap
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
@@ -28,7 +29,6 @@ from aegisflux.wire import layout
 
 T = TypeVar("T")
 BPFFS: Final = Path("/sys/fs/bpf")
-READ_MARK: Final = b"\xff" * 16
 NO_PACKET: Final = bytes(64)  # what a test run wants at least
 
 
@@ -52,6 +52,7 @@ class BpfDatapath:
         self._denied: DeniedFlows | None = None
         self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
         self._addresses: frozenset[Address] = frozenset()
+        self._cookies: dict[int, int] = {}
 
     # life
 
@@ -262,21 +263,12 @@ class BpfDatapath:
     def refresh_addresses(self) -> None:
         """See `Datapath.refresh_addresses`."""
         self._need(self._mapping)
-        own = self._pins.maps["own"]
-        before: dict[int, set[bytes]] = {}
-        for key in libbpf.keys(own, layout.OWN_KEY.size):
-            number, address = layout.OWN_KEY.unpack(key)
-            before.setdefault(number, set()).add(address)
+        own = OwnMap(self._pins.maps["own"])
+        own.read()
         told = self._own_addresses()
         self._addresses = frozenset(address_of(raw) for found in self._reached(told) for raw in found)
-        for number, found in told:
-            known = before.get(number, set())
-            for address in found - known:
-                libbpf.update(own, layout.OWN_KEY.pack(number, address), b"\1")
-            for address in known - found - {READ_MARK}:
-                libbpf.delete(own, layout.OWN_KEY.pack(number, address))
-            if READ_MARK not in known:
-                libbpf.update(own, layout.OWN_KEY.pack(number, READ_MARK), b"\1")
+        own.keep_only(self._cookies.values())
+        own.put({number: {(128, address) for address in found} for number, found in told})
 
     def addresses(self) -> frozenset[Address]:
         """See `Datapath.addresses`."""
@@ -292,7 +284,13 @@ class BpfDatapath:
         """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""
         paths = self._need(self._mapping).paths()
         found = namespaces([os.getpid(), *(pid for path in paths for pid in processes(path))], named=True)
-        return self._visited(found, lambda: (cookie(), addresses()))
+        told = self._visited(
+            found, lambda: (Path("/proc/thread-self/ns/net").stat().st_ino, cookie(), addresses())
+        )
+        entered = {inode: number for inode, number, _ in told}
+        # one that cannot be entered this time keeps what is known of it
+        self._cookies = entered | {i: n for i, n in self._cookies.items() if i in found and i not in entered}
+        return [(number, own) for _, number, own in told]
 
     # what it tells
 
