@@ -140,7 +140,7 @@ def test_csv_has_columns_and_quotes(capsys):
     show([ROW], "csv", columns, headed=False)
     head, first, second = csv.reader(io.StringIO(capsys.readouterr().out))
     assert tuple(head) == columns
-    assert first == second == ["web-1", '{"role": "web"}', "", 'a,"b"\\x1b[2J\\u202e\\x9b']
+    assert first == second == ["web-1", '{"role": "web"}', "", 'a,"b"\\x1b[2J\\u202e\\u009b']
 
 
 def test_names_are_for_the_next_command(capsys):

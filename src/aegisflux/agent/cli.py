@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 from cyclopts import App, Parameter
 
 from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.text import encodable_all, paragraph, printable
 
 if TYPE_CHECKING:
     from aegisflux.agent.rescue import Meant
@@ -115,7 +116,7 @@ def why(
     }
     with _exits():
         (found,) = _asked(_found(config, instance), question)
-        _print(output, found, _why_text)
+        _print(output, found, _why_lines)
         if found["verdict"] != "allowed":
             sys.exit(FINDINGS)
 
@@ -133,7 +134,7 @@ def denied(
     with _exits():
         question = {"do": "denied", "follow": follow, "last": limit}
         for found in _asked(_found(config, instance), question, timeout=None if follow else 10.0):
-            print(json.dumps(found) if output != "table" else _denied_line(found), flush=True)  # noqa: T201
+            _print("table" if output == "table" else "jsonl", found, _denied_lines)
 
 
 @app.command
@@ -238,7 +239,7 @@ def _exits() -> Iterator[None]:
 
 
 def _fail(status: int, error: Exception) -> NoReturn:
-    _say(f"aegisflux agent: {error}")
+    print(paragraph(f"aegisflux agent: {error}"), file=sys.stderr, flush=True)  # noqa: T201
     sys.exit(status)
 
 
@@ -306,30 +307,36 @@ def _asked(settings: "AgentConfig", question: Json, timeout: float | None = 10.0
 
 def _log(text: str) -> None:
     line = {"ts": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "logger": "agent", "msg": text}
-    print(json.dumps(line), file=sys.stderr, flush=True)  # noqa: T201
+    print(json.dumps(encodable_all(line)), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201
+    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _print(output: str, found: Json, table: Callable[[Json], str]) -> None:
-    text = table(found) if output == "table" else json.dumps(found, indent=2 if output == "json" else None)
-    print(text)  # noqa: T201
+def _print(output: str, found: Json, table: Callable[[Json], list[str]]) -> None:
+    """Print an answer. Whoever gave a name that is in it, its lines are made printable here."""
+    if output == "table":
+        text = "\n".join(map(printable, table(found)))
+    else:
+        text = json.dumps(encodable_all(found), indent=2 if output == "json" else None)
+    print(text, flush=True)  # noqa: T201
 
 
-def _columns(rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
+def _columns(rows: list[list[str]]) -> list[str]:
+    shown = [list(map(printable, row)) for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in shown
+    ]
 
 
-def _status_table(found: Json) -> str:
+def _status_table(found: Json) -> list[str]:
     link = "connected" if found["connected"] else "NOT CONNECTED"
-    head = f"host {found['host_id']}  serial {found['serial']}  {link}  datapath {found['datapath']}"
+    head = [f"host {found['host_id']}  serial {found['serial']}  {link}  datapath {found['datapath']}"]
     if found["panicked"]:
-        head += "\nPANIC: nothing is enforced; aegisflux agent resume ends it"
+        head.append("PANIC: nothing is enforced; aegisflux agent resume ends it")
     rows = [["SERVICE", "NAME", "STATE", "VERSION", "DIGEST", "LEASE ENDS IN", "CGROUPS"]]
     for service in found["services"]:
         left = "-" if service["deadline"] is None else f"{max(0, service['deadline'] - int(time.time()))} s"
@@ -347,7 +354,7 @@ def _status_table(found: Json) -> str:
         ]
         rows.append(cells)
     failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
-    return "\n".join([head, _columns(rows), *failures, *_telemetry_lines(found.get("telemetry"))])
+    return [*head, *_columns(rows), *failures, *_telemetry_lines(found.get("telemetry"))]
 
 
 def _telemetry_lines(found: Json | None) -> list[str]:
@@ -356,27 +363,25 @@ def _telemetry_lines(found: Json | None) -> list[str]:
     return [] if found is None else [f"telemetry: {telemetry_text(found)}"]
 
 
-def _why_text(found: Json) -> str:
+def _why_lines(found: Json) -> list[str]:
     rule = f" by {found['rule']}" if found.get("rule") else ""
     digest = f"  ({found['digest'][:19]})" if found.get("digest") else ""
-    return f"{found['flow']}: {found['verdict']} ({found['reason']}{rule}){digest}"
+    return [f"{found['flow']}: {found['verdict']} ({found['reason']}{rule}){digest}"]
 
 
-def _denied_line(found: Json) -> str:
+def _denied_lines(found: Json) -> list[str]:
     glyph = "x" if found["verdict"] == "blocked" else "o"
     arrow = "->" if found["direction"] == "egress" else "<-"
     port = "" if found["peer_port"] is None else f":{found['peer_port']}"
     rule = f" {found['rule']}" if found["rule"] else ""
     flow = f"{found['proto']} {arrow} {found['peer']}{port}"
-    return (
-        f"{found['boot_seconds']:.3f} {glyph} {found['verdict']:<11} service {found['service_id']} "
-        f"{flow}  {found['reason']}{rule}"
-    )
+    at, service = f"{found['boot_seconds']:.3f}", f"service {found['service_id']}"
+    return [f"{at} {glyph} {found['verdict']:<11} {service} {flow}  {found['reason']}{rule}"]
 
 
-def _doctor_table(found: Json) -> str:
+def _doctor_table(found: Json) -> list[str]:
     rows = [["ABOUT", "CHECK", "RESULT", "DETAIL"]]
     for check in found["checks"]:
         word = "ok" if check["ok"] else "FAILED" if check["required"] else "missing"
         rows.append([check["about"], check["name"], word, check["detail"]])
-    return "\n".join([_columns(rows), *([f"next: {found['next']}"] if found["next"] else [])])
+    return [*_columns(rows), *([f"next: {found['next']}"] if found["next"] else [])]

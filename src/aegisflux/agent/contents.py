@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 
 from aegisflux.agent.parts import Parts
-from aegisflux.domain.errors import Invalid, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
     ActiveRef,
@@ -84,7 +84,7 @@ class Contents:
                 return msgspec.msgpack.decode(answer, type=ContentChunk)
             except Refused as error:
                 raise Unavailable(f"content {digest}: {error}") from error
-            except msgspec.DecodeError as error:
+            except BROKEN as error:
                 raise Unavailable(f"content {digest}: not a chunk: {error}") from None
             except Unavailable:
                 if attempt == TRIES - 1 or not bus.connected:

@@ -13,9 +13,10 @@ import msgspec
 from aegisflux.agent import remember
 from aegisflux.agent.remember import Panic
 from aegisflux.agent.runner import Runner
-from aegisflux.domain.errors import AegisError, Invalid, NotFound, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
+from aegisflux.domain.text import encodable_all, printable
 from aegisflux.ports.datapath import DeniedFlow, Role
 
 SOCKET: Final = "agent.sock"
@@ -68,7 +69,7 @@ class Control:
         try:
             line = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
             async for answer in self._answers(line):
-                writer.write(msgspec.json.encode(answer) + b"\n")
+                writer.write(line_of(answer))
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
             return
@@ -80,7 +81,7 @@ class Control:
             question = msgspec.json.decode(line, type=Question)
             async for answer in self._answer(question):
                 yield answer
-        except msgspec.DecodeError as error:
+        except BROKEN as error:
             yield {"error": f"question: {error}", "kind": "refused"}
         except AegisError as error:
             yield {"error": str(error), "kind": "refused" if isinstance(error, Refused) else "unavailable"}
@@ -154,7 +155,7 @@ class Control:
         for service in manifest.services if manifest else ():
             if service.name == text:
                 return service.service_id
-        paths = {path: i for i, found in runner.binder.cgroups.items() for path in found}
+        paths = {printable(path): i for i, found in runner.binder.cgroups.items() for path in found}
         parts = text.strip("/").split("/")
         for n in range(len(parts), 0, -1):
             if (service_id := paths.get("/".join(parts[:n]))) is not None:
@@ -198,6 +199,11 @@ def flow_text(flow: Flow) -> str:
     return f"{name} {flow.peer} -> local{port}"
 
 
+def line_of(answer: Json) -> bytes:
+    """Return an answer as a line of JSON, whatever the names in it hold."""
+    return msgspec.json.encode(encodable_all(answer)) + b"\n"
+
+
 def denied_json(flow: DeniedFlow) -> Json:
     """A denied flow as the command line shows it."""
     return {
@@ -223,7 +229,7 @@ def ask(path: Path, question: Json, timeout: float | None = CLIENT_SECONDS) -> I
         line.settimeout(timeout)
         try:
             line.connect(str(path))
-            line.sendall(json.dumps(question).encode() + b"\n")
+            line.sendall(line_of(question))
             with line.makefile("rb") as answers:
                 for raw in answers:
                     yield _checked(json.loads(raw))

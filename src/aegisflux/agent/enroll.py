@@ -13,7 +13,7 @@ from nacl.signing import SigningKey
 
 from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
 from aegisflux.agent.parts import Store
-from aegisflux.domain.errors import Invalid, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
 from aegisflux.domain.trust import Nacked
 from aegisflux.wire import token as tokens
 from aegisflux.wire.natsjwt import claims
@@ -51,7 +51,7 @@ def enroll(text: str, host_id: str, store: Store) -> Identity:
     raw = _call(token.url.rstrip("/") + tokens.ENROLL_PATH, context, msgspec.json.encode(request))
     try:
         answer = msgspec.json.decode(raw, type=EnrollAnswer)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Refused(f"enrolment: the answer of {token.url} is not one: {error}") from None
     identity = checked(answer, token, host_id)
     store.write(IDENTITY, msgspec.msgpack.encode(identity))

@@ -8,7 +8,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from aegisflux.agent.parts import Store
-from aegisflux.domain.errors import NotFound, Unavailable
+from aegisflux.domain.errors import BROKEN, NotFound, Unavailable
 from aegisflux.domain.manifest import KeySet
 from aegisflux.domain.trust import Trusted, accept_keys
 from aegisflux.wire import envelope
@@ -46,7 +46,7 @@ def read_identity(store: Store) -> tuple[Identity, bytes]:
         raise NotFound("this host is not enrolled: run aegisflux agent enroll")
     try:
         return msgspec.msgpack.decode(raw, type=Identity), seed
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Unavailable(f"state {IDENTITY}: damaged ({error}); enrol again") from None
 
 

@@ -16,7 +16,7 @@ from msgspec import Struct
 from aegisflux.agent.control import SOCKET
 from aegisflux.agent.identity import IDENTITY
 from aegisflux.agent.remember import PANIC
-from aegisflux.domain.errors import Refused
+from aegisflux.domain.errors import BROKEN, Refused
 
 NOTES: Final = Path("/run/aegisflux/agents")
 PINS: Final = "aegisflux"
@@ -63,7 +63,7 @@ def read(folder: Path = NOTES) -> list[Note]:
     for path in sorted(folder.glob("*.json")) if os.access(folder, os.R_OK | os.X_OK) else ():
         try:
             note = msgspec.json.decode(path.read_bytes(), type=Note)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, *BROKEN):
             continue
         if Path(note.state_dir).exists() or note.pins.exists():
             found.append(note)

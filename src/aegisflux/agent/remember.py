@@ -9,7 +9,7 @@ from msgspec.structs import replace
 from aegisflux.agent.parts import Store
 from aegisflux.domain import trust
 from aegisflux.domain.converge import Book
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import BROKEN, Unavailable
 from aegisflux.domain.manifest import HostManifest
 from aegisflux.domain.trust import Trusted
 
@@ -82,7 +82,7 @@ def read_panic(store: Store) -> Panic | None:
         return None
     try:
         return msgspec.json.decode(raw, type=Panic)
-    except msgspec.DecodeError:
+    except BROKEN:
         return Panic(0.0, "the panic file is damaged")
 
 
@@ -112,5 +112,5 @@ def _decoded(store: Store, name: str, kind: type[T]) -> T | None:
         return None
     try:
         return msgspec.msgpack.decode(raw, type=kind)
-    except msgspec.DecodeError as error:
+    except BROKEN as error:
         raise Unavailable(f"state {name}: damaged ({error}); remove it or enrol again") from None

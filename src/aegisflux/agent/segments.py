@@ -16,7 +16,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import BROKEN, Unavailable
 
 HEAD: Final = struct.Struct("<III")
 CRC: Final = 4
@@ -243,7 +243,7 @@ def _whole(data: bytes) -> Iterator[tuple[Meta, bool, int]]:
         body = start + HEAD.size
         try:
             meta = _META.decode(memoryview(data)[body : body + meta_size])
-        except msgspec.DecodeError:
+        except BROKEN:
             return
         yield meta, size > 0, end
         start = end

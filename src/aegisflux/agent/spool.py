@@ -17,7 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.agent.segments import Log, Meta, Record
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import BROKEN, Unavailable
 
 Lane = Literal["flows", "events"]
 LANES: Final[tuple[Lane, ...]] = ("flows", "events")  # in the order of sacrifice
@@ -310,5 +310,5 @@ def _marks(data: bytes) -> Marks | None:
         return None
     try:
         return msgspec.msgpack.decode(body, type=Marks)
-    except msgspec.DecodeError:
+    except BROKEN:
         return None

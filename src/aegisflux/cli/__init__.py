@@ -6,10 +6,14 @@ when they are used, so that the agent stays small.
 """
 
 import sys
+from typing import TYPE_CHECKING, NoReturn
 
 from cyclopts import App
 
 from aegisflux import __version__
+
+if TYPE_CHECKING:
+    from cyclopts.exceptions import CycloptsError
 
 app = App(
     name="aegisflux",
@@ -37,22 +41,40 @@ def main() -> None:
     from cyclopts.exceptions import CycloptsError
 
     from aegisflux.domain.errors import Refused, Unavailable
+    from aegisflux.runtime import terminal
 
+    terminal.guard()
     try:
-        app(exit_on_error=False)
+        app(exit_on_error=False, error_formatter=_misused)
     except CycloptsError:
         sys.exit(2)
     except Refused as error:
-        print(f"refused: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(3)
+        _fail(3, f"refused: {error}")
     except Unavailable as error:
-        print(f"unavailable: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(4)
+        _fail(4, f"unavailable: {error}")
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()
         sys.exit(0)
+    except UnicodeEncodeError as error:  # an argument or a variable holds bytes that are no text
+        _fail(2, f"error: expected text that is UTF-8, got {str(error.object)[:200]}")
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201
-        sys.exit(2)
+        _fail(2, f"error: {error}")
+
+
+def _fail(status: int, text: str) -> NoReturn:
+    """End with a message, whoever wrote it."""
+    from aegisflux.domain.text import paragraph
+
+    print(paragraph(text), file=sys.stderr)  # noqa: T201
+    sys.exit(status)
+
+
+def _misused(error: "CycloptsError") -> object:
+    """A wrong command line in a box; arguments are quoted in it, and they may hold anything."""
+    from cyclopts.panel import CycloptsPanel
+
+    from aegisflux.domain.text import printable
+
+    return CycloptsPanel(printable(str(error)))

@@ -3,13 +3,13 @@
 import asyncio
 import os
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from aegisflux import settings as settings_of
+from aegisflux.cli.output import document, say
 from aegisflux.settings import Settings
 
 Config = Annotated[
@@ -109,7 +109,7 @@ def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase 
     from aegisflux import bootstrap
 
     for name, value in bootstrap.environment(loaded(config, data_dir, port_base)).items():
-        sys.stdout.write(f"export {name}={shlex.quote(value)}\n")
+        document(f"export {name}={shlex.quote(value)}\n")
 
 
 def _screen(given: Settings, seen: set[str]) -> str:
@@ -140,5 +140,5 @@ def _screen(given: Settings, seen: set[str]) -> str:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    for part in text.split("\n"):
+        say(part)

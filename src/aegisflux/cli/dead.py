@@ -1,7 +1,6 @@
 """`aegisflux dead`: what was refused, why, and once more."""
 
 import base64
-import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -10,6 +9,7 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import ingest
 from aegisflux.cli.nouns import DryRun
 from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.output import raw as raw_bytes
 
 COLUMNS = ("id", "time", "stream", "subject", "host_id", "size", "reason")
 Stream = Annotated[str | None, Parameter(help="only of this stream: telemetry, http, acks, ...")]
@@ -39,7 +39,7 @@ def show_letter(letter: int, *, raw: bool = False, output: Output = "json") -> N
     """A dead letter, with what its bytes say; --raw writes the bytes themselves."""
     found = ingest("GET", f"/api/v1/dead/{letter}")
     if raw:
-        _write(base64.b64decode(found["payload"]))
+        raw_bytes(base64.b64decode(found["payload"]))
     elif columnar(output):
         show(_row(found["letter"]), output, COLUMNS)
     else:
@@ -60,18 +60,6 @@ def replay(letter: int, *, dry_run: DryRun = False, output: Output = "json") -> 
 
 
 def _row(letter: dict[str, object]) -> dict[str, object]:
-    """A letter for people: control characters in what others chose are not sent to the terminal."""
-    row = {key: _plain(value) for key, value in letter.items()}
+    """A letter for people."""
     when = datetime.fromtimestamp(int(str(letter["time_ns"])) // 1_000_000_000, UTC)
-    return row | {"time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}
-
-
-def _plain(value: object) -> object:
-    if not isinstance(value, str):
-        return value
-    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in value)
-
-
-def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+    return letter | {"time": when.strftime("%Y-%m-%dT%H:%M:%SZ")}

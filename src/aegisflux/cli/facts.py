@@ -1,16 +1,14 @@
 """`aegisflux flows`, `events`, `inventory`, `graph`: what hosts really do."""
 
-import sys
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
-from urllib.parse import quote
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import facts
+from aegisflux.cli.client import facts, quoted
 from aegisflux.cli.following import following
-from aegisflux.cli.output import Output, columnar, printable, say, show
+from aegisflux.cli.output import Output, columnar, line, say, show
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import PROTOCOL_NAMES
 
@@ -152,7 +150,7 @@ def reach(service: str, /, *, output: Output = "table") -> None:
 
     Example: aegisflux graph reach db
     """
-    found = facts(f"/api/v1/graph/reach/{quote(service, safe='')}")
+    found = facts(f"/api/v1/graph/reach/{quoted(service)}")
     if not columnar(output):
         show(found, output)
         return
@@ -172,7 +170,7 @@ def blast_radius(host: str, /, *, output: Output = "table") -> None:
 
     Example: aegisflux graph blast-radius web-1
     """
-    found = facts(f"/api/v1/graph/blast-radius/{quote(host, safe='')}")
+    found = facts(f"/api/v1/graph/blast-radius/{quoted(host)}")
     if not columnar(output):
         show(found, output)
         return
@@ -230,10 +228,9 @@ def _live(rows: list[dict[str, Any]], output: str, columns: tuple[str, ...], pic
     shown = pictured(rows, output, picture)
     if output in PEOPLES:
         for row in shown:
-            print("  ".join(printable(str(row[name])) for name in columns), flush=True)  # noqa: T201
+            line("  ".join(str(row[name]) for name in columns))
     else:
         show(shown, "jsonl" if output == "json" else output, columns, headed=False)
-        sys.stdout.flush()  # a pipe wants them now, too
 
 
 def pictured(rows: list[dict[str, Any]], output: str, picture: Picture) -> list[dict[str, Any]]:

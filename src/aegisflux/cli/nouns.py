@@ -10,9 +10,9 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call
+from aegisflux.cli.client import call, quoted
 from aegisflux.cli.control import Config, DataDir, PortBase, loaded
-from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Refused
 
 Label = Annotated[
@@ -216,7 +216,7 @@ def host_token(
     body = {"labels": labels_of(label), "host_id": host_id, "ttl_seconds": ttl_seconds}
     answer = call("POST", "/api/v1/hosts/tokens", body)
     say(f"for one host, within {ttl_seconds} s; on the host: aegisflux agent enroll")
-    print(answer["token"])  # noqa: T201
+    line(answer["token"])
 
 
 @host_app.command(name="list")
@@ -248,7 +248,7 @@ def suspect(
     Example: aegisflux hosts suspect web-7 "calls an unknown address every 60 s"
     """
     said = {"suspicious": True, "detail": why, "finding": finding}
-    call("POST", f"/api/v1/hosts/{host_id}/suspicion", said)
+    call("POST", f"/api/v1/hosts/{quoted(host_id)}/suspicion", said)
 
 
 @host_app.command
@@ -260,13 +260,13 @@ def trust(
 ) -> None:
     """Take a suspicion of a host back; those of others stay."""
     said = {"suspicious": False, "detail": why, "finding": finding}
-    call("POST", f"/api/v1/hosts/{host_id}/suspicion", said)
+    call("POST", f"/api/v1/hosts/{quoted(host_id)}/suspicion", said)
 
 
 @host_app.command(name="release")
 def release_host(host_id: str) -> None:
     """Free a host's name and revoke its key."""
-    call("DELETE", f"/api/v1/hosts/{host_id}")
+    call("DELETE", f"/api/v1/hosts/{quoted(host_id)}")
 
 
 @token_app.command(name="list")
@@ -284,7 +284,7 @@ def create_token(
     name: str, role: Literal["viewer", "operator", "approver", "admin"], *, ttl_seconds: int | None = None
 ) -> None:
     """Make an API token and print it: a secret."""
-    print(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])  # noqa: T201
+    line(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])
 
 
 @token_app.command(name="issue")
@@ -305,13 +305,13 @@ def issue_token(
         "ttl_seconds": ttl_seconds,
         "host_id": host_id,
     }
-    print(call("POST", "/api/v1/tokens", body)["token"])  # noqa: T201
+    line(call("POST", "/api/v1/tokens", body)["token"])
 
 
 @token_app.command(name="revoke")
 def revoke_token(token_id: str) -> None:
     """End a token."""
-    call("DELETE", f"/api/v1/tokens/{token_id}")
+    call("DELETE", f"/api/v1/tokens/{quoted(token_id)}")
 
 
 @keys_app.command(name="list")
@@ -346,7 +346,7 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
 
     count, problems = asyncio.run(bootstrap.audit_problems(loaded(config, data_dir)))
     for problem in problems:
-        print(problem)  # noqa: T201
+        line(problem)
     say(f"{count} lines, {len(problems)} problems")
     sys.exit(1 if problems else 0)
 
@@ -384,16 +384,15 @@ def watch(
         given = bootstrap.environment(loaded()) | given
     subject, lines = (subjects.MAPS, announced) if what == "snapshots" else (subjects.ENRICHED, enriched)
 
-    def told(line: str) -> None:
-        sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-
-    asyncio.run(bootstrap.watch(given, subject, lines, told, count))
+    asyncio.run(bootstrap.watch(given, subject, lines, line, count))
 
 
 def announced(payload: bytes) -> list[str]:
-    """The line of an announced snapshot."""
-    return [payload.decode(errors="replace")]
+    """The line of an announced snapshot: JSON of ASCII alone, or what else came."""
+    try:
+        return [as_json(json.loads(payload))]
+    except (ValueError, RecursionError):
+        return [payload.decode("utf-8", "backslashreplace")]
 
 
 def enriched(payload: bytes) -> list[str]:

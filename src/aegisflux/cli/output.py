@@ -1,7 +1,7 @@
 """What the command line prints: data on stdout in the form that was asked for, talk on stderr.
 
 What hosts said never reaches a terminal as control characters: JSON and YAML escape them, the rest is made
-printable.
+`printable`. All that the command line prints passes here: `show`, `line` and `say`, or `raw` for bytes.
 """
 
 import csv
@@ -12,6 +12,9 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
+
+from aegisflux.domain.errors import Refused
+from aegisflux.domain.text import encodable_all, printable
 
 Output = Annotated[
     Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"], Parameter(name=("--output", "-o"))
@@ -28,6 +31,7 @@ TIMES: Final = {
     "at": 1000,
 }
 NAMES: Final = ("id", "name", "host_id")
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 
 
 def columnar(output: str) -> bool:
@@ -40,33 +44,62 @@ def show(value: Any, output: str, columns: tuple[str, ...] = (), headed: bool = 
     where `headed`."""
     rows = value if isinstance(value, list) else [value]
     if output == "json":
-        _line(json.dumps(value, indent=2))
+        _write(as_json(value, indent=2) + "\n")
     elif output == "yaml":
-        _yaml(value)
+        _yaml(encodable_all(value))
     elif output == "jsonl":
         for row in rows:
-            _line(json.dumps(row))
+            _write(as_json(row) + "\n")
     elif output == "csv":
         _csv(rows, columns, headed)
     elif output == "name":
         for row in rows:
-            _line(printable(_cell(row[next((n for n in NAMES if n in row), columns[0])])))
+            line(_cell(row[next((n for n in NAMES if n in row), columns[0])]))
     else:
         _table(rows, columns)
+    sys.stdout.flush()  # a pipe wants rows now that come one by one
 
 
 def say(text: str) -> None:
     """Talk on stderr."""
-    print(printable(text), file=sys.stderr)  # noqa: T201
+    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
-def _line(text: str) -> None:
-    print(text)  # noqa: T201
+def line(text: str) -> None:
+    """Print one line of data, whoever wrote it."""
+    _write(printable(text) + "\n")
+    sys.stdout.flush()
 
 
-def printable(text: str) -> str:
-    """Control characters of what hosts said never reach a terminal."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+def screen(lines: Sequence[str], before: str = "") -> None:
+    """Print lines after `before`, which is a control sequence of ours."""
+    _write(before + "".join(printable(one) + "\n" for one in lines))
+    sys.stdout.flush()
+
+
+def document(text: str) -> None:
+    """Print a text byte for byte for a file or a pipe; on a terminal each line is made printable."""
+    if sys.stdout.isatty():
+        screen(text.split("\n")[:-1] if text.endswith("\n") else text.split("\n"))
+    else:
+        _write(text)
+
+
+def raw(data: bytes) -> None:
+    """Write bytes as they are; raises Refused where a terminal would obey what is in them."""
+    if sys.stdout.isatty():
+        raise Refused("--raw: expected a file or a pipe as standard output, got a terminal; add > FILE")
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return JSON of ASCII alone, without lone surrogates, which are no text to other readers."""
+    return json.dumps(encodable_all(value), indent=indent)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
 
 
 def _table(rows: Sequence[Row], columns: tuple[str, ...]) -> None:
@@ -74,14 +107,17 @@ def _table(rows: Sequence[Row], columns: tuple[str, ...]) -> None:
     cells += [[printable(_cell(row.get(name), TIMES.get(name))) for name in columns] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     for row in cells:
-        _line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _yaml(value: Any) -> None:
     from ruamel.yaml import YAML
 
+    # The writer leaves characters that turn or hide text as they are: then it writes ASCII alone.
+    unicode = _is_plain(json.dumps(value, ensure_ascii=False))
     writer: Any = YAML(typ="safe", pure=True)
     writer.default_flow_style, writer.allow_unicode, writer.width = False, False, 110
+    writer.allow_unicode = unicode
     writer.sort_base_mapping_type_on_output = False
     writer.dump(value, sys.stdout)
 
@@ -96,9 +132,16 @@ def _csv(rows: Sequence[Row], columns: tuple[str, ...], headed: bool) -> None:
 
 
 def _field(value: Any) -> str:
+    """A text that a spreadsheet would compute gets an apostrophe in front, by which it stays a text."""
     if value is None:
         return ""
-    return value if isinstance(value, str) else json.dumps(value)
+    if not isinstance(value, str):
+        return as_json(value)
+    return f"'{value}" if len(value) > 1 and value.startswith(FORMULA) else value
+
+
+def _is_plain(text: str) -> bool:
+    return printable(text) == text
 
 
 def _cell(value: Any, per_second: int | None = None) -> str:

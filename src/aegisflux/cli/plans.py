@@ -11,7 +11,7 @@ import msgspec
 
 from aegisflux.cli.facts import PEOPLES
 from aegisflux.cli.output import columnar, say, show
-from aegisflux.domain.errors import Forbidden, Invalid, OverLimit, Refused
+from aegisflux.domain.errors import BROKEN, Forbidden, Invalid, OverLimit, Refused
 
 MOST_SHOWN = 5
 PLANNED = ("service", "version", "replaces", "mode", "changes", "canary", "hosts")
@@ -25,7 +25,7 @@ def wrong(file: Path) -> Iterator[None]:
         yield
     except Forbidden:
         raise
-    except (Refused, msgspec.MsgspecError) as error:
+    except (Refused, *BROKEN) as error:
         say(f"{file}: {error}")
         sys.exit(2)
 

@@ -10,7 +10,8 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import call
 from aegisflux.cli.facts import PEOPLES
-from aegisflux.cli.output import Output, columnar, printable, say, show
+from aegisflux.cli.output import Output, columnar, line, say, show
+from aegisflux.cli.output import screen as output_screen
 from aegisflux.domain.errors import Unavailable
 
 Number = Annotated[int, Parameter(help="of a rollout, as `rollout list` shows it")]
@@ -52,8 +53,7 @@ def begin(
 def list_(*, limit: int = 20, output: Output = "table") -> None:
     """Rollouts, newest first."""
     items = call("GET", "/api/v1/rollouts", query={"limit": limit})["items"]
-    rows = [one | one["run"] | one["looked"] | {"turn": one["run"]["at"] + 1} for one in items]
-    show(rows if columnar(output) else items, output, LIST)
+    show([_row(one) for one in items] if columnar(output) else items, output, LIST)
 
 
 @app.command
@@ -74,8 +74,7 @@ def get(
         watched(number, output)
     told = call("GET", f"/api/v1/rollouts/{number}")
     if output in PEOPLES:
-        for line in screen(told, time.time()):
-            say_out(line)
+        output_screen(screen(told, time.time()))
         return
     show(told["steps"] if columnar(output) else told, output, STEPS)
 
@@ -142,14 +141,13 @@ def watched(number: int, output: str) -> None:
     for told in _looks(number, time.sleep):
         run = told["rollout"]["run"]
         if live:
-            sys.stdout.write(CLEAR + "\n".join(screen(told, time.time())) + "\n")
-            sys.stdout.flush()
+            output_screen(screen(told, time.time()), CLEAR)
         elif (now := (run["stage"], run["at"], run["paused"], _settled(run["reason"]))) != shown:
             shown = now
             if output in PEOPLES:
-                say_out(f"{_clock(time.time())}  {_where(told['rollout'])}: {run['reason']}")
+                line(f"{_clock(time.time())}  {_where(told['rollout'])}: {run['reason']}")
             else:
-                show(told, "jsonl" if output == "jsonl" else output, STEPS)
+                show([_row(told["rollout"])] if columnar(output) else told, output, LIST)
         if run["stage"] in OVER:
             sys.exit(OVER[run["stage"]])
 
@@ -196,13 +194,7 @@ def screen(told: dict[str, Any], now: float) -> list[str]:
     lines += [_step(step) for step in steps[-MOST_STEPS:]]
     if rollout["verbs"]:
         lines.append("  can: " + ", ".join(verb.replace("_", " ") for verb in rollout["verbs"]))
-    return [printable(line) for line in lines]
-
-
-def say_out(line: str) -> None:
-    """A line on stdout."""
-    sys.stdout.write(printable(line) + "\n")
-    sys.stdout.flush()
+    return lines
 
 
 def _where(rollout: dict[str, Any]) -> str:
@@ -255,6 +247,11 @@ def _settled(reason: str) -> str:
     return "".join(character for character in reason if not character.isdigit())
 
 
+def _row(rollout: dict[str, Any]) -> dict[str, Any]:
+    run, looked = rollout["run"], rollout["looked"]
+    return {**rollout, **run, **looked, "turn": run["at"] + 1}
+
+
 def _asked(dry_run: bool) -> dict[str, str]:
     return {"dry_run": "true"} if dry_run else {}
 
@@ -268,9 +265,9 @@ def _move(number: int, verb: str, why: str, dry_run: bool, output: str) -> None:
 
 def _moved(moved: dict[str, Any], output: str) -> None:
     if output not in PEOPLES:
-        show(moved, output)
+        show([_row(moved["rollout"])] if columnar(output) else moved, output, LIST)
         return
     rollout, would = moved["rollout"], "would be " if moved["dry_run"] else ""
-    say_out(f"rollout {rollout['id'] or '(new)'} {would}{_where(rollout)}: {rollout['run']['reason']}")
-    for line in moved["did"]:
-        say_out(f"  {line}")
+    line(f"rollout {rollout['id'] or '(new)'} {would}{_where(rollout)}: {rollout['run']['reason']}")
+    for did in moved["did"]:
+        line(f"  {did}")

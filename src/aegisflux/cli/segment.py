@@ -10,7 +10,7 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
-from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.output import Output, columnar, document, say, show
 from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
@@ -137,12 +137,12 @@ def export(
     asked, proposal = kept["asked"], msgspec.convert(kept["proposal"], Proposal)
     policy = policy_of(proposal, f"proposal-{number}", asked["ttl_seconds"], asked["mode"])
     if into is None:
-        sys.stdout.write(policyfile.write(policy))
+        document(policyfile.write(policy))
         return
     with wrong(into):
         text, new = policyfile.merged(text_of(into), policy)
     if dry_run:
-        sys.stdout.write(text)
+        document(text)
     else:
         into.write_text(text, encoding="utf-8")
     say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))

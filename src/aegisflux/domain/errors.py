@@ -5,6 +5,14 @@
 A message names the object, what was expected, and what came.
 """
 
+from typing import Final
+
+import msgspec
+
+# What msgspec raises for bytes that it cannot decode. ValidationError is a DecodeError; bad UTF-8 and deep
+# nesting are neither, so a reader of bytes from elsewhere catches these three.
+BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+
 
 class AegisError(Exception):
     """Base of both families; never raised itself."""

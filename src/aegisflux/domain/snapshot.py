@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.net import Cidr, cidr_text, parse_cidr
 
 MAX_ENTRIES: Final = 100_000
@@ -107,7 +107,7 @@ def decode(body: bytes) -> MapSnapshot:
     """Read JSON into a canonical snapshot; raises Invalid with the field's path, or OverLimit."""
     try:
         raw = msgspec.json.decode(body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except BROKEN as err:
         raise Invalid("", "a JSON object", str(err)) from None
     return from_builtins(raw)
 

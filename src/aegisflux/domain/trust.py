@@ -18,7 +18,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import Refused
+from aegisflux.domain.errors import BROKEN, Refused
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
     MAX_MANIFEST_BYTES,
@@ -189,7 +189,7 @@ T = TypeVar("T")
 def _decoded(payload: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except BROKEN as err:
         raise Nacked("bad_schema", f"{kind.__name__}: {err}") from None
 
 

@@ -1,12 +1,18 @@
-"""Logs: one JSON object a line, or text for people."""
+"""Logs: one JSON object a line, or text for people.
 
+A log holds what hosts and clients chose. JSON is of ASCII alone; of text every value is made printable.
+"""
+
+import json
 import logging
 import sys
 from typing import Literal
 
-import orjson
 import structlog
 from structlog.typing import EventDict, Processor
+
+from aegisflux.domain.text import encodable_all, paragraph, printable
+from aegisflux.runtime.terminal import Printable
 
 Format = Literal["json", "text"]
 LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
@@ -22,7 +28,8 @@ def configure(level: str = "info", form: Format = "json") -> None:
     ]
     if form == "text":
         last: list[Processor] = [
-            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="ts")
+            _printable,
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), timestamp_key="ts"),
         ]
     else:
         last = [_named, structlog.processors.JSONRenderer(serializer=_json)]
@@ -32,7 +39,9 @@ def configure(level: str = "info", form: Format = "json") -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(name)s: %(message)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Printable("%(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
 
 
 def get(name: str) -> structlog.typing.FilteringBoundLogger:
@@ -47,5 +56,13 @@ def _named(_logger: object, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _printable(_logger: object, _method: str, event: EventDict) -> EventDict:
+    for name, value in event.items():
+        text = value if isinstance(value, str) else str(value)
+        event[name] = paragraph(text) if name == "exception" else printable(text)
+    return event
+
+
 def _json(value: object, **_options: object) -> str:
-    return orjson.dumps(value, default=str).decode()
+    """One line, always: an object that JSON has no form for is its text."""
+    return json.dumps(encodable_all(value), default=lambda one: encodable_all(str(one)), skipkeys=True)

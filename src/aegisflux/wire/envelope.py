@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.errors import BROKEN
 from aegisflux.domain.trust import Nacked, Signed
 
 MANIFEST: Final = "application/vnd.aegisflux.manifest.v1+msgpack"
@@ -81,5 +82,5 @@ def _decode(data: bytes, limit: int, kind: type[T]) -> T:
         raise Nacked("over_limit", f"{len(data)} bytes, at most {limit}")
     try:
         return msgspec.msgpack.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+    except BROKEN as err:
         raise Nacked("bad_schema", f"{kind.__name__}: {err}") from None

@@ -7,12 +7,10 @@ import msgspec
 from msgspec import Raw, Struct
 
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, BootId, Event, EventBatch
 from aegisflux.domain.manifest import HostId
 
-# ValidationError is a DecodeError; what msgspec raises for bad UTF-8 and for deep nesting is neither.
-BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _ENCODER: Final = msgspec.msgpack.Encoder()
 _BATCH: Final = msgspec.msgpack.Decoder(EventBatch)
 _EVENT: Final[msgspec.msgpack.Decoder[Event]] = msgspec.msgpack.Decoder(Event)

@@ -5,7 +5,7 @@ from typing import Final
 import msgspec
 import zstandard
 
-from aegisflux.domain.errors import Invalid, OverLimit
+from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.wire.subjects import MAX_MESSAGE
 
@@ -29,5 +29,5 @@ def decode_inventory(data: bytes) -> PackageInventory:
         if not 0 < declared <= MAX_INVENTORY:
             raise OverLimit("inventory_bytes", MAX_INVENTORY, declared, "inventory")
         return _DECODER.decode(zstandard.ZstdDecompressor().decompress(data, max_output_size=declared))
-    except (zstandard.ZstdError, msgspec.DecodeError) as error:
+    except (zstandard.ZstdError, *BROKEN) as error:
         raise Invalid("inventory", "a PackageInventory in zstd", str(error)) from None

@@ -69,7 +69,7 @@ def parse_token(text: str) -> EnrollToken:
         return msgspec.json.decode(
             base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True), type=EnrollToken
         )
-    except (binascii.Error, ValueError, msgspec.DecodeError):
+    except (ValueError, RecursionError):
         raise Invalid("token", "an enrolment token (aegis1....)", "a damaged one") from None
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import AegisError, NotFound, Refused
+from aegisflux.domain.errors import BROKEN, AegisError, NotFound, Refused
 from aegisflux.ports.bus import Bus, Message
 from aegisflux.runtime import metrics
 from aegisflux.services.ingest.intake import check
@@ -157,7 +157,7 @@ def _decoded(message: Message) -> Any:
             return _plain(msgspec.msgpack.decode(message.payload))
         if message.headers[FORM] == "json":
             return msgspec.json.decode(message.payload)
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+    except BROKEN:
         pass
     try:
         return message.payload.decode()

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from aegisflux.domain.errors import Invalid, Refused
+from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
 from aegisflux.domain.net import parse_address
 from aegisflux.domain.trust import Signed
@@ -128,7 +128,7 @@ class Answers:
             raise Refused(f"not signed with the key of host {host}")
         try:
             said = msgspec.msgpack.decode(sealed.payload, type=type_)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except BROKEN as error:
             raise Refused(f"not as the schema says: {error}") from None
         if said.host_id != host:
             raise Refused(f"host {host} speaks for {said.host_id}")

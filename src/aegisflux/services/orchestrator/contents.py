@@ -6,7 +6,7 @@ from collections import OrderedDict
 
 import msgspec
 
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.domain.manifest import CHUNK_BYTES, ContentChunk, ContentRequest
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.ports.bus import Message
@@ -31,7 +31,7 @@ class Contents:
         host = subjects.host_of(message.subject)
         try:
             request = msgspec.msgpack.decode(message.payload, type=ContentRequest)
-        except msgspec.DecodeError as error:
+        except BROKEN as error:
             raise Invalid("content request", "a ContentRequest", str(error)) from None
         return msgspec.msgpack.encode(await self._chunk(host, request))
 

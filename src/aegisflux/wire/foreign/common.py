@@ -8,7 +8,7 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.domain.event import MAX_TEXT, Event
 from aegisflux.domain.net import parse_address
 
@@ -38,7 +38,7 @@ def document(record: Record) -> dict[str, Any]:
             if record.form == "msgpack"
             else msgspec.json.decode(record.data)
         )
-    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+    except BROKEN as error:
         raise Invalid("", "a JSON or MessagePack object", str(error)) from None
     if not isinstance(value, dict):
         raise Invalid("", "an object", value)

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.wire.foreign import auditd
 from aegisflux.wire.foreign.common import Record
 
@@ -55,7 +55,7 @@ def _lines(body: bytes) -> Iterator[bytes]:
 def _is_object(body: bytes) -> bool:
     try:
         msgspec.json.decode(body, type=dict[str, msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError):
+    except BROKEN:
         return False
     return True
 
@@ -100,7 +100,7 @@ def _unpacked(body: bytes) -> Iterator[Record]:
         raise Invalid("body", f"an array of at most {bounded - 1}", count)
     try:
         found = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except BROKEN as error:
         raise Invalid("body", "an array of MessagePack", str(error)) from None
     for raw in found:
         yield Record(bytes(raw), "msgpack")
