@@ -1,0 +1,261 @@
+"""Tricks that make a flow of our own look as if the peer had begun it."""
+
+import ctypes
+import os
+import socket
+import struct
+import subprocess
+from contextlib import suppress
+from pathlib import Path
+
+from tests.bpf.adversary.tools import frame, ipv4, udp6, udp_body
+from tests.bpf.adversary.trick import APP4, APP6, DB4, DB6, OPEN, PAL4, Trick, disconnect, tcp, udp
+from tests.support.unprivileged import MARK
+
+INET6 = socket.AF_INET6
+IPV6_FREEBIND, IP_FREEBIND, IP_TRANSPARENT, IP_RETOPTS = 78, 15, 19, 7
+IPV6_PKTINFO, IPV6_RTHDR, IPV6_2292RTHDR, FLOWLABEL_MGR, FLOWINFO_SEND = 50, 57, 5, 32, 33
+SPECIAL_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}
+TFO = {"net/ipv4/tcp_fastopen": "7"}
+NO_COOKIE, TCP_FASTOPEN, MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, MPTCP = 34, 23, 0x20000000, 30, 262
+
+
+def begun_by_db(how: str) -> str:
+    """A datagram of our own, from the denied host's address, looped back by multicast; then we `answer`."""
+    index = socket.if_nametoindex("eth0")
+    with udp(INET6) as ear, udp(INET6) as mouth:
+        ear.bind(("::", 4001))
+        mouth.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        mouth.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+        ancillary = []
+        if how == "bind":
+            mouth.bind((DB6, 5432))
+        else:
+            mouth.bind(("::", 5432))
+            info = socket.inet_pton(INET6, DB6) + struct.pack("@I", index)
+            ancillary = [(socket.IPPROTO_IPV6, IPV6_PKTINFO, info)]
+        mouth.sendmsg([b"hello"], ancillary, 0, ("ff02::1", 4001))
+        heard = ear.recvfrom(99)[1][0]
+        ear.sendto(MARK, (DB6, 5432))
+        return heard
+
+
+def looped_multicast_bound() -> str:
+    return begun_by_db("bind")
+
+
+def looped_multicast_by_packet_info() -> str:
+    return begun_by_db("pktinfo")
+
+
+def looped_ipv4_from_a_foreign_source() -> str:
+    """IPv4 knows IP_FREEBIND too; the kernel refuses to send from such a source."""
+    with udp() as ear, udp() as mouth:
+        ear.bind(("", 4001))
+        mouth.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
+        mouth.bind((DB4, 5432))
+        group = socket.inet_aton("224.0.0.1") + bytes(4) + struct.pack("@I", socket.if_nametoindex("eth0"))
+        mouth.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, group)
+        try:
+            mouth.sendto(b"hello", ("224.0.0.1", 4001))
+        finally:
+            ear.sendto(MARK, (DB4, 5432))
+        return "sent"
+
+
+def transparent_source() -> str:
+    with udp() as s:
+        try:
+            s.setsockopt(socket.IPPROTO_IP, IP_TRANSPARENT, 1)
+        finally:
+            s.sendto(MARK, (DB4, 9))
+        return "set"
+
+
+def looped_broadcast() -> str:
+    """Our own broadcast comes back; its source is the host's own address, which opens nothing else."""
+    with udp() as ear, udp() as mouth:
+        for s, port in ((ear, 4010), (mouth, 4005)):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
+            s.bind(("", port))
+        mouth.sendto(b"hello", ("10.77.0.255", 4010))
+        heard = ear.recvfrom(99)[1][0]
+        ear.sendto(MARK, (DB4, 4005))
+        mouth.sendto(MARK, (DB4, 9))
+        return heard
+
+
+def reflected_handshake(port: int = 4002) -> str:
+    """A call of our own over loopback, from the denied host's address: our listener answers that host."""
+    with tcp(INET6) as listener, tcp(INET6) as caller:
+        listener.bind(("::", port))
+        listener.listen()
+        caller.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        caller.bind((DB6, 5432))
+        caller.connect((APP6, port))
+        return "connected"
+
+
+def reflected_from_port_22() -> str:
+    return reflected_handshake(22)
+
+
+def reflected_data() -> str:
+    """The same with fast open: the listener may speak before the handshake ends."""
+    with tcp(INET6) as listener, tcp(INET6) as caller:
+        listener.bind(("::", 4003))
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_FASTOPEN, 5)
+        listener.setsockopt(socket.IPPROTO_TCP, NO_COOKIE, 1)
+        listener.listen()
+        caller.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        caller.setsockopt(socket.IPPROTO_TCP, NO_COOKIE, 1)
+        caller.bind((DB6, 5432))
+        caller.setblocking(False)
+        with suppress(BlockingIOError):
+            caller.sendto(b"hello", MSG_FASTOPEN, (APP6, 4003))
+        with listener.accept()[0] as accepted:
+            return str(accepted.send(MARK))
+
+
+def private_namespace(family: int, packet: bytes, port: int) -> str:
+    """In a user and a network namespace of our own we are root: a peer can be made of a veth pair."""
+    tell, told = socket.socketpair()
+    pid = os.fork()
+    if not pid:
+        try:
+            _be_root_of_nothing()
+            with udp(family) as ear:
+                ear.bind(("", port))
+                mac = _mac("v0")
+                frame("v1", mac, 0x0800 if family == socket.AF_INET else 0x86DD, packet)
+                tell.send(ear.recvfrom(99)[1][0].encode())
+        except BaseException as error:
+            tell.send(repr(error).encode())
+        finally:
+            os._exit(0)
+    heard = told.recv(200).decode()
+    os.waitpid(pid, 0)
+    with udp(family) as s:
+        s.bind(("", port))
+        s.sendto(MARK, (DB4 if family == socket.AF_INET else DB6, 9))
+    return heard
+
+
+def _be_root_of_nothing() -> None:
+    if ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
+        raise OSError(ctypes.get_errno(), "unshare")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text("0 65534 1")
+    script = """link add v0 type veth peer name v1
+addr add 10.77.0.2/24 dev v0
+addr add fd77::2/64 dev v0 nodad
+link set v1 up
+link set v0 up"""
+    subprocess.run(["ip", "-batch", "-"], input=script.encode(), check=True, capture_output=True)
+
+
+def _mac(device: str) -> bytes:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as s:
+        s.bind((device, 0))
+        return bytes(s.getsockname()[4])
+
+
+def private_namespace_4() -> str:
+    packet = ipv4(DB4, "10.77.0.2", 17, udp_body(9, 4004, b"hello"))
+    return private_namespace(socket.AF_INET, packet, 4004)
+
+
+def private_namespace_6() -> str:
+    return private_namespace(INET6, udp6(DB6, APP6, 9, 4004), 4004)
+
+
+def from_a_listening_port() -> str:
+    """One socket listens on the port that another one calls from."""
+    with tcp() as listener, tcp() as caller:
+        for s in (listener, caller):
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            s.bind(("", 4006))
+        listener.listen()
+        caller.connect((DB4, 5432))
+        return str(caller.send(MARK))
+
+
+def listener_that_calls() -> str:
+    """A socket that listened and was called is emptied and calls itself."""
+    with tcp() as s, tcp() as caller:
+        s.bind(("", 4007))
+        s.listen()
+        caller.connect(("127.0.0.1", 4007))
+        s.accept()[0].close()
+        disconnect(s)
+        s.connect((DB4, 5432))
+        return str(s.send(MARK))
+
+
+def accepted_that_calls() -> str:
+    """A connection that the peer began is emptied, and its socket calls the denied host."""
+    with tcp() as listener, tcp() as caller:
+        listener.bind(("", 4008))
+        listener.listen()
+        caller.connect((APP4, 4008))
+        accepted = listener.accept()[0]
+        accepted.settimeout(0.3)
+        disconnect(accepted)
+        accepted.connect((DB4, 5432))
+        return str(accepted.send(MARK))
+
+
+def allowed_then_another() -> str:
+    """A TCP socket that talked to an allowed host is emptied, and calls the denied one."""
+    with tcp() as s:
+        s.connect((PAL4, 5432))
+        disconnect(s)
+        s.connect((DB4, 5432))
+        return str(s.send(MARK))
+
+
+def self_connected() -> str:
+    with tcp() as s:
+        s.bind((APP4, 4009))
+        s.connect((APP4, 4009))
+        disconnect(s)
+        s.connect((DB4, 5432))
+        return str(s.send(MARK))
+
+
+def from_port_22() -> str:
+    with tcp() as s:
+        s.bind(("", 22))
+        s.connect((DB4, 5432))
+        return str(s.send(MARK))
+
+
+def datagram_from_port_22() -> str:
+    with udp() as s:
+        s.bind(("", 22))
+        return str(s.sendto(MARK, (DB4, 9)))
+
+
+TRICKS = {
+    "own multicast, looped back, bound to the peer's address": Trick(
+        looped_multicast_bound, (OPEN,), owner="datapath"
+    ),
+    "own multicast, looped back, from the peer by IPV6_PKTINFO": Trick(
+        looped_multicast_by_packet_info, (OPEN,), owner="datapath"
+    ),
+    "own IPv4 multicast from the peer's address": Trick(looped_ipv4_from_a_foreign_source),
+    "IP_TRANSPARENT": Trick(transparent_source),
+    "own broadcast, looped back": Trick(looped_broadcast),
+    "handshake over loopback from the peer's address": Trick(reflected_handshake, (OPEN,), owner="datapath"),
+    "the same to port 22": Trick(reflected_from_port_22, sysctls=SPECIAL_PORTS, owner="datapath"),
+    "the same with fast open and data": Trick(reflected_data, (OPEN,), sysctls=TFO, owner="datapath"),
+    "a peer made in a private network namespace, IPv4": Trick(private_namespace_4, (OPEN,), owner="datapath"),
+    "a peer made in a private network namespace, IPv6": Trick(private_namespace_6, (OPEN,), owner="datapath"),
+    "call from a port on which we listen": Trick(from_a_listening_port),
+    "a listener that calls": Trick(listener_that_calls),
+    "an accepted connection that calls": Trick(accepted_that_calls),
+    "an allowed connection, emptied, that calls another": Trick(allowed_then_another),
+    "a self-connected socket that calls": Trick(self_connected),
+    "TCP from port 22": Trick(from_port_22, sysctls=SPECIAL_PORTS),
+    "UDP from port 22": Trick(datagram_from_port_22, sysctls=SPECIAL_PORTS),
+}
