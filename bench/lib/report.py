@@ -43,6 +43,9 @@ TARGETS: Final = {
     "decode_validate_events_s": Target(">=", 500_000.0),
     "flow_accounting_ns": Target("<=", 150.0),
     "exec_overhead_pct": Target("<=", 5.0),
+    "traffic_connect_ratio": Target("<=", 1.15),
+    "traffic_round_trip_ratio": Target("<=", 1.15),
+    "traffic_datagram_ratio": Target("<=", 1.15),
     "lost_or_doubled": Target("<=", 0.0),
 }
 
