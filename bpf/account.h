@@ -6,29 +6,6 @@
 
 #include "govern.h"
 
-/* The address that the packet names for this side. */
-static __always_inline int local_of(struct __sk_buff *skb, const struct view *v, __u32 *local)
-{
-	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
-	__u32 *w = data;
-
-	if (v->p.family == 4) {
-		if (data + 20 > end)
-			return 0;
-		local[2] = MAPPED;
-		local[3] = v->packet_dir == EGRESS ? w[3] : w[4];
-		return 1;
-	}
-	if (data + 40 > end)
-		return 0;
-	w += v->packet_dir == EGRESS ? 2 : 6;
-	local[0] = w[0];
-	local[1] = w[1];
-	local[2] = w[2];
-	local[3] = w[3];
-	return 1;
-}
-
 static __always_inline void add(struct flow_count *n, const struct view *v, const struct flow_count *one)
 {
 	__u32 at = v->packet_dir & 1;
@@ -83,10 +60,11 @@ __noinline int account(struct __sk_buff *skb, const struct view *v)
 	void *flows;
 
 	flows = bpf_map_lookup_elem(&accounts, &zero);
-	if (!flows || !v || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)) || !local_of(skb, v, key.local))
+	if (!flows || !v || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)))
 		return 0;
 	own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	key.cgroup = bpf_skb_cgroup_id(skb);
+	__builtin_memcpy(key.local, v->p.local, 16);
 	__builtin_memcpy(key.peer, v->p.peer, 16);
 	key.verdict = v->word & (W_REASON | W_DENY | W_REFUSED);
 	key.slot = v->slot;
@@ -137,22 +115,23 @@ static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock
 }
 
 /* A packet that no service's rules are asked about. */
-__noinline int account_free(struct __sk_buff *skb, __u32 dir, __u32 slot)
+__noinline int account_free(struct __sk_buff *skb, struct view *v)
 {
-	struct view v = {.packet_dir = dir, .slot = slot, .word = UNMANAGED};
 	struct bpf_sock *sk = skb->sk;
 	struct state *st;
 
-	if (!sk)
+	if (!sk || !v)
 		return 0;
 	st = bpf_sk_storage_get(&states, sk, 0, 0);
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
 		return 0;
-	parse(skb, dir, &v.p);
-	v.now = now_ns();
-	v.dir = side_of_free(skb, sk, st, &v);
-	return account(skb, &v);
+	parse(skb, v->packet_dir, &v->p);
+	as_asked(skb, sk, v->packet_dir, &v->p);
+	v->word = UNMANAGED;
+	v->now = now_ns();
+	v->dir = side_of_free(skb, sk, st, v);
+	return account(skb, v);
 }
 
 static __always_inline int is_accounting(void)

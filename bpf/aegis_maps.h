@@ -143,14 +143,18 @@ struct state {
 	__u16 peer_port;
 	__u16 zero2;
 	__u32 zero3;
+	__u64 netns;		/* cookie of the namespace that the socket was made in; 0: made before us */
 };
 #define I_LOCAL 1
 #define I_PEER 2
 
+/* With the namespace: who is root in one of their own forges any datagram there. */
 struct udp_key {
+	__u64 netns;
 	__u32 peer[4];
 	__u16 peer_port;
 	__u16 local_port;
+	__u32 zero;
 };
 
 struct udp_flow {

@@ -22,7 +22,6 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	struct bpf_sock *sk = ctx->sk;
 	struct control *ctl = control();
 	struct udp_flow *f = 0;
-	__u32 none[4] = {};
 	struct state *st;
 
 	if (!sk || !ctl || ctx->type == SOCK_RAW_TYPE)
@@ -44,6 +43,8 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	v->narrow = ~0U;
 	v->now = now_ns();
 	if (v->p.proto == P_UDP && v->p.local_port)
+		v->p.netns = bpf_get_netns_cookie(ctx);
+	if (v->p.netns)
 		f = live_flow(v->slot, &v->p, v->now);
 	if (f) {
 		v->dir = (f->initiator - 1) & 1;
@@ -54,7 +55,7 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	if (!judge_flow(v, 0) || !(v->word & W_REFUSED) || is_own_address(bpf_get_netns_cookie(ctx), v->p.peer))
 		return PASS;
 	count_word(0, v->slot, v->word);
-	tell(v, none, 0);
+	tell(v);
 	return DROP;
 }
 

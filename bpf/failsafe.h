@@ -23,7 +23,15 @@ static __always_inline int is_answer(const struct packet *p)
 	return 0;
 }
 
-static __always_inline int is_discovery(const struct packet *p)
+static __always_inline int is_link_local6(const struct packet *p)
+{
+	return (p->peer[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
+/* NDP never crosses a router: who receives it checks the hop limit, as RFC 4861 asks. MLD (RFC 3810) stays on
+ * the link by its hop limit of 1, is sent to groups and comes from link-local addresses or, before there is
+ * one, from none. */
+static __always_inline int is_discovery(const struct packet *p, __u32 packet_dir)
 {
 	__u32 t = p->icmp_type;
 
@@ -31,16 +39,27 @@ static __always_inline int is_discovery(const struct packet *p)
 		return 0;
 	if (t >= 133 && t <= 137)
 		return p->hop_limit == 255;
-	return (t >= 130 && t <= 132) || t == 143;
+	if (p->hop_limit != 1 || !((t >= 130 && t <= 132) || t == 143))
+		return 0;
+	if (packet_dir == EGRESS)
+		return *(const __u8 *)p->peer == 0xff;
+	return is_link_local6(p) || !(p->peer[0] | p->peer[1] | p->peer[2] | p->peer[3]);
 }
 
-static __always_inline int is_dhcp(const struct packet *p)
+/* A client asks by broadcast, or on the link by multicast; who answers is not known before. It renews by
+ * unicast at first, and by broadcast when that is refused (RFC 2131 section 4.4.5). */
+static __always_inline int is_dhcp(const struct packet *p, __u32 dir)
 {
 	if (p->proto != P_UDP)
 		return 0;
 	if (p->family == 4)
-		return p->local_port == 68 && p->peer_port == 67;
-	return p->local_port == 546 && p->peer_port == 547;
+		return p->local_port == 68 && p->peer_port == 67 && (dir == INGRESS || p->peer[3] == ~0U);
+	if (p->local_port != 546 || p->peer_port != 547)
+		return 0;
+	if (dir == INGRESS)
+		return is_link_local6(p);
+	return p->peer[0] == bpf_htonl(0xff020000) && !p->peer[1] && !p->peer[2] &&
+	       p->peer[3] == bpf_htonl(0x00010002);
 }
 
 static __always_inline int inside(const __u32 *address, const __u32 *net, const __u32 *mask)
@@ -112,9 +131,9 @@ static __always_inline int is_failsafe(const struct view *v)
 	if (p->malformed)
 		return 0;
 	if (p->proto == P_ICMP || p->proto == P_ICMP6)
-		if (is_discovery(p) || (v->packet_dir == INGRESS && is_answer(p)))
+		if (is_discovery(p, v->packet_dir) || (v->packet_dir == INGRESS && is_answer(p)))
 			return 1;
-	if (is_dhcp(p))
+	if (is_dhcp(p, v->dir))
 		return 1;
 	list = bpf_map_lookup_elem(&failsafes, &zero);
 	if (list && list->count) {

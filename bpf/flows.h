@@ -7,9 +7,11 @@
 
 static __always_inline void udp_key_of(const struct packet *p, struct udp_key *key)
 {
+	key->netns = p->netns;
 	__builtin_memcpy(key->peer, p->peer, 16);
 	key->peer_port = p->peer_port;
 	key->local_port = p->local_port;
+	key->zero = 0;
 }
 
 static __always_inline int is_live_flow(const struct udp_flow *f, __u64 now)

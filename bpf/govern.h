@@ -5,6 +5,7 @@
 #define AEGIS_GOVERN_H
 
 #include "flows.h"
+#include "forged.h"
 
 /* Bit i: the socket is inside the cgroup that failsafe rule i is narrowed to. */
 struct narrowing {
@@ -82,7 +83,7 @@ __noinline int initiator_by_listener(struct __sk_buff *skb, const struct packet 
 }
 
 /* The candidate is judged once a flow (else once a packet), told of, and blocks nothing. */
-__noinline int judge_candidate(struct __sk_buff *skb, struct view *v, struct state *st, struct udp_flow *f)
+__noinline int judge_candidate(struct view *v, struct state *st, struct udp_flow *f)
 {
 	struct descriptor *d;
 	__u32 index, zero = 0;
@@ -106,11 +107,11 @@ __noinline int judge_candidate(struct __sk_buff *skb, struct view *v, struct sta
 	v->candidate = 1;
 	count_word(1, v->slot < MAX_SLOTS ? v->slot : SLOT_NONE, v->word);
 	if (v->word & W_DENY)
-		tell_packet(skb, v);
+		tell(v);
 	return 0;
 }
 
-static __always_inline int conclude(struct __sk_buff *skb, struct view *v, struct state *st, struct udp_flow *f)
+static __always_inline int conclude(struct view *v, struct state *st, struct udp_flow *f)
 {
 	__u32 candidate = MAX_SLOTS + v->slot;
 	int answer = v->word & W_REFUSED ? DROP : PASS;
@@ -118,9 +119,9 @@ static __always_inline int conclude(struct __sk_buff *skb, struct view *v, struc
 	count_word(0, v->slot, v->word);
 	/* what is let pass all the same (observe) is told once a flow, not once a packet */
 	if (v->word & W_REFUSED || (v->word & W_DENY && v->before >> W_BITS != v->generation))
-		tell_packet(skb, v);
+		tell(v);
 	if (bpf_map_lookup_elem(&generations, &candidate))
-		judge_candidate(skb, v, st, f);
+		judge_candidate(v, st, f);
 	return answer;
 }
 
@@ -151,6 +152,20 @@ static __always_inline void view_tcp(struct __sk_buff *skb, __u32 state, struct 
 	v->before = st->stamp;
 }
 
+/* What a peer could take for the beginning of a flow: every datagram, and the first packet of a call. */
+static __always_inline int begins_something(const struct bpf_sock *sk, const struct packet *p)
+{
+	return p->proto == P_UDP || (p->proto == P_TCP && sk->state == S_SYN_SENT);
+}
+
+/* A program asked for an address of its own host, and the host leads it elsewhere: a published port. */
+static __always_inline int is_own_all_the_same(struct __sk_buff *skb, const struct view *v, __u32 forced)
+{
+	if (forced || v->dir != EGRESS || v->p.malformed || is_loopback(&v->p))
+		return 0;
+	return own_address(netns_of(skb), v->p.peer) == OWN_YES && is_translated(skb);
+}
+
 /* No cached verdict answered. */
 static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk, struct view *v, struct state *st,
 				      const struct control *ctl, __u32 forced)
@@ -159,7 +174,10 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	int managed;
 
 	v->dir = forced & CB_INITIATOR ? (forced & CB_INITIATOR) - 1 : v->packet_dir;
+	if (!forced && v->packet_dir == EGRESS && begins_something(sk, &v->p) && is_of_foreign_source(skb, &v->p))
+		v->p.malformed = 1;
 	if (!v->p.malformed && v->p.proto == P_UDP && !(forced & CB_INITIATOR)) {
+		v->p.netns = st && st->netns ? st->netns : netns_of(skb);
 		f = live_flow(v->slot, &v->p, v->now);
 		if (f) {
 			v->dir = (f->initiator - 1) & 1;
@@ -175,6 +193,10 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	}
 	v->narrow = narrow_bits(skb);
 	managed = judge_flow(v, 0);
+	if (managed && v->word & W_DENY && is_own_all_the_same(skb, v, forced)) {
+		v->word = FAILSAFE;
+		v->stamp = v->generation << W_BITS | FAILSAFE;
+	}
 	if (!managed) {
 		v->word = UNMANAGED;
 		v->stamp = stamp_unmanaged(ctl) | (v->dir == INGRESS ? W_INGRESS : 0);
@@ -186,9 +208,22 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	else if (v->p.proto == P_UDP && !v->p.malformed && !(v->stamp & W_REFUSED) && !(forced & CB_INITIATOR))
 		begin_flow(v);
 	if (managed)
-		return conclude(skb, v, st, f);
+		return conclude(v, st, f);
 	count(0, v->slot, UNMANAGED);
 	return PASS;
+}
+
+/* A call to a listener that comes over loopback from a foreign address. */
+static __always_inline int judge_from_inside(struct __sk_buff *skb, struct view *v)
+{
+	parse(skb, INGRESS, &v->p);
+	if (!is_from_inside(skb, &v->p))
+		return PASS;
+	v->now = now_ns();
+	v->dir = EGRESS;
+	v->remote = 1;
+	v->narrow = narrow_bits(skb);
+	return judge_flow(v, 0) ? conclude(v, 0, 0) : PASS;
 }
 
 /* A cached verdict may answer: an unbroken record of this very connection in this very generation. */
@@ -214,7 +249,7 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *
 	v->word = stamp & ((1 << W_BITS) - 1);
 	v->dir = (st->initiator - 1) & 1;
 	v->recorded = 1;
-	return conclude(skb, v, st, 0);
+	return conclude(v, st, 0);
 }
 
 #endif

@@ -3,6 +3,8 @@
 #ifndef AEGIS_IDENTITY_H
 #define AEGIS_IDENTITY_H
 
+#include <bpf/bpf_core_read.h>
+#include "kernel_types.h"
 #include "report.h"
 
 #define PASS 1

@@ -26,8 +26,13 @@ struct sock_cgroup_data {
 	struct cgroup *cgroup;
 } AEGIS_CORE;
 
+struct user_namespace {
+	int level;
+} AEGIS_CORE;
+
 struct net {
 	__u64 net_cookie;
+	struct user_namespace *user_ns;
 } AEGIS_CORE;
 
 typedef struct {
@@ -53,8 +58,57 @@ struct sock_common {
 struct sock {
 	struct sock_common __sk_common;
 	struct sock_cgroup_data sk_cgrp_data;
+	__u8 sk_userlocks : 4;
 	__u16 sk_protocol;
 	__u16 sk_type;
+} AEGIS_CORE;
+
+struct inet_sock {
+	unsigned long inet_flags;
+} AEGIS_CORE;
+
+/* before Linux 6.6 */
+struct inet_sock___bits {
+	__u8 freebind : 1;
+	__u8 transparent : 1;
+} AEGIS_CORE;
+
+struct sk_buff {
+	struct sock *sk;
+	unsigned long _nfct;
+} AEGIS_CORE;
+
+union nf_inet_addr {
+	__u32 all[4];
+};
+
+union nf_conntrack_man_proto {
+	__u16 all;
+};
+
+struct nf_conntrack_man {
+	union nf_inet_addr u3;
+	union nf_conntrack_man_proto u;
+	__u16 l3num;
+};
+
+struct nf_conntrack_tuple {
+	struct nf_conntrack_man src;
+	struct {
+		union nf_inet_addr u3;
+		union nf_conntrack_man_proto u;
+		__u8 protonum;
+		__u8 dir;
+	} dst;
+};
+
+struct nf_conntrack_tuple_hash {
+	struct nf_conntrack_tuple tuple;
+} AEGIS_CORE;
+
+struct nf_conn {
+	struct nf_conntrack_tuple_hash tuplehash[2];
+	unsigned long status;
 } AEGIS_CORE;
 
 struct task_struct {

@@ -15,6 +15,7 @@ extern int bpf_sock_destroy(struct sock_common *sock) __ksym __weak;
 
 static __always_inline void packet_of(struct sock *sk, struct packet *p)
 {
+	p->netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie);
 	p->local_port = BPF_CORE_READ(sk, __sk_common.skc_num);
 	p->peer_port = bpf_ntohs(BPF_CORE_READ(sk, __sk_common.skc_dport));
 	p->has_ports = 1;
@@ -159,6 +160,7 @@ static long pass_flow(void *flows, struct udp_key *key, struct udp_flow *f, __u3
 	if (!is_live_flow(f, v.now))
 		return 0;
 	set_peer6(&v.p, key->peer);
+	v.p.netns = key->netns;
 	v.p.peer_port = key->peer_port;
 	v.p.local_port = key->local_port;
 	v.p.has_ports = 1;

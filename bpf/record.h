@@ -3,8 +3,6 @@
 #ifndef AEGIS_RECORD_H
 #define AEGIS_RECORD_H
 
-#include <bpf/bpf_core_read.h>
-#include "kernel_types.h"
 #include "flows.h"
 
 static __always_inline void record_owner(struct bpf_sock *sk)
@@ -29,10 +27,12 @@ static __always_inline int on_create(struct bpf_sock *ctx)
 		return PASS;
 	slot = DEEPEST_MAPPED(bpf_get_current_ancestor_cgroup_id(level_));
 	st = bpf_sk_storage_get(&states, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
-	if (st)
+	if (st) {
 		give_slot(st, slot, epoch_of(ctl));
-	else
+		st->netns = bpf_get_netns_cookie(ctx);
+	} else {
 		count(0, slot, C_NO_STORAGE);
+	}
 	if (bpf_map_lookup_elem(&accounts, &zero))
 		record_owner(ctx);
 	return PASS;

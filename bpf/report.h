@@ -38,10 +38,13 @@ static __always_inline int may_tell(void)
 	return c->events <= ctl->events_per_tick;
 }
 
-static __always_inline int tell(const struct view *v, const __u32 *local, __u8 has_local)
+/* A denied packet or call. */
+__noinline int tell(const struct view *v)
 {
 	struct denied *e;
 
+	if (!v)
+		return 0;
 	if (!may_tell() || !(e = bpf_ringbuf_reserve(&events, sizeof(*e), 0))) {
 		count(v->candidate, v->slot, C_LOST_EVENTS);
 		return 0;
@@ -51,34 +54,18 @@ static __always_inline int tell(const struct view *v, const __u32 *local, __u8 h
 	e->slot = v->slot;
 	e->word = v->word;
 	__builtin_memcpy(e->peer, v->p.peer, 16);
-	__builtin_memcpy(e->local, local, 16);
+	__builtin_memcpy(e->local, v->p.local, 16);
 	e->peer_port = v->p.peer_port;
 	e->local_port = v->p.local_port;
 	e->proto = v->p.proto;
 	e->has_ports = v->p.has_ports;
-	e->has_local = has_local;
+	e->has_local = !!(v->p.local[0] | v->p.local[1] | v->p.local[2] | v->p.local[3]);
 	e->hook = v->hook;
 	e->candidate = v->candidate;
 	e->packet_dir = v->packet_dir;
 	__builtin_memset(e->zero, 0, sizeof(e->zero));
 	bpf_ringbuf_submit(e, 0);
 	return 1;
-}
-
-/* A denied packet; its other address is read only now. */
-__noinline int tell_packet(struct __sk_buff *skb, const struct view *v)
-{
-	__u32 local[4] = {0, 0, MAPPED, 0};
-	__u8 first = 0, has_local = 0;
-
-	if (!v)
-		return 0;
-	bpf_skb_load_bytes(skb, 0, &first, 1);
-	if (first >> 4 == 4)
-		has_local = !bpf_skb_load_bytes(skb, v->packet_dir == EGRESS ? 12 : 16, &local[3], 4);
-	else if (first >> 4 == 6)
-		has_local = !bpf_skb_load_bytes(skb, v->packet_dir == EGRESS ? 8 : 24, local, 16);
-	return tell(v, local, has_local);
 }
 
 #endif

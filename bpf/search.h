@@ -3,7 +3,7 @@
 #ifndef AEGIS_SEARCH_H
 #define AEGIS_SEARCH_H
 
-#include "packet.h"
+#include "parse.h"
 #include "match.h"
 
 #define STEPS 20	/* of a binary search over blocks */

@@ -13,6 +13,7 @@ from tests.bpf.frames import OUR_V4, OUR_V6
 
 pytestmark = pytest.mark.bpf
 PEER6 = bytes.fromhex("20010db8000000000000000000000001")
+GROUP6 = bytes.fromhex("ff020000000000000000000000000016")
 PEER4 = bytes([10, 0, 0, 1])
 RULES = Ruleset(
     1,
@@ -33,10 +34,15 @@ TCP_444 = struct.pack("!HHIIBBHHH", 40_000, 444, 0, 0, 0x50, 2, 1024, 0, 0)
 HOP, ROUTING, FRAGMENT, OPTIONS, AUTH, TCP, ICMP6 = 0, 43, 44, 60, 51, 6, 58
 
 
-def v6(first: int, body: bytes, length: int | None = None) -> bytes:
+def v6(first: int, body: bytes, length: int | None = None, hops: int = 64, peer: bytes = PEER6) -> bytes:
     size = len(body) if length is None else length
-    head = struct.pack("!IHBB16s16s", 6 << 28, size, first, 64, OUR_V6, PEER6)
+    head = struct.pack("!IHBB16s16s", 6 << 28, size, first, hops, OUR_V6, peer)
     return bytes(12) + b"\x86\xdd" + head + body
+
+
+def mld(hops: int, peer: bytes) -> bytes:
+    """A report of groups, behind the router alert that RFC 3810 asks for."""
+    return v6(HOP, extension(ICMP6) + struct.pack("!BBHI", 143, 0, 0, 0), hops=hops, peer=peer)
 
 
 def v4(body: bytes, options: bytes = b"", total: int | None = None, first: int | None = None) -> bytes:
@@ -75,7 +81,9 @@ CASES = {
     "a last fragment": (fragment(8 << 3), "malformed"),
     "v6 longer than it is": (v6(TCP, TCP_443, 100), "malformed"),
     "v6 shorter than its TCP": (v6(TCP, TCP_443, 12), "malformed"),
-    "MLD behind a router alert": (v6(HOP, extension(ICMP6) + struct.pack("!BBHI", 143, 0, 0, 0)), "failsafe"),
+    "MLD behind a router alert": (mld(1, GROUP6), "failsafe"),
+    "MLD that a router would forward": (mld(64, GROUP6), "no_match"),
+    "MLD to a host": (mld(1, PEER6), "no_match"),
     "v4 plain": (v4(TCP_443), "allow"),
     "v4 with options": (v4(TCP_443, bytes(8)), "allow"),
     "v4 with options, other port": (v4(TCP_444, bytes(8)), "no_match"),

@@ -43,7 +43,11 @@ UNSPECIFIED: Final = (Address(4, 0), Address(6, 0))
 NDP_TYPES: Final = range(133, 138)
 NDP_HOP_LIMIT: Final = 255
 MLD_TYPES: Final = (130, 131, 132, 143)
+MLD_HOP_LIMIT: Final = 1
+LINK_LOCAL: Final = parse_cidr("fe80::/10")
+GROUPS: Final = parse_cidr("ff00::/8")
 DHCP_PORTS: Final = ((4, 68, 67), (6, 546, 547))
+DHCP_SERVERS: Final = (Address(4, 0xFFFFFFFF), Address(6, 0xFF02 << 112 | 0x10002))
 ICMP_ANSWERS: Final = {ICMP: (0, 3, 4, 5, 11, 12, 14, 16, 18), ICMPV6: (1, 2, 3, 4, 129)}
 
 
@@ -166,18 +170,32 @@ def _is_local(flow: Flow, host: Host) -> bool:
 
 
 def _is_ndp(flow: Flow, _host: Host) -> bool:
+    """NDP and MLD, which never cross a router: RFC 4861 and RFC 3810 fix the hop limit. Reports and queries of
+    MLD go to groups, and come from link-local addresses or, before there is one, from none."""
     if flow.malformed or flow.proto != ICMPV6 or flow.icmp_type is None:
         return False
-    return flow.icmp_type in MLD_TYPES or (flow.icmp_type in NDP_TYPES and flow.hop_limit == NDP_HOP_LIMIT)
+    if flow.icmp_type in NDP_TYPES:
+        return flow.hop_limit == NDP_HOP_LIMIT
+    if flow.icmp_type not in MLD_TYPES or flow.hop_limit != MLD_HOP_LIMIT:
+        return False
+    if flow.direction == "egress":
+        return GROUPS.covers(flow.peer)
+    return LINK_LOCAL.covers(flow.peer)  # and from ::, which is local
 
 
 def _is_dhcp(flow: Flow, _host: Host) -> bool:
+    """A client asks by broadcast, or by multicast on its link; which server answers is not known before.
+    Renewal by unicast is not covered: a client that is refused it asks by broadcast (RFC 2131 4.4.5)."""
     if flow.malformed or flow.proto != UDP:
         return False
     ours, theirs = (
         (flow.source_port, flow.port) if flow.direction == "egress" else (flow.port, flow.source_port)
     )
-    return (flow.peer.family, ours, theirs) in DHCP_PORTS
+    if (flow.peer.family, ours, theirs) not in DHCP_PORTS:
+        return False
+    if flow.direction == "egress":
+        return flow.peer in DHCP_SERVERS
+    return flow.peer.family == 4 or LINK_LOCAL.covers(flow.peer)
 
 
 def _is_answer(flow: Flow, _host: Host) -> bool:

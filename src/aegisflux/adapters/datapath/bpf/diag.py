@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Final, NamedTuple
 
-from aegisflux.wire.layout import STATE, W_REFUSED
+from aegisflux.wire.layout import STATE, UDP_KEY, W_REFUSED
 
 SOCK_DIAG: Final = 4
 BY_FAMILY, DESTROY, DONE, ERROR = 20, 21, 3, 2
@@ -39,11 +39,11 @@ class Found(NamedTuple):
     def refused(self) -> bool:
         return bool(self.stamp & W_REFUSED)
 
-    def udp_key(self) -> bytes:
-        """The key of its flow: peer, its port, our port."""
+    def udp_key(self, netns: int) -> bytes:
+        """The key of its flow: our namespace (by its cookie), the peer, its port, our port."""
         local_port, peer_port, _, peer = IDENTITY.unpack_from(self.identity)
         mapped = peer if self.family == socket.AF_INET6 else bytes(10) + b"\xff\xff" + peer[:4]
-        return struct.pack("<16sHH", mapped, peer_port, local_port)
+        return UDP_KEY.pack(netns, mapped, peer_port, local_port, 0)
 
 
 def sockets(proto: int, states_fd: int) -> Iterator[Found]:

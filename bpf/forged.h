@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
+/* What a process does to look like its own peer (ADR 0023). */
+#ifndef AEGIS_FORGED_H
+#define AEGIS_FORGED_H
+
+#include "asked.h"
+#include "own.h"
+
+#define LOOPED 5		/* skb->pkt_type: the copy of a multicast or broadcast that comes back to its sender */
+#define INET_FREEBIND (1UL << 11)
+#define INET_TRANSPARENT (1UL << 15)
+
+/* Whether the socket may send from addresses that are not its host's: IP_FREEBIND needs no privilege. */
+static __always_inline int may_name_any_source(struct __sk_buff *skb)
+{
+	struct sk_buff *buffer = buffer_of(skb);
+	struct inet_sock *inet;
+
+	if (!buffer)
+		return 0;
+	inet = (struct inet_sock *)BPF_CORE_READ(buffer, sk);
+	if (bpf_core_field_exists(struct inet_sock, inet_flags))
+		return !!(BPF_CORE_READ(inet, inet_flags) & (INET_FREEBIND | INET_TRANSPARENT));
+	return BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, freebind) ||
+	       BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, transparent);
+}
+
+/* An outgoing packet from an address that is not its host's: whoever gets it, perhaps the same service,
+ * would take it for another's. */
+__noinline int is_of_foreign_source(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!p || !may_name_any_source(skb))
+		return 0;
+	return !is_own_address(netns_of(skb), p->local);
+}
+
+/* A call over loopback from an address that is not the host's: a process of this host began it, and the
+ * answer would leave the host. The caller judges it as a call to that address. */
+__noinline int is_from_inside(struct __sk_buff *skb, const struct packet *p)
+{
+	if (!p || p->malformed || is_loopback(p))
+		return 0;
+	return !is_own_address(netns_of(skb), p->peer);
+}
+
+#endif
