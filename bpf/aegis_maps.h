@@ -6,6 +6,7 @@
 
 #include <linux/types.h>
 #include "account_maps.h"
+#include "flow_maps.h"
 
 #define AEGIS_LAYOUT 2
 #define BLOCK 128
@@ -147,26 +148,6 @@ struct state {
 };
 #define I_LOCAL 1
 #define I_PEER 2
-
-/* With the namespace: who is root in one of their own forges any datagram there. */
-struct udp_key {
-	__u64 netns;
-	__u32 peer[4];
-	__u16 peer_port;
-	__u16 local_port;
-	__u32 zero;
-};
-
-struct udp_flow {
-	__u64 stamp;
-	__u64 candidate;
-	__u64 last_ns;
-	__u8 initiator;
-	__u8 both;
-	__u8 zero[6];
-};
-#define UDP_ONE_WAY_NS 30000000000ULL
-#define UDP_BOTH_WAYS_NS 180000000000ULL
 
 struct control {
 	__u64 generation;	/* the highest that is in force */

@@ -152,20 +152,6 @@ static __always_inline void view_tcp(struct __sk_buff *skb, __u32 state, struct 
 	v->before = st->stamp;
 }
 
-/* What a peer could take for the beginning of a flow: every datagram, and the first packet of a call. */
-static __always_inline int begins_something(const struct bpf_sock *sk, const struct packet *p)
-{
-	return p->proto == P_UDP || (p->proto == P_TCP && sk->state == S_SYN_SENT);
-}
-
-/* A program asked for an address of its own host, and the host leads it elsewhere: a published port. */
-static __always_inline int is_own_all_the_same(struct __sk_buff *skb, const struct view *v, __u32 forced)
-{
-	if (forced || v->dir != EGRESS || v->p.malformed || is_loopback(&v->p))
-		return 0;
-	return own_address(netns_of(skb), v->p.peer) == OWN_YES && is_translated(skb);
-}
-
 /* No cached verdict answered. */
 static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk, struct view *v, struct state *st,
 				      const struct control *ctl, __u32 forced)

@@ -149,9 +149,12 @@ SPECIAL = (
     Flow("egress", UDP, Address(6, 0xFE80 << 112 | 1), 547, 546),
     Flow("ingress", UDP, Address(6, 0xFE80 << 112 | 1), 546, 547),
     Flow("ingress", UDP, Address(6, 0x20010DB8 << 96), 546, 547),
-    *(Flow(way, ICMPV6, peer, icmp_type=143, hop_limit=hops) for way in ("egress", "ingress")
-      for peer in (Address(6, 0), Address(6, 0xFE80 << 112 | 1), Address(6, 0x20010DB8 << 96), ALL_NODES)
-      for hops in (1, 2)),
+    *(
+        Flow(way, ICMPV6, peer, icmp_type=143, hop_limit=hops)
+        for way in ("egress", "ingress")
+        for peer in (Address(6, 0), Address(6, 0xFE80 << 112 | 1), Address(6, 0x20010DB8 << 96), ALL_NODES)
+        for hops in (1, 2)
+    ),
     Flow("ingress", 1, Address(4, 0x0A000001), icmp_type=3),
     Flow("ingress", TCP, Address(4, 0x0A000001), 22, 40_000),
     Flow("egress", TCP, Address(4, 0x7F000001), 80, 40_000),

@@ -170,8 +170,8 @@ def _is_local(flow: Flow, host: Host) -> bool:
 
 
 def _is_ndp(flow: Flow, _host: Host) -> bool:
-    """NDP and MLD, which never cross a router: RFC 4861 and RFC 3810 fix the hop limit. Reports and queries of
-    MLD go to groups, and come from link-local addresses or, before there is one, from none."""
+    """Return whether it is NDP or MLD, which never cross a router: RFC 4861 and RFC 3810 fix the hop limit.
+    Reports and queries of MLD go to groups, and come from link-local addresses or from none."""
     if flow.malformed or flow.proto != ICMPV6 or flow.icmp_type is None:
         return False
     if flow.icmp_type in NDP_TYPES:
@@ -184,8 +184,9 @@ def _is_ndp(flow: Flow, _host: Host) -> bool:
 
 
 def _is_dhcp(flow: Flow, _host: Host) -> bool:
-    """A client asks by broadcast, or by multicast on its link; which server answers is not known before.
-    Renewal by unicast is not covered: a client that is refused it asks by broadcast (RFC 2131 4.4.5)."""
+    """Return whether it is what a DHCP client needs: to ask by broadcast, or by multicast on its link, and to
+    be answered by any server. A renewal by unicast that is refused is asked for again by broadcast (RFC 2131
+    section 4.4.5)."""
     if flow.malformed or flow.proto != UDP:
         return False
     ours, theirs = (

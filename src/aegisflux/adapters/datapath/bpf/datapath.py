@@ -187,7 +187,8 @@ class BpfDatapath:
                 return found.slot == slot and found.refused
             if found.cgroup_id not in cgroups:
                 return False
-            flow = libbpf.lookup(flows, found.udp_key(cookie()), layout.UDP_FLOW.size) if flows is not None else None
+            key = found.udp_key(cookie())
+            flow = libbpf.lookup(flows, key, layout.UDP_FLOW.size) if flows is not None else None
             return flow is not None and bool(layout.UDP_FLOW.unpack(flow)[0] & layout.W_REFUSED)
 
         def destroy() -> int:
