@@ -6,7 +6,7 @@ import os
 import signal
 import time
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -21,6 +21,7 @@ from aegisflux.agent.control import SOCKET, Control
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
+from aegisflux.agent.panics import Flags, Medium, RunMedium, StateMedium
 from aegisflux.agent.parts import (
     AgentSettings,
     Cgroups,
@@ -30,6 +31,7 @@ from aegisflux.agent.parts import (
     TelemetrySettings,
     in_thread,
 )
+from aegisflux.agent.rescue import Kernel
 from aegisflux.agent.runner import Runner
 from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
@@ -158,14 +160,21 @@ def make_datapath(config: AgentConfig) -> Datapath:
     from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
 
     attach = Path(config.attach_cgroup) if config.attach_cgroup else None
-    return BpfDatapath(attach, config.instance, Path(config.bpffs))
+    return BpfDatapath(attach, config.instance, Path(config.bpffs), state_dir=str(config.state.absolute()))
 
 
-def remove_pins(bpffs: Path, instance: str) -> None:
-    """Detach and unpin everything of an instance, whoever attached it."""
-    from aegisflux.adapters.datapath.bpf.pins import Pinned
+def make_kernel() -> Kernel:
+    """What this host's kernel has attached of ours, whoever attached it."""
+    from aegisflux.adapters.datapath.bpf import takedown
 
-    Pinned(Path("/"), instance, bpffs).remove()
+    return takedown.Kernel()
+
+
+def marked_pins(folders: Iterable[Path]) -> list[tuple[Path, str]]:
+    """(BPF file system, instance) of every marker of a panic that is pinned there."""
+    from aegisflux.adapters.datapath.bpf.owner import marked
+
+    return [(folder, name) for folder in {f.resolve() for f in folders} for name in marked(folder)]
 
 
 def note_of(config: AgentConfig, host_id: str = "-") -> Note:
@@ -208,7 +217,8 @@ def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
     listeners = Listeners(programs, cgroups, below)
     beside = top / f"v{LAYOUT}" / "links"
     rate = told.processes_per_second
-    processes = Processes(top, programs, rate=rate, inside=inside, beside=beside)
+    state = str(config.state.absolute())
+    processes = Processes(top, programs, rate=rate, inside=inside, beside=beside, state_dir=state)
     traffic = Traffic(top, programs, cgroups, listeners.owner)
     return (
         Feed(processes, "events"),
@@ -294,7 +304,15 @@ def make_runner(
         settings=config.settings(),
         senses=senses,
     )
-    return Runner(parts, first_trust(identity))
+    return Runner(parts, first_trust(identity), make_flags(config, store))
+
+
+def make_flags(config: AgentConfig, store: FileStore) -> Flags:
+    """Where a panic of this agent is kept: /run and the state folder, and in the kernel that enforces."""
+    media: list[Medium] = [RunMedium(str(config.state.absolute())), StateMedium(store)]
+    if config.datapath == "bpf":
+        media.insert(0, make_kernel().marker(Path(config.bpffs), config.instance))
+    return Flags(media)
 
 
 def _trim() -> None:

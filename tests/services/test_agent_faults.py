@@ -9,8 +9,8 @@ from msgspec.structs import replace
 
 from aegisflux.agent import binder, remember
 from aegisflux.agent.cgroups import CgroupTree
-from aegisflux.agent.remember import Panic
 from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.panic import Panic
 from aegisflux.ports.datapath import Generation
 from support.agents import AgentLab, body, edges
 

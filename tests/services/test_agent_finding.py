@@ -1,14 +1,16 @@
 """Commands find the agent that runs, whatever their own settings say; panic ends all where none is named."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
-from aegisflux.agent import notes, remember, rescue
+from aegisflux.agent import notes, panics, remember, rescue
 from aegisflux.agent.notes import Note
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.panic import Attached, Owner, Panic
 
 
 def note(directory: Path, instance: str, *, enrolled: bool = True, **changes) -> Note:
@@ -66,7 +68,7 @@ def test_a_note_lives_as_long_as_state_or_pins(tmp_path, one):
     notes.take_away(one, folder)
     assert notes.read(folder) == [one], "what is pinned is still enforced"
     one.pins.rmdir()
-    remember.write_panic(FileStore(Path(one.state_dir)), remember.Panic(0.0))
+    remember.write_panic(FileStore(Path(one.state_dir)), Panic(0.0))
     notes.take_away(one, folder)
     assert notes.read(folder) == [one], "somebody will want to resume"
     (Path(one.state_dir) / "panic").unlink()
@@ -103,29 +105,119 @@ def test_a_named_one_is_meant_alone_and_the_others_are_told(one, two):
         assert about.others == ("two",)
 
 
-def test_panic_and_resume_of_all_without_any_agent(one, two):
-    gone = []
+class Paper:
+    """A marker in a kernel that is a dict."""
+
+    name = "the kernel"
+
+    def __init__(self, held, key):
+        self.held, self.key = held, key
+
+    def read(self, _thorough=False):
+        return self.held.get(self.key)
+
+    def write(self, panic):
+        self.held[self.key] = panic
+
+    def delete(self):
+        self.held.pop(self.key, None)
+
+
+class FakeKernel:
+    """Attachments that end when they are detached; `stuck` instances come back."""
+
+    def __init__(self, *instances, stuck=(), refuses=""):
+        self.there = [
+            Attached(n, "aegis_egress", "link", n, 10 + n, 1, None, i) for n, i in enumerate(instances, 1)
+        ]
+        self.stuck, self.refuses, self.markers, self.acts = stuck, refuses, {}, []
+
+    def attached(self):
+        if self.refuses:
+            raise Unavailable(self.refuses)
+        return list(self.there)
+
+    def visible(self):
+        return None
+
+    def detach(self, attached):
+        self.acts.append(("detach", dict(self.markers)))
+        gone = [one for one in attached if one.instance not in self.stuck]
+        self.there = [one for one in self.there if one not in gone]
+
+    def unpin(self, attached):
+        return []
+
+    def erase(self, bpffs, instance):
+        self.acts.append(("erase", instance))
+
+    def marker(self, bpffs, instance):
+        return Paper(self.markers, instance)
+
+    def describe(self, one):
+        return f"program {one.program_id}"
+
+
+@pytest.fixture(autouse=True)
+def run_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(panics.RunMedium.__init__, "__defaults__", (tmp_path / "run",))
+    return tmp_path / "run"
+
+
+def test_panic_and_resume_of_all_without_any_agent(one, two, run_folder):
+    kernel = FakeKernel("one", "two")
     about = rescue.meant(one, [one, two], pinned(one, two), None, said=False)
-    assert rescue.panic(about, "locked out", lambda _, name: gone.append(name)) == []
-    assert set(gone) == {"one", "two"}
+    done = rescue.panic(about, "locked out", kernel, lambda: 5.0)
+    assert done == rescue.Outcome(("one", "two"), (), ())
+    assert kernel.acts[0] == ("detach", {name: Panic(5.0, "locked out") for name in ("one", "two")}), (
+        "marked first, so that no agent attaches again"
+    )
+    assert {act[1] for act in kernel.acts if act[0] == "erase"} == {"one", "two"}
     for each in (one, two):
-        found = remember.read_panic(FileStore(Path(each.state_dir)))
-        assert found is not None
-        assert found.why == "locked out"
-    assert rescue.resume(about) == ([], list(about.agents))
-    assert rescue.resume(about) == ([], []), "what is in no panic is let be"
+        assert remember.read_panic(FileStore(Path(each.state_dir))) == Panic(5.0, "locked out")
+    assert len(list(run_folder.iterdir())) == 2
+    done = rescue.resume(about, kernel)
+    assert (done.running, done.idle) == ((), about.agents)
+    assert (kernel.markers, list(run_folder.iterdir())) == ({}, [])
+    assert rescue.resume(about, kernel) == rescue.Resumed((), ()), "what is in no panic is let be"
 
 
-def test_one_failure_does_not_stop_the_rest(one, two):
-    about = rescue.meant(one, [one, two], pinned(one, two), None, said=False)
-    gone = []
+def test_what_still_enforces_is_named_and_the_rest_is_done(one, two):
+    kernel = FakeKernel("one", "two", "lost", stuck=("two",))
+    about = rescue.meant(one, [one, two], (), None, said=False)
+    done = rescue.panic(about, "x", kernel)
+    assert (done.left, [a.instance for a in kernel.there]) == (("program 2",), ["two"])
+    assert set(kernel.markers) == {"one", "two", "lost"}, "also what only the kernel knows"
+    assert remember.read_panic(FileStore(Path(two.state_dir))) is not None
 
-    def remove(folder: Path, name: str) -> None:
-        (folder / "aegisflux" / "one").mkdir(parents=True, exist_ok=True)
-        if name == "one":
-            raise Unavailable("no permission")
-        gone.append(name)
 
-    (failed, again) = rescue.panic(about, "x", remove)
-    assert failed == again == "one: no permission"
-    assert "two" in gone
+def test_a_kernel_that_lists_nothing_is_no_success(one):
+    about = rescue.meant(one, [one], (), None, said=False)
+    done = rescue.panic(about, "x", FakeKernel("one", refuses="run as root"))
+    assert done.left == ("run as root",)
+    assert remember.read_panic(FileStore(Path(one.state_dir))) is not None
+
+
+def test_only_what_is_there_is_found(tmp_path, one):
+    """Nothing is attached, nothing runs: only an agent that is enrolled could enforce later."""
+    never = note(tmp_path, "never", enrolled=False)
+    about = rescue.meant(one, [one, never], (), None, said=False)
+    assert rescue.panic(about, "x", FakeKernel()).found == ("one",)
+
+
+def test_an_agent_that_only_the_kernel_knows_is_found(tmp_path, one):
+    owner = Owner("lost", str(tmp_path / "bpffs"), str(tmp_path / "lost"), 7, "/cg")
+    there = Attached(1, "aegis_egress", "link", 1, 7, 1, owner, "lost")
+    (known, found) = rescue.with_kernel([one], [there])
+    assert (known, found.instance, found.state_dir) == (one, "lost", str(tmp_path / "lost"))
+    assert rescue.with_kernel([one], [there], visible={8}) == [one]
+
+
+def test_a_state_folder_that_is_gone_is_not_made_again(tmp_path, one):
+    shutil.rmtree(one.state_dir)
+    about = rescue.meant(one, [one], pinned(one), "one", said=False)
+    done = rescue.panic(about, "x", FakeKernel("one"))
+    assert (done.left, done.fleeting) == ((), ())
+    assert done.unwritten == (("one", f"the state folder {one.state_dir}: it does not exist"),)
+    assert not Path(one.state_dir).exists()
+    assert rescue.resume(about, FakeKernel()).idle == (one,)

@@ -6,10 +6,10 @@ import random
 import pytest
 
 from aegisflux.agent import remember
-from aegisflux.agent.remember import Panic
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.flow import Flow
 from aegisflux.domain.net import TCP, parse_address
+from aegisflux.domain.panic import Panic
 from support.agents import WALL, AgentLab, body, edges
 
 

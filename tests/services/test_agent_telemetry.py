@@ -471,7 +471,7 @@ async def test_denied_flows_above_the_rate_are_lost_and_counted(tmp_path):
 
 async def test_processes_are_told_of_in_a_panic(lab):
     from aegisflux.agent import remember
-    from aegisflux.agent.remember import Panic
+    from aegisflux.domain.panic import Panic
 
     remember.write_panic(lab.store, Panic(0.0, "test"))
     await lab.runner.tick()

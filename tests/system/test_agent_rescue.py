@@ -8,7 +8,6 @@ import asyncio
 import pickle
 import subprocess
 import sys
-from contextlib import contextmanager
 
 import pytest
 import pytest_asyncio
@@ -16,15 +15,12 @@ from tests.bpf.test_sockets import rules
 from tests.support.kernel import generation_of
 
 from support.agent_bench import FORBIDDEN, Bench, content
-from support.agent_process import AgentProcess, fleet
+from support.agent_process import fleet
 from support.agents import Plane
+from support.elsewhere import Elsewhere, below, mounts
 from support.engines import eventually, running_nats
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
-MOUNTS = (
-    "mount -t bpf bpf /sys/fs/bpf && mount -t tmpfs tmpfs /run && mount -t tmpfs tmpfs /var/lib"
-    " && echo ready && exec sleep 600"
-)
 
 # Enforces an empty snapshot on a cgroup, as an agent did whose state is lost.
 LEFT = """
@@ -43,45 +39,6 @@ datapath.close()
 """
 
 
-class Elsewhere(AgentProcess):
-    """An agent, and commands, in the mount namespace of a process."""
-
-    inside: tuple[str, ...] = ()
-
-    def command(self, *words):
-        code = "from aegisflux.agent.cli import app; app()"
-        if words == ("run",):
-            return [*self.inside, sys.executable, "-c", code]
-        return [*self.inside, sys.executable, "-c", code, *words]
-
-    def start(self):
-        argv = [
-            *self.inside,
-            sys.executable,
-            "-c",
-            f"{self.prelude}\nfrom aegisflux.agent.cli import app; app()",
-            "run",
-        ]
-        with (self.directory / "agent.log").open("ab") as log:
-            self.process = subprocess.Popen(argv, env=self.env, stderr=log, stdout=log)
-
-    def forget(self) -> None:
-        """A shell that was opened later, on a host without agent.toml."""
-        for name in [name for name in self.env if name.startswith("AEGISFLUX_AGENT_")]:
-            del self.env[name]
-
-
-@contextmanager
-def mounts():
-    holder = subprocess.Popen(["unshare", "--mount", "sh", "-c", MOUNTS], stdout=subprocess.PIPE, text=True)
-    try:
-        assert holder.stdout.readline() == "ready\n"
-        yield "nsenter", f"--mount=/proc/{holder.pid}/ns/mnt"
-    finally:
-        holder.kill()
-        holder.communicate()
-
-
 @pytest_asyncio.fixture
 async def bench(tmp_path):
     async with running_nats(tmp_path / "nats") as lab:
@@ -89,11 +46,12 @@ async def bench(tmp_path):
             found = Bench(tmp_path, lab, Plane())
             shell = Elsewhere(tmp_path)
             shell.env, shell.inside, found.agent = dict(found.agent.env), inside, shell
-            try:
-                await found.enroll()
-                yield found
-            finally:
-                await asyncio.to_thread(found.close)
+            with below(found.top, inside) as shell.scoped:
+                try:
+                    await found.enroll()
+                    yield found
+                finally:
+                    await asyncio.to_thread(found.close)
 
 
 async def test_a_shell_that_knows_nothing_finds_the_agent_and_ends_all(bench):

@@ -18,7 +18,7 @@ from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.text import encodable_all, paragraph, printable
 
 if TYPE_CHECKING:
-    from aegisflux.agent.rescue import Meant
+    from aegisflux.agent.rescue import Kernel, Meant
     from aegisflux.agent_bootstrap import AgentConfig
 
 app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, stop its enforcement.")
@@ -28,6 +28,7 @@ Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output"
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="settings, instead of agent.toml")]
 Instance = Annotated[str | None, Parameter(help="which agent, where several are on this host")]
 FINDINGS, ERROR, REFUSED, UNAVAILABLE = 1, 2, 3, 4
+RESUME = "aegisflux agent resume ends it"
 TOKEN_VARIABLE = "AEGISFLUX_ENROLL_TOKEN"  # noqa: S105 - the name of a variable
 
 
@@ -160,41 +161,61 @@ def doctor(*, output: Output = "table", instance: Instance = None, config: Confi
 def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile = None) -> None:
     """Remove every enforcement on this host at once, and keep it so until `aegisflux agent resume`.
 
-    Needs no network and no running agent. Ends every instance that is pinned here, unless one is named: by
-    --instance, or by --config or the environment where they agree with an agent of this host.
+    Needs no network, no running agent and no room on a disk. Ends every instance that the kernel has
+    attached, unless one is named: by --instance, or by --config or the environment where they agree with an
+    agent of this host. Exit 0: the kernel was asked, and nothing of these enforces any more; what could not
+    be written is said on stderr. Exit 4: something still enforces, and it is named.
     """
     from aegisflux.agent import rescue
-    from aegisflux.agent_bootstrap import remove_pins
+    from aegisflux.agent_bootstrap import make_kernel
 
     with _exits():
-        about = _meant(config, instance)
-        failed = rescue.panic(about, why, remove_pins)
+        kernel = make_kernel()
+        about = _meant(config, instance, kernel)
+        done = rescue.panic(about, why, kernel)
         names = {note.instance: str(note) for note in about.agents}
-        for name in sorted(
-            {*names, *(name for _, name in about.pins)} - {f.partition(":")[0] for f in failed}
-        ):
-            _say(f"panic: every enforcement is removed of {names.get(name, f'{name} (of no known agent)')}")
-        if not names and not about.pins:
-            raise Refused(f"nothing of instance {instance} is on this host")
+        for name in () if done.left else done.found:
+            known = names.get(name, f"{name or 'no name'} (of no known agent)")
+            _say(f"panic: every enforcement is removed of {known}")
+        for name, text in done.unwritten:
+            _say(f"panic: {name and name + ': '}could not be written to {text}")
+        for name in done.fleeting:
+            _say(f"panic: {name}: kept by its running agent alone; it ends with that agent")
         for name in about.others:
             _say(f"still enforced: instance {name}; aegisflux agent panic --instance {name}")
-        _say("aegisflux agent resume ends it")
-        if failed:
-            raise Unavailable("; ".join(failed))
+        if done.left:
+            raise Unavailable("still enforced: " + "; ".join(done.left))
+        if not done.found and instance is not None:
+            raise Refused(f"nothing of instance {instance} is on this host")
+        _say(RESUME if done.found else "panic: nothing of AegisFlux is on this host")
 
 
 @app.command
 def resume(*, instance: Instance = None, config: ConfigFile = None) -> None:
-    """End a panic, of all instances unless one is named: the last accepted manifest is applied again."""
+    """End a panic, of all instances unless one is named: the last accepted manifest is applied again.
+
+    Exit 0 also where the panic cannot be deleted from a read-only medium: then another medium says that it
+    ended, and what comes back after a reboot is said.
+    """
     from aegisflux.agent import rescue
+    from aegisflux.agent_bootstrap import make_kernel, marked_pins
 
     with _exits():
-        running, idle = rescue.resume(_meant(config, instance))
-        for note in running:
+        kernel = make_kernel()
+        about = _meant(config, instance, kernel)
+        done = rescue.resume(about, kernel, marked_pins(_folders(config)))
+        for note in done.running:
             _say(f"resumed: {note}")
-        for note in idle:
+        for note in done.idle:
             _say(f"resumed: {note}; enforcement returns when its agent runs")
-        if not running and not idle:
+        for name in done.nameless:
+            _say(f"resumed: {name} (of no known agent)")
+        for name, text in done.stuck:
+            _say(
+                f"resume: {name}: the panic could not be deleted from {text}; it is "
+                "overruled until the next boot, and stands again then unless it was deleted"
+            )
+        if not (done.running or done.idle or done.nameless):
             _say("nothing to resume: no agent of this host is in panic")
 
 
@@ -279,14 +300,24 @@ def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "Ag
     return settings if instance is None else replace(settings, instance=instance)
 
 
-def _meant(path: Path | None, instance: str | None) -> "Meant":
+def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant":
+    from contextlib import suppress
+
     from aegisflux.agent import notes, rescue
     from aegisflux.agent_bootstrap import note_of
 
     known, settings = notes.read(), _config(path)
-    folders = notes.bpf_file_systems(Path("/proc/self/mountinfo").read_text())
-    folders += [Path(settings.bpffs), *(Path(note.bpffs) for note in known)]
-    return rescue.meant(note_of(settings), known, notes.pinned(folders), instance, said=_said(path))
+    with suppress(Unavailable):  # the panic itself says what the kernel refuses
+        known = rescue.with_kernel(known, kernel.attached(), kernel.visible())
+    return rescue.meant(note_of(settings), known, notes.pinned(_folders(path)), instance, said=_said(path))
+
+
+def _folders(path: Path | None) -> list[Path]:
+    """BPF file systems that an agent may have pinned in."""
+    from aegisflux.agent import notes
+
+    folders = notes.bpf_file_systems(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    return [*folders, Path(_config(path).bpffs), *(Path(note.bpffs) for note in notes.read())]
 
 
 def _token(path: Path | None) -> str:

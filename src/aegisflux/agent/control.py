@@ -1,21 +1,24 @@
 """The agent's ear on its own host: a Unix socket (0600) that answers one JSON line with JSON lines."""
 
 import asyncio
+import errno
 import json
 import os
 import socket
+import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 
-from aegisflux.agent import remember
-from aegisflux.agent.remember import Panic
 from aegisflux.agent.runner import Runner
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
+from aegisflux.domain.panic import Panic
 from aegisflux.domain.text import encodable_all, printable
 from aegisflux.ports.datapath import DeniedFlow, Role
 
@@ -23,6 +26,9 @@ SOCKET: Final = "agent.sock"
 MAX_LINE: Final = 65_536
 CLIENT_SECONDS: Final = 10.0
 FOLLOW_SECONDS: Final = 0.25
+CONNECT_SECONDS, MIN_SECONDS = 0.25, 0.05
+NO_ROOM: Final = (errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+RUN: Final = Path("/run/aegisflux/agents")
 Json = dict[str, Any]
 
 
@@ -39,6 +45,7 @@ class Question(msgspec.Struct, frozen=True):
     follow: bool = False
     last: int = 100
     why: str = ""
+    at: float = 0.0
 
 
 class Control:
@@ -49,13 +56,25 @@ class Control:
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Listen; raises Unavailable."""
-        self._path.unlink(missing_ok=True)
+        """Listen, in /run where the state folder is read-only or full; raises Unavailable."""
+        first, second = self._path, sockets_of(self._path.parent)[1]
+        try:
+            await self._open(first)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise Unavailable(f"{first}: {error.strerror or error}") from error
+            try:
+                second.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                await self._open(second)
+            except OSError:
+                raise Unavailable(f"{first}: {error.strerror or error}") from error
+            self._path = second
+
+    async def _open(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
-            self._server = await asyncio.start_unix_server(self._serve, str(self._path), limit=MAX_LINE)
-        except OSError as error:
-            raise Unavailable(f"{self._path}: {error.strerror or error}") from error
+            self._server = await asyncio.start_unix_server(self._serve, str(path), limit=MAX_LINE)
         finally:
             os.umask(mask)
 
@@ -63,7 +82,8 @@ class Control:
         """Listen no more."""
         if self._server is not None:
             self._server.close()
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):
+                self._path.unlink(missing_ok=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -96,15 +116,13 @@ class Control:
                 async for answer in self._denied(question):
                     yield answer
             case "panic":
-                store = self._runner.parts.store
-                if remember.read_panic(store) is None:
-                    remember.write_panic(store, Panic(self._runner.parts.wall(), question.why))
-                await self._runner.heed_panic()
-                yield {"panicked": self._runner.panic is not None}
+                panic = Panic(question.at or self._runner.parts.wall(), question.why)
+                unwritten = await self._runner.begin_panic(panic)
+                yield {"panicked": self._runner.panic is not None, **_given(unwritten=unwritten)}
             case "resume":
-                self._runner.parts.store.delete(remember.PANIC)
-                await self._runner.heed_panic()
-                yield {"panicked": self._runner.panic is not None}
+                calm = self._runner.panic is None
+                stuck = await self._runner.end_panic()
+                yield {"panicked": self._runner.panic is not None, **_given(calm=calm, stuck=stuck)}
             case "reset-clock":
                 believed, now = await self._runner.reset_clock()
                 yield {"believed": believed, "now": now}
@@ -223,18 +241,69 @@ def denied_json(flow: DeniedFlow) -> Json:
     }
 
 
+class Call:
+    """A question to an agent that may be stuck: it is sent at once; the answer is fetched later, or never."""
+
+    def __init__(self, state: Path, question: Json) -> None:
+        self._line: socket.socket | None = None
+        for path in sockets_of(state):
+            line = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            line.settimeout(CONNECT_SECONDS)
+            try:
+                line.connect(str(path))
+                line.sendall(line_of(question))
+            except OSError:
+                line.close()
+                continue
+            self._line = line
+            return
+
+    def answer(self, until: float) -> Json | None:
+        """The first line of the answer, None where none came until then (monotonic clock), or a refusal."""
+        if self._line is None:
+            return None
+        with self._line as line:
+            line.settimeout(max(MIN_SECONDS, until - time.monotonic()))
+            try:
+                with line.makefile("rb") as answers:
+                    found: Json = json.loads(answers.readline() or b"null")
+            except (OSError, ValueError):
+                return None
+        return None if not found or "error" in found else found
+
+
+def sockets_of(state: Path) -> tuple[Path, Path]:
+    """Where the agent of a state folder listens: there, or in /run where the folder is read-only."""
+    number = sha256(os.fsencode(state.absolute())).hexdigest()[:16]
+    return state / SOCKET, RUN / f"{number}.sock"
+
+
 def ask(path: Path, question: Json, timeout: float | None = CLIENT_SECONDS) -> Iterator[Json]:
     """Ask a running agent; raises Unavailable when none answers, and what it raises."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.settimeout(timeout)
         try:
-            line.connect(str(path))
+            _connect(line, path)
             line.sendall(line_of(question))
             with line.makefile("rb") as answers:
                 for raw in answers:
                     yield _checked(json.loads(raw))
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"no agent answers at {path}: {error}") from None
+
+
+def _given(**fields: Any) -> Json:
+    """The fields that say something."""
+    return {name: value for name, value in fields.items() if value}
+
+
+def _connect(line: socket.socket, path: Path) -> None:
+    try:
+        line.connect(str(path))
+    except OSError:
+        with suppress(OSError):
+            return line.connect(str(sockets_of(path.parent)[1]))
+        raise
 
 
 def _checked(answer: Json) -> Json:

@@ -20,6 +20,7 @@ from aegisflux.domain.errors import BROKEN, Refused
 
 NOTES: Final = Path("/run/aegisflux/agents")
 PINS: Final = "aegisflux"
+BPFFS: Final = Path("/sys/fs/bpf")
 
 
 class Note(Struct, frozen=True):
@@ -31,6 +32,11 @@ class Note(Struct, frozen=True):
     attach_cgroup: str
     bpffs: str
     datapath: str
+
+    @property
+    def state(self) -> Path:
+        """Its state folder."""
+        return Path(self.state_dir)
 
     @property
     def pins(self) -> Path:

@@ -11,6 +11,7 @@ from aegisflux.domain import trust
 from aegisflux.domain.converge import Book
 from aegisflux.domain.errors import BROKEN, Unavailable
 from aegisflux.domain.manifest import HostManifest
+from aegisflux.domain.panic import DAMAGED, Panic
 from aegisflux.domain.trust import Trusted
 
 T = TypeVar("T")
@@ -23,13 +24,6 @@ class Accepted(Struct, frozen=True):
 
     trusted: Trusted
     manifest: HostManifest | None = None
-
-
-class Panic(Struct, frozen=True):
-    """Since when and why nothing is enforced on this host."""
-
-    at: float
-    why: str = ""
 
 
 def read_accepted(store: Store) -> Accepted | None:
@@ -83,7 +77,7 @@ def read_panic(store: Store) -> Panic | None:
     try:
         return msgspec.json.decode(raw, type=Panic)
     except BROKEN:
-        return Panic(0.0, "the panic file is damaged")
+        return Panic(DAMAGED, "the panic file is damaged")
 
 
 def write_panic(store: Store, panic: Panic) -> None:

@@ -1,60 +1,121 @@
 """Panic and resume from outside of the agents: of one, or of all that are on this host.
 
-The flags come first, so that no agent puts back what is taken; then the pins go, whoever made them; then
-the agents that run are told. Nothing of it waits for a network, and one failure does not stop the rest.
+Panic acts first and writes afterwards:
+
+1. each instance is marked in the kernel's memory, so that no agent attaches its programs again;
+2. the agents that run are told, and nobody waits for one that is stuck;
+3. everything of these instances that the kernel holds is detached, by the kernel's own list;
+4. the kernel is asked again: what is still attached is an error that names it;
+5. the panic is written to /run and to the state folders, as far as they can be written.
+
+Nothing of it waits for a network, and one failure does not stop the rest.
 """
 
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
-from aegisflux.agent import notes, remember
-from aegisflux.agent.control import SOCKET, ask
+from aegisflux.agent import notes
+from aegisflux.agent.control import Call
 from aegisflux.agent.notes import Note
+from aegisflux.agent.panics import Flags, Medium, RunMedium, StateMedium, reason
 from aegisflux.agent.state import FileStore
-from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.errors import AegisError, Unavailable
+from aegisflux.domain.panic import Attached, Panic, chosen
 
-ASK_SECONDS: Final = 3.0
+ANSWER_SECONDS: Final = 1.0
+RESUME_SECONDS: Final = 3.0
 TRIES: Final = 3
 
-RemovePins = Callable[[Path, str], None]
+Pin = tuple[Path, str]
+
+
+class Kernel(Protocol):
+    """What the kernel holds of ours, whoever attached it."""
+
+    def attached(self) -> list[Attached]:
+        """Everything of ours that is attached; raises Unavailable where the kernel does not list it."""
+        ...
+
+    def visible(self) -> set[int] | None:
+        """The cgroups that this process sees, None where it sees all of the host's."""
+        ...
+
+    def detach(self, attached: Iterable[Attached]) -> None:
+        """End these; what could not be ended stays in `attached()`."""
+        ...
+
+    def unpin(self, attached: Iterable[Attached]) -> list[str]:
+        """Remove the folders of pins of these, wherever they are mounted; failures in words."""
+        ...
+
+    def erase(self, bpffs: Path, instance: str) -> None:
+        """Remove an instance's folder of pins; raises OSError."""
+        ...
+
+    def marker(self, bpffs: Path, instance: str) -> Medium:
+        """The marker of an instance's panic in the kernel."""
+        ...
+
+    def describe(self, one: Attached) -> str:
+        """Name an attachment, and who holds it."""
+        ...
 
 
 class Meant(NamedTuple):
-    """Whom a command is about: agents, and (BPF file system, instance) of what else is pinned."""
+    """Whom a command is about: agents, and (BPF file system, instance) of what else is pinned.
+
+    instances: their names, None for every one of this host
+    """
 
     agents: tuple[Note, ...]
-    pins: tuple[tuple[Path, str], ...]
+    pins: tuple[Pin, ...]
     others: tuple[str, ...] = ()
+    instances: frozenset[str] | None = None
+
+
+class Outcome(NamedTuple):
+    """What a panic came to.
+
+    found:     instances that something was removed of, or that run, and whose panic holds
+    left:      what still enforces, in words; empty: nothing does
+    unwritten: (instance, medium and reason) of what could not be written
+    fleeting:  instances whose panic no medium holds: it lasts as long as their agent runs, if one does
+    """
+
+    found: tuple[str, ...]
+    left: tuple[str, ...]
+    unwritten: tuple[tuple[str, str], ...]
+    fleeting: tuple[str, ...] = ()
 
 
 def meant(
     settings: Note,
     known: Iterable[Note],
-    pinned: Iterable[tuple[Path, str]],
+    pinned: Iterable[Pin],
     instance: str | None,
     *,
     said: bool,
 ) -> Meant:
-    """One instance that is named, by --instance or by settings that somebody `said` and that agree with an
+    """One instance that is named, by --instance or by settings that the caller `said` and that agree with an
     agent of this host; otherwise every one.
     """
     agents, pins = {note.state_dir: note for note in known}, set(pinned)
     if instance is None and said and _agrees(settings, agents.get(settings.state_dir)):
-        chosen = [agents.get(settings.state_dir, settings)]
+        picked = [agents.get(settings.state_dir, settings)]
     elif instance is not None:
-        chosen = [note for note in agents.values() if note.instance == instance]
+        picked = [note for note in agents.values() if note.instance == instance]
         pins_of = {pin for pin in pins if pin[1] == instance}
         others = tuple(sorted({name for _, name in pins - pins_of}))
-        return Meant(tuple(chosen), tuple(sorted(pins_of)), others)
+        return Meant(tuple(picked), tuple(sorted(pins_of)), others, frozenset({instance}))
     else:
         if notes.is_enrolled(Path(settings.state_dir)) or not (agents or pins):
             agents.setdefault(settings.state_dir, settings)
         return Meant(tuple(agents.values()), tuple(sorted(pins)))
-    own = {(Path(n.bpffs).resolve(), n.instance) for n in chosen if n.datapath != "simulated"}
+    own = {(Path(n.bpffs).resolve(), n.instance) for n in picked if n.datapath != "simulated"}
     others = tuple(sorted({name for _, name in pins - own}))
-    return Meant(tuple(chosen), tuple(sorted(own)), others)
+    return Meant(tuple(picked), tuple(sorted(own)), others, frozenset(n.instance for n in picked))
 
 
 def _agrees(settings: Note, own: Note | None) -> bool:
@@ -63,54 +124,173 @@ def _agrees(settings: Note, own: Note | None) -> bool:
     return own.instance == settings.instance
 
 
-def panic(about: Meant, why: str, remove: RemovePins) -> list[str]:
-    """Remove every enforcement of these; the failures, in words."""
-    failed = []
+def with_kernel(
+    known: Iterable[Note], attached: Iterable[Attached], visible: set[int] | None = None
+) -> list[Note]:
+    """The notes, and one for each agent that only the kernel knows: its note is lost, or /run is."""
+    found = {note.state_dir: note for note in known}
+    for one in chosen(attached, None, visible):
+        if one.owner is not None and one.owner.state_dir:
+            made = Note(
+                "-", one.owner.state_dir, one.instance, one.owner.attach_cgroup, one.owner.bpffs, "bpf"
+            )
+            found.setdefault(made.state_dir, made)
+    return list(found.values())
+
+
+def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = time.time) -> Outcome:
+    """Remove every enforcement of these, and keep it so until it is resumed."""
+    view = _View(kernel, about.instances)
+    there = view.attached()
+    flags = {note.state_dir: flags_of(note, kernel) for note in about.agents}
+    panics = {state: found.standing() or Panic(wall(), why) for state, found in flags.items()}
+    unwritten = _marked(about, there, kernel, Panic(wall(), why), panics)
+    calls = [_told(note, panics[note.state_dir]) for note in about.agents]
+    unpinned = _taken_down(about, there, view)
+    until = time.monotonic() + ANSWER_SECONDS
+    running = [note for note, call in zip(about.agents, calls, strict=True) if call.answer(until) is not None]
+    if left := view.judging():  # an agent may have been attaching while we detached
+        unpinned = _taken_down(about, left, view)
+        left = view.judging()
+    found = {one.instance for one in there} | {name for _, name in about.pins}
+    found |= {note.instance for note in about.agents if note in running or notes.is_enrolled(note.state)}
+    fleeting = []
     for note in about.agents:
+        flag = flags[note.state_dir]
+        failed = [(note.instance, text) for text in flag.keep(panics[note.state_dir])]
+        unwritten += [one for one in failed if one not in unwritten]
+        if len(failed) == len(flag.media):
+            fleeting.append(note.instance)
+    words = [*view.trouble, *(kernel.describe(one) for one in left)]
+    return Outcome(tuple(sorted(found)), tuple(words), (*unwritten, *unpinned), tuple(fleeting))
+
+
+class _View:
+    """What of these instances the kernel has attached, where this process may see it."""
+
+    def __init__(self, kernel: Kernel, instances: frozenset[str] | None) -> None:
+        self.kernel, self._instances = kernel, instances
+        self._visible = kernel.visible()
+        self.trouble: tuple[str, ...] = ()
+
+    def attached(self) -> list[Attached]:
         try:
-            store = FileStore(Path(note.state_dir))
-            if remember.read_panic(store) is None:
-                remember.write_panic(store, remember.Panic(time.time(), why))
+            found = self.kernel.attached()
         except Unavailable as error:
-            failed.append(f"{note.instance}: panicked until its agent loads again: {error}")
-    failed += _without_pins(about, remove)
-    for note in about.agents:
-        _told(note, {"do": "panic", "why": why})
-    return failed + _without_pins(about, remove)
+            self.trouble = (str(error),)
+            return []
+        self.trouble = ()
+        return chosen(found, self._instances, self._visible)
+
+    def judging(self) -> list[Attached]:
+        return [one for one in self.attached() if one.judges]
 
 
-def resume(about: Meant) -> tuple[list[Note], list[Note]]:
-    """End the panic of those that are in one: (those that run, those that do not)."""
-    running: list[Note] = []
-    idle: list[Note] = []
-    for note in about.agents:
-        store = FileStore(Path(note.state_dir))
-        if remember.read_panic(store) is not None:
-            store.delete(remember.PANIC)
-            (running if _told(note, {"do": "resume"}) else idle).append(note)
-    return running, idle
+def _told(note: Note, panic: Panic) -> Call:
+    return Call(note.state, {"do": "panic", "why": panic.why, "at": panic.at})
 
 
-def _without_pins(about: Meant, remove: RemovePins) -> list[str]:
+def _marked(
+    about: Meant, there: list[Attached], kernel: Kernel, flag: Panic, panics: dict[str, Panic]
+) -> list[tuple[str, str]]:
+    """Mark every instance in the kernel; what could not be marked."""
+    places = {(Path(n.bpffs), n.instance): panics[n.state_dir] for n in about.agents if n.datapath == "bpf"}
+    places |= {pin: flag for pin in about.pins if pin not in places}
+    known = {instance for _, instance in places}
+    home = next((Path(n.bpffs) for n in about.agents), notes.BPFFS)
+    places |= {(home, one.instance): flag for one in there if one.instance not in known | {""}}
     failed = []
-    for folder, instance in about.pins:
-        for _ in range(TRIES):  # an agent may be pinning at this moment
-            try:
-                remove(folder, instance)
-            except (OSError, Unavailable) as error:
-                trouble = f"{instance}: {error}"
-            else:
-                trouble = f"{instance}: its pins below {folder} come back: stop its agent"
-            if not (folder / notes.PINS / instance).exists():
-                break
-        else:
-            failed.append(trouble)
+    for (folder, instance), panic in places.items():
+        medium = kernel.marker(folder, instance)
+        try:
+            medium.write(panic)
+        except (AegisError, OSError) as error:
+            failed.append((instance, f"{medium.name}: {reason(error)}"))
     return failed
 
 
-def _told(note: Note, question: dict[str, str]) -> bool:
-    try:
-        list(ask(Path(note.state_dir) / SOCKET, question, ASK_SECONDS))
-    except (Unavailable, Refused):
-        return False
-    return True
+def _taken_down(about: Meant, there: list[Attached], view: _View) -> list[tuple[str, str]]:
+    """Detach and unpin; pins that could not be removed."""
+    failed: list[tuple[str, str]] = []
+    for _ in range(TRIES):  # an agent may be attaching at this moment
+        view.kernel.detach(there)
+        failed = [("", text) for text in view.kernel.unpin(there)]
+        for folder, instance in about.pins:
+            try:
+                view.kernel.erase(folder, instance)
+            except OSError as error:
+                failed.append((instance, f"{folder / notes.PINS / instance}: {error.strerror}"))
+        there = view.judging()
+        if not there:
+            break
+    return failed
+
+
+def flags_of(note: Note, kernel: Kernel) -> Flags:
+    """The media of an agent's panic; a state folder that is gone is not made again."""
+    media: list[Medium] = []
+    if note.datapath == "bpf":
+        media.append(kernel.marker(Path(note.bpffs), note.instance))
+    media.append(RunMedium(note.state_dir))
+    media.append(_StateFolder(note.state))
+    return Flags(media)
+
+
+class _StateFolder:
+    """A state folder that another process may have taken away."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self.name = folder, f"the state folder {folder}"
+
+    def read(self, _thorough: bool = False, /) -> Panic | None:
+        return self._medium().read() if self._folder.is_dir() else None
+
+    def write(self, panic: Panic) -> None:
+        if not self._folder.is_dir():
+            raise Unavailable("it does not exist")
+        self._medium().write(panic)
+
+    def delete(self) -> None:
+        if self._folder.is_dir():
+            self._medium().delete()
+
+    def _medium(self) -> StateMedium:
+        return StateMedium(FileStore(self._folder))
+
+
+class Resumed(NamedTuple):
+    """What a resume came to: agents that run, agents that do not, and what still holds the panic."""
+
+    running: tuple[Note, ...]
+    idle: tuple[Note, ...]
+    stuck: tuple[tuple[str, str], ...] = ()
+    nameless: tuple[str, ...] = ()
+
+
+def resume(about: Meant, kernel: Kernel, marked: Iterable[Pin] = ()) -> Resumed:
+    """End the panic of those that are in one; `marked` are instances that the kernel says are."""
+    running: list[Note] = []
+    idle: list[Note] = []
+    stuck: list[tuple[str, str]] = []
+    for note in about.agents:
+        flags = flags_of(note, kernel)
+        stands = flags.standing(thorough=True) is not None
+        if stands:
+            stuck += [(note.instance, text) for text in flags.end()]
+        # an agent that was told and could write nothing knows it alone
+        answer = Call(note.state, {"do": "resume"}).answer(time.monotonic() + RESUME_SECONDS)
+        if answer is not None and (stands or not answer.get("calm", False)):
+            running.append(note)
+        elif stands:
+            idle.append(note)
+    named = {note.instance for note in about.agents}
+    nameless = []
+    for folder, instance in marked:
+        if instance not in named and (about.instances is None or instance in about.instances):
+            medium = kernel.marker(folder, instance)
+            try:
+                medium.delete()
+                nameless.append(instance)
+            except (AegisError, OSError) as error:
+                stuck.append((instance, f"{medium.name}: {reason(error)}"))
+    return Resumed(tuple(running), tuple(idle), tuple(stuck), tuple(nameless))

@@ -14,12 +14,14 @@ from typing import Final
 from aegisflux.agent import remember
 from aegisflux.agent.applier import Applier
 from aegisflux.agent.binder import Binder
+from aegisflux.agent.panics import Flags, StateMedium
 from aegisflux.agent.parts import Parts
-from aegisflux.agent.remember import Accepted, Panic
+from aegisflux.agent.remember import Accepted
 from aegisflux.agent.reporter import Reporter
 from aegisflux.agent.telemetry import Telemetry
 from aegisflux.domain.errors import AegisError
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
+from aegisflux.domain.panic import Panic
 from aegisflux.domain.trust import Nacked, Trusted, accept_confirm, accept_keys, accept_manifest
 from aegisflux.ports.bus import Message
 from aegisflux.wire import envelope, subjects
@@ -31,10 +33,12 @@ MESSAGE_BYTES: Final = 2 * MAX_MANIFEST_BYTES
 
 
 class Runner:
-    """An agent. `trusted` is what enrolment gave, used until something was accepted."""
+    """An agent. `trusted` is what enrolment gave, used until something was accepted; `flags` say whether it
+    is in panic."""
 
-    def __init__(self, parts: Parts, trusted: Trusted) -> None:
+    def __init__(self, parts: Parts, trusted: Trusted, flags: Flags | None = None) -> None:
         self.parts = parts
+        self.flags = flags or Flags([StateMedium(parts.store)])
         self.accepted = remember.read_accepted(parts.store) or Accepted(trusted)
         self.reporter = Reporter(parts)
         self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
@@ -59,7 +63,7 @@ class Runner:
 
     async def start(self) -> None:
         """Take over what the kernel holds, and put the last accepted manifest in force; needs no network."""
-        self.panic = remember.read_panic(self.parts.store)
+        self.panic = self.flags.standing(thorough=True)
         self.reporter.serial = self.accepted.trusted.serial
         if self.panic is None:
             await self._open_datapath()
@@ -159,7 +163,7 @@ class Runner:
 
     async def drift(self) -> None:
         """Read back everything, and repair what differs."""
-        await self.heed_panic()
+        await self.heed_panic(thorough=True)
         if self.panic is not None or not self._open:
             return
         async with self._turn:
@@ -172,6 +176,7 @@ class Runner:
                 self.reporter.loss["drift"] += 1
                 self.parts.log("drift: somebody changed which cgroup is whose; bound again")
                 await self._bind(anew=True)
+        await self.heed_panic(thorough=True)  # it may have come while programs were attached again
         if found:
             await self.converge()
 
@@ -351,7 +356,7 @@ class Runner:
             return True
         parts = self.parts
         await parts.blocking(parts.datapath.open)
-        if (flag := remember.read_panic(parts.store)) is not None:  # it came while we attached
+        if (flag := self.flags.standing(thorough=True)) is not None:  # it came while we attached
             self.panic = flag
             await parts.blocking(parts.datapath.panic)
             return False
@@ -368,21 +373,46 @@ class Runner:
             if changed:
                 await self.parts.blocking(self.parts.datapath.refresh_addresses)
 
-    async def heed_panic(self) -> None:
-        """Look at the panic flag now, and act."""
-        flag = remember.read_panic(self.parts.store)
+    async def heed_panic(self, *, thorough: bool = False) -> None:
+        """Look at the panic flags now, and act; `thorough` also looks for a marker in other file systems."""
+        flag = self.flags.standing(thorough=thorough)
         if (flag is None) == (self.panic is None):
             return
-        async with self._turn:
-            self.panic = flag
-            if flag is not None:
-                await self.parts.blocking(self.parts.datapath.panic)
-                self._open = False
-                self.binder.reset()
-                await self.applier.panicked()
-                self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
+        self.panic = flag
+        if flag is not None:
+            await self._take_down(flag)
         await self.converge()
         self._beat_now.set()
+
+    async def begin_panic(self, panic: Panic) -> list[str]:
+        """End enforcement now, then write it down; what could not be written, in words."""
+        self.panic = flag = self.flags.told(self.panic or panic)
+        await self._take_down(flag)
+        unwritten = await self.parts.blocking(self.flags.keep, flag)
+        for text in unwritten:
+            self.parts.log(f"panic: not written to {text}")
+        await self._guarded(self.converge)
+        self._beat_now.set()
+        return unwritten
+
+    async def end_panic(self) -> list[str]:
+        """End the panic; the media from which it could not be deleted, in words."""
+        stuck = await self.parts.blocking(self.flags.end)
+        for text in stuck:
+            self.parts.log(f"resume: the panic could not be deleted from {text}")
+        await self.heed_panic(thorough=True)
+        return stuck
+
+    async def _take_down(self, flag: Panic) -> None:
+        """Detach before `_turn` is free, which may be held while a content is fetched: steps that are under
+        way fail once the datapath is closed."""
+        await self.parts.blocking(self.parts.datapath.panic)
+        async with self._turn:
+            await self.parts.blocking(self.parts.datapath.panic)
+            self._open = False
+            self.binder.reset()
+            await self.applier.panicked()
+        self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
 
     async def _addresses(self) -> None:
         if self.panic is None and self._open:

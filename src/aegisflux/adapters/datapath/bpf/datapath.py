@@ -18,10 +18,12 @@ from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
 from aegisflux.adapters.datapath.bpf.own import OwnMap
+from aegisflux.adapters.datapath.bpf.owner import bind_owner
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
 from aegisflux.domain.net import TCP, UDP, Address, address_of
+from aegisflux.domain.panic import Owner
 from aegisflux.domain.verdict import Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
 from aegisflux.ports.datapath import Binding, Check, DeniedFlow, Generation, Held, Loaded, Role
@@ -43,8 +45,11 @@ class BpfDatapath:
         instance: str = "default",
         bpffs: Path = BPFFS,
         object_path: Path | None = None,
+        state_dir: str = "",
     ) -> None:
+        """`state_dir` is told to whoever finds the programs, see `owner`."""
         self._root = v2_root()
+        self._named = (instance, str(bpffs), state_dir)
         self._pins = Pinned(attach or self._root, instance, bpffs, object_path)
         self._control: Control | None = None
         self._generations: Generations | None = None
@@ -65,7 +70,9 @@ class BpfDatapath:
             self._stamp_existing()
 
     def _prepare(self) -> None:
-        maps = self._pins.maps
+        maps, attach = self._pins.maps, self._pins.attach
+        owner = Owner(*self._named, attach.stat().st_ino, str(attach))
+        bind_owner(owner, list(self._pins.programs.values()))
         self._control = Control(maps["controls"])
         self._generations = Generations(maps, self._control)
         self._mapping = CgroupMap(maps, self._control, self._root)

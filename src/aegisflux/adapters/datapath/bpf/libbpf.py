@@ -115,20 +115,32 @@ def not_null(pointer: int | None, what: str) -> c_void_p:
     return c_void_p(pointer)
 
 
-class _Attr(ctypes.Union):
+class Attr(ctypes.Union):
+    """The attribute of the system call, as 32-bit or as 64-bit fields."""
+
     _fields_ = [("words", c_uint32 * 36), ("longs", c_uint64 * 18)]
 
 
-def bpf(command: int, words: dict[int, int] | None = None, longs: dict[int, int] | None = None) -> int:
+def bpf(
+    number_of_command: int, words: dict[int, int] | None = None, longs: dict[int, int] | None = None
+) -> int:
     """The bare system call with the attribute's 32- and 64-bit fields by their index."""
-    attr = _Attr()
+    attr = Attr()
     for i, word in (words or {}).items():
         attr.words[i] = word
     for i, number in (longs or {}).items():
         attr.longs[i] = number
+    return command(number_of_command, attr)
+
+
+def command(number_of_command: int, attr: Attr) -> int:
+    """The system call, which may write into the attribute."""
     libc = ctypes.CDLL(None, use_errno=True)
     number = _SYS_BPF.get(os.uname().machine, 321)
-    return check(libc.syscall(number, command, byref(attr), ctypes.sizeof(attr)), f"bpf command {command}")
+    return check(
+        libc.syscall(number, number_of_command, byref(attr), ctypes.sizeof(attr)),
+        f"bpf command {number_of_command}",
+    )
 
 
 def map_create(kind: int, name: str, key: int, value: int, entries: int, flags: int = 0) -> int:

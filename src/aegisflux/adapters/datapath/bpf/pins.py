@@ -29,6 +29,7 @@ ORDER: Final = (
 MKDIR: Final = "aegis_mkdir"
 CUTTERS: Final = ("aegis_cut_tcp", "aegis_cut_udp")
 OBJECT: Final = "aegis.bpf.o"
+FOLDER: Final = "aegisflux"
 
 
 def object_path(name: str = OBJECT) -> Path:
@@ -64,7 +65,7 @@ class Pinned:
 
     def __init__(self, attach: Path, instance: str, bpffs: Path, path: Path | None = None) -> None:
         self.attach, self.bpffs, self._path = attach, bpffs, path
-        self.top = bpffs / "aegisflux" / instance
+        self.top = bpffs / FOLDER / instance
         self.home = self.top / f"v{LAYOUT}"
         self.maps: dict[str, int] = {}
         self.programs: dict[str, int] = {}

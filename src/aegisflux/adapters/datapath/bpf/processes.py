@@ -14,11 +14,13 @@ from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import v2_root
+from aegisflux.adapters.datapath.bpf.owner import bind_owner
 from aegisflux.adapters.datapath.bpf.pins import erase, mounted_bpffs, object_path
 from aegisflux.adapters.datapath.bpf.programs import Programs
 from aegisflux.adapters.datapath.bpf.ring import Unread
 from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.domain.event import Event, Exec
+from aegisflux.domain.panic import Owner
 from aegisflux.ports.sensor import Reading
 from aegisflux.wire.records import BOUNDS, LOSSES, SENSOR_LAYOUT, decode_record
 
@@ -45,12 +47,13 @@ class Processes:
         inside: Path | None = None,
         beside: Path | None = None,
         path: Path | None = None,
+        state_dir: str = "",
     ) -> None:
         """`top` is the instance's folder of pins; only processes of the cgroup `inside` are told, and only
         while there is something at `beside`: after a panic nothing of the instance may come back.
         """
         self._home, self._programs, self._rate = top / f"sensor{SENSOR_LAYOUT}", programs, rate
-        self._inside, self._beside, self._path = inside, beside, path
+        self._inside, self._beside, self._path, self._state_dir = inside, beside, path, state_dir
         self._links = self._home
         self._maps: dict[str, int] = {}
         self._ring: Unread | None = None
@@ -171,6 +174,7 @@ class Processes:
             for name in MAPS:
                 if not (self._home / "maps" / name).exists():
                     libbpf.pin(found.map_fd(name), str(self._home / "maps" / name))
+            bind_owner(self._owner(), [found.prog_fd(name) for name in POINTS])
             for old in self._home.glob("links-*"):
                 erase(old)
             links.mkdir()
@@ -182,6 +186,10 @@ class Processes:
                     os.close(fd)
         finally:
             found.close()
+
+    def _owner(self) -> Owner:
+        top, inside = self._home.parent, self._inside or v2_root()
+        return Owner(top.name, str(top.parent.parent), self._state_dir, inside.stat().st_ino, str(inside))
 
     def _need(self) -> Unread:
         if self._ring is None:

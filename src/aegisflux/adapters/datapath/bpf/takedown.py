@@ -1,0 +1,213 @@
+"""What of ours a kernel has attached, and its end, by the kernel's own list: it needs no pin and no note."""
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from aegisflux.adapters.datapath.bpf import libbpf, objects
+from aegisflux.adapters.datapath.bpf.mapping import v2_root
+from aegisflux.adapters.datapath.bpf.owner import Marker, owner_of
+from aegisflux.adapters.datapath.bpf.pins import ATTACH, FOLDER, erase
+from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.panic import Attached, Kind, Owner, describe
+
+PREFIX: Final = "aegis_"
+CGROUP_KINDS: Final = {8, 9, 13, 18}  # cgroup_skb, cgroup_sock, sock_ops, cgroup_sock_addr
+ALL_CGROUPS: Final = 0xEFFFFFFB  # inode of the first cgroup namespace
+MAX_HOLDERS: Final = 8
+
+
+class Kernel:
+    """This kernel's attachments of ours; `agent.rescue.Kernel`."""
+
+    def attached(self) -> list[Attached]:
+        """Everything of ours that is attached anywhere. Raises Unavailable where the kernel does not tell."""
+        try:
+            return self._attached()
+        except OSError as error:
+            raise Unavailable(
+                f"the kernel does not list its BPF programs: {error.strerror}; run as root"
+            ) from None
+
+    def _attached(self) -> list[Attached]:
+        known: dict[int, Owner | None] = {}
+        ours = {p.number: p for p in objects.programs() if p.name.startswith(PREFIX)}
+        if not ours:
+            return []
+        pinned = dict(_pinned_links())
+        owners = {number: owner_of(p.maps, known) for number, p in ours.items()}
+        found, linked = [], set[int]()
+        for link in objects.links():
+            if link.program not in ours:
+                continue
+            linked.add(link.program)
+            if link.kind == objects.CGROUP and not link.cgroup:
+                continue  # detached, and held by somebody
+            owner = owners[link.program]
+            kind: Kind = "link" if link.kind == objects.CGROUP else "tracepoint"
+            instance = owner.instance if owner else pinned.get(link.number, "")
+            found.append(
+                Attached(
+                    link.program,
+                    ours[link.program].name,
+                    kind,
+                    link.number,
+                    link.cgroup,
+                    link.attach_type,
+                    owner,
+                    instance,
+                )
+            )
+        loose = {n for n, p in ours.items() if n not in linked and p.kind in CGROUP_KINDS}
+        for number, cgroup, attach_type in _without_links(loose):
+            owner = owners[number]
+            instance = owner.instance if owner else ""
+            found.append(
+                Attached(number, ours[number].name, "legacy", 0, cgroup, attach_type, owner, instance)
+            )
+        return found
+
+    def visible(self) -> set[int] | None:
+        """The cgroups that this process sees, None where it sees all of the host's."""
+        with suppress(OSError):
+            if Path("/proc/self/ns/cgroup").stat().st_ino == ALL_CGROUPS:
+                return None
+        return set(_cgroups())
+
+    def detach(self, attached: Iterable[Attached]) -> None:
+        """End these, those that judge packets first; what could not be ended is still attached."""
+        paths: dict[int, str] = {}
+        for one in sorted(attached, key=lambda a: a.name not in ("aegis_egress", "aegis_ingress")):
+            with suppress(OSError):
+                if one.kind == "link":
+                    objects.detach_link(one.link_id)
+                elif one.kind == "legacy":
+                    paths = paths or _cgroups()
+                    _detach_legacy(paths[one.cgroup_id], one)
+
+    def unpin(self, attached: Iterable[Attached]) -> list[str]:
+        """Remove the instances' folders of pins in which a link of these is pinned, in every BPF file system
+        that some process of this host has; what could not be removed, in words."""
+        links, failed = {one.link_id for one in attached if one.link_id}, []
+        for folder in {folder for number, folder in _pinned_folders() if number in links}:
+            try:
+                erase(folder)
+            except OSError as error:
+                failed.append(f"{folder}: {error.strerror}")
+        return failed
+
+    def erase(self, bpffs: Path, instance: str) -> None:
+        """Remove an instance's folder of pins. Raises OSError."""
+        erase(bpffs / FOLDER / instance)
+
+    def marker(self, bpffs: Path, instance: str) -> Marker:
+        """The marker of an instance's panic."""
+        return Marker(instance, bpffs)
+
+    def describe(self, one: Attached) -> str:
+        """Name what is left: program, cgroup, and which processes and pins hold it."""
+        root = v2_root()
+        path = _cgroups().get(one.place, "")
+        shown = "/" + path.removeprefix(str(root)).strip("/") if path else ""
+        return describe(one, shown, _holders(one))
+
+
+def _cgroups() -> dict[int, str]:
+    """Path by number of every cgroup that we see."""
+    found = {}
+    with suppress(Unavailable, OSError):
+        for folder, _, _ in os.walk(v2_root()):
+            with suppress(OSError):
+                found[Path(folder).stat().st_ino] = folder
+    return found
+
+
+def _without_links(loose: set[int]) -> Iterator[tuple[int, int, int]]:
+    """(program, cgroup, attach type) of what BPF_PROG_ATTACH attached."""
+    if not loose:
+        return
+    for number, folder in _cgroups().items():
+        with suppress(OSError):
+            fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                for attach_type in ATTACH.values():
+                    for program in objects.attached_to(fd, attach_type):
+                        if program in loose:
+                            yield program, number, attach_type
+            finally:
+                os.close(fd)
+
+
+def _detach_legacy(folder: str, one: Attached) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        objects.detach_program(fd, one.program_id, one.attach_type)
+    finally:
+        os.close(fd)
+
+
+def _pinned_links() -> Iterator[tuple[int, str]]:
+    """(link, instance) of everything that is pinned in a folder of ours."""
+    return ((number, folder.name) for number, folder in _pinned_folders())
+
+
+def _pinned_folders() -> Iterator[tuple[int, Path]]:
+    """(link, the instance's folder) of every link that is pinned in a folder of ours, wherever mounted."""
+    for top in bpf_file_systems():
+        with suppress(OSError):
+            for folder in (top / FOLDER).iterdir():
+                for pin in folder.glob("*/*/*"), folder.glob("*/*"):
+                    for path in pin:
+                        if "links" in path.parent.name:
+                            with suppress(OSError):
+                                yield _link_number(path), folder
+
+
+def _link_number(pin: Path) -> int:
+    fd = libbpf.obj_get(str(pin))
+    try:
+        return objects.link(fd).number
+    finally:
+        os.close(fd)
+
+
+def bpf_file_systems() -> list[Path]:
+    """One path to each BPF file system that some process has mounted; ours first."""
+    found: dict[int, Path] = {}
+    seen: set[str] = set()
+    for process in ("self", *_processes()):
+        with suppress(OSError):
+            namespace = str(Path(f"/proc/{process}/ns/mnt").readlink())
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            root = Path("/") if process == "self" else Path(f"/proc/{process}/root")
+            for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
+                left, _, right = line.partition(" - ")
+                if right.startswith("bpf "):
+                    path = root / left.split()[4].replace("\\040", " ").lstrip("/")
+                    found.setdefault(path.stat().st_dev, path)
+    return list(found.values())
+
+
+def _processes() -> list[str]:
+    return sorted((path.name for path in Path("/proc").iterdir() if path.name.isdigit()), key=int)
+
+
+def _holders(one: Attached) -> list[str]:
+    """Processes that hold the program or its link, and pins of the link."""
+    wanted = {f"prog_id:\t{one.program_id}"} | ({f"link_id:\t{one.link_id}"} if one.link_id else set())
+    found = []
+    for process in _processes():
+        with suppress(OSError):
+            if any(
+                wanted & set(Path(info).read_text().splitlines())
+                for info in Path(f"/proc/{process}/fdinfo").iterdir()
+            ):
+                name = Path(f"/proc/{process}/comm").read_bytes().strip()
+                found.append(f"process {process} ({name.decode('ascii', 'backslashreplace')})")
+    with suppress(OSError):
+        found += [str(folder) for number, folder in _pinned_folders() if number == one.link_id]
+    return found[:MAX_HOLDERS]
