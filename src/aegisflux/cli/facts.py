@@ -205,8 +205,8 @@ def _pages(
 ) -> None:
     """One answer of at most `limit` rows, or answers for ever."""
     query: dict[str, object] = {
-        "filter": text, "since": moment(since), "until": moment(until), "limit": min(limit, MAX_ROWS),
-        "follow": str(follow).lower(),
+        "filter": text.strip() or None, "since": moment(since), "until": moment(until),
+        "follow": str(follow).lower(), "limit": min(limit, MAX_ROWS),
     }  # fmt: skip
     if follow:
         for new in following(lambda asked: facts(path, asked), query):

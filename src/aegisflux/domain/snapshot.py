@@ -4,13 +4,14 @@
 same policy has the same bytes on any machine; `ruleset` is the parsed form that a verdict reads.
 """
 
-import re
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
+from aegisflux.domain import json_text
+from aegisflux.domain.decoding import converted
+from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.net import Cidr, cidr_text, parse_cidr
 
 MAX_ENTRIES: Final = 100_000
@@ -105,11 +106,7 @@ class Ruleset(Struct, frozen=True):
 
 def decode(body: bytes) -> MapSnapshot:
     """Read JSON into a canonical snapshot; raises Invalid with the field's path, or OverLimit."""
-    try:
-        raw = msgspec.json.decode(body)
-    except BROKEN as err:
-        raise Invalid("", "a JSON object", str(err)) from None
-    return from_builtins(raw)
+    return from_builtins(json_text.parse(body, what="a JSON object"))
 
 
 def from_builtins(raw: object) -> MapSnapshot:
@@ -117,10 +114,7 @@ def from_builtins(raw: object) -> MapSnapshot:
     if not isinstance(raw, dict):
         raise Invalid("", "a JSON object", raw)
     _bounded(raw)
-    try:
-        snapshot = msgspec.convert(raw, MapSnapshot)
-    except msgspec.ValidationError as err:
-        raise explained(err, raw) from None
+    snapshot: MapSnapshot = converted(raw, MapSnapshot)
     _check_meta(snapshot.meta)
     return canonical(snapshot)
 
@@ -176,8 +170,6 @@ def warnings_of(snapshot: MapSnapshot) -> list[str]:
 _KIND: Final = {"edges": "dst_cidr", "allow_cidrs": "cidr", "ingress": "src_cidr", "deny": "cidr"}
 _ENTRIES: Final = tuple(_KIND)
 Row = tuple[int, int, int, Proto, int, DenyDirection]
-_PATH: Final = re.compile(r" - at `(\$[^`]*)`$")
-_STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[(\d+)\]|\[\.\.\.\]")
 
 
 def _text(entry: Any) -> str:
@@ -222,45 +214,3 @@ def _rows(entries: Any, name: str) -> list[Row]:
 def _entries(entries: Any, name: str) -> tuple[Entry, ...]:
     rows = _rows(entries, name)
     return tuple([Entry(Cidr(f, v, plen), proto, port, way) for f, v, plen, proto, port, way in rows])
-
-
-def explained(err: msgspec.ValidationError, raw: object) -> Invalid:
-    """msgspec's message as ours: `path: expected X, got Y`, with the value that came."""
-    message = str(err)
-    found = _PATH.search(message)
-    path, value = _locate(found.group(1) if found else "$", raw)
-    text = message[: found.start()] if found else message
-    if text.startswith("Object missing required field `"):
-        return Invalid(_join(path, text.split("`")[1]), "a value (the field is required)", "nothing")
-    if text.startswith("Object contains unknown field `"):
-        name = text.split("`")[1]
-        return Invalid(_join(path, name), "no such field", name)
-    return Invalid(path, _expected(text), value)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
-def _expected(text: str) -> str:
-    text = text.removeprefix("Expected ").split(", got ")[0]
-    if text.startswith("Invalid enum value"):
-        return "one of the documented words"
-    for name, plain in (
-        ("`int`", "an integer"),
-        ("`str`", "a string"),
-        ("`array`", "an array"),
-        ("`object`", "an object"),
-    ):
-        text = text.replace(name, plain)
-    return text.replace("`", "")
-
-
-def _locate(path: str, raw: object) -> tuple[str, object]:
-    value: Any = raw
-    for name, index in _STEP.findall(path):
-        try:
-            value = value[name] if name else value[int(index)]
-        except (KeyError, IndexError, TypeError, ValueError):
-            value = None
-    return path.removeprefix("$").removeprefix("."), value

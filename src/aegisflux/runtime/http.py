@@ -41,6 +41,7 @@ from aegisflux.domain.errors import (
     Refused,
     Unavailable,
 )
+from aegisflux.domain.paths import pointer
 from aegisflux.runtime import logs, metrics
 
 MAX_BODY: Final = 16 << 20
@@ -92,7 +93,7 @@ def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[byte
     status, title = next((code, words) for kind, code, words in STATUS if isinstance(error, kind))
     errors: tuple[FieldError, ...] = ()
     if isinstance(error, Invalid) and error.path:
-        errors = (FieldError(pointer_of(error.path), str(error)),)
+        errors = (FieldError(pointer(error.path), str(error)),)
     current = getattr(error, "current", None)
     problem = Problem(
         type=f"urn:aegisflux:problem:{type(error).__name__.lower()}",
@@ -113,7 +114,7 @@ def failed(request: Request[Any, Any, Any], error: HTTPException) -> Response[by
     status = error.status_code
     extra = error.extra if isinstance(error.extra, list) else []
     errors = tuple(
-        FieldError(pointer_of(str(e.get("key", ""))), str(e.get("message", "")))
+        FieldError(pointer(str(e.get("key", ""))), str(e.get("message", "")))
         for e in extra
         if isinstance(e, dict)
     )
@@ -138,11 +139,6 @@ def broken(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
         "about:blank", "Internal error", 500, "the log says why", request.url.path, request_id(request)
     )
     return _answer(problem, {})
-
-
-def pointer_of(path: str) -> str:
-    """A field's path as a JSON pointer: `edges[3].dst_cidr` is `/edges/3/dst_cidr`."""
-    return "/" + "/".join(part for part in re.split(r"[.\[\]]+", path) if part)
 
 
 class Line(Response[Any]):

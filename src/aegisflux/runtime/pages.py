@@ -10,7 +10,7 @@ from msgspec import Struct
 
 from aegisflux import __version__
 from aegisflux.domain.errors import AegisError
-from aegisflux.runtime import access, health, http, metrics
+from aegisflux.runtime import access, health, http, metrics, requests
 from aegisflux.runtime.access import Bearers, needs
 
 CHECKS, NAME = "checks", "name"
@@ -69,6 +69,7 @@ def application(
     """
     app = Litestar(
         route_handlers=[healthz, readyz, version, metrics_page, *handlers],
+        before_request=requests.check,
         exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
         openapi_config=http.openapi(f"AegisFlux {name}", words),
         request_max_body_size=http.MAX_BODY,
@@ -79,4 +80,5 @@ def application(
     found = {CHECKS: checks, NAME: f"aegisflux-{name}", access.STATE: bearers, **state}
     for key, value in found.items():
         app.state[key] = value
+    app.state[requests.STATE] = requests.reads(app)
     return http.documented(app)

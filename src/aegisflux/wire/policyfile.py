@@ -21,9 +21,9 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.nodes import MappingNode, SequenceNode
 
+from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
 from aegisflux.domain.policy import MAX_RULES, Policy, Rule, check, ends_of
-from aegisflux.domain.snapshot import explained
 
 MAX_BYTES: Final = 1 << 20
 MAX_MARKS: Final = 200_000  # what can begin a value: they bound the time that reading takes
@@ -48,10 +48,8 @@ def read(text: str) -> Policy:
     try:
         plain = _plain(tree)
         _bounded(plain.get("rules"))
-        policy = msgspec.convert(plain, Policy)
+        policy: Policy = converted(plain, Policy)
         check(policy)
-    except msgspec.ValidationError as error:
-        raise _located(node, explained(error, tree)) from None
     except Invalid as error:
         raise _located(node, error) from None
     return policy

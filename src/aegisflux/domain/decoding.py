@@ -1,0 +1,113 @@
+"""Parsed values become values of our types; an error names path, what was expected, and what came."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.paths import step
+
+_PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`$")
+_STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[([0-9]+)\]|(\[\.\.\.\])")
+_PLAIN: Final = (
+    ("`int`", "an integer"),
+    ("`str`", "a string"),
+    ("`bool`", "true or false"),
+    ("`array`", "an array"),
+    ("`object`", "an object"),
+)
+
+
+def converted(raw: Any, kind: Any) -> Any:
+    """Return parsed JSON or YAML as a value of the type; raises Invalid by path. A number in quotes is a
+    string, and 1.0 is no integer."""
+    try:
+        return msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        raise _explained(error, raw, kind) from None
+
+
+def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
+    """msgspec's message as ours: `path: expected X, got Y`, with the value that came."""
+    message = str(error)
+    found = _PATH.search(message)
+    text = message[: found.start()] if found else message
+    of_key = bool(found and found[1])
+    path, value = _located(found[2] if found else "", raw, kind, message)
+    if of_key:
+        key = _culprit(value, lambda part: _with(raw, path, part), kind, message)
+        return Invalid(step(path_text(path), str(key)), f"a key that is {_expected(text)}", key)
+    at = path_text(path)
+    for words, expected in (
+        ("Object missing required field `", "a value (the field is required)"),
+        ("Object contains unknown field `", "no such field"),
+    ):
+        if text.startswith(words):
+            name = text.removeprefix(words).rpartition("`")[0]
+            return Invalid(step(at, name), expected, "nothing" if "missing" in words else name)
+    return Invalid(at, _expected(text), value)
+
+
+def path_text(parts: list[str | int]) -> str:
+    """Return keys and indexes as a path."""
+    found = ""
+    for part in parts:
+        found = step(found, part)
+    return found
+
+
+def _located(path: str, raw: Any, kind: Any, message: str) -> tuple[list[str | int], Any]:
+    """The steps to the value that is refused, and the value. msgspec does not name the key of a mapping."""
+    parts: list[str | int] = []
+    value = raw
+    for name, index, _any in _STEP.findall(path):
+        try:
+            here: str | int = name or (int(index) if index else "")
+            if _any:
+                here = _culprit(value, lambda part: _with(raw, parts, part), kind, message)
+            value = value[here]
+            parts.append(here)
+        except (KeyError, IndexError, TypeError):
+            return parts, None
+    return parts, value
+
+
+def _culprit(value: Mapping[str, Any], put: Any, kind: Any, message: str) -> Any:
+    """The first key of a mapping without which the error does not come, found by halves."""
+    keys = list(value)
+    low, high = 0, len(keys) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if _fails(put({key: value[key] for key in keys[: middle + 1]}), kind, message):
+            high = middle
+        else:
+            low = middle + 1
+    return keys[low]
+
+
+def _fails(raw: Any, kind: Any, message: str) -> bool:
+    try:
+        msgspec.convert(raw, kind)
+    except msgspec.ValidationError as error:
+        return str(error) == message
+    return False
+
+
+def _with(raw: Any, path: list[str | int], part: Any) -> Any:
+    """The same with another value at the path; what is beside the path is shared."""
+    if not path:
+        return part
+    copy: Any = dict(raw) if isinstance(raw, dict) else list(raw)
+    copy[path[0]] = _with(raw[path[0]], path[1:], part)
+    return copy
+
+
+def _expected(text: str) -> str:
+    if text.startswith("Invalid enum value"):
+        return "one of the documented words"
+    text = text.removeprefix("Expected ").split(", got ")[0]
+    for name, plain in _PLAIN:
+        text = text.replace(name, plain)
+    return text.replace("`", "")

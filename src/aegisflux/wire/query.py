@@ -1,0 +1,96 @@
+"""Query strings that mean what they say: a parameter that a route does not read is refused, never ignored.
+
+`POST /seg/maps?target_hosts=c1` would otherwise be a snapshot for every host. So would a value that is empty,
+a name in other letters, or the second of two values where one is read.
+"""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime
+from difflib import get_close_matches
+from typing import Final
+
+from msgspec import Struct
+
+from aegisflux.domain.errors import Invalid
+
+MAX_PARAMETERS: Final = 1_000
+_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_BROKEN: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
+_ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]*")
+_TIME: Final = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+BOOLEANS: Final = ("true", "false", "1", "0")
+
+
+class Parameter(Struct, frozen=True):
+    """A query parameter that a route reads: `kind` is integer, boolean, time or text; `many`: it may
+    come more than once."""
+
+    kind: str = "text"
+    many: bool = False
+
+
+def check(query: bytes, known: Mapping[str, Parameter]) -> None:
+    """Raise Invalid, by the name of the parameter, where a query string says something that these parameters
+    do not read, or that they would read as something else."""
+    seen: set[str] = set()
+    parts = query.split(b"&", MAX_PARAMETERS) if query else []
+    if len(parts) > MAX_PARAMETERS:
+        raise Invalid("query", f"at most {MAX_PARAMETERS} parameters", "more")
+    for part in parts:
+        if not part:
+            raise Invalid("query", "name=value between two &", query.decode("latin-1"))
+        raw, equals, rest = part.partition(b"=")
+        name = _text(raw, "query")
+        path = name if _NAME.fullmatch(name) else "query"
+        parameter = known.get(name)
+        if parameter is None:
+            raise Invalid(path, _expected(name, known), name)
+        if name in seen and not parameter.many:
+            raise Invalid(path, "one value", "it more than once")
+        seen.add(name)
+        value = _text(rest, path)
+        if not equals or not value.strip():
+            raise Invalid(path, "a value; leave the parameter out to say nothing", value)
+        _check_value(value, parameter.kind, path)
+
+
+def _text(raw: bytes, path: str) -> str:
+    if _BROKEN.search(raw):
+        raise Invalid(path, "two hexadecimal digits after each %", raw.decode("latin-1"))
+    try:
+        text = _ESCAPE.sub(lambda found: bytes.fromhex(found[1].decode()), raw.replace(b"+", b" ")).decode()
+    except UnicodeDecodeError:
+        raise Invalid(path, "text in UTF-8", raw.decode("latin-1")) from None
+    if "\0" in text:
+        raise Invalid(path, "text without the character NUL", text)
+    return text
+
+
+def _expected(name: str, known: Mapping[str, Parameter]) -> str:
+    if not known:
+        return "no query parameter: this route reads none"
+    told = f"a query parameter of this route ({', '.join(sorted(known))})"
+    near = {_bare(one): one for one in known}
+    found = get_close_matches(_bare(name), near, n=1, cutoff=0.6)
+    return f"{told}; did you mean {near[found[0]]}?" if found else told
+
+
+def _bare(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name[:128].lower())
+
+
+def _check_value(value: str, kind: str, path: str) -> None:
+    if kind == "integer" and not _INTEGER.fullmatch(value):
+        raise Invalid(path, "an integer in ASCII digits, without leading zeros", value)
+    if kind == "boolean" and value not in BOOLEANS:
+        raise Invalid(path, "true or false", value)
+    if kind == "time":
+        try:
+            datetime.fromisoformat(value if _TIME.fullmatch(value) else "")
+        except ValueError:
+            hint = " (write + as %2B)" if " " in value else ""
+            raise Invalid(path, f"a time of RFC 3339 with its zone{hint}", value) from None
