@@ -121,7 +121,7 @@ def _round(
 ) -> None:
     names = list(talkers)
     rng.shuffle(names)
-    costs.setdefault("loop", []).append(talkers[names[0]].cost(f"{what}_loop", count))
+    costs.setdefault("loop", []).append(talkers[names[0]].cost(what, count, real=False))
     for name in names:
         talkers[name].cost(what, BURST)  # caches forget the one before
         costs.setdefault(name, []).append(talkers[name].cost(what, count))

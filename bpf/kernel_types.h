@@ -117,10 +117,6 @@ struct task_struct {
 	__u64 start_boottime;
 } AEGIS_CORE;
 
-struct inet_connection_sock {
-	int icsk_pending;
-} AEGIS_CORE;
-
 struct tcp_sock {
 	__u32 rcv_nxt;
 } AEGIS_CORE;

@@ -25,7 +25,6 @@ EVENTS: Final = 100
 BASE: Final = 1 << 40  # so that every sequence and time takes nine bytes
 SENT: Final = (1 << 61) + EVENTS
 IN_FLIGHT: Final = 48
-TEMPLATES: Final = 16
 ANCESTORS: Final = (Ancestor(1, 1, "systemd"), Ancestor(812, 4_000_000_000, "bash"))
 
 

@@ -76,9 +76,9 @@ class Talker:
         self._line.close()
         os.waitpid(self.pid, 0)
 
-    def cost(self, what: str, count: int) -> float:
-        """ns of CPU of one, on average over `count`."""
-        self._line.sendall(json.dumps([what, count]).encode() + b"\n")
+    def cost(self, what: str, count: int, real: bool = True) -> float:
+        """ns of CPU of one, on average over `count`; unless real, of the loop alone."""
+        self._line.sendall(json.dumps([what, count, real]).encode() + b"\n")
         return self._answer() / count
 
     def _answer(self) -> int:
@@ -97,8 +97,9 @@ def _serve(line: socket.socket, make: Callable[[], "Ends"]) -> None:
                 ends = make()
                 line.sendall(b'[0, ""]\n')
                 for request in requests:
-                    what, count = json.loads(request)
-                    line.sendall(json.dumps([getattr(ends, what)(count), ""]).encode() + b"\n")
+                    what, count, real = json.loads(request)
+                    ns = getattr(ends, what)(Calls(real), count)
+                    line.sendall(json.dumps([ns, ""]).encode() + b"\n")
             except BaseException:
                 line.sendall(json.dumps([0, traceback.format_exc()]).encode() + b"\n")
                 raise
@@ -128,47 +129,31 @@ class Ends:
         # with the address that was asked, for the answer to come from; the client's leave no room for one
         self._questions = _messages([Peer(0, 0)] * BURST, control=32)
         self._answers = _messages([Peer(0, 0)] * BURST)
-        self._calls = _Calls(real=True)
-        self._nothing = _Calls(real=False)
-        self._open = [self._connected(self._calls) for _ in range(CONNECTIONS)]
-        self._datagrams(self._calls, len(udp), True)
+        calls = Calls(real=True)
+        self._open = [self._connected(calls) for _ in range(CONNECTIONS)]
+        self._datagrams(calls, len(udp), True)
 
     # what is measured
 
-    def connect(self, count: int) -> int:
+    def connect(self, calls: "Calls", count: int) -> int:
         """Connections from socket() to accept(), and all of their closes, the server's first."""
-        return sum(self._connections(self._calls, count))
+        return sum(self._connections(calls, count))
 
-    def connect_loop(self, count: int) -> int:
-        return sum(self._connections(self._nothing, count))
-
-    def open(self, count: int) -> int:
+    def open(self, calls: "Calls", count: int) -> int:
         """Connections from socket() to accept() alone."""
-        return self._connections(self._calls, count)[0]
+        return self._connections(calls, count)[0]
 
-    def open_loop(self, count: int) -> int:
-        return self._connections(self._nothing, count)[0]
-
-    def round_trip(self, count: int) -> int:
+    def round_trip(self, calls: "Calls", count: int) -> int:
         """64 bytes there and 64 bytes back, on one open connection after the other."""
-        return self._measured(lambda: self._round_trips(self._calls, count))
+        return self._measured(lambda: self._round_trips(calls, count))
 
-    def round_trip_loop(self, count: int) -> int:
-        return self._measured(lambda: self._round_trips(self._nothing, count))
-
-    def datagram(self, count: int) -> int:
+    def datagram(self, calls: "Calls", count: int) -> int:
         """64 bytes to one peer after the other, none of whom ever answers."""
-        return self._measured(lambda: self._datagrams(self._calls, count, False))
+        return self._measured(lambda: self._datagrams(calls, count, False))
 
-    def datagram_loop(self, count: int) -> int:
-        return self._measured(lambda: self._datagrams(self._nothing, count, False))
-
-    def answered(self, count: int) -> int:
+    def answered(self, calls: "Calls", count: int) -> int:
         """The same, but half of `count` are the answers."""
-        return self._measured(lambda: self._datagrams(self._calls, count // 2, True))
-
-    def answered_loop(self, count: int) -> int:
-        return self._measured(lambda: self._datagrams(self._nothing, count // 2, True))
+        return self._measured(lambda: self._datagrams(calls, count // 2, True))
 
     # how
 
@@ -181,7 +166,7 @@ class Ends:
         """ns of this process, and of the softirqs of its core that were put off to their own thread."""
         return time.process_time_ns() + int(self._softirqs.read_text().split()[0])
 
-    def _connections(self, calls: "_Calls", count: int) -> tuple[int, int]:
+    def _connections(self, calls: "Calls", count: int) -> tuple[int, int]:
         """(opening, closing), in bursts."""
         opening = closing = 0
         for _ in range(0, count, BURST):
@@ -194,7 +179,7 @@ class Ends:
             opening, closing = opening + between - began, closing + self._cpu() - between
         return opening, closing
 
-    def _connected(self, calls: "_Calls") -> tuple[int, int]:
+    def _connected(self, calls: "Calls") -> tuple[int, int]:
         address, listener = self._peers[self._at % len(self._peers)]
         self._at += 1
         client = calls.socket(socket.AF_INET, STREAM, 0)
@@ -204,7 +189,7 @@ class Ends:
             raise OSError(ctypes.get_errno(), "a connection that is allowed was not made")
         return client, server
 
-    def _round_trips(self, calls: "_Calls", count: int) -> None:
+    def _round_trips(self, calls: "Calls", count: int) -> None:
         data, done = _buffer(b"x" * PAYLOAD), 0
         send, recv = calls.send, calls.recv
         while done < count:
@@ -216,7 +201,7 @@ class Ends:
                     raise OSError(ctypes.get_errno(), "an open connection broke")
             done += len(self._open)
 
-    def _datagrams(self, calls: "_Calls", count: int, answered: bool) -> None:
+    def _datagrams(self, calls: "Calls", count: int, answered: bool) -> None:
         """Where ksoftirqd delivers them, a receiver waits; what is lost ends its wait with an error."""
         fd = (self._client if answered else self._unanswered).fileno()
         questions = self._questions
@@ -241,7 +226,7 @@ class Ends:
         return _messages(peers), [(self._receivers[port].fileno(), n) for port, n in shares.items()]
 
 
-class _Calls:
+class Calls:
     """The calls of both ends, or as many that only ask for the parent's pid."""
 
     def __init__(self, real: bool) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import json
 import os
 import signal
 import sys
@@ -456,9 +455,3 @@ async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
         await store.close()
     key = place.secrets.obtain(AUDIT, lambda: os.urandom(32))
     return len(lines), list(audit.problems(lines, head, key))
-
-
-def openapi_document() -> dict[str, object]:
-    """The OpenAPI document of the orchestrator."""
-    found: dict[str, object] = json.loads(json.dumps(application(None).openapi_schema.to_schema()))
-    return found

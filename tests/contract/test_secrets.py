@@ -10,9 +10,10 @@ from cryptography import x509
 
 from aegisflux.adapters.bus.accounts import NatsAccounts
 from aegisflux.adapters.secrets.file import FileSecrets
-from aegisflux.adapters.secrets.pki import Pki, ca_digest
+from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.wire import natsjwt
+from aegisflux.wire import token as tokens
 
 DAY = 86_400
 
@@ -61,7 +62,7 @@ def test_the_ca_stays_and_its_servers_are_renewed_in_time(secrets):
     now = time.time()
     pki = Pki(secrets, now)
     assert Pki(secrets, now).ca_pem == pki.ca_pem
-    assert ca_digest(pki.ca_pem) == pki.ca_sha256
+    assert tokens.ca_sha256(pki.ca_pem) == pki.ca_sha256
     hosts = ["localhost", "127.0.0.1", "::1"]
     first = pki.server("nats", hosts, now).certificate.read_bytes()
     assert pki.server("nats", hosts, now + DAY).certificate.read_bytes() == first

@@ -3,7 +3,7 @@
 A join that found nothing leaves its field at the default and is counted; nothing is guessed.
 """
 
-from typing import Final, Literal
+from typing import Literal
 
 from msgspec import Struct
 
@@ -14,7 +14,6 @@ AddressClass = Literal[
     "own", "loopback", "private", "link_local", "multicast", "broadcast", "shared", "documentation",
     "reserved", "public", "unspecified",
 ]  # fmt: skip
-JOINS: Final = ("host", "service", "peer_host", "peer_service", "process", "package")
 
 
 class PackageRef(Struct, frozen=True, gc=False, omit_defaults=True):

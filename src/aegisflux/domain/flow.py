@@ -1,15 +1,12 @@
-"""Flows as a verdict sees them, and the table that says who initiated a UDP flow (contracts §1.2)."""
+"""Flows as a verdict sees them (contracts §1.2)."""
 
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 from msgspec import Struct
 
 from aegisflux.domain.net import Address, Cidr
 
 Direction = Literal["egress", "ingress"]
-
-UDP_ONE_WAY_NS: Final = 30 * 1_000_000_000
-UDP_BOTH_WAYS_NS: Final = 180 * 1_000_000_000
 
 
 class Flow(Struct, frozen=True):
@@ -59,33 +56,3 @@ class Host(Struct, frozen=True):
     addresses: frozenset[Address] = frozenset()
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
     expired: bool = False
-
-
-class UdpKey(NamedTuple):
-    """One UDP flow of one service."""
-
-    local_port: int
-    peer: Address
-    peer_port: int
-
-
-class UdpFlow(NamedTuple):
-    """Who began it, when it last saw a datagram (ns), and whether it saw both directions."""
-
-    initiator: Direction
-    last_ns: int
-    both: bool
-
-
-def udp_initiator(known: UdpFlow | None, datagram: Direction, now_ns: int) -> tuple[Direction, UdpFlow]:
-    """Who initiated the flow of this datagram, and the entry to keep if the datagram passes.
-
-    A datagram of a live flow follows its initiator; any other is an initiation by its sender.
-    """
-    if known is None or not live(known, now_ns):
-        return datagram, UdpFlow(datagram, now_ns, False)
-    return known.initiator, UdpFlow(known.initiator, now_ns, known.both or datagram != known.initiator)
-
-
-def live(flow: UdpFlow, now_ns: int) -> bool:
-    return now_ns - flow.last_ns <= (UDP_BOTH_WAYS_NS if flow.both else UDP_ONE_WAY_NS)

@@ -113,11 +113,6 @@ class Offsets:
             slices.popleft()
         return min(least for _, least in slices)
 
-    def estimate(self, host: str) -> int | None:
-        """The newest estimate; None for a host that was not heard."""
-        slices = self._hosts.get(host)
-        return min(least for _, least in slices) if slices else None
-
     def all(self) -> dict[str, int]:
         """The estimates of all hosts that were heard."""
         return {host: min(least for _, least in slices) for host, slices in self._hosts.items() if slices}

@@ -33,9 +33,6 @@ Stage = Literal[
     "draft", "observe", "canary", "waves", "promoted", "superseded", "rolled_back", "expired", "aborted"
 ]  # fmt: skip
 Verb = Literal["promote", "pause", "resume", "abort", "roll_back"]
-STAGES: Final[tuple[Stage, ...]] = (
-    "draft", "observe", "canary", "waves", "promoted", "superseded", "rolled_back", "expired", "aborted",
-)  # fmt: skip
 MOST_NAMED: Final = 3
 ENDED: Final = frozenset({"superseded", "rolled_back", "expired", "aborted"})
 ENFORCES: Final = frozenset({"canary", "waves", "promoted"})

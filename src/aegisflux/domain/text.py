@@ -58,11 +58,6 @@ def encodable_all(value: Any) -> Any:
     return [encodable_all(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def name_bytes(name: str) -> bytes:
-    """Return the bytes of a name that was decoded with `surrogateescape`."""
-    return name.encode("utf-8", "surrogateescape")
-
-
 def _escaped(found: re.Match[str]) -> str:
     return _escape(ord(found[0]))
 

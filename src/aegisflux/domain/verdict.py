@@ -211,7 +211,3 @@ def _listed(rule: FailsafeRule, flow: Flow) -> bool:
     if flow.malformed or rule.direction != flow.direction or rule.cgroup is not None:
         return False
     return matches(Entry(rule.cidr or Cidr(flow.peer.family, 0, 0), rule.proto, rule.port), flow)
-
-
-def _below(cgroup: str | None, top: str) -> bool:
-    return cgroup is not None and (cgroup == top or cgroup.startswith(top.rstrip("/") + "/"))

@@ -139,11 +139,6 @@ def head_of(blob: bytes) -> Descriptor:
     )
 
 
-def blocks_of(blob: bytes) -> int:
-    """How many blocks the descriptor says there are."""
-    return int(DESCRIPTOR.unpack_from(blob)[-1])
-
-
 def _descriptor_block(tables: Tables, d: Descriptor, offsets: list[int], levels: int, blocks: int) -> bytes:
     flags = (D_CLOSED if d.on_expiry == "closed" else 0) | (D_KEEP if d.established == "keep" else 0)
     flags |= (D_INGRESS if tables.ingress else 0) | (D_DENIES if _has_denies(tables) else 0)

@@ -33,18 +33,6 @@ def seed_nkey(kind: Kind, seed: bytes) -> str:
     return _encoded(bytes([SEED_PREFIX | prefix >> 5, (prefix & 31) << 3]) + _checked(seed))
 
 
-def raw_public(nkey: str, kind: Kind) -> bytes:
-    """The 32 bytes of a public nkey; raises Invalid on another kind, a bad length or a bad checksum."""
-    try:
-        data = base64.b32decode(nkey + "=" * (-len(nkey) % 8))
-    except ValueError:
-        raise Invalid("nkey", f"a public nkey of a {kind}", nkey) from None
-    body, check = data[:-2], data[-2:]
-    if len(data) != KEY_BYTES + 3 or body[0] != PREFIXES[kind] or _crc(body) != check:
-        raise Invalid("nkey", f"a public nkey of a {kind}", nkey)
-    return body[1:]
-
-
 def operator_jwt(public: str, *, name: str, system_account: str, now: int, sign: Sign) -> str:
     """The self-signed claim of the operator that every account hangs from."""
     nats = {"type": "operator", "version": 2, "system_account": system_account}

@@ -49,7 +49,6 @@ class SimulatedDatapath:
         self._clock = clock
         self._addresses = frozenset(addresses)
         self._rules: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
-        self._agent_cgroup: str | None = None
         self._slots: dict[int, _Slot] = {}
         self._loaded: dict[int, Generation] = {}
         self._bound: dict[int, Binding] = {}
@@ -189,10 +188,10 @@ class SimulatedDatapath:
         self._need_open()
         return sorted(self._bound.values(), key=lambda b: b.path)
 
-    def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:
+    def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:  # noqa: ARG002
         """See `Datapath.failsafe`."""
         self._need_open()
-        self._rules, self._agent_cgroup = tuple(rules), agent_cgroup
+        self._rules = tuple(rules)
 
     def refresh_addresses(self) -> None:
         """The addresses were given at the start."""

@@ -80,13 +80,6 @@ class Pki:
         )
 
 
-def ca_digest(pem: str) -> str:
-    """SHA-256 (hex) of the first certificate of a PEM text, in DER."""
-    return hashlib.sha256(
-        x509.load_pem_x509_certificate(pem.encode()).public_bytes(serialization.Encoding.DER)
-    ).hexdigest()
-
-
 def _new_key() -> bytes:
     return ec.generate_private_key(ec.SECP256R1()).private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()

@@ -54,11 +54,6 @@ def policy_of(
     )
 
 
-def unsayable(proposal: Proposal) -> int:
-    """How many proposed rules are neither TCP nor UDP."""
-    return sum(not rule.held and rule.proto not in PROTOS for rule in proposal.rules)
-
-
 def _rule(client: str, server: str, rules: list[ProposedRule]) -> Rule:
     rules.sort(key=lambda rule: (rule.proto, rule.port))
     return Rule(

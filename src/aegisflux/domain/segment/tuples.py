@@ -40,11 +40,6 @@ class Tuples:
         """Protocol and port as one number of 24 bits."""
         return self.proto.astype(np.int64) << 16 | self.port
 
-    @property
-    def distinct_days(self) -> NDArray[np.int64]:
-        """On how many days each was seen."""
-        return np.bitwise_count(self.days).astype(np.int64)
-
 
 def first_rows(*columns: NDArray[Any]) -> NDArray[np.intp]:
     """Of columns that are sorted together: where each combination of their values begins."""

@@ -13,7 +13,6 @@ from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
 
 STEP_SECONDS = 0.5
-GIVE_UP_SECONDS = 86_400
 log = logs.get("rotation")
 
 

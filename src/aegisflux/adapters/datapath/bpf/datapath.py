@@ -113,11 +113,6 @@ class BpfDatapath:
         """See `Datapath.boot_ns`."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
-    @property
-    def denied_fd(self) -> int:
-        """Readable (epoll) while denied flows wait."""
-        return self._need(self._denied).fd
-
     # generations
 
     def load(self, slot: int, role: Role, generation: Generation) -> Loaded:

@@ -13,9 +13,7 @@ from aegisflux.domain.errors import Unavailable
 BPF_ANY: Final = 0
 ARRAY, LRU_HASH = 2, 9
 F_INNER_MAP: Final = 1 << 12
-F_RDONLY: Final = 1 << 3
-F_ALLOW_MULTI: Final = 1 << 1
-BPF_MAP_FREEZE, BPF_OBJ_GET_INFO_BY_FD, BPF_MAP_GET_FD_BY_ID, BPF_LINK_UPDATE = 22, 15, 14, 29
+BPF_MAP_FREEZE, BPF_OBJ_GET_INFO_BY_FD, BPF_MAP_GET_FD_BY_ID = 22, 15, 14
 _SYS_BPF: Final = {"x86_64": 321, "aarch64": 280, "riscv64": 280}
 LOG_BYTES: Final = 16 << 20
 DEBUG: Final = 2  # LIBBPF_DEBUG

@@ -253,9 +253,6 @@ on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_
 -- name: end_rotation
 delete from rotation
 
--- name: behind
-select host_id from hosts where released_at is null and heartbeat_serial < serial order by host_id
-
 -- name: reports
 select r.host_id, r.service_id, r.state, r.version, r.digest, r.tables_digest, r.deadline, r.since, r.cgroups, r.conflicts,
     r.drift, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at, r.ack_stored_at, r.awaits, r.confirmed_at, r.nack_serial,
