@@ -37,8 +37,3 @@ def test_every_name_leaves_as_printable_utf8(name: str | bytes) -> None:
     assert shown.isprintable()
     shown.encode("utf-8")
     assert printable(shown) == shown
-
-
-@given(st.binary())
-def test_the_bytes_of_a_name_come_back(raw: bytes) -> None:
-    assert raw.decode("utf-8", "surrogateescape").encode("utf-8", "surrogateescape") == raw
