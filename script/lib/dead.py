@@ -36,19 +36,24 @@ KEPT = {
 }
 
 
-def main() -> int:
-    """Print what is dead."""
+def dead(paths: list[Path]) -> list[Place]:
+    """What these files define and none of them uses."""
     uses, places = Counter[str](), list[Place]()
-    for path in tree.files(".py"):
-        if path.parts[0] in ROOTS:
+    for path in paths:
+        if path.suffix == ".py" and path.parts[0] in ROOTS:
             module = ast.parse(tree.text(path))
             uses.update(used(module))
             if path.parts[0] in ("src", "bench") and str(path) not in WHOLE:
                 places += [(name, path, line) for name, line in named(module)]
-    for path in tree.files(".sql"):
-        places += [(name, path, 0) for name in QUERY.findall(tree.text(path))]
-    found = [place for place in places if not uses[place[0]]] + list(dead_in_c())
-    found = [place for place in found if place[0] not in KEPT]
+        elif path.suffix == ".sql":
+            places += [(name, path, 0) for name in QUERY.findall(tree.text(path))]
+    found = [place for place in places if not uses[place[0]]]
+    return [place for place in (*found, *dead_in_c(paths)) if place[0] not in KEPT]
+
+
+def main() -> int:
+    """Print what is dead."""
+    found = dead(tree.files(".py", ".sql", ".h", ".c"))
     for name, path, line in found:
         print(f"{path}{f':{line}' if line else ''}: nothing uses {name}")
     return 1 if found else 0
@@ -97,17 +102,16 @@ def used(module: ast.Module) -> Iterator[str]:
             yield from WORD.findall(node.value)
 
 
-def dead_in_c() -> Iterator[Place]:
-    """Names of headers and programs that stand nowhere else in them."""
-    texts = {path: C_COMMENT.sub("", tree.text(path)) for path in tree.files(".h", ".c")}
-    python = {
-        word for path in tree.files(".py") if path.parts[0] == "src" for word in WORD.findall(tree.text(path))
-    }
+def dead_in_c(paths: list[Path]) -> Iterator[Place]:
+    """Names of headers and programs that stand nowhere else in them, nor in src/."""
+    texts = {path: C_COMMENT.sub("", tree.text(path)) for path in paths if path.suffix in (".h", ".c")}
     uses = Counter(word for text in texts.values() for word in WORD.findall(text))
+    python = [path for path in paths if path.suffix == ".py" and path.parts[0] == "src"]
+    asked = {word for path in python for word in WORD.findall(tree.text(path))}
     for path, text in texts.items():
         for match in IN_C.finditer(text):
             name = match[match.lastindex or 0]
-            if uses[name] == 1 and name not in python:
+            if uses[name] == 1 and name not in asked:
                 yield name, path, 0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-STEPS = ("ruff", "format", "types", "imports", "budgets", "register", "hygiene", "docs")
+STEPS = ("ruff", "format", "types", "imports", "budgets", "register", "hygiene", "dead", "docs")
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.repo.tools import budgets, hygiene, register, tree
+from tests.repo.tools import budgets, dead, hygiene, register, tree
 
 
 @pytest.fixture
@@ -122,3 +122,24 @@ def test_the_licences_are_there(repository: Path) -> None:
     assert "BSD-2-Clause OR GPL-2.0-only" in (repository / "bpf/LICENSE").read_text()
     for name in ("BSD-2-Clause", "GPL-2.0-only"):
         assert (repository / f"LICENSES/{name}.txt").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("src/a.py", "def f(): ...\n", ["f"]),
+        ("src/a.py", "def f(): ...\nf()\n", []),
+        ("src/a.py", '"""Says f."""\ndef f(): ...\n', ["f"]),
+        ("src/a.py", "@route\ndef f(): ...\n", []),
+        ("src/a.py", "LEAST, MOST = 1, 2\nprint(MOST)\n", ["LEAST"]),
+        ("src/a.py", "class A:\n    def m(self): ...\nA()\n", ["m"]),
+        ("src/a.py", "class A(B):\n    def m(self): ...\nA()\n", []),
+        ("src/a.sql", "-- name: query\nselect 1\n", ["query"]),
+        ("bpf/a.h", "static int f(int a)\n{\n}\n#define SIZE 1\nstruct s {\n};\n", ["f", "SIZE", "s"]),
+        ("bpf/a.h", 'struct {\n} unread SEC(".maps"); /* unread */\n', ["unread"]),
+        ("bpf/a.h", "__noinline int f(int a)\n{\n}\nint g = f(1);\n", []),
+    ],
+)
+def test_what_nothing_uses_is_found(place: Path, name: str, content: str, expected: list[str]) -> None:
+    test = written(place, "tests/test_a.py", "from a import f, query\n")
+    assert [name for name, _, _ in dead.dead([written(place, name, content), test])] == expected
