@@ -7,7 +7,8 @@ from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
 from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule
-from aegisflux.wire.policyfile import MAX_BYTES, MAX_MARKS, line_of, merged, read, write
+from aegisflux.wire.policyfile import MAX_BYTES, MAX_MARKS, line_of, read, write
+from aegisflux.wire.policymerge import merged
 
 TEXT = """\
 # who may call whom

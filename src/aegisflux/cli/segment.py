@@ -11,7 +11,7 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
 from aegisflux.cli.output import Output, columnar, document, say, show
-from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
+from aegisflux.cli.plans import plan_told, replaced, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
 
@@ -131,7 +131,7 @@ def export(
 
     from aegisflux.domain.segment.export import policy_of
     from aegisflux.domain.segment.propose import Proposal
-    from aegisflux.wire import policyfile
+    from aegisflux.wire import policyfile, policymerge
 
     kept = segmenter("GET", f"/segment/proposals/{number}")
     asked, proposal = kept["asked"], msgspec.convert(kept["proposal"], Proposal)
@@ -140,11 +140,11 @@ def export(
         document(policyfile.write(policy))
         return
     with wrong(into):
-        text, new = policyfile.merged(text_of(into), policy)
+        text, new = policymerge.merged(text_of(into), policy)
     if dry_run:
         document(text)
     else:
-        into.write_text(text, encoding="utf-8")
+        replaced(into, text.encode())
     say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))
 
 
