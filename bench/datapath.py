@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The datapath's figures: what a packet costs, what a snapshot costs, what an agent costs.
 
-    script/bench datapath [--quick] [--only flows,apply,agent]
+    script/bench datapath [--quick] [--only flows,apply,agent,addresses]
 
 Costs of packets are BPF_PROG_TEST_RUN over the programs' judging core, in rounds of all cases, each with
 an empty program; every figure is a median of rounds. For new flows every packet of a run is another flow,
@@ -16,10 +16,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.lib import agent, apply, flows
+from bench.lib import addresses, agent, apply, flows
 from bench.lib.report import Report
 
-PARTS = {"flows": flows.measure, "apply": apply.measure, "agent": agent.measure}
+PARTS = {
+    "flows": flows.measure,
+    "apply": apply.measure,
+    "agent": agent.measure,
+    "addresses": addresses.measure,
+}
 
 
 def main() -> int:

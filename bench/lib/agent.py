@@ -33,21 +33,22 @@ def measure(report: Report) -> None:
 
 async def _measure(report: Report, lab: Lab, folder: Path) -> None:
     host = lab.host("web")
+    units = (f"cgroup:{lab.cgroup.relative_to(cgroup_root())}/web/unit-*",)
     async with miniature(folder, "web") as control:
         state = folder / "state"
         control.enrolled(state)
-        process = _agent(state, lab)
+        process = start_agent(state, lab)
         try:
-            await _put(control, state, 10, lab, 1, report)
+            await put(control, state, 10, units, 1, report)
             small = _memory(process.pid)
             await _gaps(report, host, 10 if report.quick else 100)
-            await _put(control, state, COUNT, lab, 2, report)
+            await put(control, state, COUNT, units, 2, report)
             after, peak = _memory(process.pid)
             report.add("agent_rss_mb", after, f"after {COUNT} entries; {small[0]:.1f} with 10")
             report.add("agent_rss_peak_mb", peak, "the highest it ever was")
             await _idle(report, process.pid, 5 if report.quick else 30)
         finally:
-            _end(process, state, lab)
+            end_agent(process, state, lab)
 
 
 def _settings(state: Path, lab: Lab) -> dict[str, str]:
@@ -55,13 +56,13 @@ def _settings(state: Path, lab: Lab) -> dict[str, str]:
     return {**clean_environment(), **{f"AEGISFLUX_AGENT_{name}": text for name, text in found.items()}}
 
 
-def _agent(state: Path, lab: Lab) -> subprocess.Popen[bytes]:
+def start_agent(state: Path, lab: Lab) -> subprocess.Popen[bytes]:
     """The agent as its command line runs it. Its log is in the state folder."""
     with (state / "log").open("wb") as log:
         return subprocess.Popen([COMMAND, "agent", "run"], env=_settings(state, lab), stdout=log, stderr=log)
 
 
-def _end(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
+def end_agent(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
     """End the agent, and its enforcement with it."""
     process.terminate()
     try:
@@ -72,20 +73,27 @@ def _end(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
     subprocess.run([COMMAND, "agent", "panic"], env=_settings(state, lab), check=False, capture_output=True)
 
 
-async def _put(control: Miniature, state: Path, count: int, lab: Lab, version: int, report: Report) -> None:
+async def put(
+    control: Miniature,
+    state: Path,
+    count: int,
+    selectors: tuple[str, ...],
+    version: int,
+    report: Report | None = None,
+) -> None:
     """Put a snapshot in force, and wait until the agent says so."""
     body = entries(count, RANDOM).body(version=version)
     content = await asyncio.to_thread(lambda: content_of(from_builtins(body)))
-    below = lab.cgroup.relative_to(cgroup_root())
     began = time.perf_counter()
-    await control.put(content, "web", (f"cgroup:{below}/web/unit-*",))
+    await control.put(content, "web", selectors)
     deadline = time.monotonic() + 60
     while not any(s["digest"] == content.digest and s["state"] == "in_force" for s in _status(state)):
         if time.monotonic() > deadline:
             log = (state / "log").read_text()[-2000:]
             raise RuntimeError(f"{count} entries are not in force after 60 s; the agent's log ends:\n{log}")
         await asyncio.sleep(0.01)
-    report.say(f"{count} entries in force {time.perf_counter() - began:.3f} s after their manifest")
+    if report is not None:
+        report.say(f"{count} entries in force {time.perf_counter() - began:.3f} s after their manifest")
 
 
 def _status(state: Path) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ class Target(Struct, frozen=True):
 
 
 TARGETS: Final = {
+    "own_address_ms": Target("<=", 1000.0),
     "new_flow_ratio_100k": Target("<=", 2.0),
     "established_ratio": Target("<=", 2.5),
     "apply_ratio_nft": Target("<=", 0.25),

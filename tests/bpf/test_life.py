@@ -16,6 +16,7 @@ from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.flow import FailsafeRule, Flow
 from aegisflux.domain.net import TCP, parse_address
 from aegisflux.ports.datapath import Binding
+from aegisflux.wire import layout
 from tests.bpf.test_sockets import rules
 from tests.support import probes
 from tests.support.kernel import HOUR_NS, Kernel, generation_of
@@ -62,6 +63,12 @@ def test_enforcement_outlives_the_agent_and_is_taken_over(lab: Lab) -> None:
         kernel.bind(app.below("svc"), SLOT)
         kernel.enforce(SLOT, rules(edges="10.77.0.3/32 tcp 5432"))
         assert app.call(probes.tcp, "10.77.0.3", 5432, cgroup="svc") == "connected"
+
+
+def test_what_was_noted_to_stamp_what_existed_before_is_forgotten(lab: Lab) -> None:
+    """Nobody asks for listeners later, and their namespaces go."""
+    with Kernel(lab) as kernel:
+        assert libbpf.keys(kernel.datapath._pins.maps["listeners"], layout.LISTENER_KEY.size) == []
 
 
 def test_one_instance_has_one_agent(lab: Lab) -> None:

@@ -1,6 +1,8 @@
 """What every datapath promises: one suite for the kernel and for its simulation."""
 
 import os
+import select
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,9 +14,10 @@ from aegisflux.adapters.datapath.simulated import SimulatedDatapath
 from aegisflux.domain import snapshot
 from aegisflux.domain.compile import compile_tables
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.flow import FailsafeRule, Flow
-from aegisflux.domain.net import TCP, UDP, parse_address
+from aegisflux.domain.flow import FailsafeRule, Flow, Own
+from aegisflux.domain.net import TCP, UDP, parse_address, parse_cidr
 from aegisflux.ports.datapath import Binding, Datapath, Generation
+from support.netns import enter
 
 HOUR_NS = 3600 * 10**9
 INSIDE, OUTSIDE = "10.1.2.3", "192.0.2.9"
@@ -54,6 +57,11 @@ class Bench:
     def enforce(self, generation: Generation, slot: int = 3, role: str = "active") -> None:
         self.datapath.flip(self.datapath.load(slot, role, generation))
 
+    def adds(self, own: Own) -> None:
+        """The simulated host gets these addresses and local routes, beside what it has."""
+        self.datapath.has = self.datapath.has.joined(own)
+        os.eventfd_write(self.datapath.addresses_fd, 1)
+
     def held(self) -> list[tuple[int, str, int]]:
         return [(h.slot, h.role, h.version) for h in self.datapath.held()]
 
@@ -62,11 +70,35 @@ class Bench:
         return f"{verdict.word} {verdict.reason}"
 
 
+class KernelBench(Bench):
+    """The same where a process of the first cgroup lives in a network namespace of its own."""
+
+    def lives_apart(self, netns: str, cgroup: Path) -> None:
+        subprocess.run(["ip", "netns", "add", netns], check=True)
+        self.netns = netns
+        subprocess.run(["ip", "-n", netns, "link", "set", "lo", "up"], check=True)
+        self.process = subprocess.Popen(["sleep", "600"], preexec_fn=lambda: enter(netns, cgroup))  # noqa: PLW1509
+
+    def adds(self, own: Own) -> None:
+        for address in own.addresses:
+            subprocess.run(["ip", "-n", self.netns, "addr", "add", str(address), "dev", "lo"], check=True)
+        for prefix in own.prefixes:
+            command = ["ip", "-n", self.netns, "route", "add", "local", str(prefix), "dev", "lo"]
+            subprocess.run(command, check=True)
+
+    def end(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        subprocess.run(["ip", "netns", "del", self.netns], check=True)
+
+
 @pytest.fixture(params=["simulated", pytest.param("bpf", marks=pytest.mark.bpf)])
 def bench(request) -> Iterator[Bench]:
     if request.param == "simulated":
         one = SimulatedDatapath(lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+        one.addresses_fd = os.eventfd(0, os.EFD_NONBLOCK)
         yield Bench(lambda: one, {"contract/a": 71, "contract/b": 72})
+        os.close(one.addresses_fd)
         return
     yield from _kernel()
 
@@ -81,11 +113,14 @@ def _kernel() -> Iterator[Bench]:
         folder.mkdir()
     try:
         paths = {str(p.relative_to(v2_root())): p.stat().st_ino for p in children}
-        bench = Bench(lambda: BpfDatapath(attach=top, instance=f"contract-{os.getpid()}"), paths)
+        bench = KernelBench(lambda: BpfDatapath(attach=top, instance=f"contract-{os.getpid()}"), paths)
         try:
+            bench.lives_apart(f"af{os.getpid()}-0-contract", children[0])
             yield bench
         finally:
             bench.datapath.panic()
+            bench.datapath.close()
+            bench.end()
     finally:
         for folder in (*children, top):
             Path.rmdir(folder)
@@ -264,3 +299,43 @@ def test_it_tells_of_itself(bench):
     bench.datapath.refresh_addresses()
     assert bench.datapath.cut(3) == 0
     assert bench.datapath.live(3) == []
+
+
+@pytest.mark.parametrize(
+    ("added", "inside", "beside"),
+    [
+        (Own(frozenset({parse_address("192.0.2.9")})), "192.0.2.9", "192.0.2.8"),
+        (Own(frozenset({parse_address("2001:db8::9")})), "2001:db8::9", "2001:db8::8"),
+        (Own(prefixes=(parse_cidr("198.51.100.0/25"),)), "198.51.100.127", "198.51.100.128"),
+        (Own(prefixes=(parse_cidr("2001:db8:1::/48"),)), "2001:db8:1:ffff::1", "2001:db8:2::1"),
+        (Own(prefixes=(parse_cidr("203.0.113.7/32"),)), "203.0.113.7", "203.0.113.6"),
+    ],
+)
+def test_what_is_added_is_told_and_own_when_it_is_heeded(bench, added, inside, beside):
+    path, number = next(iter(bench.cgroups.items()))
+    bench.datapath.bind([Binding(number, path, 3)])
+    bench.enforce(bench.generation())
+    fd = bench.datapath.watch_addresses()
+    assert bench.datapath.watch_addresses() == fd
+    bench.datapath.refresh_addresses()
+    assert bench.word(inside) == "blocked no_match"
+    bench.adds(added)
+    assert select.select([fd], [], [], 1)[0]
+    assert bench.datapath.heed_addresses() == []
+    assert bench.word(inside) == "allowed failsafe"
+    assert bench.word(inside, direction="ingress") == "allowed failsafe"
+    assert bench.word(beside) == "blocked no_match"
+    assert bench.datapath.own(3).covers(parse_address(inside))
+    assert added.addresses <= bench.datapath.addresses()
+
+
+def test_what_changes_during_a_panic_does_not_pile_up(bench):
+    path, number = next(iter(bench.cgroups.items()))
+    bench.datapath.bind([Binding(number, path, 3)])
+    bench.datapath.refresh_addresses()
+    fd = bench.datapath.watch_addresses()
+    bench.datapath.panic()
+    bench.adds(Own(prefixes=(parse_cidr("198.51.100.0/25"),)))
+    assert select.select([fd], [], [], 1)[0]
+    assert bench.datapath.heed_addresses() == []
+    assert not select.select([fd], [], [], 0)[0]

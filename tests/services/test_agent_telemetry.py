@@ -15,7 +15,7 @@ from aegisflux.agent.spool import Spool
 from aegisflux.agent_bootstrap import load_config
 from aegisflux.domain.errors import Forbidden, Invalid, Refused, Unavailable
 from aegisflux.domain.event import MAX_TEXT, EventBatch, VerdictSeen
-from aegisflux.domain.flow import Flow
+from aegisflux.domain.flow import Flow, Own
 from aegisflux.domain.net import TCP, parse_address
 from aegisflux.ports.sensor import Reading
 from aegisflux.wire import events as wire
@@ -493,9 +493,11 @@ async def test_a_defect_in_a_source_ends_neither_agent_nor_telemetry(lab):
 
 async def test_the_heartbeat_says_the_hosts_addresses_but_not_those_that_every_host_has(lab):
     texts = ["127.0.0.1", "::1", "fe80::1", "169.254.1.1", "10.0.0.5", "2001:db8::5"]
-    lab.kernel._addresses = frozenset(map(parse_address, texts))
+    lab.kernel.has = Own(frozenset(map(parse_address, texts)))
+    lab.kernel.refresh_addresses()
     assert lab.heartbeat().addresses == ("10.0.0.5", "2001:db8::5")
-    lab.kernel._addresses = frozenset(parse_address(f"10.0.{n}.1") for n in range(100))
+    lab.kernel.has = Own(frozenset(parse_address(f"10.0.{n}.1") for n in range(100)))
+    lab.kernel.refresh_addresses()
     assert len(lab.heartbeat().addresses) == 64
 
 

@@ -24,6 +24,9 @@ def test_it_is_ready_when_it_says_so_and_before_the_network(unit):
 def test_its_capabilities_are_few(unit):
     ambient = set(unit["Service"]["AmbientCapabilities"].split())
     assert ambient == {"CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"}
+    bounding = set(unit["Service"]["CapabilityBoundingSet"].split())
+    assert ambient < bounding
+    assert "CAP_NET_BROADCAST" in bounding, "else addresses of containers are read every 10 s only"
     assert unit["Service"]["NoNewPrivileges"] == "yes"
 
 

@@ -104,6 +104,7 @@ class Kernel:
         self, _t: type[BaseException] | None, _e: BaseException | None, _tb: TracebackType | None
     ) -> None:
         self.datapath.panic()
+        self.datapath.close()
 
     def bind(self, cgroup: Path, slot: int) -> None:
         binding = Binding(os.stat(cgroup).st_ino, "/" + str(cgroup.relative_to(cgroup_root())), slot)

@@ -13,7 +13,7 @@ from aegisflux.agent.reporter import Reporter
 from aegisflux.domain import converge
 from aegisflux.domain.converge import Book, Holding, InForce
 from aegisflux.domain.errors import OverLimit, Refused, Unavailable
-from aegisflux.domain.flow import Flow
+from aegisflux.domain.flow import Flow, Own
 from aegisflux.domain.manifest import (
     ActiveRef,
     CandidateRef,
@@ -229,10 +229,11 @@ class Applier:
         """Raises Nacked where the content would cut what is alive, or was lately and is not blocked by now.
         Sockets that cannot be listed are no reason to believe that there are none."""
         datapath, blocking = self._parts.datapath, self._parts.blocking
-        own, failsafe = datapath.addresses(), self._parts.settings.failsafe
+        failsafe = self._parts.settings.failsafe
         try:
             live = await blocking(datapath.live, holding.slot)
-            cut = would_cut(content, live, own, failsafe)
+            cut = would_cut(content, live, Own(), failsafe)
+            own = await blocking(datapath.own, holding.slot)
             for flow in would_cut(content, self.recent(holding.service_id), own, failsafe):
                 if (await blocking(datapath.why, holding.slot, flow)).word != "blocked":
                     cut.append(flow)

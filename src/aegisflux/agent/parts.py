@@ -52,7 +52,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     tick_seconds:      between looks at panic, trials and denied flows
     drift_seconds:     between read-backs
     scan_seconds:      between scans of the cgroup tree, where the kernel tells of changes: a safety net
-    addresses_seconds: between readings of the hosts' own addresses
+    addresses_seconds: between looks for network namespaces; of their addresses the kernel tells at once
     failsafe:          what no snapshot can deny here
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound

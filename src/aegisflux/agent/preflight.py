@@ -6,24 +6,24 @@ from collections.abc import Iterable
 from typing import Final
 
 from aegisflux.domain.address_class import address_class
-from aegisflux.domain.flow import FailsafeRule, Flow, Host
+from aegisflux.domain.flow import FailsafeRule, Flow, Host, Own
 from aegisflux.domain.manifest import Content
-from aegisflux.domain.net import PROTOCOL_NAMES, Address
+from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.verdict_of_tables import judge_tables
 
 MOST_NAMED: Final = 5
 
 
 def would_cut(
-    content: Content, flows: Iterable[Flow], addresses: frozenset[Address], failsafe: tuple[FailsafeRule, ...]
+    content: Content, flows: Iterable[Flow], own: Own, failsafe: tuple[FailsafeRule, ...]
 ) -> list[Flow]:
     """What it denies of these, each once; nothing when it only observes."""
     if content.mode != "enforce":
         return []
-    host = Host(addresses, failsafe)
+    host = Host(own.addresses, failsafe, prefixes=own.prefixes)
     found: dict[Flow, None] = {}
     for flow in flows:
-        if flow.peer in addresses or address_class(str(flow.peer)) == "loopback":
+        if flow.local or own.covers(flow.peer) or address_class(str(flow.peer)) == "loopback":
             continue
         verdict = judge_tables(content.tables, content, flow, host, content.digest)
         if verdict.action == "deny":

@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Final
 
 from aegisflux.agent import remember
+from aegisflux.agent.addresses import OwnAddresses
 from aegisflux.agent.applier import Applier
 from aegisflux.agent.binder import Binder
 from aegisflux.agent.panics import Flags, StateMedium
@@ -43,6 +44,7 @@ class Runner:
         self.reporter = Reporter(parts)
         self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
         self.binder = Binder(parts)
+        self.addresses = OwnAddresses(parts, self._guarded)
         self.telemetry = None if parts.senses is None else Telemetry(parts, parts.senses)
         if self.telemetry is not None:
             self.reporter.lost = self.telemetry.lost
@@ -252,7 +254,8 @@ class Runner:
             self._every(settings.drift_seconds, self.drift),
             self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
             self._every(min(self._scan_seconds, SCAN_SECONDS), self.rescan),
-            self._every(settings.addresses_seconds, self._addresses, first=True),
+            self._every(settings.addresses_seconds, self._read_addresses, first=True),
+            self.addresses.listen(),
             self._every(CLOCK_SECONDS, self._persist_clock),
             *(self.telemetry.tasks() if self.telemetry is not None else ()),
         ]
@@ -371,7 +374,7 @@ class Runner:
             changed = await self.binder.bind(self.applier.book.services, anew=anew)
             self.reporter.cgroups, self.reporter.conflicts = self.binder.cgroups, self.binder.conflicts
             if changed:
-                await self.parts.blocking(self.parts.datapath.refresh_addresses)
+                await self.addresses.refresh()
 
     async def heed_panic(self, *, thorough: bool = False) -> None:
         """Look at the panic flags now, and act; `thorough` also looks for a marker in other file systems."""
@@ -414,9 +417,9 @@ class Runner:
             await self.applier.panicked()
         self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
 
-    async def _addresses(self) -> None:
+    async def _read_addresses(self) -> None:
         if self.panic is None and self._open:
-            await self.parts.blocking(self.parts.datapath.refresh_addresses)
+            await self.addresses.refresh()
 
     async def _persist_clock(self) -> None:
         await self.parts.blocking(remember.write_clock, self.parts.store, self.parts.wall())

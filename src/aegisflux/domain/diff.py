@@ -219,7 +219,8 @@ def _special(host: Host) -> list[Cidr]:
     """Where a failsafe tells addresses apart, and what is no address of a peer."""
     single = {LOOPBACK_V6, *UNSPECIFIED, *host.addresses}
     listed = {rule.cidr for rule in host.failsafe if rule.cidr is not None}
-    return sorted({LOOPBACK_V4, MAPPED, *listed, *(Cidr(a.family, a.value, a.bits) for a in single)})
+    known = {LOOPBACK_V4, MAPPED, *listed, *host.prefixes}
+    return sorted({*known, *(Cidr(a.family, a.value, a.bits) for a in single)})
 
 
 def _cidrs(spans: Iterable[tuple[int, int, int]]) -> Iterator[Cidr]:

@@ -50,9 +50,35 @@ class FailsafeRule(Struct, frozen=True):
 DEFAULT_FAILSAFE: Final = (FailsafeRule("ingress", "tcp", 22),)
 
 
+class Own(Struct, frozen=True):
+    """What belongs to a host, or to one network namespace: addresses of its devices, and prefixes that its
+    local routes deliver to itself."""
+
+    addresses: frozenset[Address] = frozenset()
+    prefixes: tuple[Cidr, ...] = ()
+
+    def covers(self, address: Address) -> bool:
+        """Whether a packet to this address stays there."""
+        return address in self.addresses or any(prefix.covers(address) for prefix in self.prefixes)
+
+    def joined(self, other: "Own") -> "Own":
+        """What belongs to either."""
+        prefixes = tuple(sorted({*self.prefixes, *other.prefixes}))
+        return Own(self.addresses | other.addresses, prefixes)
+
+
 class Host(Struct, frozen=True):
-    """What a verdict needs to know of the host: its addresses, its failsafe list, its clock."""
+    """What a verdict needs to know of the host: what is its own, its failsafe list, its clock.
+
+    addresses: of its devices
+    prefixes:  of its local routes (`ip route add local ... dev lo`)
+    """
 
     addresses: frozenset[Address] = frozenset()
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
     expired: bool = False
+    prefixes: tuple[Cidr, ...] = ()
+
+    def owns(self, address: Address) -> bool:
+        """Whether a packet to this address stays on the host."""
+        return Own(self.addresses, self.prefixes).covers(address)

@@ -148,7 +148,7 @@ _ALLOWS: Final = np.array([name in ALLOWING for name in REASONS], bool)
 
 
 class _Failsafe:
-    """`verdict.failsafe` of what flows record: local addresses, and the hosts' lists."""
+    """`verdict.failsafe` of what flows record: own addresses and prefixes, and the hosts' lists."""
 
     def __init__(self, hosts: Sequence[Host]) -> None:
         own = [(n, a) for n, host in enumerate(hosts) for a in host.addresses]
@@ -158,6 +158,8 @@ class _Failsafe:
         self._lows = np.array(sorted({low for _, _, low in v6}), np.uint64)
         columns = [np.array(c, np.uint64) for c in zip(*v6, strict=True)] or [np.empty(0, np.uint64)] * 3
         self._v6 = np.sort(self._pair(columns[0].astype(np.int64), columns[1], columns[2]))
+        routed = {prefix for host in hosts for prefix in host.prefixes}
+        self._routed = [(prefix, np.array([prefix in host.prefixes for host in hosts])) for prefix in routed]
         rules = {rule for host in hosts for rule in host.failsafe if rule.cgroup is None}
         self._lists = [(rule, np.array([rule in host.failsafe for host in hosts])) for rule in rules]
 
@@ -169,6 +171,8 @@ class _Failsafe:
         found |= v4 & (low >> np.uint64(24) == LOOPBACK_V4.value >> 24)
         found[v4] |= _among(host[v4] << 32 | low[v4].astype(np.int64), self._v4)
         found[~v4] |= _among(self._pair(host[~v4], high[~v4], low[~v4]), self._v6)
+        for prefix, has in self._routed:
+            found |= has[host] & _inside(prefix, flows, rows)
         for rule, has in self._lists:
             found |= has[host] & _listed(rule, flows, rows)
         return found

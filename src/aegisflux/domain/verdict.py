@@ -165,7 +165,7 @@ def _is_local(flow: Flow, host: Host) -> bool:
         or LOOPBACK_V4.covers(flow.peer)
         or flow.peer == LOOPBACK_V6
         or flow.peer in UNSPECIFIED
-        or flow.peer in host.addresses
+        or host.owns(flow.peer)
     )
 
 

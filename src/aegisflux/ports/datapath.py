@@ -10,7 +10,7 @@ from typing import Literal, Protocol
 
 from msgspec import Struct
 
-from aegisflux.domain.flow import FailsafeRule, Flow
+from aegisflux.domain.flow import FailsafeRule, Flow, Own
 from aegisflux.domain.net import Address
 from aegisflux.domain.snapshot import Established, Expiry, Mode
 from aegisflux.domain.tables import Tables
@@ -156,7 +156,8 @@ class Datapath(Protocol):
         ...
 
     def live(self, slot: int) -> list[Flow]:
-        """The initiations behind the connections that the service has now; changes nothing."""
+        """The initiations behind the connections that the service has now, `local` where they stay in their
+        network namespace; changes nothing."""
         ...
 
     def bind(self, bindings: Iterable[Binding]) -> None:
@@ -173,12 +174,27 @@ class Datapath(Protocol):
         """The host's list and the agent's own cgroup."""
         ...
 
-    def refresh_addresses(self) -> None:
-        """Read the addresses of the network namespaces that governed processes live in."""
+    def refresh_addresses(self) -> list[str]:
+        """Look for the network namespaces that governed processes live in, and read the own addresses of
+        each; what could not be done, in words: there a refused call ends in a time-out, not at once."""
+        ...
+
+    def watch_addresses(self) -> int | None:
+        """A descriptor that is readable (epoll) while changed addresses or local routes wait, until `close`;
+        None where nobody tells."""
+        ...
+
+    def heed_addresses(self) -> list[str]:
+        """Read again what changed; the answer as of `refresh_addresses`."""
         ...
 
     def addresses(self) -> frozenset[Address]:
-        """What `refresh_addresses` found last. Asks nobody, so that any thread may."""
+        """By which addresses others reach this host, as of the last reading. Asks nobody, so that any thread
+        may."""
+        ...
+
+    def own(self, slot: int) -> Own:
+        """What belongs to the network namespaces of the service's processes now, local routes included."""
         ...
 
     def counters(self, slot: int) -> Mapping[str, int]:

@@ -4,15 +4,17 @@ It runs where BPF is refused and in tests, which inject faults through `faults` 
 `judge`. What it holds survives `close`, as pins do. One thread at a time.
 """
 
+import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
+from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host, Own
 from aegisflux.domain.net import Address
 from aegisflux.domain.tables import Tables
 from aegisflux.domain.verdict import Verdict
@@ -41,13 +43,15 @@ class SimulatedDatapath:
     """See `Datapath`. `clock` is the boot clock in ns.
 
     faults: method name -> the error that its next call raises, once
+    has: what the host owns at its next reading
     """
 
     name = "simulated"
 
     def __init__(self, clock: Callable[[], int], addresses: Iterable[Address] = ()) -> None:
         self._clock = clock
-        self._addresses = frozenset(addresses)
+        self._own = self.has = Own(frozenset(addresses))
+        self.addresses_fd: int | None = None
         self._rules: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
         self._slots: dict[int, _Slot] = {}
         self._loaded: dict[int, Generation] = {}
@@ -193,14 +197,31 @@ class SimulatedDatapath:
         self._need_open()
         self._rules = tuple(rules)
 
-    def refresh_addresses(self) -> None:
-        """The addresses were given at the start."""
+    def refresh_addresses(self) -> list[str]:
+        """See `Datapath.refresh_addresses`: from now on what is in `has` is own."""
         self._need_open()
         self._fault("refresh_addresses")
+        self._own = self.has
+        return []
+
+    def watch_addresses(self) -> int | None:
+        """See `Datapath.watch_addresses`; a test may give an eventfd."""
+        return self.addresses_fd
+
+    def heed_addresses(self) -> list[str]:
+        """See `Datapath.heed_addresses`."""
+        if self.addresses_fd is not None:
+            with suppress(BlockingIOError):
+                os.eventfd_read(self.addresses_fd)
+        return self.refresh_addresses() if self.is_open else []
 
     def addresses(self) -> frozenset[Address]:
         """See `Datapath.addresses`."""
-        return self._addresses
+        return self._own.addresses
+
+    def own(self, slot: int) -> Own:  # noqa: ARG002
+        """See `Datapath.own`; there is one network namespace here."""
+        return self._own
 
     def counters(self, slot: int) -> Mapping[str, int]:
         """See `Datapath.counters`."""
@@ -291,7 +312,7 @@ class SimulatedDatapath:
     def _verdict(self, held: _Held, flow: Flow) -> Verdict:
         generation = held.generation
         expired = self._clock() >= generation.deadline_ns
-        host = Host(self._addresses, self._rules, expired)
+        host = Host(self._own.addresses, self._rules, expired, self._own.prefixes)
         return judge_tables(generation.tables, generation, flow, host, generation.digest)
 
     def _fault(self, method: str) -> None:

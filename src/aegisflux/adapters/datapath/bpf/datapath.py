@@ -4,25 +4,28 @@ import os
 import struct
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import reduce
 from pathlib import Path
 from typing import Final, TypeVar
 
 from aegisflux.adapters.datapath.bpf import diag, libbpf
+from aegisflux.adapters.datapath.bpf.addresses import Addresses
 from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, Control
 from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
-from aegisflux.adapters.datapath.bpf.doctor import examine
+from aegisflux.adapters.datapath.bpf.doctor import examine, own_addresses
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
-from aegisflux.adapters.datapath.bpf.namespaces import addresses, cookie, inside, namespaces, processes
-from aegisflux.adapters.datapath.bpf.own import OwnMap
+from aegisflux.adapters.datapath.bpf.namespaces import cookie, inside, namespaces, processes
 from aegisflux.adapters.datapath.bpf.owner import bind_owner
 from aegisflux.adapters.datapath.bpf.pins import Pinned
+from aegisflux.adapters.datapath.bpf.routes import read_own
+from aegisflux.adapters.datapath.bpf.watch import Watch
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host
-from aegisflux.domain.net import TCP, UDP, Address, address_of
+from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host, Own
+from aegisflux.domain.net import TCP, UDP, Address
 from aegisflux.domain.panic import Owner
 from aegisflux.domain.verdict import Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
@@ -56,8 +59,8 @@ class BpfDatapath:
         self._mapping: CgroupMap | None = None
         self._denied: DeniedFlows | None = None
         self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
-        self._addresses: frozenset[Address] = frozenset()
-        self._cookies: dict[int, int] = {}
+        self._addresses: Addresses | None = None
+        self._watch: Watch | None = None
 
     # life
 
@@ -78,6 +81,9 @@ class BpfDatapath:
         self._mapping = CgroupMap(maps, self._control, self._root)
         self._denied = DeniedFlows(maps["events"])
         self._mapping.failsafe(*self._failsafe)
+        self.watch_addresses()
+        by_all = self._pins.attach == self._root
+        self._addresses = Addresses(maps["own"], self._pids, by_all, self._watch)
 
     def mend(self) -> list[str]:
         """See `Datapath.mend`."""
@@ -94,7 +100,10 @@ class BpfDatapath:
         for part in (self._denied, self._generations, self._control):
             if part is not None:
                 part.close()
-        self._denied = self._generations = self._control = self._mapping = None
+        self._denied = self._generations = self._control = self._mapping = self._addresses = None
+        if self._watch is not None:
+            self._watch.close()
+            self._watch = None
         self._pins.close()
 
     def panic(self) -> None:
@@ -102,12 +111,12 @@ class BpfDatapath:
         for part in (self._denied, self._generations, self._control):
             if part is not None:
                 part.close()
-        self._denied = self._generations = self._control = self._mapping = None
+        self._denied = self._generations = self._control = self._mapping = self._addresses = None
         self._pins.remove()
 
     def doctor(self) -> list[Check]:
         """See `Datapath.doctor`."""
-        return examine(self._pins)
+        return [*examine(self._pins), own_addresses()]
 
     def boot_ns(self) -> int:
         """See `Datapath.boot_ns`."""
@@ -207,7 +216,8 @@ class BpfDatapath:
         """See `Datapath.live`: TCP and connected UDP, in the namespaces of the service's processes."""
         tops = self._need(self._mapping).paths_of(slot)
         cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
-        return [flow for found in self._each_namespace(slot, lambda: initiations(cgroups)) for flow in found]
+        found = self._each_namespace(slot, lambda: initiations(cgroups, read_own().own()))
+        return [flow for flows in found for flow in flows]
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
         paths = self._need(self._mapping).paths_of(slot)
@@ -226,13 +236,16 @@ class BpfDatapath:
                 os.close(fd)
 
     def _stamp_existing(self) -> None:
-        """Sockets that live at the first attachment existed before; listeners tell who began them."""
-        control = self._need(self._control)
+        """Sockets that live at the first attachment existed before; the listeners of their namespace, which
+        nobody asks for later, tell who began them."""
+        control, listeners = self._need(self._control), self._pins.maps["listeners"]
 
         def stamp() -> None:
             for kind in (PASS_LISTENERS, PASS_STAMP):
                 control.begin_pass(0, kind)
                 libbpf.run_iterator(self._pins.program("aegis_pass_tcp"))
+            for key in libbpf.keys(listeners, layout.LISTENER_KEY.size):
+                libbpf.delete(listeners, key)
 
         try:
             self._visited(namespaces(processes(self._pins.attach)), stamp)
@@ -263,37 +276,42 @@ class BpfDatapath:
         self._failsafe = tuple(rules), agent_cgroup
         self._need(self._mapping).failsafe(*self._failsafe)
 
-    def refresh_addresses(self) -> None:
+    def refresh_addresses(self) -> list[str]:
         """See `Datapath.refresh_addresses`."""
-        self._need(self._mapping)
-        own = OwnMap(self._pins.maps["own"])
-        own.read()
-        told = self._own_addresses()
-        self._addresses = frozenset(address_of(raw) for found in self._reached(told) for raw in found)
-        own.keep_only(self._cookies.values())
-        own.put({number: {(128, address) for address in found} for number, found in told})
+        addresses = self._need(self._addresses)
+        addresses.refresh()
+        return addresses.troubles()
+
+    def watch_addresses(self) -> int | None:
+        """See `Datapath.watch_addresses`."""
+        if self._watch is None:
+            with suppress(OSError):
+                self._watch = Watch()
+        return None if self._watch is None else self._watch.fd
+
+    def heed_addresses(self) -> list[str]:
+        """See `Datapath.heed_addresses`."""
+        if self._addresses is None:
+            if self._watch is not None:
+                self._watch.drain()
+            return []
+        self._addresses.heed()
+        return self._addresses.troubles()
 
     def addresses(self) -> frozenset[Address]:
         """See `Datapath.addresses`."""
-        return self._addresses
+        return frozenset() if self._addresses is None else self._addresses.reached
 
-    def _reached(self, told: list[tuple[int, set[bytes]]]) -> list[set[bytes]]:
-        """By what others reach what runs below our cgroup; for a part of a machine that is less than all."""
+    def own(self, slot: int) -> Own:
+        """See `Datapath.own`."""
+        return reduce(Own.joined, (read.own() for read in self._each_namespace(slot, read_own)), Own())
+
+    def _pids(self) -> Iterator[int]:
+        """Processes whose namespaces matter: of what is governed, or of all that could be."""
         if self._pins.attach == self._root:
-            return [found for _, found in told]
-        return self._visited(namespaces([os.getpid(), *processes(self._pins.attach)]), addresses)
-
-    def _own_addresses(self) -> list[tuple[int, set[bytes]]]:
-        """(cookie, addresses) of our own namespace, the named ones, and those of governed processes."""
-        paths = self._need(self._mapping).paths()
-        found = namespaces([os.getpid(), *(pid for path in paths for pid in processes(path))], named=True)
-        told = self._visited(
-            found, lambda: (Path("/proc/thread-self/ns/net").stat().st_ino, cookie(), addresses())
-        )
-        entered = {inode: number for inode, number, _ in told}
-        # one that cannot be entered this time keeps what is known of it
-        self._cookies = entered | {i: n for i, n in self._cookies.items() if i in found and i not in entered}
-        return [(number, own) for _, number, own in told]
+            paths = self._need(self._mapping).paths()
+            return (pid for path in paths for pid in processes(path))
+        return processes(self._pins.attach)
 
     # what it tells
 
@@ -339,9 +357,9 @@ class BpfDatapath:
         head, tables, _ = found
         if tables is None:
             raise Unavailable(f"slot {slot}: the tables in the kernel are broken")
-        own = frozenset(address_of(raw) for found in self._each_namespace(slot, addresses) for raw in found)
+        own = self.own(slot)
         expired = role == "active" and self.boot_ns() >= generations.deadline(head)
-        host = Host(own, self._need(self._mapping).rules, expired)
+        host = Host(own.addresses, self._need(self._mapping).rules, expired, own.prefixes)
         return judge_tables(tables, head, flow, host, head.digest)
 
     def test_run(

@@ -8,6 +8,7 @@ from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import inside
 from aegisflux.adapters.datapath.bpf.pins import ORDER, Pinned, object_path
+from aegisflux.adapters.datapath.bpf.watch import Watch
 from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.datapath import Check
 
@@ -31,6 +32,20 @@ def examine(pins: Pinned) -> list[Check]:
         _namespaces(),
         _hidden(),
     ]
+
+
+def own_addresses() -> Check:
+    """Whether the kernel tells at once of an address that is added."""
+    name = "own addresses told by the kernel"
+    try:
+        watch = Watch()
+    except OSError as err:
+        return Check(name, False, f"{err}: they are read every addresses_seconds", required=False)
+    watch.close()
+    if not watch.all_namespaces:
+        detail = "only of the agent's own network namespace: CAP_NET_BROADCAST is missing"
+        return Check(name, False, detail, required=False)
+    return Check(name, True, "of every network namespace", required=False)
 
 
 def _kernel() -> Check:

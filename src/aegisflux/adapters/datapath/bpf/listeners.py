@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from aegisflux.adapters.datapath.bpf import diag
-from aegisflux.adapters.datapath.bpf.namespaces import addresses, inside, namespaces
+from aegisflux.adapters.datapath.bpf.namespaces import inside, namespaces
 from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
+from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.event import Listen
 from aegisflux.domain.net import TCP, UDP
@@ -192,7 +193,7 @@ def _here() -> list[Socket]:
 
 def _named() -> list[Socket]:
     """The same, with the namespace's addresses in the place of any."""
-    own = [text for raw in addresses() if not ipaddress.ip_address(text := _text(raw)).is_loopback]
+    own = list(map(_text, read_own().addresses))
     found = []
     for one in _here():
         if one.address not in ("0.0.0.0", "::"):  # noqa: S104

@@ -9,25 +9,27 @@ from collections.abc import Collection, Iterator
 from typing import Final
 
 from aegisflux.adapters.datapath.bpf import diag
-from aegisflux.domain.flow import Flow
+from aegisflux.domain.flow import Flow, Own
 from aegisflux.domain.net import TCP, UDP, address_of
 
 LISTENING: Final = 1 << 10
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
 
 
-def initiations(cgroups: Collection[int]) -> list[Flow]:
-    """Of sockets of these cgroups (by id)."""
+def initiations(cgroups: Collection[int], own: Own) -> list[Flow]:
+    """Of sockets of these cgroups (by id); `local` where the peer is an address of the namespace's own."""
     ports = {port for port, _, _, _ in _told(TCP, LISTENING)}
     found = []
     for proto in (TCP, UDP):
         for local_port, peer_port, peer, cgroup in _told(proto, diag.CONNECTED):
             if cgroup not in cgroups:
                 continue
+            address = address_of(peer)
+            local = own.covers(address)
             if proto == TCP and local_port in ports:
-                found.append(Flow("ingress", proto, address_of(peer), local_port, peer_port))
+                found.append(Flow("ingress", proto, address, local_port, peer_port, local=local))
             else:
-                found.append(Flow("egress", proto, address_of(peer), peer_port, local_port))
+                found.append(Flow("egress", proto, address, peer_port, local_port, local=local))
     return found
 
 

@@ -1,7 +1,7 @@
 """The map `own`: which addresses and prefixes are own, by the cookie of the network namespace.
 
-A namespace is known once its mark is there, which is written last; the hooks of the calls refuse nothing that
-might be own, so a namespace that cannot be written whole is taken out: then its packets decide.
+A namespace is known once its marks are there, which are written last. The hooks of the calls refuse nothing
+that might be own, so a namespace that cannot be written whole is taken out: then its packets decide.
 """
 
 from collections import defaultdict
@@ -17,7 +17,8 @@ Prefix = tuple[int, bytes]
 """Length and network of the 128-bit form (IPv4 mapped)."""
 
 OWN_VALUE, READ_VALUE = b"\1", b"\0"
-READ_MARK: Final[Prefix] = (0, bytes(16))
+MARKS: Final[tuple[Prefix, ...]] = ((0, bytes(16)), (96, bytes(10) + b"\xff\xff" + bytes(4)))
+"""That the namespace was read: for IPv6, and for IPv4, which no prefix of IPv6 covers."""
 
 
 class Written(Struct, frozen=True):
@@ -54,7 +55,7 @@ class OwnMap:
         return Written(pruned=len(gone))
 
     def drop(self, number: int) -> None:
-        """Nothing is known of this namespace any more; its mark goes first."""
+        """Nothing is known of this namespace any more; its marks go first."""
         for prefix in sorted(self._known.pop(number, {})):
             libbpf.delete(self._fd, _key(number, prefix))
 
@@ -64,11 +65,12 @@ class OwnMap:
         try:
             for prefix in wanted:
                 self._write(number, prefix, OWN_VALUE)
-            for prefix in known.keys() - wanted - {READ_MARK}:
+            for prefix in known.keys() - wanted - set(MARKS):
                 libbpf.delete(self._fd, _key(number, prefix))
                 del known[prefix]
-            if READ_MARK not in wanted:  # else every address is own: the same key, and OWN_VALUE stays
-                self._write(number, READ_MARK, READ_VALUE)
+            for mark in MARKS:
+                if mark not in wanted:  # else every address of the family is own, by the same key
+                    self._write(number, mark, READ_VALUE)
         except OSError:
             self.drop(number)
             return False
