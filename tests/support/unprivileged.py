@@ -226,7 +226,7 @@ class Arena:
     """Four hosts; on `app` a user owns two cgroup subtrees, one in a governed slice and one in no service."""
 
     def __init__(self) -> None:
-        self.lab = Lab()
+        self.lab, self._attempts = Lab(), 0
         self.kernel = Kernel(self.lab)
 
     def __enter__(self) -> Self:
@@ -285,7 +285,9 @@ class Arena:
     ) -> Seen:
         """Run a trick; each of `between` is done at one of its yields."""
         self.settle()
-        run = Run(self.app, self.governed if governed else self.free, way, keep)
+        self._attempts += 1
+        home = delegate((self.governed if governed else self.free) / f"trick-{self._attempts}.service")
+        run = Run(self.app, home, way, keep)
         try:
             for act in between:
                 if not run.step():
@@ -296,6 +298,14 @@ class Arena:
         finally:
             run.end()
         return Seen(word, self.settle())
+
+    def other(self, way: Way) -> str:
+        """What another process of the user sees, in a cgroup of no service."""
+        run = Run(self.app, self.free, way)
+        try:
+            return run.word()
+        finally:
+            run.end()
 
     @contextmanager
     def sysctls(self, values: Mapping[str, str]) -> Iterator[None]:

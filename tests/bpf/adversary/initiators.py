@@ -15,6 +15,12 @@ from tests.support.unprivileged import MARK
 INET6 = socket.AF_INET6
 IPV6_FREEBIND, IP_FREEBIND, IP_TRANSPARENT, IP_RETOPTS = 78, 15, 19, 7
 IPV6_PKTINFO, IPV6_RTHDR, IPV6_2292RTHDR, FLOWLABEL_MGR, FLOWINFO_SEND = 50, 57, 5, 32, 33
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+PAIR = b"""link add v0 type veth peer name v1
+addr add 10.77.0.2/24 dev v0
+addr add fd77::2/64 dev v0 nodad
+link set v1 up
+link set v0 up"""
 SPECIAL_PORTS = {"net/ipv4/ip_unprivileged_port_start": "0"}
 TFO = {"net/ipv4/tcp_fastopen": "7"}
 NO_COOKIE, TCP_FASTOPEN, MSG_FASTOPEN, TCP_FASTOPEN_CONNECT, MPTCP = 34, 23, 0x20000000, 30, 262
@@ -123,7 +129,8 @@ def private_namespace(family: int, packet: bytes, port: int) -> str:
     pid = os.fork()
     if not pid:
         try:
-            _be_root_of_nothing()
+            be_root_of_nothing(CLONE_NEWNET)
+            subprocess.run(["ip", "-batch", "-"], input=PAIR, check=True, capture_output=True)
             with udp(family) as ear:
                 ear.bind(("", port))
                 mac = _mac("v0")
@@ -141,17 +148,12 @@ def private_namespace(family: int, packet: bytes, port: int) -> str:
     return heard
 
 
-def _be_root_of_nothing() -> None:
-    if ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
+def be_root_of_nothing(more: int) -> None:
+    """Root of a user namespace of our own; `more` are further namespaces to unshare."""
+    if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | more):
         raise OSError(ctypes.get_errno(), "unshare")
     Path("/proc/self/setgroups").write_text("deny")
     Path("/proc/self/uid_map").write_text("0 65534 1")
-    script = """link add v0 type veth peer name v1
-addr add 10.77.0.2/24 dev v0
-addr add fd77::2/64 dev v0 nodad
-link set v1 up
-link set v0 up"""
-    subprocess.run(["ip", "-batch", "-"], input=script.encode(), check=True, capture_output=True)
 
 
 def _mac(device: str) -> bytes:

@@ -129,6 +129,46 @@ def sent_after_a_refusal() -> str:
         return str(s.sendto(MARK, (DB4, 9)))
 
 
+def unspecified_family() -> str:
+    """Linux takes AF_UNSPEC in sendto for AF_INET."""
+    name = struct.pack("@H", 0) + inet(DB4, 9)[2:]
+    with udp() as s:
+        sent = ctypes.CDLL(None, use_errno=True).sendto(s.fileno(), MARK, len(MARK), 0, name, 16)
+        return str(sent) if sent > 0 else str(ctypes.get_errno())
+
+
+def ipv4_on_ipv6() -> str:
+    """An AF_INET address given to an IPv6 socket."""
+    with udp(INET6) as s:
+        sent = ctypes.CDLL(None, use_errno=True).sendto(s.fileno(), MARK, len(MARK), 0, inet(DB4, 9), 16)
+        return str(sent) if sent > 0 else str(ctypes.get_errno())
+
+
+def connected_before_then_another() -> Steps:
+    """Connected before the deny; an allowed datagram by the same socket must not vouch for the next."""
+    with udp() as s:
+        s.connect((DB4, 9))
+        s.send(b"hello")
+        s.recv(99)
+        yield
+        words = []
+        for _ in range(3):
+            words.append(str(s.sendto(b"hello", (PAL4, 9))))
+            with suppress(PermissionError):
+                words.append(str(s.send(MARK)))
+        return " ".join(words)
+
+
+def corked_before() -> Steps:
+    """Judged and corked before the deny, sent after it."""
+    with udp() as s:
+        s.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 1)
+        s.sendto(MARK, (DB4, 9))
+        yield
+        s.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 0)
+        return "sent"
+
+
 def mapped_address() -> str:
     with udp(INET6) as s:
         return str(s.sendto(MARK, (MAPPED, 9)))
@@ -318,6 +358,12 @@ TRICKS = {
     "connect again": Trick(lambda: other_than_connected("again")),
     "disconnect and connect again": Trick(lambda: other_than_connected("reconnect")),
     "send after a refusal": Trick(sent_after_a_refusal),
+    "AF_UNSPEC address": Trick(unspecified_family),
+    "AF_INET address on an IPv6 socket": Trick(ipv4_on_ipv6),
+    "connected before the deny, another vouches": Trick(
+        connected_before_then_another, (FREE_TO_DB,), marked_at_db, between=(deny,)
+    ),
+    "corked before the deny": Trick(corked_before, (FREE_TO_DB,), between=(deny,)),
     "mapped address, UDP": Trick(mapped_address),
     "mapped address, TCP": Trick(mapped_connection),
     "corked datagram": Trick(corked),
