@@ -17,13 +17,6 @@ from tests.support.unprivileged import FREE, GOVERNED, MARK, Arena, Steps
 
 CLONE_NEWCGROUP, CLONE_NEWNS, CLONE_INTO_CGROUP = 0x02000000, 0x00020000, 0x200000000
 ODD_NAMES = (b"\xff", b"\x1b[2J\x1b[31m", b"\xc3\xa9\xe2\x80\xae", b"x" * 255, b"postgresql.service")
-    b"\xff",
-    b"\x1b[2J\x1b[31m",
-    b"\xc3\xa9\xe2\x80\xae",
-    b"x" * 255,
-    b"postgresql.service",
-    b"system.slice",
-)
 _libc = ctypes.CDLL(None, use_errno=True)
 
 

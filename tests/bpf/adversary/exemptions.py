@@ -6,7 +6,7 @@ from contextlib import suppress
 
 from tests.bpf.adversary.initiators import INET6, SPECIAL_PORTS
 from tests.bpf.adversary.paths import PING, ping
-from tests.bpf.adversary.trick import APP4, DB4, DB6, NOTHING, Trick, anywhere, at_db, rules, tcp, udp
+from tests.bpf.adversary.trick import APP4, BOTH, DB4, DB6, NOTHING, Trick, anywhere, at_db, rules, tcp, udp
 from tests.support.unprivileged import CAP_NET_BIND_SERVICE, MARK, Arena, Seen, Steps
 
 BIND = frozenset({CAP_NET_BIND_SERVICE})
@@ -118,13 +118,17 @@ def begin_call(address: str, port: int) -> None:
 
 
 TRICKS = {
-    "DHCP to any host": Trick(dhcp_4, sysctls=SPECIAL_PORTS, owner="datapath"),
-    "DHCPv6 to any host": Trick(dhcp_6, sysctls=SPECIAL_PORTS, owner="datapath"),
-    "DHCP with CAP_NET_BIND_SERVICE alone": Trick(dhcp_4, keep=BIND, owner="datapath"),
-    "DHCPv6 with CAP_NET_BIND_SERVICE alone": Trick(dhcp_6, keep=BIND, owner="datapath"),
-    "DHCP as a server": Trick(dhcp_backwards, keep=BIND),
+    "DHCP to any host": Trick(dhcp_4, BOTH, sysctls=SPECIAL_PORTS),
+    "DHCPv6 to any host": Trick(dhcp_6, BOTH, sysctls=SPECIAL_PORTS),
+    "DHCP with CAP_NET_BIND_SERVICE alone": Trick(dhcp_4, BOTH, keep=BIND),
+    "DHCPv6 with CAP_NET_BIND_SERVICE alone": Trick(dhcp_6, BOTH, keep=BIND),
+    "DHCP as a server": Trick(dhcp_backwards, BOTH, keep=BIND),
     "an answer to a forged DHCP offer": Trick(
-        lambda: heard_by_us(lambda: udp(wait=1), 68), keep=BIND, between=(dhcp_offer,), owner="datapath"
+        lambda: heard_by_us(lambda: udp(wait=1), 68),
+        keep=BIND,
+        worlds=BOTH,
+        between=(dhcp_offer,),
+        owner="datapath",
     ),
     "broadcast to 255.255.255.255": Trick(all_ones, (NOTHING,), leak=anywhere),
     "discovery and answers by ping socket": Trick(discovery_by_ping_socket, by="linux", sysctls=PING),
@@ -140,6 +144,7 @@ TRICKS = {
     ),
     "a caller on port 22": Trick(
         answer_on_22,
+        BOTH,
         keep=BIND,
         between=(call_22,),
         leak=at_db,

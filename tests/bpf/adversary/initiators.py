@@ -9,8 +9,20 @@ from contextlib import suppress
 from pathlib import Path
 
 from tests.bpf.adversary.tools import frame, ipv4, udp6, udp_body
-from tests.bpf.adversary.trick import APP4, APP6, DB4, DB6, OPEN, PAL4, Trick, disconnect, tcp, udp
-from tests.support.unprivileged import MARK
+from tests.bpf.adversary.trick import (
+    APP4,
+    APP6,
+    BOTH,
+    DB4,
+    DB6,
+    PAL4,
+    PAL6,
+    Trick,
+    disconnect,
+    tcp,
+    udp,
+)
+from tests.support.unprivileged import MARK, Packet, Seen
 
 INET6 = socket.AF_INET6
 IPV6_FREEBIND, IP_FREEBIND, IP_TRANSPARENT, IP_RETOPTS = 78, 15, 19, 7
@@ -52,6 +64,20 @@ def looped_multicast_bound() -> str:
 
 def looped_multicast_by_packet_info() -> str:
     return begun_by_db("pktinfo")
+
+
+def foreign_source(*, forgets: bool) -> str:
+    """A datagram from the denied host's address to an allowed one, which takes it for that host's."""
+    with udp(INET6) as s:
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        s.bind((DB6, 4012))  # no echo there: two of them would talk for ever
+        if forgets:
+            s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 0)
+        return str(s.sendto(MARK, (PAL6, 5432)))
+
+
+def as_db(seen: Seen) -> list[Packet]:
+    return [p for p in seen.at("pal") if p.source == DB6]
 
 
 def looped_ipv4_from_a_foreign_source() -> str:
@@ -239,25 +265,25 @@ def datagram_from_port_22() -> str:
 
 
 TRICKS = {
-    "own multicast, looped back, bound to the peer's address": Trick(
-        looped_multicast_bound, (OPEN,), owner="datapath"
-    ),
-    "own multicast, looped back, from the peer by IPV6_PKTINFO": Trick(
-        looped_multicast_by_packet_info, (OPEN,), owner="datapath"
+    "own multicast, looped back, bound to the peer's address": Trick(looped_multicast_bound),
+    "own multicast, looped back, from the peer by IPV6_PKTINFO": Trick(looped_multicast_by_packet_info),
+    "a foreign source": Trick(lambda: foreign_source(forgets=False), leak=as_db),
+    "a foreign source, IPV6_FREEBIND off again": Trick(
+        lambda: foreign_source(forgets=True), leak=as_db, owner="datapath"
     ),
     "own IPv4 multicast from the peer's address": Trick(looped_ipv4_from_a_foreign_source),
     "IP_TRANSPARENT": Trick(transparent_source),
     "own broadcast, looped back": Trick(looped_broadcast),
-    "handshake over loopback from the peer's address": Trick(reflected_handshake, (OPEN,), owner="datapath"),
-    "the same to port 22": Trick(reflected_from_port_22, sysctls=SPECIAL_PORTS, owner="datapath"),
-    "the same with fast open and data": Trick(reflected_data, (OPEN,), sysctls=TFO, owner="datapath"),
-    "a peer made in a private network namespace, IPv4": Trick(private_namespace_4, (OPEN,), owner="datapath"),
-    "a peer made in a private network namespace, IPv6": Trick(private_namespace_6, (OPEN,), owner="datapath"),
+    "handshake over loopback from the peer's address": Trick(reflected_handshake),
+    "the same to port 22": Trick(reflected_from_port_22, BOTH, sysctls=SPECIAL_PORTS),
+    "the same with fast open and data": Trick(reflected_data, sysctls=TFO),
+    "a peer made in a private network namespace, IPv4": Trick(private_namespace_4),
+    "a peer made in a private network namespace, IPv6": Trick(private_namespace_6),
     "call from a port on which we listen": Trick(from_a_listening_port),
     "a listener that calls": Trick(listener_that_calls),
     "an accepted connection that calls": Trick(accepted_that_calls),
     "an allowed connection, emptied, that calls another": Trick(allowed_then_another),
     "a self-connected socket that calls": Trick(self_connected),
-    "TCP from port 22": Trick(from_port_22, sysctls=SPECIAL_PORTS),
-    "UDP from port 22": Trick(datagram_from_port_22, sysctls=SPECIAL_PORTS),
+    "TCP from port 22": Trick(from_port_22, BOTH, sysctls=SPECIAL_PORTS),
+    "UDP from port 22": Trick(datagram_from_port_22, BOTH, sysctls=SPECIAL_PORTS),
 }

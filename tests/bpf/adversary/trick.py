@@ -50,7 +50,7 @@ class Trick(NamedTuple):
     """
 
     way: Way
-    worlds: tuple[Ruleset, ...] = BOTH
+    worlds: tuple[Ruleset, ...] = (OPEN,)
     leak: Leak = at_db
     by: str = "us"
     listed: str = ""
