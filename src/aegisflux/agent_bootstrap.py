@@ -35,20 +35,24 @@ from aegisflux.agent.rescue import Kernel
 from aegisflux.agent.runner import Runner
 from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.snapshot import Proto
+from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
-from aegisflux.wire.layout import LAYOUT
+from aegisflux.runtime import procfs
+from aegisflux.wire.layout import LAYOUT, MAX_FAILSAFE
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
+MAX_PORT: Final = 65_535
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
+MOUNTS, OWN_CGROUP = procfs.PROC / "self/mountinfo", procfs.PROC / "self/cgroup"
 M_ARENA_MAX: Final = -8  # malloc.h
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
 
@@ -64,6 +68,8 @@ class FailsafeSetting(Struct, frozen=True, forbid_unknown_fields=True):
 
     def rule(self) -> FailsafeRule:
         """The rule; raises Invalid."""
+        if not 0 <= self.port <= MAX_PORT:
+            raise Invalid("failsafe.port", f"0 to {MAX_PORT}", self.port)
         cidr = None if self.cidr is None else parse_cidr(self.cidr, "failsafe.cidr")
         return FailsafeRule(self.direction, self.proto, self.port, cidr, self.cgroup)
 
@@ -106,6 +112,11 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             return Path(self.state_dir)
         return SYSTEM_STATE if os.geteuid() == 0 else USER_STATE.expanduser()
 
+    @property
+    def failsafe_refused(self) -> tuple[str, ...]:
+        """Which lines of `failsafe` are not in force, and why."""
+        return ()
+
     def settings(self) -> AgentSettings:
         """What the runner reads; raises Invalid."""
         rules = DEFAULT_FAILSAFE if self.failsafe is None else tuple(line.rule() for line in self.failsafe)
@@ -113,12 +124,30 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             name: getattr(self, name) for name in AgentSettings.__struct_fields__ if name.endswith("_seconds")
         }
         return AgentSettings(
-            failsafe=rules, observe_only=self.observe_only, telemetry=self.telemetry, **times
+            failsafe=rules,
+            failsafe_refused=self.failsafe_refused,
+            observe_only=self.observe_only,
+            telemetry=self.telemetry,
+            **times,
         )
 
 
+class PartlyRefused(AgentConfig, frozen=True, kw_only=True):
+    """Settings of which some lines of `failsafe` are refused; `refused` says which, and why."""
+
+    refused: tuple[str, ...] = ()
+
+    @property
+    def failsafe_refused(self) -> tuple[str, ...]:
+        """Which lines of `failsafe` are not in force, and why."""
+        return self.refused
+
+
 def load_config(path: Path | None = None) -> AgentConfig:
-    """Read file and environment; raises Invalid by the setting's name."""
+    """Read file and environment; raises Invalid by the setting's name.
+
+    A line of `failsafe` that is wrong takes no other one with it: see `failsafe_of`.
+    """
     source = path or Path(os.environ.get(PREFIX + "CONFIG", str(CONFIG)))
     found: dict[str, Any] = {}
     if path is not None or source.exists():
@@ -131,13 +160,50 @@ def load_config(path: Path | None = None) -> AgentConfig:
         text = os.environ.get(PREFIX + name.upper())
         if text is None:
             continue
-        found[name] = msgspec.json.decode(text) if name == "failsafe" else text
+        found[name] = _json_of(PREFIX + name.upper(), text) if name == "failsafe" else text
         if name == "nats_urls":
             found[name] = [url.strip() for url in text.split(",") if url.strip()]
+    refused: tuple[str, ...] = ()
+    if isinstance(given := found.get("failsafe"), list):
+        found["failsafe"], refused = failsafe_of(given)
     try:
-        return msgspec.convert(found, AgentConfig, strict=False)
+        known = msgspec.convert(found, PartlyRefused if refused else AgentConfig, strict=False)
+        return msgspec.structs.replace(known, refused=refused) if refused else known
     except msgspec.ValidationError as error:
         raise Invalid("agent settings", "known settings of the right type", str(error)) from None
+
+
+def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
+    """The lines that are well, and what is wrong with the others.
+
+    Where a line is wrong the default rule is in force beside those that are well: the wrong one may have been
+    the administrator's way in, and a host whose agent does not start at all is governed by nothing new.
+    """
+    good: list[Any] = []
+    refused: list[str] = []
+    for number, line in enumerate(given, 1):
+        try:
+            msgspec.convert(line, FailsafeSetting, strict=False).rule()
+            if len(good) >= MAX_FAILSAFE:
+                raise Invalid("failsafe", f"at most {MAX_FAILSAFE} lines", len(given))
+            good.append(line)
+        except (msgspec.ValidationError, Invalid) as error:
+            refused.append(f"failsafe {number}: {printable(str(error))[:300]}")
+    if refused:
+        default = [
+            {"direction": one.direction, "proto": one.proto, "port": one.port} for one in DEFAULT_FAILSAFE
+        ]
+        good = [*default, *(line for line in good if line not in default)]
+        refused += [f"failsafe: no room beside the default rule for {line}" for line in good[MAX_FAILSAFE:]]
+    good = good[:MAX_FAILSAFE]
+    return good, tuple(refused)
+
+
+def _json_of(name: str, text: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except BROKEN as error:
+        raise Invalid(name, "JSON", str(error)) from None
 
 
 def _telemetry_of(environ: Mapping[str, str], found: dict[str, Any]) -> None:
@@ -185,9 +251,9 @@ def note_of(config: AgentConfig, host_id: str = "-") -> Note:
 
 def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
     """The host's tree; without one (only for the simulation) an empty one."""
-    if config.datapath == "simulated" and " - cgroup2 " not in Path("/proc/self/mountinfo").read_text():
+    if config.datapath == "simulated" and all(mount.kind != "cgroup2" for mount in procfs.mounts()):
         return FixedCgroups(own=own)
-    tree = CgroupTree(v2_root(Path("/proc/self/mountinfo").read_text()))
+    tree = CgroupTree(v2_root(procfs.kernel_text(MOUNTS)))
     tree.own = own
     return tree
 
@@ -195,8 +261,8 @@ def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
 def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
     """The agent's own cgroup, and its path where it had to make one. Raises Unavailable."""
     if config.datapath == "simulated":
-        return own_cgroup(Path("/proc/self/cgroup").read_text()), None
-    root = v2_root(Path("/proc/self/mountinfo").read_text())
+        return own_cgroup(procfs.kernel_text(OWN_CGROUP)), None
+    root = v2_root(procfs.kernel_text(MOUNTS))
     return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
@@ -209,7 +275,7 @@ def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
     from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
     from aegisflux.adapters.datapath.bpf.traffic import Traffic
 
-    root = v2_root(Path("/proc/self/mountinfo").read_text())
+    root = v2_root(procfs.kernel_text(MOUNTS))
     inside = Path(config.attach_cgroup) if config.attach_cgroup else root
     top, told = Path(config.bpffs) / "aegisflux" / config.instance, config.telemetry
     programs, cgroups = Programs(), CgroupNames(root)
@@ -339,6 +405,8 @@ def _pools() -> dict[str, ThreadPoolExecutor]:
 
 def _ready(config: AgentConfig, host: str, log: Any) -> None:
     where = config.attach_cgroup or "every cgroup"
+    for text in config.failsafe_refused:
+        log(f"{text}; it is not in force, and inbound TCP 22 is allowed beside the others")
     log(f"running as {host}: datapath {config.datapath}, instance {config.instance}, attached to {where}")
     systemd("READY=1")
 

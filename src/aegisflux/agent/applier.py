@@ -1,6 +1,6 @@
 """Executes what `domain.converge` planned: load, prove, flip, answer. What fails changes nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from msgspec.structs import replace
@@ -23,7 +23,7 @@ from aegisflux.domain.manifest import (
     NackReason,
     ServiceState,
 )
-from aegisflux.domain.trust import Nacked, Trusted, now_of
+from aegisflux.domain.trust import Nacked, RefusedService, Trusted, now_of
 from aegisflux.ports.datapath import Generation, Held, Loaded, Role
 
 LARGE: Final = 2000
@@ -42,6 +42,7 @@ class Applier:
         self._contents = Contents(parts)
         self.book = book
         self.failures: dict[int, tuple[NackReason, str]] = {}
+        self._refused: set[int] = set()
         self.drifted: set[int] = set()
         self.recent: Callable[[int], list[Flow]] = lambda _: []
         self.reverts = 0
@@ -55,7 +56,8 @@ class Applier:
             await self._not_confirmed(holding, "the host rebooted inside the window")
         slots = {holding.slot for holding in book.services.values()}
         for stray in (h for h in held if h.slot not in slots):
-            await self._parts.blocking(self._parts.datapath.remove, stray.slot, stray.role)
+            what = f"slot {stray.slot} of no service cannot be removed"
+            await self._attempted(what, self._parts.datapath.remove, stray.slot, stray.role)
 
     async def enter(self, manifest: HostManifest) -> None:
         """Give new services their slots."""
@@ -87,6 +89,29 @@ class Applier:
         except (Unavailable, OSError) as error:
             self._parts.log(f"service {step.service_id}: {error}")
             return False
+        except Exception as error:  # noqa: BLE001 - what is wrong with one service stops no other
+            detail = str(error) if isinstance(error, Refused) else f"{type(error).__name__}: {error}"
+            await self._nack(manifest, step.service_id, "load_failed", detail, step)
+            return isinstance(error, Refused)
+        return True
+
+    def refuse(self, found: Iterable[RefusedService]) -> None:
+        """Remember which services of the last manifest were not believed; they are as they were before."""
+        for service_id in self._refused:
+            self.failures.pop(service_id, None)
+        refused = {one.service_id: (one.reason, one.detail) for one in found if one.service_id is not None}
+        self._refused = set(refused)
+        self.failures.update(refused)
+
+    async def _attempted(self, what: str, change: Callable[..., object], *values: object) -> bool:
+        """A change of one slot among several: whether it was made. One that fails is logged, and leaves the
+        others."""
+        try:
+            await self._parts.blocking(change, *values)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._reporter.loss["slots"] += 1
+            self._parts.log(f"{what}: {type(error).__name__}: {error}")
+            return False
         return True
 
     async def confirm(self, confirm: Confirm) -> bool:
@@ -114,7 +139,8 @@ class Applier:
                 await self._keep(fixed)
             known, seen = fixed.active, active.get(holding.slot)
             if known and seen and seen.deadline_ns != known.deadline_ns:
-                await self._parts.blocking(self._parts.datapath.renew, holding.slot, known.deadline_ns)
+                what = f"service {holding.service_id}: its lease cannot be put right"
+                await self._attempted(what, self._parts.datapath.renew, holding.slot, known.deadline_ns)
         return found
 
     async def _remove_strays(self, held: list[Held]) -> bool:
@@ -129,7 +155,8 @@ class Applier:
         for stray in strays:
             self._parts.log(f"drift: slot {stray.slot} judges by what nobody asked for; removed")
             self._reporter.loss["drift"] += 1
-            await self._parts.blocking(self._parts.datapath.remove, stray.slot, stray.role)
+            what = f"drift: slot {stray.slot} cannot be removed"
+            await self._attempted(what, self._parts.datapath.remove, stray.slot, stray.role)
         return bool(strays)
 
     async def retime(self, trusted: Trusted) -> None:
@@ -138,8 +165,9 @@ class Applier:
         for holding in list(self.book.services.values()):
             if (active := holding.active) is not None:
                 ends = converge.deadline_of(self._boot_ns(), now, active.lease_until, active.ttl_seconds)
-                await self._parts.blocking(self._parts.datapath.renew, holding.slot, ends)
-                await self._keep(converge.renewed(holding, active.lease_until, ends))
+                what = f"service {holding.service_id}: its lease cannot be moved"
+                if await self._attempted(what, self._parts.datapath.renew, holding.slot, ends):
+                    await self._keep(converge.renewed(holding, active.lease_until, ends))
 
     async def panicked(self) -> None:
         """Everything was removed by hand: nothing is active, what was good is remembered."""

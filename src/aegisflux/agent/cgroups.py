@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime import procfs
 
 IN_MOVED_FROM: Final = 0x40
 IN_MOVED_TO: Final = 0x80
@@ -26,16 +27,15 @@ EVENT: Final = struct.Struct("iIII")
 
 def v2_root(mountinfo: str) -> Path:
     """The root of the cgroup v2 tree in the text of /proc/self/mountinfo; raises Unavailable."""
-    for line in mountinfo.splitlines():
-        head, _, tail = line.partition(" - ")
-        if tail.startswith("cgroup2 ") and head.split()[3] == "/":
-            return Path(head.split()[4].replace("\\040", " "))
+    for mount in procfs.mounts(mountinfo):
+        if mount.kind == "cgroup2" and mount.root == "/":
+            return Path(mount.point)
     raise Unavailable("no cgroup v2 tree is mounted: expected a cgroup2 line in /proc/self/mountinfo")
 
 
 def own_cgroup(text: str) -> str | None:
     """The path in the text of /proc/self/cgroup, None in the root of the v2 tree."""
-    for line in text.splitlines():
+    for line in text.split("\n"):  # a name may hold what else ends a line of text
         if line.startswith("0::"):
             return line[3:].strip("/") or None
     return None
@@ -47,7 +47,7 @@ def settle(root: Path, attach: Path, name: str) -> tuple[str | None, Path | None
     An agent that lives where the programs are attached cannot be told from its services by that cgroup: it
     moves to one of its own below it. One that lives above is not judged at all. Raises Unavailable.
     """
-    own = own_cgroup(Path("/proc/self/cgroup").read_text())
+    own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
     home = (root / (own or "")).resolve()
     if attach.resolve() != home:
         return (None if home in attach.resolve().parents else own), None
@@ -78,8 +78,8 @@ class CgroupTree:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or v2_root(Path("/proc/self/mountinfo").read_text())
-        self.own = own_cgroup(Path("/proc/self/cgroup").read_text())
+        self.root = root or v2_root(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
+        self.own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
         self._tree: dict[str, int] = {}
         self._watches: dict[int, str] = {}
         self._fd = -1

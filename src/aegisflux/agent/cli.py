@@ -77,7 +77,7 @@ def status(*, output: Output = "table", instance: Instance = None, config: Confi
         (found,) = _asked(_found(config, instance), {"do": "status"})
         _print(output, found, _status_table)
         bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing", "withdrawn")]
-        if bad or found["panicked"] or not found["connected"]:
+        if bad or found["panicked"] or not found["connected"] or found.get("failsafe_refused"):
             sys.exit(FINDINGS)
 
 
@@ -150,7 +150,7 @@ def doctor(*, output: Output = "table", instance: Instance = None, config: Confi
 
     with _exits():
         settings = _found(config, instance, new=True)
-        checks = examine(settings.state, lambda: make_datapath(settings))
+        checks = examine(settings.state, lambda: make_datapath(settings), settings.failsafe_refused)
         found: Json = {"checks": [check._asdict() for check in checks], "next": next_step(checks)}
         _print(output, found, _doctor_table)
         if any(not check.ok and check.required for check in checks):
@@ -315,8 +315,9 @@ def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant"
 def _folders(path: Path | None) -> list[Path]:
     """BPF file systems that an agent may have pinned in."""
     from aegisflux.agent import notes
+    from aegisflux.runtime import procfs
 
-    folders = notes.bpf_file_systems(Path("/proc/self/mountinfo").read_text(errors="surrogateescape"))
+    folders = notes.bpf_file_systems(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
     return [*folders, Path(_config(path).bpffs), *(Path(note.bpffs) for note in notes.read())]
 
 
@@ -385,6 +386,7 @@ def _status_table(found: Json) -> list[str]:
         ]
         rows.append(cells)
     failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
+    failures += [f"not in force: {text}" for text in found.get("failsafe_refused", ())]
     return [*head, *_columns(rows), *failures, *_telemetry_lines(found.get("telemetry"))]
 
 

@@ -173,7 +173,7 @@ class Collector:
                 held.trouble = "closed"
                 try:
                     held.feed.source.close()
-                except AegisError as error:
+                except Exception as error:  # noqa: BLE001 - as above
                     self._log(f"telemetry: {held.feed.source.name}: {error}")
         if self._spool_is_open:
             self._spool.close()
@@ -186,7 +186,7 @@ class Collector:
             cursor = self._spool.cursors.get(source.name)
             if cursor is not None:
                 source.resume(cursor)
-        except AegisError as error:
+        except Exception as error:  # noqa: BLE001 - what is wrong with one source stops no other
             self._failed(held, now, error)
             return
         if held.said:
@@ -195,21 +195,21 @@ class Collector:
         held.trouble = held.said = ""
         held.retry, held.due = FIRST_RETRY, now
 
-    def _failed(self, held: _Held, now: float, error: AegisError) -> None:
+    def _failed(self, held: _Held, now: float, error: Exception) -> None:
         """The source is opened again later, from the cursor that is durable."""
-        held.trouble = str(error)
+        held.trouble = str(error) if isinstance(error, AegisError) else f"{type(error).__name__}: {error}"
         held.retry_at = now + held.retry
         held.retry = min(held.retry * 2, LAST_RETRY)
         if held.trouble != held.said:
             held.said = held.trouble
-            self._log(f"telemetry: {held.feed.source.name}: {error}")
+            self._log(f"telemetry: {held.feed.source.name}: {held.trouble}")
 
     def _batch(self, held: _Held, wall_ns: int, now: float) -> bool:
         """One batch of a feed into the spool; whether there is more to read at once."""
         source, name = held.feed.source, held.feed.source.name
         try:
             reading, data = self._read(held, wall_ns)
-        except AegisError as error:
+        except Exception as error:  # noqa: BLE001 - what is wrong with one source stops no other
             self._failed(held, now, error)
             return False
         count = len(reading.events)
@@ -219,7 +219,7 @@ class Collector:
             self._bucket.take(count)
             try:
                 source.done(reading.cursor)
-            except AegisError as error:
+            except Exception as error:  # noqa: BLE001 - as above
                 self._failed(held, now, error)
                 return False
         held.read(now, count, more=reading.more)
@@ -255,7 +255,7 @@ class Collector:
         """What the sources say; a counter that began anew goes on here."""
         if now - self._lost_at < LOST_SECONDS:
             return
-        self._lost_at = now
+        self._lost_at, defect = now, None
         for held in self._held:
             if held.trouble:
                 continue
@@ -263,11 +263,16 @@ class Collector:
                 told = held.feed.source.lost()
             except AegisError:
                 continue
+            except Exception as error:  # noqa: BLE001 - a defect, raised when the others are counted
+                defect = error
+                continue
             for where, count in told.items():
                 key = f"{held.feed.source.name}.{where}"
                 before = self._told.get(key, 0)
                 self._lost[key] += count - before if count >= before else count
                 self._told[key] = count
+        if defect is not None:
+            raise defect
 
     def _pause(self, now: float) -> float:
         times = [held.retry_at if held.trouble else held.due for held in self._held]

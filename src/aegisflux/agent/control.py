@@ -141,6 +141,7 @@ class Control:
             report["name"] = service.name if service else ""
             if report["state"] == "pending" and (service is None or service.active is None):
                 report["state"] = "withdrawn"  # known here, and nothing is wanted of it
+        found["failsafe_refused"] = list(runner.parts.settings.failsafe_refused)
         if runner.telemetry is not None:
             found["telemetry"] = runner.telemetry.report()
         if runner.panic is not None:

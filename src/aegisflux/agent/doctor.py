@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from aegisflux.agent.identity import IDENTITY, read_identity
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.ports.datapath import Datapath
+from aegisflux.runtime import procfs
 
 ATTACHED: Final = "programs attached"
 ENROL: Final = "aegisflux hosts token (on the control plane), then here: aegisflux agent enroll"
@@ -32,9 +33,9 @@ class Finding(NamedTuple):
     about: Literal["host", "agent"] = "host"
 
 
-def examine(state: Path, make_datapath: Callable[[], Datapath]) -> list[Finding]:
-    """All checks: of the host first, then of its agent."""
-    agent = _agent(state)
+def examine(state: Path, make_datapath: Callable[[], Datapath], refused: Sequence[str] = ()) -> list[Finding]:
+    """All checks: of the host first, then of its agent. `refused`: lines of `failsafe` that are wrong."""
+    agent = [*_agent(state), *(Finding("failsafe", False, text, True, "agent") for text in refused)]
     running = any(found.name == "running" and found.ok for found in agent)
     found = [_permitted(), _cgroups()]
     try:
@@ -136,9 +137,9 @@ def _panicked(agent: list[Finding]) -> bool:
 
 def _cgroups() -> Finding:
     try:
-        root = v2_root(Path("/proc/self/mountinfo").read_text())
+        root = v2_root(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
     except Unavailable as error:
         return Finding("cgroup v2", False, str(error), True)
-    own = own_cgroup(Path("/proc/self/cgroup").read_text())
+    own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
     where = own or "the root cgroup; the agent moves to one of its own"
     return Finding("cgroup v2", True, f"{root}; this process lives in {where}", True)

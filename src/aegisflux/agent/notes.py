@@ -17,6 +17,7 @@ from aegisflux.agent.control import SOCKET
 from aegisflux.agent.identity import IDENTITY
 from aegisflux.agent.remember import PANIC
 from aegisflux.domain.errors import BROKEN, Refused
+from aegisflux.runtime import procfs
 
 NOTES: Final = Path("/run/aegisflux/agents")
 PINS: Final = "aegisflux"
@@ -138,11 +139,8 @@ def pinned(folders: Iterable[Path]) -> list[tuple[Path, str]]:
 
 def bpf_file_systems(mountinfo: str) -> list[Path]:
     """Where they are mounted, by the text of /proc/self/mountinfo."""
-    lines = (line.partition(" - ") for line in mountinfo.splitlines())
-    return [
-        Path(left.split()[4].replace("\\040", " ")) for left, _, right in lines if right.startswith("bpf ")
-    ]
+    return [Path(mount.point) for mount in procfs.mounts(mountinfo) if mount.kind == "bpf"]
 
 
 def _path(note: Note, folder: Path) -> Path:
-    return folder / f"{sha256(note.state_dir.encode()).hexdigest()[:16]}.json"
+    return folder / f"{sha256(os.fsencode(note.state_dir)).hexdigest()[:16]}.json"

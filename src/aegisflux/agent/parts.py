@@ -54,6 +54,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds:      between scans of the cgroup tree, where the kernel tells of changes: a safety net
     addresses_seconds: between looks for network namespaces; of their addresses the kernel tells at once
     failsafe:          what no snapshot can deny here
+    failsafe_refused:  lines of it that are wrong and not in force, in words
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     telemetry:         what is told of the host
@@ -66,6 +67,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     scan_seconds: float = 30.0
     addresses_seconds: float = 10.0
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
+    failsafe_refused: tuple[str, ...] = ()
     observe_only: bool = False
     max_lease_seconds: float = 0.0
     telemetry: TelemetrySettings = TelemetrySettings()

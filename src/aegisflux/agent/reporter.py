@@ -12,7 +12,7 @@ from msgspec.structs import replace
 from aegisflux.agent.parts import DENIED_KEPT, Parts
 from aegisflux.domain.address_class import address_class
 from aegisflux.domain.converge import SECOND, Holding
-from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.errors import AegisError, Refused, Unavailable
 from aegisflux.domain.manifest import (
     Ack,
     Answer,
@@ -150,7 +150,12 @@ class Reporter:
             self._denied_count += 1
             self.denied.append((self._denied_count, flow))
         for service_id, slot in slots.items():
-            counted = await blocking(datapath.counters, slot)
+            try:
+                counted = await blocking(datapath.counters, slot)
+            except (AegisError, OSError) as error:
+                self._parts.log(f"service {service_id}: its verdicts cannot be counted: {error}")
+                self.loss["counters"] += 1
+                continue
             self.verdicts[service_id] = {name: count for name, count in counted.items() if count}
         return drained
 
@@ -183,10 +188,14 @@ class Reporter:
             parts.wall(),
             panicked,
             parts.datapath.name,
-            {**self.loss, **self.lost()},
+            {**self.loss, **self._refused_rules(), **self.lost()},
             parts.settings.heartbeat_seconds,
             own_addresses(parts.datapath.addresses()),
         )
+
+    def _refused_rules(self) -> dict[str, int]:
+        refused = len(self._parts.settings.failsafe_refused)
+        return {"failsafe.refused": refused} if refused else {}
 
     def _report(
         self,

@@ -23,7 +23,14 @@ from aegisflux.agent.telemetry import Telemetry
 from aegisflux.domain.errors import AegisError
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.panic import Panic
-from aegisflux.domain.trust import Nacked, Trusted, accept_confirm, accept_keys, accept_manifest
+from aegisflux.domain.trust import (
+    Nacked,
+    RefusedService,
+    Trusted,
+    accept_confirm,
+    accept_keys,
+    accept_manifest,
+)
 from aegisflux.ports.bus import Message
 from aegisflux.wire import envelope, subjects
 
@@ -86,13 +93,16 @@ class Runner:
 
     async def _received(self, data: bytes) -> bool:
         parts, known = self.parts, self.accepted
+        refused: list[RefusedService] = []
         try:
             message = envelope.decode_manifest_message(data, MESSAGE_BYTES)
             keys = envelope.opened(message.keys, envelope.KEY_SET)
             trusted = accept_keys(known.trusted, keys, parts.verify)
             signed = envelope.opened(message.manifest, envelope.MANIFEST)
             digest = sha256(signed.payload).hexdigest()
-            trusted, manifest = accept_manifest(trusted, signed, digest, parts.wall(), parts.verify)
+            trusted, manifest = accept_manifest(
+                trusted, signed, digest, parts.wall(), parts.verify, known.manifest, refused.append
+            )
         except Nacked as error:
             await self.reporter.nack(error.reason, error.detail, error.serial)
             return False
@@ -101,6 +111,9 @@ class Runner:
             await parts.blocking(remember.write_accepted, parts.store, accepted)
         self.accepted, self._last_message = accepted, data
         self.reporter.serial = trusted.serial
+        self.applier.refuse(refused)
+        for one in refused:
+            await self.reporter.nack(one.reason, one.detail, manifest.serial, one.service_id)
         self._wake.set()
         return True
 

@@ -8,12 +8,15 @@ Rules, in this order; the first that fails is the Nack, and nothing changes:
   5. serial      above the highest accepted; equal only with the same bytes (converge again)
   6. expiry      not_after lies in the future
   7. limits      services, lease, entries, table bytes
+What is wrong with one service of a manifest is a Nack of that service: it stays as it was, and the others are
+believed.
 A key set of a lower version is stale; the same version with other keys, or a known (service, version)
 with another digest, is equivocation. Time is the largest of the wall clock and every time accepted.
 """
 
-from collections.abc import Callable
-from typing import Final, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import Struct
@@ -27,10 +30,12 @@ from aegisflux.domain.manifest import (
     CandidateRef,
     Confirm,
     Content,
+    HostId,
     HostManifest,
     KeySet,
     NackReason,
     PublicKey,
+    ServiceState,
 )
 from aegisflux.domain.snapshot import MAX_ENTRIES, TTL_MAX
 from aegisflux.domain.tables import MAX_BYTES, TABLES_FORMAT
@@ -50,6 +55,14 @@ class Nacked(Refused):
         self.detail = detail
         self.serial = serial
         super().__init__(f"{reason}: {detail}")
+
+
+class RefusedService(NamedTuple):
+    """One service of a manifest that is not believed, and why; `service_id` None where it cannot be read."""
+
+    service_id: int | None
+    reason: NackReason
+    detail: str
 
 
 class Signed(Struct, frozen=True):
@@ -103,19 +116,36 @@ def accept_keys(trusted: Trusted, message: Signed, verify: Verify) -> Trusted:
 
 
 def accept_manifest(
-    trusted: Trusted, message: Signed, sha256: str, wall: float, verify: Verify
+    trusted: Trusted,
+    message: Signed,
+    sha256: str,
+    wall: float,
+    verify: Verify,
+    before: HostManifest | None = None,
+    refuse: Callable[[RefusedService], None] | None = None,
 ) -> tuple[Trusted, HostManifest]:
-    """The manifest and what to remember of it; raises Nacked. `sha256` is that of the payload."""
+    """The manifest and what to remember of it; raises Nacked. `sha256` is that of the payload.
+
+    `refuse` is called with each service that is not believed; the manifest then has of it what the manifest
+    `before` had. Without `refuse`, or where no service is believed, the whole manifest is refused.
+    """
     _check_size(message, MAX_MANIFEST_BYTES)
     now = now_of(trusted, wall)
     check_signature(trusted, message, now, verify)
     _check_audience(trusted, message.payload)
-    manifest = _decoded(message.payload, HostManifest)
+    manifest, bad = _manifest(message.payload)
     _check_serial(trusted, manifest, sha256)
     if manifest.not_after <= now:
         raise Nacked("expired", f"not_after {manifest.not_after} is not after now {now}", manifest.serial)
-    _check_limits(manifest, now)
-    digests = _with_digests(trusted, manifest)
+    _check_limits(manifest, now, len(manifest.services) + len(bad))
+    manifest, bad = _sifted(trusted, manifest, now, bad)
+    if bad and (refuse is None or not manifest.services):
+        raise Nacked(bad[0].reason, bad[0].detail, manifest.serial)
+    digests = trusted.digests | _digests(manifest.services)
+    for one in bad:
+        assert refuse is not None
+        refuse(one)
+    manifest = _as_before(manifest, bad, before)
     floor = max(trusted.clock_floor, manifest.issued_at)
     known = msgspec.structs.replace(
         trusted, serial=manifest.serial, manifest_sha256=sha256, clock_floor=floor, digests=digests
@@ -211,34 +241,101 @@ def _check_serial(trusted: Trusted, manifest: HostManifest, sha256: str) -> None
         raise Nacked("equivocation", f"two manifests of serial {manifest.serial}", manifest.serial)
 
 
-def _check_limits(manifest: HostManifest, now: int) -> None:
-    if len(manifest.services) > MAX_SERVICES:
-        raise Nacked(
-            "over_limit", f"services: at most {MAX_SERVICES}, got {len(manifest.services)}", manifest.serial
-        )
+def _check_limits(manifest: HostManifest, now: int, services: int) -> None:
+    if services > MAX_SERVICES:
+        raise Nacked("over_limit", f"services: at most {MAX_SERVICES}, got {services}", manifest.serial)
     if manifest.issued_at > now + MAX_FUTURE_ISSUE:
         raise Nacked("over_limit", f"issued_at {manifest.issued_at} lies over 30 days ahead", manifest.serial)
-    ids = [service.service_id for service in manifest.services]
-    if len(set(ids)) != len(ids):
-        raise Nacked("bad_schema", "a service is named twice", manifest.serial)
-    for service in manifest.services:
-        if service.active and service.active.lease_until > max(now, manifest.issued_at) + TTL_MAX:
-            raise Nacked(
-                "over_limit", f"service {service.service_id}: a lease of over 30 days", manifest.serial
-            )
 
 
-def _with_digests(trusted: Trusted, manifest: HostManifest) -> dict[str, str]:
-    digests = dict(trusted.digests)
+class _Loose(Struct, frozen=True):
+    """A manifest whose services are not read yet."""
+
+    host_id: HostId
+    serial: int
+    issued_at: int
+    not_after: int
+    services: tuple[msgspec.Raw, ...]
+
+
+class _Named(Struct):
+    service_id: int
+
+
+def _manifest(payload: bytes) -> tuple[HostManifest, list[RefusedService]]:
+    """The manifest with the services that follow the schema, and the others; raises Nacked."""
+    try:
+        return _decoded(payload, HostManifest), []
+    except Nacked:
+        loose = _decoded(payload, _Loose)
+    good: list[ServiceState] = []
+    bad: list[RefusedService] = []
+    for number, raw in enumerate(loose.services, 1):
+        try:
+            good.append(_decoded(bytes(raw), ServiceState))
+        except Nacked as error:
+            bad.append(RefusedService(_id_of(bytes(raw)), error.reason, f"service {number}: {error.detail}"))
+    named = (loose.host_id, loose.serial, loose.issued_at, loose.not_after)
+    return HostManifest(*named, tuple(good)), bad
+
+
+def _id_of(raw: bytes) -> int | None:
+    try:
+        return _decoded(raw, _Named).service_id
+    except Nacked:
+        return None
+
+
+def _sifted(
+    trusted: Trusted, manifest: HostManifest, now: int, bad: list[RefusedService]
+) -> tuple[HostManifest, list[RefusedService]]:
+    """The manifest without the services that break a limit or were another under the same version."""
+    named = Counter(service.service_id for service in manifest.services)
+    named.update(one.service_id for one in bad if one.service_id is not None)
+    found = list(bad)
+    good = []
     for service in manifest.services:
-        for ref in (service.active, service.candidate):
-            if ref is None:
-                continue
-            seen = digests.setdefault(f"{service.service_id}/{ref.version}", ref.digest)
-            if seen != ref.digest:
-                raise Nacked(
-                    "equivocation",
-                    f"service {service.service_id} version {ref.version}: {ref.digest} after {seen}",
-                    manifest.serial,
-                )
-    return digests
+        wrong = _wrong(trusted, service, max(now, manifest.issued_at), named[service.service_id])
+        if wrong is None:
+            good.append(service)
+        else:
+            found.append(RefusedService(service.service_id, *wrong))
+    return msgspec.structs.replace(manifest, services=tuple(good)), found
+
+
+def _wrong(trusted: Trusted, service: ServiceState, now: int, times: int) -> tuple[NackReason, str] | None:
+    number = service.service_id
+    if times > 1:
+        return "bad_schema", f"service {number} is named twice"
+    if service.active and service.active.lease_until > now + TTL_MAX:
+        return "over_limit", f"service {number}: a lease of over 30 days"
+    seen = dict(trusted.digests)
+    for ref in (service.active, service.candidate):
+        known = seen.setdefault(f"{number}/{ref.version}", ref.digest) if ref else None
+        if ref and known != ref.digest:
+            return "equivocation", f"service {number} version {ref.version}: {ref.digest} after {known}"
+    return None
+
+
+def _digests(services: Iterable[ServiceState]) -> dict[str, str]:
+    return {
+        f"{service.service_id}/{ref.version}": ref.digest
+        for service in services
+        for ref in (service.active, service.candidate)
+        if ref is not None
+    }
+
+
+def _as_before(
+    manifest: HostManifest, bad: list[RefusedService], before: HostManifest | None
+) -> HostManifest:
+    """With what was wanted of the services that are refused. Where one cannot even be named, no service that
+    was wanted ends: it may be that one."""
+    refused = {one.service_id for one in bad}
+    named = {service.service_id for service in manifest.services}
+    kept = [
+        service
+        for service in (before.services if before else ())
+        if service.service_id not in named and (service.service_id in refused or None in refused)
+    ]
+    return msgspec.structs.replace(manifest, services=(*manifest.services, *kept)) if kept else manifest

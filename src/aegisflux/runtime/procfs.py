@@ -1,15 +1,55 @@
 """What /proc says of other processes: whether one is still the one we started, and who holds a port."""
 
 import json
+import os
+import re
 import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from aegisflux.domain.errors import Unavailable
 
 LISTEN = "0A"
 PROC = Path("/proc")
+_OCTAL = re.compile(r"\\([0-7]{3})")
+
+
+class Mount(NamedTuple):
+    """A line of mountinfo: the folder of its file system that is mounted, where, and of which kind."""
+
+    root: str
+    point: str
+    kind: str
+
+
+def kernel_text(path: Path) -> str:
+    """Return what a file of the kernel holds; raises OSError. Names in it are bytes: those that are not UTF-8
+    stand as `surrogateescape` makes them, so that a path made of one is the right path.
+    """
+    return os.fsdecode(path.read_bytes())
+
+
+def mounts(mountinfo: str | None = None) -> list[Mount]:
+    """Return the mounts of this process, or of the text of a mountinfo; raises OSError.
+
+    Any user may have chosen a path in it (FUSE): only a line feed ends a line and only a space a field, and
+    what the kernel writes as `\\040` is a space again. A line that is not one is left out.
+    """
+    text = kernel_text(PROC / "self/mountinfo") if mountinfo is None else mountinfo
+    found = []
+    for line in text.split("\n"):
+        head, _, tail = line.partition(" - ")
+        fields = head.split(" ")
+        if len(fields) > 4 and tail:
+            found.append(Mount(_plain(fields[3]), _plain(fields[4]), tail.split(" ")[0]))
+    return found
+
+
+def _plain(field: str) -> str:
+    """A field whose escapes (`\\040`) are characters again."""
+    return _OCTAL.sub(lambda found: chr(int(found[1], 8)), field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +66,11 @@ class Holder:
 def start_time(pid: int) -> int | None:
     """Clock ticks after boot at which the process started; None when there is none or it is a zombie."""
     try:
-        text = (PROC / str(pid) / "stat").read_text()
-    except OSError:
+        text = (PROC / str(pid) / "stat").read_bytes()  # it holds the name of the process
+        fields = text.rpartition(b")")[2].split()
+        return None if fields[0] in b"ZX" else int(fields[19])
+    except (OSError, ValueError, IndexError):
         return None
-    fields = text.rpartition(")")[2].split()
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def command_line(pid: int) -> str:

@@ -34,9 +34,10 @@ Late = Callable[[], bool]
 def read_dpkg(tree: Tree, late: Late) -> Parsed:
     """The packages of dpkg with their files; raises OSError, OverLimit."""
     found = [dpkg.parse_status(_whole(tree, STATUS))] if tree.mark(STATUS) else []
-    found += [dpkg.parse_status(data) for data in _stanzas(tree)]
+    unread: list[str] = []
+    found += [dpkg.parse_status(data) for data in _stanzas(tree, unread)]
     listed = [one for parsed in found for one in parsed.listed]
-    troubles = [trouble for parsed in found for trouble in parsed.troubles]
+    troubles = [*unread, *(trouble for parsed in found for trouble in parsed.troubles)]
     if not listed or not tree.mark(LISTS):
         return Parsed(tuple(listed), tuple(troubles))
     with tree.folder(tree.real(LISTS)) as folder:
@@ -48,12 +49,16 @@ def read_dpkg(tree: Tree, late: Late) -> Parsed:
     return Parsed(tuple(listed), tuple(troubles))
 
 
-def _stanzas(tree: Tree) -> Iterator[bytes]:
+def _stanzas(tree: Tree, unread: list[str]) -> Iterator[bytes]:
+    """A file for each package; one that cannot be read is named, and leaves the others."""
     if tree.mark(STATUS_FOLDER):
         with tree.folder(tree.real(STATUS_FOLDER)) as folder:
             for name in folder.names(MAX_NAMES):
-                if not name.endswith(".md5sums") and folder.has(name):
-                    yield folder.read(name, 1 << 20)
+                try:
+                    if not name.endswith(".md5sums") and folder.has(name):
+                        yield folder.read(name, 1 << 20)
+                except OSError as error:
+                    unread.append(f"{STATUS_FOLDER}/{name[:60]}: {error.strerror or error}")
 
 
 def _files(folder: Folder, listed: Listed) -> tuple[str, ...]:

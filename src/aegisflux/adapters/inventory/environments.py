@@ -4,6 +4,7 @@ A prefix is an environment when it has `lib/python3*/site-packages` or `dist-pac
 in depth and number, follows no links, and does not enter file systems that another host or a user serves.
 """
 
+import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Final, NamedTuple
 
 from aegisflux.adapters.inventory.tree import Folder, Tree
 from aegisflux.domain.errors import Invalid
+from aegisflux.runtime import procfs
 from aegisflux.wire.packages import python
 from aegisflux.wire.packages.common import Listed, Parsed, counted
 
@@ -23,6 +25,7 @@ MAX_NAMES: Final = 2_000
 MAX_METADATA: Final = 64 << 10
 MAX_RECORD: Final = 8 << 20
 MAX_PROCESSES: Final = 16_384
+MAX_MOUNTS: Final = 4 << 20
 SYSTEM: Final = ("/usr", "/usr/local")
 ABOVE: Final = ("/opt", "/srv", "/var/www", "/usr/local", "/home")
 DEPTH: Final = 3
@@ -164,15 +167,11 @@ def _entered(path: str, name: str) -> bool:
 def _away(tree: Tree) -> Callable[[str], bool]:
     """Whether a path lies on a file system that is not of this host's own disks."""
     try:
-        text = tree.read("/proc/self/mountinfo", 1 << 20).decode("utf-8", "replace")
+        text = os.fsdecode(tree.read("/proc/self/mountinfo", MAX_MOUNTS))
     except OSError:
         text = ""
-    remote: set[str] = set()
-    for line in text.splitlines():
-        fields, _, rest = line.partition(" - ")
-        place = fields.split(" ")[4:5]
-        if place and place[0] != "/" and rest.split(" ")[0] not in LOCAL_KINDS:
-            remote.add(place[0].replace("\\040", " "))
+    found = procfs.mounts(text)
+    remote = {one.point for one in found if one.point != "/" and one.kind not in LOCAL_KINDS}
     return lambda path: any(path == place or path.startswith(place + "/") for place in remote)
 
 
@@ -181,7 +180,12 @@ def read_environment(tree: Tree, environment: Environment, owned: frozenset[str]
     found: list[Listed] = []
     troubles: list[str] = []
     for site in environment.sites:
-        with tree.folder(site) as folder:
+        try:
+            folder = tree.folder(site)
+        except OSError as error:  # the others of the environment are read nevertheless
+            troubles.append(f"{site[-60:]}: {error.strerror or error}")
+            continue
+        with folder:
             names = [n for n in folder.names(MAX_PACKAGES * 20) if n.endswith((".dist-info", ".egg-info"))]
             for name in names[:MAX_PACKAGES]:
                 if late():
@@ -191,7 +195,7 @@ def read_environment(tree: Tree, environment: Environment, owned: frozenset[str]
                     continue
                 try:
                     found.append(_read(folder, name, environment.prefix))
-                except (OSError, Invalid) as error:
+                except (OSError, ValueError, Invalid) as error:
                     troubles.append(f"{name[:60]}: {error}")
     return Parsed(tuple(found), counted(troubles))
 

@@ -16,6 +16,7 @@ from aegisflux.domain.inventory import MAX_PACKAGES, Package, PackageInventory, 
 from aegisflux.wire.inventory import encode_inventory
 from aegisflux.wire.packages.common import Listed, Parsed, is_metadata
 from aegisflux.wire.packages.osrelease import parse_os_release
+from aegisflux.wire.records import text_of
 
 SECONDS: Final = 20.0
 MAX_FAILED: Final = 16
@@ -138,8 +139,11 @@ def _package(tree: Tree, listed: Listed, prefix: str) -> Package:
     """The package with its programs, by the paths that the kernel knows them by."""
     paths = {_real(tree, path) for path in listed.files if not is_metadata(path)}
     within = f"{prefix}/" if prefix else "/"
-    programs = sorted(path for path in paths if path.startswith(within) and tree.is_program(path))
-    return msgspec.structs.replace(listed.package, binaries=tuple(programs))
+    found = {path for path in paths if path.startswith(within) and tree.is_program(path)}
+    # A link may lead to a name that is no text: it stands here as in the events of the process.
+    programs = tuple(sorted(text_of(os.fsencode(path)) for path in found))
+    where = text_of(os.fsencode(listed.package.where))
+    return msgspec.structs.replace(listed.package, binaries=programs, where=where)
 
 
 def _real(tree: Tree, path: str) -> str:

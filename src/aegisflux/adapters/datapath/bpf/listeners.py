@@ -9,6 +9,7 @@ it finds once. A socket that came and went between two looks is not seen.
 import ipaddress
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -74,6 +75,7 @@ class Listeners:
         self._found: dict[Key, Holder] = {}
         self._waiting: list[tuple[Key, Holder, bool]] = []
         self._holders: dict[int, Holder] = {}
+        self._unread: set[int] = set()
         self._told = 0
 
     def open(self) -> None:
@@ -112,8 +114,8 @@ class Listeners:
     _found_by: Mapping[tuple[int, int, str], Holder] = {}
 
     def lost(self) -> Mapping[str, int]:
-        """Nothing that could be counted."""
-        return {}
+        """See `Source.lost`: network namespaces whose sockets could not be read."""
+        return {"namespaces": len(self._unread)}
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -123,7 +125,9 @@ class Listeners:
 
     def _look(self) -> None:
         self._cgroups.begin()
-        found = {one: self._cgroups.name(one.cgroup_id) for one in _everywhere()}
+        sockets, unread = _everywhere()
+        self._unread |= unread
+        found = {one: self._cgroups.name(one.cgroup_id) for one in sockets}
         found = {one: name for one, name in found.items() if self._is_below(name)}
         self._hold({one.inode for one in found})
         self._found = {
@@ -167,21 +171,25 @@ def _event(seq: int, now_ns: int, key: Key, holder: Holder, closed: bool) -> Lis
     )
 
 
-def _everywhere() -> list[Socket]:
-    """The listening sockets of all network namespaces that processes live in."""
+def _everywhere() -> tuple[list[Socket], set[int]]:
+    """The listening sockets of all network namespaces that processes live in, and which of these could not
+    be read: one that fails leaves the others."""
     own = Path("/proc/self/ns/net").stat().st_ino
     found: list[Socket] = []
+    unread: set[int] = set()
     spaces = namespaces(_pids())
     try:
         for inode, fd in spaces.items():
-            with suppress(OSError):
+            try:
                 found += _here() if inode == own else inside(fd, _named)
+            except (OSError, ValueError, struct.error):
+                unread.add(inode)
     finally:
         for fd in spaces.values():
             os.close(fd)
     if not spaces:
         raise Unavailable("listeners: no network namespace can be read")
-    return found[:MOST]
+    return found[:MOST], unread
 
 
 def _here() -> list[Socket]:

@@ -10,6 +10,7 @@ from aegisflux.adapters.datapath.bpf.control import Control
 from aegisflux.domain.errors import OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import FailsafeRule
 from aegisflux.ports.datapath import Binding
+from aegisflux.runtime import procfs
 from aegisflux.wire import layout
 
 MANY: Final = 8192
@@ -19,10 +20,9 @@ _PROTOS: Final = {"tcp": 6, "udp": 17, "any": 0}
 
 def v2_root() -> Path:
     """Where the cgroup v2 tree is mounted. Raises Unavailable."""
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
-        left, _, right = line.partition(" - ")
-        if right.startswith("cgroup2 "):
-            return Path(left.split()[4])
+    for mount in procfs.mounts():
+        if mount.kind == "cgroup2":
+            return Path(mount.point)
     raise Unavailable("no cgroup v2 tree is mounted")
 
 

@@ -39,7 +39,7 @@ def namespaces(pids: Iterable[int]) -> dict[int, int]:
 def inside(fd: int, call: Callable[[], T]) -> T:
     """The result of a call made by a thread inside that namespace."""
     answer: list[T] = []
-    fault: list[OSError] = []
+    fault: list[Exception] = []
 
     def run() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
@@ -48,7 +48,7 @@ def inside(fd: int, call: Callable[[], T]) -> T:
                 code = ctypes.get_errno()
                 raise OSError(code, f"setns: {os.strerror(code)}")
             answer.append(call())
-        except OSError as err:
+        except Exception as err:  # noqa: BLE001 - it is raised again by the thread that asked
             fault.append(err)
 
     thread = threading.Thread(target=run, name="netns")

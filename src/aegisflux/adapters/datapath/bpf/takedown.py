@@ -12,6 +12,7 @@ from aegisflux.adapters.datapath.bpf.owner import Marker, owner_of
 from aegisflux.adapters.datapath.bpf.pins import ATTACH, FOLDER, erase
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.panic import Attached, Kind, Owner, describe
+from aegisflux.runtime import procfs
 
 PREFIX: Final = "aegis_"
 CGROUP_KINDS: Final = {8, 9, 13, 18}  # cgroup_skb, cgroup_sock, sock_ops, cgroup_sock_addr
@@ -184,11 +185,11 @@ def bpf_file_systems() -> list[Path]:
                 continue
             seen.add(namespace)
             root = Path("/") if process == "self" else Path(f"/proc/{process}/root")
-            for line in Path(f"/proc/{process}/mountinfo").read_text(errors="surrogateescape").splitlines():
-                left, _, right = line.partition(" - ")
-                if right.startswith("bpf "):
-                    path = root / left.split()[4].replace("\\040", " ").lstrip("/")
-                    found.setdefault(path.stat().st_dev, path)
+            for mount in procfs.mounts(procfs.kernel_text(Path(f"/proc/{process}/mountinfo"))):
+                path = root / mount.point.lstrip("/")
+                with suppress(OSError):  # one that cannot be reached leaves the others
+                    if mount.kind == "bpf":
+                        found.setdefault(path.stat().st_dev, path)
     return list(found.values())
 
 

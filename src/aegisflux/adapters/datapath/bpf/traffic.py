@@ -47,6 +47,7 @@ class Traffic:
         self._maps, self._turns = top / f"v{w.LAYOUT}" / "maps", top / "turns"
         self._programs, self._cgroups, self._owner = programs, cgroups, owner
         self._accounts = -1
+        self._malformed = 0
         self._turn, self._place = 0, 0
         self._entries: list[tuple[bytes, bytes]] | None = None
 
@@ -78,12 +79,15 @@ class Traffic:
             self.close()
             raise Unavailable(f"flows: {error}") from None
         self._cgroups.begin()
-        events = tuple(
-            self._event(first_seq + i, key, value, services, wall_ns) for i, (key, value) in enumerate(chunk)
-        )
+        events: list[FlowSeen] = []
+        for key, value in chunk:
+            try:
+                events.append(self._event(first_seq + len(events), key, value, services, wall_ns))
+            except (ValueError, LookupError, struct.error):  # a record of no program of ours
+                self._malformed += 1
         place = self._place + len(chunk)
         more = place < len(self._entries or [])
-        return Reading(events, self._turn << PLACE_BITS | (place if more else ALL), more)
+        return Reading(tuple(events), self._turn << PLACE_BITS | (place if more else ALL), more)
 
     def done(self, cursor: int) -> None:
         """See `Source.done`."""
@@ -124,7 +128,7 @@ class Traffic:
                 os.close(fd)
         except OSError as error:
             raise Unavailable(f"flows: {error}") from None
-        return {"full.packet": total}
+        return {"full.packet": total, "malformed": self._malformed}
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -145,7 +149,7 @@ class Traffic:
 
     def _pinned(self) -> list[int]:
         with suppress(FileNotFoundError):
-            return sorted(int(pin.name) for pin in self._turns.iterdir())
+            return sorted(int(pin.name) for pin in self._turns.iterdir() if pin.name.isdecimal())
         return []
 
     def _begin(self) -> None:
