@@ -17,7 +17,7 @@ import pytest
 from ruamel.yaml import YAML
 from tests.support.hostile import ASKED, COMMANDS, EVIL, KINDS, MARKUP, PLAIN
 
-from aegisflux import cli
+from aegisflux import agent_bootstrap, cli
 from aegisflux.agent import cli as agent_cli
 from aegisflux.agent import control, doctor, rescue
 from aegisflux.cli import client, nouns, output
@@ -211,10 +211,16 @@ def test_an_argument_is_no_exception_and_no_control_character(monkeypatch, capsy
 def test_what_the_agent_prints(monkeypatch, capsys, words, form):
     monkeypatch.setattr(agent_cli, "_asked", lambda _, question, timeout=10.0: iter([ASKED[question["do"]]]))
     monkeypatch.setattr(doctor, "examine", lambda *_: [doctor.Finding(EVIL, False, EVIL, True)])
-    monkeypatch.setattr(rescue, "panic", lambda *_: [f"{EVIL}: {EVIL}"])
-    monkeypatch.setattr(rescue, "resume", lambda *_: ([EVIL], [EVIL]))
+    done = rescue.Outcome((EVIL,), () if form == "table" else (EVIL,), ((EVIL, EVIL),), (EVIL,))
+    monkeypatch.setattr(rescue, "panic", lambda *_: done)
+    monkeypatch.setattr(
+        rescue, "resume", lambda *_: rescue.Resumed((EVIL,), (EVIL,), ((EVIL, EVIL),), (EVIL,))
+    )
     meant = rescue.Meant((), ((Path("/x"), EVIL),), (EVIL,))
     monkeypatch.setattr(agent_cli, "_meant", lambda *_: meant)
+    monkeypatch.setattr(agent_cli, "_folders", lambda *_: [])
+    monkeypatch.setattr(agent_bootstrap, "make_kernel", lambda *_: None)
+    monkeypatch.setattr(agent_bootstrap, "marked_pins", lambda *_: ())
     line = ["agent", *words.split(), *([] if words in ("panic", "resume") else ["-o", form])]
     monkeypatch.setattr(sys, "argv", ["aegisflux", *line])
     with pytest.raises(SystemExit):
