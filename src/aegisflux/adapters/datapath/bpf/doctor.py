@@ -13,6 +13,7 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.datapath import Check
 
 KERNEL: Final = (5, 17)
+SEES_BUFFERS: Final = (6, 2)
 NOT_GOVERNED: Final = (
     "packet sockets, AF_XDP, vsock, and whoever has CAP_NET_RAW, CAP_BPF or CAP_NET_ADMIN; "
     "two services of one host over local addresses"
@@ -29,6 +30,7 @@ def examine(pins: Pinned) -> list[Check]:
         _bpffs(pins),
         _attached(pins),
         _cut(),
+        _translation(),
         _namespaces(),
         _hidden(),
     ]
@@ -48,9 +50,12 @@ def own_addresses() -> Check:
     return Check(name, True, "of every network namespace", required=False)
 
 
+def _release() -> tuple[int, ...]:
+    return tuple(int(p) for p in os.uname().release.split("-")[0].split(".")[:2] if p.isdigit())
+
+
 def _kernel() -> Check:
-    release = os.uname().release
-    parts = tuple(int(p) for p in release.split("-")[0].split(".")[:2] if p.isdigit())
+    release, parts = os.uname().release, _release()
     btf = Path("/sys/kernel/btf/vmlinux").exists()
     detail = f"{release}; BTF {'present' if btf else 'missing: CONFIG_DEBUG_INFO_BTF=y is needed'}"
     return Check("kernel 5.17 or newer, with BTF", parts >= KERNEL and btf, detail)
@@ -87,6 +92,13 @@ def _attached(pins: Pinned) -> Check:
     return Check(
         "programs attached", not missing, f"missing: {', '.join(missing)}" if missing else str(pins.attach)
     )
+
+
+def _translation() -> Check:
+    """Whether the programs see what a program asked for behind NAT (ADR 0025)."""
+    sees = _release() >= SEES_BUFFERS
+    detail = "rules name what programs ask for" if sees else "rules name backends: this needs kernel 6.2"
+    return Check("addresses behind NAT", sees, detail, required=False)
 
 
 def _cut() -> Check:

@@ -30,6 +30,8 @@ MKDIR: Final = "aegis_mkdir"
 CUTTERS: Final = ("aegis_cut_tcp", "aegis_cut_udp")
 OBJECT: Final = "aegis.bpf.o"
 FOLDER: Final = "aegisflux"
+CONNTRACK: Final = Path("/sys/kernel/btf/nf_conntrack")
+"""Types of the connection tracking where it is a module, which comes with the first rule that needs it."""
 
 
 def object_path(name: str = OBJECT) -> Path:
@@ -71,6 +73,8 @@ class Pinned:
         self.programs: dict[str, int] = {}
         self.cutters = False
         self._object: libbpf.Object | None = None
+        self._former: list[libbpf.Object] = []
+        self._knew_conntrack = False
         self._locks: list[int] = []
 
     @property
@@ -102,7 +106,9 @@ class Pinned:
         """Let go of descriptors and the lock; pins stay."""
         if self._object is not None:
             self._object.close()
-        self._object = None
+        for former in self._former:
+            former.close()
+        self._object, self._former = None, []
         self.maps, self.programs = {}, {}
         while self._locks:
             os.close(self._locks.pop())
@@ -132,6 +138,8 @@ class Pinned:
                 for name in missing:
                     libbpf.pin(self.maps[name], str(self.home / "maps" / name))
             loose = [name for name in (*ORDER, MKDIR) if not self._is_attached(name)]
+            if not self._knew_conntrack and CONNTRACK.exists():
+                self._reload()
             if loose:
                 self._attach_all()
         except OSError as err:
@@ -175,6 +183,7 @@ class Pinned:
 
     def _load(self) -> None:
         libbpf.last_words()
+        self._knew_conntrack = CONNTRACK.exists()
         found = libbpf.Object(str(self._path or object_path()))
         try:
             self.cutters = libbpf.kernel_has_function("bpf_sock_destroy")
@@ -196,6 +205,16 @@ class Pinned:
             words = libbpf.last_words().splitlines()[-4:]
             raise Unavailable(f"{err}: {' / '.join(words)}") from None
         self._object = found
+
+    def _reload(self) -> None:
+        """Exchange the programs in place: they are relocated against the types that the kernel knows when they
+        are loaded. The object before stays open, since its maps' descriptors are in use."""
+        maps, former = self.maps, self._object
+        assert former is not None
+        self._load()
+        self.maps = maps
+        self._former.append(former)
+        self._attach_all()
 
     def _reuse(self, found: libbpf.Object, names: list[str]) -> set[str]:
         taken = set()
