@@ -207,8 +207,8 @@ class Pinned:
         self._object = found
 
     def _reload(self) -> None:
-        """Exchange the programs in place: they are relocated against the types that the kernel knows when they
-        are loaded. The object before stays open, since its maps' descriptors are in use."""
+        """Exchange the programs in place: they are relocated against the types that the kernel knows at their
+        loading. The object before stays open, since its maps' descriptors are in use."""
         maps, former = self.maps, self._object
         assert former is not None
         self._load()
