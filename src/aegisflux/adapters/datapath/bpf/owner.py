@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from aegisflux.adapters.datapath.bpf import libbpf, objects
-from aegisflux.adapters.datapath.bpf.pins import mounted_bpffs
+from aegisflux.adapters.datapath.bpf.pins import mounted_bpffs, private_folder
 from aegisflux.domain.errors import BROKEN
 from aegisflux.domain.panic import DAMAGED, Owner, Panic
 
@@ -84,7 +84,7 @@ class Marker:
         if found and self._pin.exists():
             return
         mounted_bpffs(self._bpffs)
-        self._pin.parent.mkdir(mode=0o700, exist_ok=True)
+        private_folder(self._pin.parent)
         fd = _made(MARKER, value.rstrip(b"\0"))
         try:
             self._pin.unlink(missing_ok=True)

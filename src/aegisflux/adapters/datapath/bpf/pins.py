@@ -7,6 +7,8 @@ upgrade: new programs over the same maps, and each link exchanged in place.
 import ctypes
 import fcntl
 import os
+import shutil
+import stat
 from collections.abc import Callable
 from contextlib import suppress
 from ctypes import c_void_p
@@ -50,10 +52,38 @@ def mounted_bpffs(path: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError):
         path.mkdir(parents=True, exist_ok=True)
-    if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, None):
+    if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, b"mode=0700"):
         raise Unavailable(
             f"{path} is no BPF file system and cannot be mounted: {os.strerror(ctypes.get_errno())}"
         )
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that root alone can enter; raises OSError, or Unavailable where another user prevents it.
+
+    By the kernel's defaults anyone may make folders in a BPF file system. One that another user made before
+    us, or could open and lock, would keep us from our own pins.
+    """
+    for _ in range(8):
+        with suppress(FileExistsError):
+            path.mkdir(mode=0o700)
+        found = path.lstat()
+        if stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid():
+            path.chmod(0o700)
+            return path
+        _take_from(path)
+    raise Unavailable(f"{path}: user {found.st_uid} makes it again and again; it must be root's alone")
+
+
+def _take_from(path: Path) -> None:
+    """Take away what another user made; where we pinned something below it, make it ours instead."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink()
+    elif not any(files for _, _, files in os.walk(path)):
+        shutil.rmtree(path)
+    else:
+        for folder, _, _ in os.walk(path):
+            os.chown(folder, os.geteuid(), os.getegid(), follow_symlinks=False)
 
 
 def _is_bpffs(path: Path) -> bool:
@@ -164,6 +194,7 @@ class Pinned:
 
     def _make_home(self) -> None:
         """Our folders, and the locks: ours, and those of agents of other layouts."""
+        private_folder(self.top.parent)
         for folder in (self.home / "maps", self.home / "links"):
             folder.mkdir(parents=True, exist_ok=True)
         held = {os.fstat(fd).st_ino for fd in self._locks}

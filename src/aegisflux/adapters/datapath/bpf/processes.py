@@ -15,7 +15,7 @@ from typing import Final
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import v2_root
 from aegisflux.adapters.datapath.bpf.owner import bind_owner
-from aegisflux.adapters.datapath.bpf.pins import erase, mounted_bpffs, object_path
+from aegisflux.adapters.datapath.bpf.pins import erase, mounted_bpffs, object_path, private_folder
 from aegisflux.adapters.datapath.bpf.programs import Programs
 from aegisflux.adapters.datapath.bpf.ring import Unread
 from aegisflux.domain.errors import Invalid, Unavailable
@@ -70,6 +70,7 @@ class Processes:
         try:
             path = self._path or object_path(OBJECT)
             self._links = self._home / f"links-{sha256(path.read_bytes()).hexdigest()[:16]}"
+            private_folder(self._home.parent.parent)
             (self._home / "maps").mkdir(parents=True, exist_ok=True)
             if not self._is_attached(self._links):
                 self._attach(path, self._links)
