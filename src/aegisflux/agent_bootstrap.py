@@ -35,7 +35,9 @@ from aegisflux.agent.rescue import Kernel
 from aegisflux.agent.runner import Runner
 from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
-from aegisflux.domain.errors import BROKEN, Invalid
+from aegisflux.domain import json_text
+from aegisflux.domain.digits import plain_numbers
+from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.snapshot import Proto
@@ -153,19 +155,20 @@ def load_config(path: Path | None = None) -> AgentConfig:
     if path is not None or source.exists():
         try:
             found = tomllib.loads(source.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Invalid(str(source), "a TOML file", str(error)) from None
     _telemetry_of(os.environ, found)
     for name in AgentConfig.__struct_fields__:
         text = os.environ.get(PREFIX + name.upper())
         if text is None:
             continue
-        found[name] = _json_of(PREFIX + name.upper(), text) if name == "failsafe" else text
+        found[name] = _failsafe(name, text) if name == "failsafe" else text
         if name == "nats_urls":
             found[name] = [url.strip() for url in text.split(",") if url.strip()]
     refused: tuple[str, ...] = ()
     if isinstance(given := found.get("failsafe"), list):
         found["failsafe"], refused = failsafe_of(given)
+    plain_numbers(found)
     try:
         known = msgspec.convert(found, PartlyRefused if refused else AgentConfig, strict=False)
         return msgspec.structs.replace(known, refused=refused) if refused else known
@@ -199,11 +202,8 @@ def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
     return good, tuple(refused)
 
 
-def _json_of(name: str, text: str) -> Any:
-    try:
-        return msgspec.json.decode(text)
-    except BROKEN as error:
-        raise Invalid(name, "JSON", str(error)) from None
+def _failsafe(name: str, text: str) -> Any:
+    return json_text.parse(text.encode(errors="surrogateescape"), PREFIX + name.upper(), "JSON")
 
 
 def _telemetry_of(environ: Mapping[str, str], found: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from aegisflux.domain.digits import plain_numbers
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.guardrails import OPEN, Limits, Share, parse_window
 from aegisflux.domain.net import parse_address
@@ -222,10 +223,11 @@ def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Setti
     if config is not None or path.exists():
         try:
             raw = tomllib.loads(path.read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise Invalid(str(path), "a readable TOML file", str(error)) from None
     _environment(raw, environ)
     raw |= {name: value for name, value in given.items() if value is not None}
+    plain_numbers(raw)
     try:
         settings = msgspec.convert(raw, Settings, strict=False)
     except msgspec.ValidationError as error:

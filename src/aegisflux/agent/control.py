@@ -15,6 +15,9 @@ from typing import Any, Final
 import msgspec
 
 from aegisflux.agent.runner import Runner
+from aegisflux.domain import json_text
+from aegisflux.domain.decoding import converted
+from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
@@ -98,7 +101,7 @@ class Control:
 
     async def _answers(self, line: bytes) -> AsyncIterator[Json]:
         try:
-            question = msgspec.json.decode(line, type=Question)
+            question: Question = converted(json_text.parse(line, what="a question as JSON"), Question)
             async for answer in self._answer(question):
                 yield answer
         except BROKEN as error:
@@ -168,8 +171,8 @@ class Control:
     def _service(self, text: str) -> int:
         """A service by number, name or cgroup; -1 for a cgroup of none."""
         runner = self._runner
-        if text.isdigit():
-            return int(text)
+        if (number := whole(text)) is not None:
+            return number
         manifest = runner.accepted.manifest
         for service in manifest.services if manifest else ():
             if service.name == text:
@@ -200,7 +203,7 @@ class Control:
 
 def flow_of(question: Question) -> Flow:
     """The initiation that is asked about; raises Invalid."""
-    proto = PROTOCOLS.get(question.proto) or (int(question.proto) if question.proto.isdigit() else None)
+    proto = PROTOCOLS.get(question.proto) or whole(question.proto, 255)
     if proto is None or not 0 <= proto <= 255:
         raise Invalid("proto", "tcp, udp, icmp, icmpv6, sctp, gre, esp or a number", question.proto)
     port = question.port if proto in (TCP, UDP) else None

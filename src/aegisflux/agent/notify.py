@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
+from aegisflux.domain.digits import whole
+
 PROBE_SECONDS: Final = 3.0
 # The child joins the cgroup before it makes its socket: a socket belongs to the cgroup of its maker.
 _CHILD: Final = """
@@ -46,7 +48,7 @@ class CgroupProber:
         """See `Prober`; `target` is `host:port` or `[address]:port`."""
         host, _, port = target.rpartition(":")
         host = host.removeprefix("[").removesuffix("]")
-        if not host or not port.isdigit():
+        if not host or whole(port, 65_535) is None:
             return "expected host:port"
         procs = str(self._root / cgroup / "cgroup.procs")
         command = (sys.executable, "-I", "-S", "-c", _CHILD, procs, host, port, str(PROBE_SECONDS))

@@ -8,9 +8,10 @@ when they are used, so that the agent stays small.
 import sys
 from typing import TYPE_CHECKING, NoReturn
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from aegisflux import __version__
+from aegisflux.cli.arguments import converted
 
 if TYPE_CHECKING:
     from cyclopts.exceptions import CycloptsError
@@ -19,6 +20,7 @@ app = App(
     name="aegisflux",
     help="Adaptive security of Linux hosts: signed, reversible allow-lists that the kernel enforces.",
     version=__version__,
+    default_parameter=Parameter(converter=converted),
 )
 for name in ("up", "orchestrator", "ingest", "enrich", "segmenter", "env"):
     app.command(f"aegisflux.cli.control:{name}", name=name)

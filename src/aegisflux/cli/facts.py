@@ -9,6 +9,7 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import facts, quoted
 from aegisflux.cli.following import following
 from aegisflux.cli.output import Output, columnar, line, say, show
+from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import PROTOCOL_NAMES
 
@@ -289,9 +290,10 @@ def moment(text: str | None) -> str | None:
     if text is None:
         return None
     try:
-        if text[:-1].isdecimal() and text[-1:] in UNITS:
-            return (datetime.now(UTC) - timedelta(seconds=int(text[:-1]) * UNITS[text[-1]])).isoformat()
-        found = datetime.fromisoformat(text)
+        count = whole(text[:-1])
+        if count is not None and text[-1:] in UNITS:
+            return (datetime.now(UTC) - timedelta(seconds=count * UNITS[text[-1]])).isoformat()
+        found = datetime.fromisoformat(text if text.isascii() and text[4:5] == "-" else "")
     except (ValueError, OverflowError):
         raise Invalid("--since", "a time (2026-11-24T12:00:00Z) or how long ago (15m)", text) from None
     return (found if found.tzinfo else found.replace(tzinfo=UTC)).isoformat()

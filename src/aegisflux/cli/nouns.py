@@ -25,7 +25,9 @@ DryRun = Annotated[
 Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
 
 snapshot_app = App(
-    name="snapshot", help="Snapshots and their rollout: post, promote, roll back, withdraw, look, ask why."
+    name="snapshot",
+    help="Snapshots and their rollout: post, promote, roll back, withdraw, look, ask why.",
+    version_flags=(),  # --version is that of a snapshot
 )
 service_app = App(name="service", help="The register of services.")
 host_app = App(name=("hosts", "host"), help="Enrolled hosts and enrolment tokens.")

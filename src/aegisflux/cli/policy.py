@@ -17,6 +17,8 @@ from aegisflux.cli.client import segmenter
 from aegisflux.cli.output import Output, columnar, say, show
 from aegisflux.cli.plans import plan_told, text_of, wrong
 from aegisflux.cli.segment import Gates, gates, planned
+from aegisflux.domain import json_text
+from aegisflux.domain.decoding import converted
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory, compile_policy
 
@@ -159,4 +161,5 @@ def _waits(kept: dict[str, Any], dry_run: bool) -> str:
 def _inventory(file: Path | None) -> Inventory:
     if file is None:
         return msgspec.convert(segmenter("GET", "/segment/inventory"), Inventory)
-    return msgspec.json.decode(file.read_bytes(), type=Inventory)
+    found: Inventory = converted(json_text.parse(file.read_bytes(), what="an inventory as JSON"), Inventory)
+    return found

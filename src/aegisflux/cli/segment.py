@@ -12,11 +12,13 @@ from aegisflux.cli.client import segmenter
 from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
 from aegisflux.cli.output import Output, columnar, document, say, show
 from aegisflux.cli.plans import plan_told, replaced, replay_told, settings_of, text_of, wrong
+from aegisflux.domain.digits import decimal, whole
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
 
 Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
 PAUSE_SECONDS = 0.3
+MAX_COUNT = 10**9
 RULES = ("from", "to", "what", "state", "evidence")
 RULES_WIDE = (*RULES, "confidence", "kind", "programs")
 PlanNumber = Annotated[int, Parameter(help="of a plan, as `segment plans` shows it")]
@@ -192,10 +194,10 @@ def gates(given: Sequence[str]) -> dict[str, float]:
     found: dict[str, float] = {}
     for text in given:
         name, _, value = text.partition("=")
-        try:
-            found[name] = int(value) if value.isdecimal() else float(value)
-        except ValueError:
-            raise Refused(f"--gate: expected name=number such as least_flows=100, got {text!r}") from None
+        number = decimal(value)
+        if number is None or name in found:
+            raise Refused(f"--gate: expected name=number such as least_flows=100, each once, got {text!r}")
+        found[name] = number if "." in value else int(value)
     return found
 
 
@@ -274,9 +276,10 @@ def finished(operation: dict[str, Any]) -> dict[str, Any]:
 
 def seconds(text: str) -> int:
     """How long `30s`, `15m`, `2h` or `1d` is; raises Refused."""
-    if not text[:-1].isdecimal() or text[-1:] not in UNITS:
+    count = whole(text[:-1], MAX_COUNT)
+    if count is None or text[-1:] not in UNITS:
         raise Refused(f"--period: expected a time such as 30s, 2h or 1d, got {text!r}")
-    return int(text[:-1]) * UNITS[text[-1]]
+    return count * UNITS[text[-1]]
 
 
 def _told(kept: dict[str, Any], output: str) -> None:

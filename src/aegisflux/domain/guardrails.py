@@ -4,6 +4,7 @@ A guardrail answers in words whether it holds; `checked` asks all of them. Who m
 that is written down, is not decided here. The failsafe is none of them: no snapshot takes it away.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Final
@@ -27,6 +28,7 @@ class MaintenanceWindow(Struct, frozen=True):
     end: Annotated[int, Meta(gt=0, le=MINUTES_A_DAY)] = MINUTES_A_DAY
 
 
+_CLOCK: Final = re.compile(r"([01]?[0-9]|2[0-4]):([0-5][0-9])")
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
 
@@ -40,11 +42,9 @@ def parse_window(text: str) -> MaintenanceWindow:
     begin, end = DAYS.index(first), DAYS.index(last or first)
     weekdays = range(begin, end + 1 if end >= begin else end + 8)
     start, _, stop = times.strip().partition("-")
-    try:
-        found = [int(hours) * 60 + int(minutes) for hours, minutes in (t.split(":") for t in (start, stop))]
-    except ValueError:
-        raise wrong from None
-    if not 0 <= found[0] < found[1] <= MINUTES_A_DAY:
+    clocks = [_CLOCK.fullmatch(clock) for clock in (start, stop)]
+    found = [int(clock[1]) * 60 + int(clock[2]) for clock in clocks if clock]
+    if len(found) != 2 or not 0 <= found[0] < found[1] <= MINUTES_A_DAY:
         raise wrong
     return MaintenanceWindow(frozenset(day % 7 for day in weekdays), *found)
 

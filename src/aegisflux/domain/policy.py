@@ -27,7 +27,7 @@ MAX_GROUPS: Final = 10_000
 MAX_MEMBERS: Final = 10_000
 FLEET, ANYONE = "fleet", "anyone"
 RESERVED: Final = frozenset({FLEET, ANYONE})
-_PORTS: Final = re.compile(r"(tcp|udp|any)(?:/(\d{1,5}))?")
+_PORTS: Final = re.compile(r"(tcp|udp|any)(?:/([1-9][0-9]{0,4}))?")
 NUMBERS: Final[dict[Proto, tuple[int, ...]]] = {"tcp": (TCP,), "udp": (UDP,), "any": (TCP, UDP)}
 
 Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
@@ -118,7 +118,7 @@ def ports_of(rule: Rule, path: str) -> tuple[Port, ...]:
 def parse_port(text: str, path: str) -> Port:
     """`tcp/443`, `udp`, `any`; raises Invalid by path."""
     found = _PORTS.fullmatch(text)
-    if found is None or (found[2] is not None and not 0 < int(found[2]) <= 65_535):
+    if found is None or (found[2] is not None and not int(found[2]) <= 65_535):
         raise Invalid(path, "tcp/1 to tcp/65535, udp/53, any/53, tcp, udp or any", text)
     proto: Proto = "tcp" if found[1] == "tcp" else "udp" if found[1] == "udp" else "any"
     return Port(proto, int(found[2] or 0))

@@ -9,6 +9,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.net import PROTOCOLS, parse_address, parse_cidr
 
@@ -62,21 +63,17 @@ def _values(value: str) -> list[str]:
     return value.split(",")
 
 
-def _is_number(value: str) -> bool:
-    return value.isascii() and value.isdecimal()
-
-
 def _checked(name: str, value: str) -> str:
     path = f"filter.{name}"
     if not value or len(value) > 4096:
         raise Invalid(path, "a value", value)
     if name in ("port", "pid"):
-        if not _is_number(value) or len(value) > 10 or (name == "port" and int(value) > 65_535):
+        if whole(value, 65_535 if name == "port" else 10**10 - 1) is None:
             raise Invalid(path, "a number", value)
         return value
     if name == "proto":
-        number = PROTOCOLS.get(value.lower(), int(value) if _is_number(value) and len(value) < 4 else 256)
-        if number > 255:
+        number = PROTOCOLS.get(value.lower(), whole(value, 255))
+        if number is None:
             raise Invalid(path, f"{', '.join(PROTOCOLS)} or a number", value)
         return str(number)
     if name == "peer":

@@ -1,6 +1,5 @@
 """Bodies as they were before they were compressed, within a bound."""
 
-import io
 import zlib
 from typing import Final
 
@@ -12,6 +11,7 @@ MAX_PLAIN: Final = 64 << 20
 MAX_WINDOW: Final = 16 << 20
 ENCODINGS: Final = ("identity", "gzip", "zstd")
 CHUNK: Final = 1 << 20
+PIECE: Final = 256  # three bytes of zstd can become 128 KiB: so many at once pass the bound by a little
 
 
 def plain(body: bytes, encoding: str) -> bytes:
@@ -46,13 +46,19 @@ def _gunzipped(body: bytes) -> bytes:
 
 
 def _unzstd(body: bytes) -> bytes:
-    found = bytearray()
+    found, left = bytearray(), body
+    source = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     try:
-        source = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-        with source.stream_reader(io.BytesIO(body), read_across_frames=True) as reader:
-            while piece := reader.read(CHUNK):
-                found += piece
+        while left:
+            reader = source.decompressobj(write_size=CHUNK)
+            at = 0
+            while not reader.eof:
+                if at >= len(left):
+                    raise Invalid("body", "a whole zstd frame", "a part of one")
+                found += reader.decompress(left[at : at + PIECE])
                 _bounded(len(found))
+                at += PIECE
+            left = reader.unused_data + left[at:]
     except zstandard.ZstdError as error:
         raise Invalid("body", "zstd", str(error)) from None
     return bytes(found)

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOLS, parse_address
@@ -271,9 +272,9 @@ class Asked(Struct, frozen=True, omit_defaults=True):
         """The flow; raises Invalid by field."""
         number = PROTOCOLS.get(self.proto)
         if number is None:
-            if not self.proto.isascii() or not self.proto.isdigit() or int(self.proto) > 255:
-                raise Invalid("proto", ", ".join(PROTOCOLS) + " or a number up to 255", self.proto)
-            number = int(self.proto)
+            number = whole(self.proto, 255)
+        if number is None:
+            raise Invalid("proto", ", ".join(PROTOCOLS) + " or a number up to 255", self.proto)
         for name in ("port", "source_port"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 65_535:

@@ -8,9 +8,11 @@ from typing import Any, Final, Literal, TypeVar
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import BROKEN, Invalid
+from aegisflux.domain import json_text
+from aegisflux.domain.errors import Invalid
 from aegisflux.domain.event import MAX_TEXT, Event
 from aegisflux.domain.net import parse_address
+from aegisflux.wire import msgpack_keys
 
 NAME_CHARS: Final = 256
 MAX_FIELDS: Final = 64
@@ -32,14 +34,8 @@ class Record(Struct, frozen=True):
 
 def document(record: Record) -> dict[str, Any]:
     """The object that a record of JSON or MessagePack holds."""
-    try:
-        value = (
-            msgspec.msgpack.decode(record.data)
-            if record.form == "msgpack"
-            else msgspec.json.decode(record.data)
-        )
-    except BROKEN as error:
-        raise Invalid("", "a JSON or MessagePack object", str(error)) from None
+    packed = record.form == "msgpack"
+    value = msgpack_keys.parse(record.data) if packed else json_text.parse(record.data, what="a JSON object")
     if not isinstance(value, dict):
         raise Invalid("", "an object", value)
     return value

@@ -39,8 +39,8 @@ RFC5424: Final = re.compile(
     re.ASCII,
 )
 HEADS: Final = (BSD, ISO, FULL, UNIX, RFC5424)
-REPEATED: Final = re.compile(r"message repeated \d+ times: \[ (.*)\]")
-_FROM: Final = r"from (?P<address>\S+)(?: port (?P<port>\d{1,5}))?"
+REPEATED: Final = re.compile(r"message repeated [0-9]+ times: \[ (.*)\]")
+_FROM: Final = r"from (?P<address>\S+)(?: port (?P<port>[0-9]{1,5}))?"
 ACCEPTED: Final = re.compile(rf"Accepted (?P<method>\S+) for (?P<user>.*) {_FROM}(?: ssh2)?(?:: .*)?")
 FAILED: Final = re.compile(
     rf"Failed (?P<method>\S+) for (?:invalid user )?(?P<user>.*) {_FROM}(?: ssh2)?(?:: .*)?"
@@ -54,7 +54,7 @@ TRIES: Final = ((ACCEPTED, True), (FAILED, False), (INVALID, False), (EXCEEDED, 
 ENDED: Final = re.compile(
     r"(?:Connection (?:closed|reset) by|Disconnected from|Received disconnect from|Disconnecting)"
     r"(?: (?:authenticating |invalid )?user (?P<user>.*))?"
-    r" (?P<address>(?=[0-9a-fA-F]*[.:])[0-9a-fA-F.:]*[0-9a-fA-F])(?: port (?P<port>\d{1,5}))?(?=[ :]|$).*"
+    r" (?P<address>(?=[0-9a-fA-F]*[.:])[0-9a-fA-F.:]*[0-9a-fA-F])(?: port (?P<port>[0-9]{1,5}))?(?=[ :]|$).*"
 )
 
 
