@@ -7,8 +7,27 @@
 
 #define AEGIS_CORE __attribute__((preserve_access_index))
 
+typedef struct {
+	__u32 val;
+} kuid_t;
+
+struct kernfs_iattrs {
+	kuid_t ia_uid;
+} AEGIS_CORE;
+
 struct kernfs_node {
 	__u64 id;
+	unsigned short mode;
+	struct kernfs_iattrs *iattr;	/* 0: never changed, so root's */
+} AEGIS_CORE;
+
+struct user_namespace {
+	int level;
+} AEGIS_CORE;
+
+struct cred {
+	kuid_t fsuid;
+	struct user_namespace *user_ns;
 } AEGIS_CORE;
 
 struct cgroup_root {
@@ -24,10 +43,6 @@ struct cgroup {
 
 struct sock_cgroup_data {
 	struct cgroup *cgroup;
-} AEGIS_CORE;
-
-struct user_namespace {
-	int level;
 } AEGIS_CORE;
 
 struct net {
@@ -113,6 +128,7 @@ struct nf_conn {
 
 struct task_struct {
 	int tgid;
+	const struct cred *cred;
 	struct task_struct *group_leader;
 	__u64 start_boottime;
 } AEGIS_CORE;

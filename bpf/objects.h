@@ -68,7 +68,7 @@ ARRAY_OF(failsafes, BPF_MAP_TYPE_ARRAY, struct failsafe_list, 1);
 ARRAY_OF(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u64, 2 * SLOT_ROWS * COUNTERS);
 
 HASH_OF(cgroups, __u64, __u32, 16384);
-HASH_OF(literals, struct literal_key, __u32, 1024);
+HASH_OF(literals, struct literal_key, __u32, 16384);	/* 256 services, 32 selectors, 2 paths */
 HASH_OF(listeners, struct listener_key, __u8, 65536);
 
 /* Ask through own.h. A trie, since a local route may name a prefix. */

@@ -74,18 +74,61 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ctx)
 	return 1;
 }
 
-/* The number of an ancestor at a level, 0 below the cgroup itself. */
-static __always_inline __u64 ancestor_id(struct cgroup *c, __u32 level)
+/* An ancestor at a level, 0 below the cgroup itself. */
+static __always_inline struct cgroup *ancestor_at(struct cgroup *c, __u32 level)
 {
 	struct cgroup *ancestor = 0;
 
 	if (!c || level > (__u32)BPF_CORE_READ(c, level))
 		return 0;
 	bpf_probe_read_kernel(&ancestor, sizeof(ancestor), &c->ancestors[level]);
+	return ancestor;
+}
+
+static __always_inline __u64 ancestor_id(struct cgroup *c, __u32 level)
+{
+	struct cgroup *ancestor = ancestor_at(c, level);
+
 	return ancestor ? BPF_CORE_READ(ancestor, kn, id) : 0;
 }
 
-/* A literal cgroup path is bound before mkdir returns: no process of it ever ran unmapped. */
+/* Root of the first user namespace, by whom files are created: not root of a namespace that a user made. */
+static __always_inline int is_root_acting(void)
+{
+	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
+
+	return !BPF_CORE_READ(task, cred, fsuid.val) && !BPF_CORE_READ(task, cred, user_ns, level);
+}
+
+#define S_IWGRP_OTH 022
+
+static __always_inline int is_root_only(struct cgroup *c)
+{
+	struct kernfs_iattrs *changed = BPF_CORE_READ(c, kn, iattr);
+
+	if (BPF_CORE_READ(c, kn, mode) & S_IWGRP_OTH)
+		return 0;
+	return !changed || !BPF_CORE_READ(changed, ia_uid.val);
+}
+
+/* Whether root alone writes every directory above: what is created there has a name that root gave. */
+static __always_inline int is_named_by_root(struct cgroup *c)
+{
+	__u32 level, own = BPF_CORE_READ(c, level);
+
+	if (own > MAX_DEPTH || !is_root_acting())
+		return 0;
+	for (level = 0; level < MAX_DEPTH && level < own; level++) {
+		struct cgroup *above = ancestor_at(c, level);
+
+		if (!above || !is_root_only(above))
+			return 0;
+	}
+	return 1;
+}
+
+/* A literal cgroup path is bound before mkdir returns: no process of it ever ran unmapped. A path that others
+ * than root may create is not: any user could give its name to processes of their own. */
 static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cgroup *c = (struct cgroup *)ctx->args[0];
@@ -100,7 +143,7 @@ static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
 	if (bpf_probe_read_kernel_str(key.path, sizeof(key.path), path) < 0)
 		return 0;
 	slot = bpf_map_lookup_elem(&literals, &key);
-	if (!slot)
+	if (!slot || !is_named_by_root(c))
 		return 0;
 	mapped = *slot;
 	id = BPF_CORE_READ(c, kn, id);

@@ -16,7 +16,14 @@ from msgspec import Struct
 
 from aegisflux import __version__
 from aegisflux.agent import notes
-from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, leave, own_cgroup, settle, v2_root
+from aegisflux.agent.cgroups import (
+    CgroupTree,
+    FixedCgroups,
+    leave,
+    own_cgroup,
+    settle,
+    v2_root,
+)
 from aegisflux.agent.control import SOCKET, Control
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
@@ -40,6 +47,7 @@ from aegisflux.domain.digits import plain_numbers
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
+from aegisflux.domain.selectors import slice_of
 from aegisflux.domain.snapshot import Proto
 from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Bus
@@ -87,6 +95,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
+    unit_slices:       slices in which `unit:` looks for units, beside system.slice and machine.slice
     telemetry:         what is told of the host, see below
     """
 
@@ -105,6 +114,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     addresses_seconds: float = 10.0
     observe_only: bool = False
     max_lease_seconds: float = 0.0
+    unit_slices: tuple[str, ...] = ()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
@@ -129,6 +139,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
             failsafe=rules,
             failsafe_refused=self.failsafe_refused,
             observe_only=self.observe_only,
+            unit_slices=tuple(slice_of(text) for text in self.unit_slices),
             telemetry=self.telemetry,
             **times,
         )
@@ -163,8 +174,8 @@ def load_config(path: Path | None = None) -> AgentConfig:
         if text is None:
             continue
         found[name] = _failsafe(name, text) if name == "failsafe" else text
-        if name == "nats_urls":
-            found[name] = [url.strip() for url in text.split(",") if url.strip()]
+        if name in ("nats_urls", "unit_slices"):
+            found[name] = [item.strip() for item in text.split(",") if item.strip()]
     refused: tuple[str, ...] = ()
     if isinstance(given := found.get("failsafe"), list):
         found["failsafe"], refused = failsafe_of(given)

@@ -1,9 +1,27 @@
-"""Which cgroup a selector means, and who wins."""
+"""Which cgroup a selector means, who wins, and what is no selector at any layer."""
+
+import time
+from unittest import mock
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from aegisflux.domain import globs
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.selectors import literal_paths, owners, parse_selector
+from aegisflux.domain.globs import matcher
+from aegisflux.domain.selectors import (
+    MAX_DEPTH,
+    MAX_PATH,
+    MAX_SELECTOR,
+    below,
+    literal_paths,
+    owners,
+    parse_selector,
+    root_only,
+    slice_of,
+)
+from aegisflux.wire import layout
 
 UNIT = "system.slice/nginx.service"
 
@@ -19,9 +37,9 @@ UNIT = "system.slice/nginx.service"
         ("unit:nginx", UNIT + "/worker", False),
         ("unit:web@*", "system.slice/system-web.slice/web@1.service", True),
         ("unit:web@?.service", "system.slice/web@12.service", False),
-        ("unit:web@[0-3].service", "web@2.service", True),
-        ("unit:web@[!0-3].service", "web@2.service", False),
-        ("unit:*.scope", "user.slice/session-1.scope", True),
+        ("unit:web@[0-3].service", "system.slice/web@2.service", True),
+        ("unit:web@[!0-3].service", "system.slice/web@2.service", False),
+        ("unit:*.scope", "machine.slice/libpod-1.scope", True),
         ("unit:ng.nx", "system.slice/ngxnx.service", False),
         ("cgroup:web", "web", True),
         ("cgroup:/web/", "web", True),
@@ -31,6 +49,7 @@ UNIT = "system.slice/nginx.service"
         ("cgroup:web/**", "web/a/b", True),
         ("cgroup:**", "", False),
         ("cgroup:*", "/", False),
+        ("cgroup:user.slice/user-7.slice", "user.slice/user-7.slice", True),
     ],
 )
 def test_what_a_selector_selects(text, path, selected):
@@ -38,12 +57,126 @@ def test_what_a_selector_selects(text, path, selected):
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "nginx", "label:x", "unit:", "cgroup:/", "cgroup:a//b", "cgroup:../x", "unit:a/b", "cgroup:a\n"],
+    "path",
+    [
+        "nginx.service",
+        "user.slice/nginx.service",
+        "user.slice/user-7.slice/user@7.service/app.slice/nginx.service",
+        "kubepods.slice/nginx.service",
+        "system.slice/other.service/nginx.service",
+        "system.slice/other.service/deep/er/nginx.service",
+        "system.slice/other.service/system.slice/nginx.service",
+        "machine.slice/libpod-1.scope/nginx.service",
+        "system.slice-2/nginx.service",
+        "x/system.slice/nginx.service",
+        "system.slice",
+    ],
 )
+@pytest.mark.parametrize("text", ["unit:nginx", "unit:*", "unit:**", "unit:*.slice"])
+def test_a_unit_is_looked_for_where_systemd_puts_units_and_nowhere_else(text, path):
+    assert not parse_selector(text).matches(path)
+
+
+@pytest.mark.parametrize(
+    ("added", "path", "selected"),
+    [
+        ("kubepods.slice", "kubepods.slice/nginx.service", True),
+        ("kubepods.slice", "kubepods.slice/kubepods-pod1.slice/nginx.service", True),
+        ("kubepods.slice", "kubepods.slice/cri.scope/nginx.service", False),
+        ("a.slice/a-b.slice", "a.slice/a-b.slice/nginx.service", True),
+        ("a.slice/a-b.slice", "a.slice/nginx.service", False),
+    ],
+)
+def test_a_host_adds_slices(added, path, selected):
+    selector = parse_selector("unit:nginx", slices=("system.slice", slice_of(added)))
+    assert selector.matches(path) is selected
+
+
+@pytest.mark.parametrize("text", ["", "/", "kubepods", "*.slice", "a//b.slice", "a b.slice", "x/../y.slice"])
+def test_what_is_no_slice(text):
+    with pytest.raises(Invalid, match="unit_slices"):
+        slice_of(text)
+
+
+@pytest.mark.parametrize(
+    ("unit", "paths"),
+    [
+        ("nginx", ["system.slice/nginx.service", "system.slice/nginx.socket"]),
+        ("nginx.socket", ["system.slice/nginx.socket"]),
+        (
+            "app@1",
+            ["system.slice/system-app.slice/app@1.service", "system.slice/system-app.slice/app@1.socket"],
+        ),
+        ("app@1.scope", ["system.slice/system-app.slice/app@1.scope"]),
+        ("app@a@b.scope", ["system.slice/system-app.slice/app@a@b.scope"]),
+        ("my-app@1.scope", [r"system.slice/system-my\x2dapp.slice/my-app@1.scope"]),
+        (r"a\x2db@1.scope", [r"system.slice/system-a\x5cx2db.slice/a\x2db@1.scope"]),
+        ("a_b.c:d@1.scope", ["system.slice/system-a_b.c:d.slice/a_b.c:d@1.scope"]),
+        ("e-f@dev-sda1.scope", [r"system.slice/system-e\x2df.slice/e-f@dev-sda1.scope"]),
+        ("grün@1.scope", [r"system.slice/system-gr\xc3\xbcn.slice/grün@1.scope"]),
+        ("app@.scope", ["system.slice/app@.scope"]),
+        ("memory.scope", ["system.slice/_memory.scope"]),
+        ("_x.scope", ["system.slice/__x.scope"]),
+        ("app@*", []),
+    ],
+)  # fmt: skip
+def test_where_a_unit_is_before_it_was_ever_seen(unit, paths):
+    """As systemd names directories: a slice for each template, escaped (systemd-escape), `_` before names
+    that the kernel uses."""
+    selector = parse_selector(f"unit:{unit}")
+    assert list(selector.paths()) == paths
+    assert all(selector.matches(path) for path in paths)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "nginx", "label:x", "unit:", "cgroup:/", "cgroup:a//b", "cgroup:../x", "unit:a/b", "cgroup:a\n",
+        "cgroup:a b", "cgroup:\x1b[2J", "cgroup:\udcff", "cgroup:a\0b", "cgroup:\u202e",
+        "cgroup:[z-a]", "unit:[z-a]*", "cgroup:[b--c]", "cgroup:[!]",
+        "cgroup:" + "x" * (MAX_PATH + 1), "cgroup:" + "x" * 255, "cgroup:" + "é" * 127, "cgroup:" + "日" * 85,
+        "cgroup:" + "x/" * 200, "cgroup:/" + "x/" * MAX_DEPTH + "x", "unit:" + "x" * 240, "unit:" + "é" * 120,
+        "unit:" + "é-" * 20 + "@1", "cgroup:" + "*x" * 256, "cgroup:" + "?" * MAX_SELECTOR,
+    ],
+)  # fmt: skip
 def test_what_is_no_selector(text):
     with pytest.raises(Invalid):
         parse_selector(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "cgroup:" + "x" * MAX_PATH, "cgroup:/" + "x" * MAX_PATH + "/", "cgroup:" + "é" * 126,
+        "cgroup:" + "/".join(["x"] * MAX_DEPTH), "unit:" + "x" * 232, "cgroup:" + "*" * 400,
+        "cgroup:" + "*x" * 250, "cgroup:[", "cgroup:a[b", "cgroup:[]x]", "cgroup:[[]", "cgroup:[a&&b~~c||d]",
+    ],
+)  # fmt: skip
+def test_what_is_accepted_has_room_in_the_kernel(text):
+    """The key of a literal is "/", the path and a NUL, one byte shorter than what the kernel would cut."""
+    for path in parse_selector(text).paths():
+        assert len(b"/" + path.encode()) < layout.MAX_PATH - 1
+
+
+def test_no_glob_takes_long_to_fail():
+    """`**a` eighty times against a path of 250 letters would take a regular expression for ever."""
+    path = "a" * 250 + "/" + "a" * 250
+    began = time.process_time()
+    for text in ("cgroup:" + "**a" * 80 + "b", "cgroup:" + "*" * 400 + "b", "cgroup:" + "*?" * 100 + "/b"):
+        assert not parse_selector(text).matches(path)
+        assert not parse_selector(text).matches("a" * 4000)
+    assert time.process_time() - began < 5
+
+
+@given(st.text("ab/*?[!]", min_size=1, max_size=9), st.text("ab/", max_size=9))
+def test_the_automaton_and_the_regular_expression_are_one_meaning(glob, text):
+    try:
+        few = matcher(glob)
+    except Invalid:
+        return
+    with mock.patch.object(globs, "MAX_STARS", -1):
+        many = matcher(glob)
+    assert few(text) is many(text)
 
 
 def services(**texts):
@@ -74,3 +207,46 @@ def test_literals_are_known_before_they_exist():
         "batch/job": 1,
         "machine.slice/nginx.service": 1,
     }
+
+
+def test_no_literal_lies_below_a_delegated_directory():
+    wanted = services(s1=["cgroup:user.slice/u", "cgroup:user.slice/u/web", "cgroup:free"])
+    assert literal_paths(wanted, delegated={"user.slice/u"}) == {"user.slice/u": 1, "free": 1}
+    assert literal_paths(wanted, delegated={""}) == {}
+
+
+DEEP = "/".join("a" * (MAX_DEPTH + 1))
+
+
+@pytest.mark.parametrize("path", ["a/\udcff", "a/\x1bb", "a/\u200bb", "a/\u3164", DEEP])
+def test_what_no_selector_can_name_is_nobodys_own(path):
+    found = owners([path, "a/b"], services(s1=["cgroup:a/**"]))
+    assert found.services == {"a/b": 1}
+
+
+def test_a_path_deeper_than_the_kernel_looks_is_said():
+    found = owners([DEEP], services(s1=["cgroup:a/**"]))
+    assert found.conflicts == {1: (f"{DEEP}: has more than {MAX_DEPTH} components",)}
+
+
+@pytest.mark.parametrize(
+    ("uid", "mode", "only"),
+    [
+        (0, 0o40755, True), (0, 0o40555, True), (0, 0o40700, True), (0, 0o100644, True),
+        (1000, 0o40755, False), (65534, 0o40755, False), (0, 0o40775, False), (0, 0o40757, False),
+        (0, 0o41777, False), (0, 0o100664, False),
+    ],
+)  # fmt: skip
+def test_what_root_alone_writes(uid, mode, only):
+    assert root_only(uid, mode) is only
+
+
+@pytest.mark.parametrize(
+    ("path", "folders", "inside"),
+    [
+        ("a/b", {"a"}, True), ("a/b/c", {"a"}, True), ("a", {"a"}, False), ("ab", {"a"}, False),
+        ("a/b", {"a/b"}, False), ("a", {""}, True), ("a/b", set(), False), ("a/b/c", {"b"}, False),
+    ],
+)  # fmt: skip
+def test_what_lies_below(path, folders, inside):
+    assert below(path, folders) is inside

@@ -1,29 +1,43 @@
 """Keeps the cgroups of the host bound to services, as selectors and the live tree say."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from aegisflux.agent.parts import Parts
 from aegisflux.domain.converge import Holding
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import AegisError, Invalid
 from aegisflux.domain.manifest import HostManifest
-from aegisflux.domain.selectors import Selector, literal_paths, owners, parse_selector
+from aegisflux.domain.selectors import (
+    UNIT_SLICES,
+    Owners,
+    Selector,
+    below,
+    literal_paths,
+    owners,
+    parse_selector,
+)
+from aegisflux.domain.text import printable
 from aegisflux.ports.datapath import Binding
 
 GONE_KEPT: Final = 1024
 MAX_BINDINGS: Final = 8192
+SHOWN, SHOWN_PATH = 80, 255
 
 
 class Binder:
-    """`cgroups` are the paths of each service, `conflicts` what each lost to another.
+    """`cgroups` are the paths of each service, `conflicts` what each wanted and did not get, in words.
 
-    Bindings of removed cgroups stay while their service does, up to 1,024: sockets may outlive a cgroup.
+    Each selector, path and binding is taken by itself: one that is refused costs its own service only, which
+    says so. Bindings of removed cgroups stay while their service does, up to 1,024: sockets may outlive a
+    cgroup. Those of cgroups below a directory that others than root write do not.
     """
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._selectors: dict[int, tuple[Selector, ...]] = {}
+        self._unreadable: dict[int, tuple[str, ...]] = {}
+        self._refused: dict[str, str] = {}
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
         self._literals: dict[str, int] | None = None
@@ -33,15 +47,20 @@ class Binder:
 
     def follow(self, manifest: HostManifest) -> None:
         """Take the selectors of a manifest; one that cannot be read selects nothing and is said."""
-        self._selectors = {}
+        self._selectors, before, self._unreadable = {}, self._unreadable, {}
+        slices = (*UNIT_SLICES, *self._parts.settings.unit_slices)
         for service in manifest.services:
             chosen: list[Selector] = []
+            unreadable: list[str] = []
             for text in service.selectors:
                 try:
-                    chosen.append(parse_selector(text))
+                    chosen.append(parse_selector(text, slices=slices))
                 except Invalid as error:
-                    self._parts.log(f"service {service.service_id}: {error}")
+                    unreadable.append(f"{printable(text)[:SHOWN]}: selects nothing: {error}")
             self._selectors[service.service_id] = tuple(chosen)
+            self._unreadable[service.service_id] = tuple(unreadable)
+            for line in set(unreadable) - set(before.get(service.service_id, ())):
+                self._parts.log(f"service {service.service_id}: {line}")
 
     async def bind(self, holdings: dict[int, Holding], *, anew: bool = False) -> bool:
         """Compare the tree with what is bound, and bind; whether anything changed. `anew` binds again all."""
@@ -52,17 +71,50 @@ class Binder:
         owned = owners(paths, services)
         slots = {i: holdings[i].slot for i in services}
         wanted = {tree[p]: Binding(tree[p], p, slots[i]) for p, i in owned.services.items()}
-        self._note(owned.services, owned.conflicts)
+        self._note(owned.services)
         changed = await self._bind_literals(services, slots, anew=anew)
         self._remember_gone(wanted, set(tree.values()), set(slots.values()))
         every = {**wanted, **{b.cgroup_id: b for b in self._gone.values()}}
-        if len(every) > MAX_BINDINGS:
+        over = [b.path for b in list(every.values())[MAX_BINDINGS:]]
+        if over:
             self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
             every = dict(list(every.items())[:MAX_BINDINGS])
         if every != self._bound or anew:
-            await self._parts.blocking(self._parts.datapath.bind, list(every.values()))
-            self._bound, changed = every, True
+            await self._each(self._parts.datapath.bind, list(every.values()))
+            refused = self._parts.datapath.refusals()
+            held = {n: b for n, b in every.items() if b.path not in refused}
+            changed = changed or anew or held != self._bound
+            self._bound = held
+        self._say(services, owned, over)
         return changed
+
+    async def _each(self, call: Callable[[Any], None], items: object) -> None:
+        """Give the datapath a list; what it refused of it is said, and the rest holds."""
+        try:
+            await self._parts.blocking(call, items)
+        except AegisError:
+            if not self._parts.datapath.refusals():
+                raise
+
+    def _say(self, services: Mapping[int, Sequence[Selector]], owned: Owners, over: Sequence[str]) -> None:
+        """What each service wanted and did not get; a refusal that is new goes to the log."""
+        refused = dict(self._parts.datapath.refusals())
+        refused |= dict.fromkeys(over, f"more than {MAX_BINDINGS} cgroups are selected on this host")
+        lost = {i: [*self._unreadable.get(i, ()), *owned.conflicts.get(i, ())] for i in self._selectors}
+        for path, why in refused.items():
+            line = f"{printable(path)[:SHOWN_PATH]}: not bound: {why}"
+            if self._refused.get(path) != why:
+                self._parts.log(line)
+            for i, chosen in services.items():
+                if any(selector.matches(path) for selector in chosen):
+                    lost[i].append(line)
+        self._refused = refused
+        self.conflicts = {i: tuple(lines) for i, lines in lost.items() if lines}
+
+    def skipped(self) -> tuple[str, ...]:
+        """Cgroups whose names are no text, with these escaped, that belong to no service by a parent."""
+        governed = {path for paths in self.cgroups.values() for path in paths}
+        return tuple(printable(p) for p in self._parts.cgroups.skipped if not below(p, governed))
 
     def differs(self, bound: list[Binding]) -> bool:
         """Whether a binding is gone or changed; what the kernel bound by itself is fine."""
@@ -77,27 +129,30 @@ class Binder:
     async def _bind_literals(
         self, services: dict[int, tuple[Selector, ...]], slots: dict[int, int], *, anew: bool
     ) -> bool:
-        wanted = {p: slots[i] for p, i in literal_paths(services, self._seen).items()}
+        delegated = self._parts.cgroups.delegated
+        wanted = {p: slots[i] for p, i in literal_paths(services, self._seen, delegated).items()}
         if wanted == self._literals and not anew:
             return False
-        await self._parts.blocking(self._parts.datapath.literals, wanted)
-        self._literals = wanted
+        await self._each(self._parts.datapath.literals, wanted)
+        refused = self._parts.datapath.refusals()
+        self._literals = {p: slot for p, slot in wanted.items() if p not in refused}
         return True
 
-    def _note(self, owned: Mapping[str, int], conflicts: Mapping[int, tuple[str, ...]]) -> None:
+    def _note(self, owned: Mapping[str, int]) -> None:
         found: dict[int, list[str]] = {}
         for path, service_id in owned.items():
             found.setdefault(service_id, []).append(path)
         self._seen |= {p for p, i in owned.items() if any(s.literal for s in self._selectors[i])}
         self.cgroups = {i: tuple(paths) for i, paths in found.items()}
-        self.conflicts = dict(conflicts)
 
     def _remember_gone(self, wanted: dict[int, Binding], live: set[int], slots: set[int]) -> None:
         for cgroup_id, binding in self._bound.items():
             if cgroup_id not in wanted:
                 self._gone.setdefault(cgroup_id, binding)
+        delegated = self._parts.cgroups.delegated
         for cgroup_id, binding in list(self._gone.items()):
-            if cgroup_id in wanted or cgroup_id in live or binding.slot not in slots:
+            stays = cgroup_id not in wanted and cgroup_id not in live and binding.slot in slots
+            if not stays or below(binding.path, delegated):
                 del self._gone[cgroup_id]
         while len(self._gone) > GONE_KEPT:
             self._gone.popitem(last=False)

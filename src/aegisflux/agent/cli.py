@@ -387,7 +387,21 @@ def _status_table(found: Json) -> list[str]:
         rows.append(cells)
     failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
     failures += [f"not in force: {text}" for text in found.get("failsafe_refused", ())]
-    return [*head, *_columns(rows), *failures, *_telemetry_lines(found.get("telemetry"))]
+    skipped = _skipped_lines(found)
+    return [*head, *_columns(rows), *failures, *skipped, *_telemetry_lines(found.get("telemetry"))]
+
+
+def _skipped_lines(found: Json) -> list[str]:
+    """What services wanted and did not get, and cgroups that no selector can name."""
+    lines = [
+        f"service {s['service_id']}: {text}" for s in found["services"] for text in s.get("conflicts", ())
+    ]
+    if paths := found.get("skipped_cgroups"):
+        count = found["loss"].get("skipped_cgroups", len(paths))
+        lines.append(
+            f"{count} cgroups have names that are no text and belong to no service: {', '.join(paths)}"
+        )
+    return lines
 
 
 def _telemetry_lines(found: Json | None) -> list[str]:

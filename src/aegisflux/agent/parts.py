@@ -57,6 +57,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     failsafe_refused:  lines of it that are wrong and not in force, in words
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
+    unit_slices:       slices in which `unit:` looks, beside system.slice and machine.slice
     telemetry:         what is told of the host
     """
 
@@ -70,6 +71,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     failsafe_refused: tuple[str, ...] = ()
     observe_only: bool = False
     max_lease_seconds: float = 0.0
+    unit_slices: tuple[str, ...] = ()
     telemetry: TelemetrySettings = TelemetrySettings()
 
 
@@ -98,8 +100,19 @@ class Cgroups(Protocol):
     blind: bool
     """Whether the kernel does not tell of all changes."""
 
+    @property
+    def delegated(self) -> frozenset[str]:
+        """Paths of directories ("" is the root) that others than root write: what lies below has names that
+        root did not give, and is in no scan."""
+        ...
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Paths that are no printable text (with `surrogateescape`), as far as there is room for them."""
+        ...
+
     def scan(self) -> Mapping[str, int]:
-        """Id by path (relative, without a leading slash) of every cgroup but the root."""
+        """Id by path (relative, without a leading slash) of every cgroup that root named, but the root."""
         ...
 
     def rescan(self) -> bool:

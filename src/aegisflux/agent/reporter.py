@@ -33,6 +33,7 @@ NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
 PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
 ADDRESSES: Final = 64
+SKIPPED_SHOWN, PATH_CHARS = 8, 512
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
@@ -58,6 +59,7 @@ class Reporter:
         self.denied: deque[tuple[int, DeniedFlow]] = deque(maxlen=DENIED_KEPT)
         self._denied_count = 0
         self.lost: Callable[[], Mapping[str, int]] = dict
+        self.skipped: Callable[[], Sequence[str]] = tuple
 
     async def ack(self, holding: Holding, boot_ns: int) -> None:
         """What the kernel holds of a service now."""
@@ -169,7 +171,7 @@ class Reporter:
         panicked: bool,
     ) -> Heartbeat:
         """The state of this host in one value."""
-        parts = self._parts
+        parts, skipped = self._parts, self.skipped()
         services = manifest.services if manifest else ()
         wanted = {s.service_id: s.active.digest for s in services if s.active is not None}
         boot_ns, most = parts.datapath.boot_ns(), min(PATHS_EACH, PATHS_IN_ALL // max(1, len(holdings)))
@@ -188,9 +190,10 @@ class Reporter:
             parts.wall(),
             panicked,
             parts.datapath.name,
-            {**self.loss, **self._refused_rules(), **self.lost()},
+            {**self.loss, **self._refused_rules(), **_counted(skipped), **self.lost()},
             parts.settings.heartbeat_seconds,
             own_addresses(parts.datapath.addresses()),
+            tuple(path[:PATH_CHARS] for path in skipped[:SKIPPED_SHOWN]),
         )
 
     def _refused_rules(self) -> dict[str, int]:
@@ -226,6 +229,10 @@ class Reporter:
             tables_digest=active.tables_digest,
             deadline=int(self._parts.wall() + (active.deadline_ns - boot_ns) / SECOND),
         )
+
+
+def _counted(skipped: Sequence[str]) -> dict[str, int]:
+    return {"skipped_cgroups": len(skipped)} if skipped else {}
 
 
 def own_addresses(found: Iterable[Address]) -> tuple[str, ...]:

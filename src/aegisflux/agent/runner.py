@@ -51,6 +51,7 @@ class Runner:
         self.reporter = Reporter(parts)
         self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
         self.binder = Binder(parts)
+        self.reporter.skipped = self.binder.skipped
         self.addresses = OwnAddresses(parts, self._guarded)
         self.telemetry = None if parts.senses is None else Telemetry(parts, parts.senses)
         if self.telemetry is not None:

@@ -195,7 +195,8 @@ class ServiceReport(Struct, frozen=True):
 
 class Heartbeat(Struct, frozen=True):
     """What a host says of itself every few seconds. `addresses` are its own, of all its network namespaces,
-    without loopback and link-local ones."""
+    without loopback and link-local ones. `skipped_cgroups` are some of those whose names are no text, with
+    these escaped; `loss` counts them."""
 
     host_id: HostId
     boot_id: str
@@ -210,3 +211,4 @@ class Heartbeat(Struct, frozen=True):
     loss: dict[str, int] = {}
     interval: float = 5.0
     addresses: tuple[str, ...] = ()
+    skipped_cgroups: tuple[str, ...] = ()

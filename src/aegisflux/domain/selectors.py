@@ -1,35 +1,48 @@
-"""Which cgroups belong to which service (contracts §2).
+"""Which cgroups belong to which service (contracts §2, ADR on identities).
 
 Selectors:
-  unit:<glob>    the last component of a cgroup path: a systemd unit, wherever its slice lies. Without a
-                 suffix `.service` is meant; a `.service` also selects the `.socket` of the same name,
-                 because sockets of socket activation belong to that unit
+  unit:<glob>    a systemd unit of `system.slice`, `machine.slice` or a slice that the host adds, in that
+                 slice or in slices inside of it; never a directory below another unit. Without a suffix
+                 `.service` is meant; a `.service` also selects the `.socket` of the same name, because
+                 sockets of socket activation belong to that unit
   cgroup:<glob>  the whole path below the v2 root; `*` and `?` stay inside a component, `**` crosses them
 
-Two services on one cgroup: a literal beats a glob, then the longer literal prefix, then the lower id; the
-loser is told. The root cgroup is never selected.
+A name identifies a service only where root alone could give it: callers of `owners` leave out what lies below
+a delegated directory (`root_only`). Two services on one cgroup: a literal beats a glob, then the longer
+literal prefix, then the lower id; the loser is told. The root cgroup is never selected.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.globs import SPECIAL, matcher
+from aegisflux.domain.text import is_printable, name_bytes
 
-MAX_SELECTOR: Final = 512
+MAX_SELECTOR: Final = 512  # bytes of its text
+MAX_PATH: Final = 253  # bytes of a path that the kernel knows before it exists (bpf/aegis_maps.h: MAX_PATH)
+MAX_DEPTH: Final = 31  # components of a path: the kernel looks no deeper (bpf/aegis_maps.h: MAX_DEPTH)
 DEFAULT_SLICE: Final = "system.slice"
-_SPECIAL: Final = re.compile(r"[*?\[]")
+UNIT_SLICES: Final = (DEFAULT_SLICE, "machine.slice")
 _UNIT_SUFFIX: Final = re.compile(r"\.(service|socket|slice|scope|mount|timer|swap)$")
+_WITH_PROCESSES: Final = (".service", ".socket", ".scope", ".mount", ".swap")
+_OTHERS_WRITE: Final = 0o022
+# systemd puts "_" before names that the kernel uses itself (cg_escape in its cgroup-util.c)
+_TAKEN: Final = re.compile(
+    r"[._]|cgroup\.|(cpu|cpuacct|cpuset|io|blkio|memory|devices|pids|hugetlb|rdma|misc)\."
+)
 
 Kind = Literal["unit", "cgroup"]
 
 
 class Selector(NamedTuple):
-    """A parsed selector; `pattern` has no leading or trailing slash."""
+    """A parsed selector; `pattern` has no leading or trailing slash, `unit:` searches the `slices`."""
 
     kind: Kind
     pattern: str
+    slices: tuple[str, ...] = UNIT_SLICES
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.pattern}"
@@ -37,22 +50,20 @@ class Selector(NamedTuple):
     @property
     def literal(self) -> bool:
         """Whether it names exactly one unit or path."""
-        return _SPECIAL.search(self.pattern) is None
+        return SPECIAL.search(self.pattern) is None
 
     @property
     def prefix(self) -> int:
         """How many characters stand before the first wildcard."""
-        found = _SPECIAL.search(self.pattern)
+        found = SPECIAL.search(self.pattern)
         return found.start() if found else len(self.pattern)
 
     def matches(self, path: str) -> bool:
         """Whether the cgroup at `path` (relative to the v2 root) is selected."""
         path = path.strip("/")
-        if not path:
-            return False
-        return (
-            _compiled(self).fullmatch(path if self.kind == "cgroup" else path.rpartition("/")[2]) is not None
-        )
+        if self.kind == "cgroup":
+            return bool(path) and _compiled(self)(path)
+        return (name := _unit_at(path, self.slices)) is not None and _compiled(self)(name)
 
     def paths(self) -> tuple[str, ...]:
         """Paths that a literal selects wherever nothing else is known: those that can be bound unborn."""
@@ -60,7 +71,8 @@ class Selector(NamedTuple):
             return ()
         if self.kind == "cgroup":
             return (self.pattern,)
-        return tuple(f"{DEFAULT_SLICE}/{name}" for name in _unit_names(self.pattern))
+        home = _default_slice(self.pattern)
+        return tuple(f"{home}/{_directory(name)}" for name in _unit_names(self.pattern))
 
 
 class Owners(NamedTuple):
@@ -70,30 +82,81 @@ class Owners(NamedTuple):
     conflicts: Mapping[int, tuple[str, ...]]
 
 
-def parse_selector(text: str, path: str = "selectors") -> Selector:
-    """Read `unit:<glob>` or `cgroup:<glob>`; raises Invalid."""
+def root_only(uid: int, mode: int, roots: Collection[int] = (0,)) -> bool:
+    """Whether a directory or file of this owner and mode is written by root alone.
+
+    Where a file system has ACLs, the mode's group bits are their mask, so they are in here too.
+    """
+    return uid in roots and not mode & _OTHERS_WRITE
+
+
+def parse_selector(text: str, path: str = "selectors", slices: Sequence[str] = UNIT_SLICES) -> Selector:
+    """Read `unit:<glob>` or `cgroup:<glob>`; raises Invalid.
+
+    Its limits are the kernel's, in bytes: what this accepts can be bound on a host.
+    """
     kind, colon, pattern = text.partition(":")
     pattern = pattern.strip("/")
-    if not colon or kind not in ("unit", "cgroup") or not pattern or len(text) > MAX_SELECTOR:
+    if not colon or kind not in ("unit", "cgroup") or not pattern:
         raise Invalid(path, "unit:<glob> or cgroup:<glob>, not the root cgroup", text)
     parts = pattern.split("/")
-    if any(part in ("", ".", "..") for part in parts) or not pattern.isprintable():
-        raise Invalid(path, "a path without empty, . or .. components", text)
+    if any(part in ("", ".", "..") for part in parts) or not is_printable(pattern) or " " in pattern:
+        raise Invalid(path, "a path of printable characters without spaces, empty, . or .. components", text)
     if kind == "unit":
         if len(parts) > 1:
             raise Invalid(path, "the name of a unit, without a slash", text)
         pattern = pattern if _UNIT_SUFFIX.search(pattern) else pattern + ".service"
-        return Selector("unit", pattern)
-    return Selector("cgroup", pattern)
+        return _checked(Selector("unit", pattern, tuple(slices)), path, text)
+    return _checked(Selector("cgroup", pattern), path, text)
+
+
+def slice_of(text: str, path: str = "unit_slices") -> str:
+    """A slice in which `unit:` is to look, by its path; raises Invalid."""
+    selector = parse_selector(f"cgroup:{text}", path)
+    if not selector.literal or not selector.pattern.endswith(".slice"):
+        raise Invalid(path, "the path of a slice, such as kubepods.slice", text)
+    return selector.pattern
+
+
+def _checked(selector: Selector, path: str, text: str) -> Selector:
+    """Raises Invalid for what is too long for the kernel, and for a glob that is none."""
+    if len(text.encode()) > MAX_SELECTOR:
+        raise Invalid(path, f"at most {MAX_SELECTOR} bytes", f"{len(text.encode())} bytes: {text}")
+    for wanted in selector.paths():
+        if why := too_long(wanted):
+            raise Invalid(path, why, text)
+    try:
+        _compiled(selector)
+    except Invalid as error:
+        raise Invalid(path, error.expected, text) from None
+    return selector
+
+
+def too_long(path: str) -> str:
+    """What was expected of a path that the kernel cannot know by its name, empty where it can."""
+    size, depth = len(name_bytes(path)), path.count("/") + 1
+    if size > MAX_PATH:
+        return f"a cgroup path of at most {MAX_PATH} bytes, not {size}"
+    return f"a cgroup path of at most {MAX_DEPTH} components, not {depth}" if depth > MAX_DEPTH else ""
 
 
 def owners(paths: Iterable[str], services: Mapping[int, Sequence[Selector]]) -> Owners:
-    """The service of each path that any selects."""
+    """The service of each path that any selects.
+
+    A path whose name is no printable text is never selected: no selector can say it, and what runs there
+    belongs to the nearest selected cgroup above. One that lies deeper than the kernel looks is lost by its
+    service.
+    """
     won: dict[str, int] = {}
     lost: dict[int, list[str]] = {}
     for path in sorted(paths):
+        if not is_printable(path):
+            continue
         claims = sorted(claim for claim in (_claim(i, s, path) for i, s in services.items()) if claim)
         if not claims:
+            continue
+        if path.count("/") >= MAX_DEPTH:
+            lost.setdefault(claims[0][2], []).append(f"{path}: has more than {MAX_DEPTH} components")
             continue
         won[path] = claims[0][2]
         for _, _, loser in claims[1:]:
@@ -101,13 +164,26 @@ def owners(paths: Iterable[str], services: Mapping[int, Sequence[Selector]]) -> 
     return Owners(won, {service: tuple(texts) for service, texts in lost.items()})
 
 
-def literal_paths(services: Mapping[int, Sequence[Selector]], seen: Iterable[str] = ()) -> dict[str, int]:
-    """Paths to be bound the moment they are created: those of literals, and where their units were seen."""
+def literal_paths(
+    services: Mapping[int, Sequence[Selector]], seen: Iterable[str] = (), delegated: Collection[str] = ()
+) -> dict[str, int]:
+    """Paths to be bound the moment they are created: those of literals, and where their units were seen.
+
+    None lies below a directory in `delegated`: there somebody else than root creates.
+    """
     wanted = {path for chosen in services.values() for selector in chosen for path in selector.paths()}
     for path in seen:
         if any(selector.literal and selector.matches(path) for c in services.values() for selector in c):
             wanted.add(path)
-    return dict(owners(wanted, services).services)
+    return dict(owners((path for path in wanted if not below(path, delegated)), services).services)
+
+
+def below(path: str, folders: Collection[str]) -> bool:
+    """Whether a path lies below (and is not itself) one of these; "" is the root."""
+    if not folders:
+        return False
+    parts = path.split("/")
+    return any("/".join(parts[:n]) in folders for n in range(len(parts)))
 
 
 def _claim(service: int, selectors: Sequence[Selector], path: str) -> tuple[int, int, int] | None:
@@ -121,25 +197,46 @@ def _unit_names(pattern: str) -> tuple[str, ...]:
     return (pattern,)
 
 
+def _unit_at(path: str, slices: Sequence[str]) -> str | None:
+    """The unit whose own directory the path is, in one of the slices and below no other unit."""
+    for top in slices:
+        if path.startswith(top + "/"):
+            *between, name = path[len(top) + 1 :].split("/")
+            if any(folder.endswith(_WITH_PROCESSES) for folder in between):
+                return None
+            return name[1:] if name.startswith("_") else name
+    return None
+
+
+def _default_slice(unit: str) -> str:
+    """Where systemd puts a unit that names no slice: instances of a template have a slice of their own."""
+    template, instance, rest = unit.partition("@")
+    if not (template and instance) or rest.startswith("."):
+        return DEFAULT_SLICE
+    return f"{DEFAULT_SLICE}/system-{_escaped(template)}.slice"
+
+
+def _escaped(name: str) -> str:
+    r"""A part of a unit's name as systemd escapes it: `-` is `\x2d`, since it separates slices."""
+    plain = re.compile(r"[A-Za-z0-9:_.]")
+    return "".join(
+        char if plain.fullmatch(char) and not (at == 0 and char == ".") else _hex(char)
+        for at, char in enumerate(name)
+    )
+
+
+def _hex(char: str) -> str:
+    return "".join(f"\\x{byte:02x}" for byte in char.encode())
+
+
+def _directory(unit: str) -> str:
+    return "_" + unit if _TAKEN.match(unit) else unit
+
+
 @lru_cache(maxsize=4096)
-def _compiled(selector: Selector) -> re.Pattern[str]:
+def _compiled(selector: Selector) -> Callable[[str], bool]:
     names = _unit_names(selector.pattern) if selector.kind == "unit" else (selector.pattern,)
-    return re.compile("|".join(_regex(name) for name in names))
-
-
-def _regex(pattern: str) -> str:
-    out, i = "", 0
-    while i < len(pattern):
-        if pattern.startswith("**", i):
-            out, i = out + ".*", i + 2
-            continue
-        char = pattern[i]
-        end = pattern.find("]", i + 2) if char == "[" else -1
-        if end > 0:
-            inside = pattern[i + 1 : end].replace("\\", r"\\")
-            inside = "^" + inside[1:] if inside[0] in "!^" else inside
-            out, i = out + f"[{inside}]", end + 1
-            continue
-        out += {"*": "[^/]*", "?": "[^/]"}.get(char, re.escape(char))
-        i += 1
-    return out
+    if selector.literal:
+        return frozenset(names).__contains__
+    every = [matcher(name) for name in names]
+    return lambda text: any(matches(text) for matches in every)

@@ -29,6 +29,11 @@ def printable(name: str | bytes) -> str:
     return _UNSEEN.sub(_escaped, text)
 
 
+def is_printable(name: str) -> bool:
+    """Return whether `printable` leaves the name as it is."""
+    return name.isprintable() and _UNSEEN.search(name) is None
+
+
 def paragraph(text: str) -> str:
     """Return a message of several lines with each made `printable`; those after the first are indented, so
     that a text from elsewhere cannot begin a line and pass for one of ours.
@@ -56,6 +61,11 @@ def encodable_all(value: Any) -> Any:
             encodable(key) if isinstance(key, str) else key: encodable_all(one) for key, one in value.items()
         }
     return [encodable_all(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def name_bytes(name: str) -> bytes:
+    """Return the bytes of a name that was decoded with `surrogateescape`."""
+    return name.encode("utf-8", "surrogateescape")
 
 
 def _escaped(found: re.Match[str]) -> str:

@@ -161,11 +161,20 @@ class Datapath(Protocol):
         ...
 
     def bind(self, bindings: Iterable[Binding]) -> None:
-        """Make these the mapped cgroups, all at once; raises the mapping epoch where anything changed."""
+        """Make these the mapped cgroups; raises the mapping epoch where anything changed.
+
+        Each is taken by itself: where some cannot be bound, all others are before an error is raised, and
+        `refusals` says which and why.
+        """
         ...
 
     def literals(self, paths: Mapping[str, int]) -> None:
-        """Paths (below the v2 root) that are bound in the kernel when they are created, with their slots."""
+        """Paths (below the v2 root) that are bound in the kernel when root creates them in directories that
+        are root's, with their slots. Each is taken by itself, see `bind`."""
+        ...
+
+    def refusals(self) -> Mapping[str, str]:
+        """Why paths that `bind` and `literals` were last given are not held, by path."""
         ...
 
     def bindings(self) -> list[Binding]: ...

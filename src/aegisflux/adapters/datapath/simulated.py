@@ -57,6 +57,7 @@ class SimulatedDatapath:
         self._loaded: dict[int, Generation] = {}
         self._bound: dict[int, Binding] = {}
         self._literals: dict[str, int] = {}
+        self._refused: dict[str, str] = {}
         self._denied: deque[DeniedFlow] = deque(maxlen=DENIED_KEPT)
         self._next_id = 1
         self.connections: dict[int, list[Flow]] = {}
@@ -175,17 +176,23 @@ class SimulatedDatapath:
         """See `Datapath.bind`."""
         self._need_open()
         self._fault("bind")
-        wanted = {binding.cgroup_id: binding for binding in bindings}
-        if any(not binding.path.strip("/") for binding in wanted.values()):
-            raise Unavailable("the root cgroup cannot be mapped")
+        given = list(bindings)
+        wanted = {b.cgroup_id: b for b in given if b.path.strip("/")}
         if wanted != self._bound:
             self._bound, self.epoch = wanted, self.epoch + 1
+        self._refused = {b.path: "the root cgroup cannot be mapped" for b in given if not b.path.strip("/")}
+        for why in self._refused.values():
+            raise Unavailable(why)
 
     def literals(self, paths: Mapping[str, int]) -> None:
         """See `Datapath.literals`."""
         self._need_open()
         self._fault("literals")
         self._literals = dict(paths)
+
+    def refusals(self) -> Mapping[str, str]:
+        """See `Datapath.refusals`."""
+        return dict(self._refused)
 
     def bindings(self) -> list[Binding]:
         """See `Datapath.bindings`."""

@@ -13,6 +13,7 @@ import msgspec
 from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
 from aegisflux.domain.net import parse_address
+from aegisflux.domain.text import printable
 from aegisflux.domain.trust import Signed
 from aegisflux.ports.bus import Message
 from aegisflux.ports.store import Row
@@ -217,8 +218,8 @@ class Answers:
             [r.digest for r in reports],
             [r.tables_digest for r in reports],
             [r.deadline for r in reports],
-            ["\n".join(r.cgroups[:64]) for r in reports],
-            ["\n".join(r.conflicts[:64]) for r in reports],
+            ["\n".join(map(printable, r.cgroups[:64])) for r in reports],
+            ["\n".join(map(printable, r.conflicts[:64])) for r in reports],
             [r.drift for r in reports],
             self._core.clock.now(),
             [r.candidate for r in reports],

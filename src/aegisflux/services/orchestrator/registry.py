@@ -18,7 +18,6 @@ from aegisflux.services.orchestrator.joining import join_service
 from aegisflux.services.orchestrator.state import Service, service_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
-SELECTOR = re.compile(r"(unit|cgroup):[^\x00-\x20]{1,255}")
 MAX_SELECTORS = 32
 
 
@@ -129,8 +128,6 @@ def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) 
     if len(selectors) > MAX_SELECTORS:
         raise Invalid("selectors", f"at most {MAX_SELECTORS}", len(selectors))
     for index, selector in enumerate(selectors):
-        if not SELECTOR.fullmatch(selector):
-            raise Invalid(f"selectors[{index}]", "unit:<glob> or cgroup:<glob>", selector)
         parse_selector(selector, f"selectors[{index}]")
     state.check_labels("host_labels", host_labels)
 

@@ -23,7 +23,7 @@ from aegisflux.adapters.datapath.bpf.owner import bind_owner
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.adapters.datapath.bpf.watch import Watch
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host, Own
 from aegisflux.domain.net import TCP, UDP, Address
 from aegisflux.domain.panic import Owner
@@ -257,9 +257,7 @@ class BpfDatapath:
     def bind(self, bindings: Iterable[Binding]) -> None:
         """See `Datapath.bind`."""
         wanted = list(bindings)
-        for slot in {b.slot for b in wanted}:
-            self._need(self._generations).need_flows(slot)
-        self._need(self._mapping).bind(wanted)
+        self._need(self._mapping).bind(wanted, self._without_flows({b.slot for b in wanted}))
 
     def bindings(self) -> list[Binding]:
         """See `Datapath.bindings`."""
@@ -267,9 +265,21 @@ class BpfDatapath:
 
     def literals(self, paths: Mapping[str, int]) -> None:
         """See `Datapath.literals`."""
-        for slot in set(paths.values()):
-            self._need(self._generations).need_flows(slot)
-        self._need(self._mapping).literals(paths)
+        self._need(self._mapping).literals(paths, self._without_flows(set(paths.values())))
+
+    def refusals(self) -> Mapping[str, str]:
+        """See `Datapath.refusals`."""
+        return self._need(self._mapping).refusals()
+
+    def _without_flows(self, slots: set[int]) -> dict[int, AegisError]:
+        """The slots whose UDP flows have no room; the others have it now."""
+        failed: dict[int, AegisError] = {}
+        for slot in sorted(slots):
+            try:
+                self._need(self._generations).need_flows(slot)
+            except OSError as error:
+                failed[slot] = Unavailable(f"slot {slot}: no room for its UDP flows: {error.strerror}")
+        return failed
 
     def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:
         """See `Datapath.failsafe`."""

@@ -2,18 +2,22 @@
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.control import Control
-from aegisflux.domain.errors import OverLimit, Refused, Unavailable
+from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import FailsafeRule
+from aegisflux.domain.text import name_bytes
 from aegisflux.ports.datapath import Binding
 from aegisflux.runtime import procfs
 from aegisflux.wire import layout
 
 MANY: Final = 8192
+LITERALS: Final = 16_384  # bpf/objects.h
 FAILSAFE_SIZE: Final = layout.FAILSAFE_LIST.size + layout.MAX_FAILSAFE * layout.FAILSAFE_RULE.size
 _PROTOS: Final = {"tcp": 6, "udp": 17, "any": 0}
 
@@ -35,26 +39,51 @@ class CgroupMap:
         self._literals: dict[str, int] = {}
         self._agent: int | None = None
         self._failsafe = b""
+        self._unbound: dict[str, AegisError] = {}
+        self._unlisted: dict[str, AegisError] = {}
         self.rules: tuple[FailsafeRule, ...] = ()
 
-    def bind(self, bindings: Iterable[Binding]) -> None:
-        """See `Datapath.bind`."""
-        wanted = {b.cgroup_id: b for b in bindings}
-        if any(not b.path.strip("/") for b in wanted.values()):
-            raise Unavailable("the root cgroup cannot be mapped")
-        wanted.pop(self._agent or 0, None)
+    def bind(
+        self, bindings: Iterable[Binding], failed: Mapping[int, AegisError] = MappingProxyType({})
+    ) -> None:
+        """See `Datapath.bind`; slots that `failed` get no binding."""
+        self._unbound = {}
+        wanted: dict[int, Binding] = {}
+        for binding in bindings:
+            if not binding.path.strip("/"):
+                self._unbound[binding.path] = Unavailable("the root cgroup cannot be mapped")
+            elif binding.slot in failed:
+                self._unbound[binding.path] = failed[binding.slot]
+            elif binding.cgroup_id != self._agent:
+                wanted[binding.cgroup_id] = binding
         present = self._present()
-        missing = {n: b.slot for n, b in wanted.items() if present.get(n) != b.slot}
+        missing = [b for n, b in wanted.items() if present.get(n) != b.slot]
         gone = [n for n, slot in present.items() if n not in wanted and slot != layout.SLOT_AGENT]
         changed = bool(missing)
         try:
-            for number, slot in missing.items():
-                self._put(number, slot)
+            left = self._put_all(missing)
             changed |= self._unbind(gone, len(present))
-            self._bound = wanted
+            # what was unbound may have made room
+            self._unbound |= {b.path: error for b, error in self._put_all(left).items()}
+            self._bound = {n: b for n, b in wanted.items() if b.path not in self._unbound}
         finally:
             if changed:
                 self._control.raise_epoch()
+        _raise_first(self._unbound)
+
+    def _put_all(self, bindings: Iterable[Binding]) -> dict[Binding, AegisError]:
+        """Put each; those that failed, and why."""
+        failed: dict[Binding, AegisError] = {}
+        for binding in bindings:
+            try:
+                self._put(binding.cgroup_id, binding.slot)
+            except OverLimit as error:
+                failed[binding] = error
+        return failed
+
+    def refusals(self) -> dict[str, str]:
+        """See `Datapath.refusals`."""
+        return {path: str(error) for path, error in {**self._unlisted, **self._unbound}.items()}
 
     def bindings(self) -> list[Binding]:
         """Those that were asked for and that the kernel holds."""
@@ -68,16 +97,20 @@ class CgroupMap:
     def paths(self) -> list[Path]:
         return [self._root / b.path.strip("/") for b in self._bound.values()]
 
-    def literals(self, paths: Mapping[str, int]) -> None:
-        """See `Datapath.literals`."""
-        self._put_literals({_literal_key(path): slot.to_bytes(4, "little") for path, slot in paths.items()})
-        self._literals = {"/" + path.strip("/"): slot for path, slot in paths.items()}
+    def literals(
+        self, paths: Mapping[str, int], failed: Mapping[int, AegisError] = MappingProxyType({})
+    ) -> None:
+        """See `Datapath.literals`; slots that `failed` get none."""
+        self._unlisted = {path: failed[slot] for path, slot in paths.items() if slot in failed}
+        wanted = {path: slot for path, slot in paths.items() if slot not in failed}
+        self._put_literals(wanted)
+        self._literals = {"/" + p.strip("/"): s for p, s in wanted.items() if p not in self._unlisted}
+        _raise_first(self._unlisted)
 
     def mend(self) -> list[str]:
         """Put back what somebody changed in the lists, and take away mappings that nobody asked for."""
         found = []
-        literals = {_literal_key(path): slot.to_bytes(4, "little") for path, slot in self._literals.items()}
-        if self._put_literals(literals):
+        if self._put_literals(self._literals):
             found.append("literals")
         if (
             self._failsafe
@@ -96,15 +129,28 @@ class CgroupMap:
             self._control.raise_epoch()
         return found
 
-    def _put_literals(self, wanted: Mapping[bytes, bytes]) -> bool:
+    def _put_literals(self, paths: Mapping[str, int]) -> bool:
+        """Make the list these, as far as each can be in it; whether it changed."""
         fd, changed = self._maps["literals"], False
+        wanted: dict[bytes, tuple[str, bytes]] = {}
+        for path, slot in paths.items():
+            try:
+                wanted[_literal_key(path)] = path, slot.to_bytes(4, "little")
+            except Refused as error:
+                self._unlisted[path] = error
         for key in libbpf.keys(fd, layout.MAX_PATH):
             if key not in wanted:
                 changed |= libbpf.delete(fd, key)
-        for key, slot in wanted.items():
-            if libbpf.lookup(fd, key, 4) != slot:
-                libbpf.update(fd, key, slot)
+        for key, (path, value) in wanted.items():
+            if libbpf.lookup(fd, key, 4) == value:
+                continue
+            try:
+                libbpf.update(fd, key, value)
                 changed = True
+            except OSError as error:
+                self._unlisted[path] = OverLimit(
+                    "literals", LITERALS, LITERALS + 1, f"cgroup {path}: not bound at birth: {error.strerror}"
+                )
         return changed
 
     def failsafe(self, rules: Iterable[FailsafeRule], agent_cgroup: str | None) -> None:
@@ -165,7 +211,7 @@ class CgroupMap:
         """Mappings of removed cgroups stay while sockets may live, unless there are very many."""
         if not gone:
             return False
-        living = {Path(folder).stat().st_ino: folder for folder, _, _ in os.walk(self._root)}
+        living = _living(self._root)
         changed = False
         for number in gone:
             folder = living.get(number)
@@ -177,8 +223,24 @@ class CgroupMap:
         return changed
 
 
+def _living(root: Path) -> dict[int, str]:
+    """The folder of each cgroup that exists; one that goes meanwhile is left out."""
+    found = {}
+    for folder, _, _ in os.walk(root):
+        with suppress(OSError):
+            found[Path(folder).stat().st_ino] = folder
+    return found
+
+
+def _raise_first(failed: Mapping[str, AegisError]) -> None:
+    for error in failed.values():
+        raise error
+
+
 def _literal_key(path: str) -> bytes:
-    raw = ("/" + path.strip("/")).encode()
+    raw = name_bytes("/" + path.strip("/"))
+    if b"\0" in raw:
+        raise Refused("cgroup path with a NUL byte: expected none")
     if len(raw) >= layout.MAX_PATH - 1:  # a longer path, cut off by the kernel, must equal none
         raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH - 1}")
     return raw.ljust(layout.MAX_PATH, b"\0")
