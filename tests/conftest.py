@@ -8,7 +8,7 @@ other's cgroups; each other file stays together, so that it starts its servers o
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -125,6 +125,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(
             "FAILED: this machine can run every test, so a skip is a failure", red=True
         )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_is_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Agents that a module's tests started leave no note, no panic and no marker on this host."""
+    from tests.support import leftovers
+
+    yield
+    found = [*leftovers.below(tmp_path_factory.getbasetemp()), *leftovers.of_this_process()]
+    leftovers.remove(found)
+    assert not found, f"tests of this module left behind {', '.join(map(str, found))}"
 
 
 @pytest.fixture(scope="session")

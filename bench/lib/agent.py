@@ -70,7 +70,8 @@ def end_agent(process: subprocess.Popen[bytes], state: Path, lab: Lab) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    subprocess.run([COMMAND, "agent", "panic"], env=_settings(state, lab), check=False, capture_output=True)
+    for word in ("panic", "resume"):  # the second leaves no panic behind
+        subprocess.run([COMMAND, "agent", word], env=_settings(state, lab), check=False, capture_output=True)
 
 
 async def put(

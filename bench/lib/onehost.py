@@ -118,4 +118,5 @@ def _agent(plane: Plane) -> Iterator[str]:
             process.wait(10)
         process.kill()
         process.wait()
-        subprocess.run([COMMAND, "agent", "panic"], env=env, check=False, capture_output=True)
+        for word in ("panic", "resume"):  # the second leaves no panic behind
+            subprocess.run([COMMAND, "agent", word], env=env, check=False, capture_output=True)

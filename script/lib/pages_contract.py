@@ -37,11 +37,14 @@ NACKS = {
     "guardrail": "the host's own settings (`observe_only`, `max_lease_seconds`) do not allow it",
     "not_confirmed": "no confirmation came in time, so the agent went back by itself",
     "panicked": "the host is in panic; only `aegisflux agent resume` on the host ends it",
+    "disk_full": "the state folder is full; only renewals are applied until there is room",
+    "not_durable": "the state folder cannot be written (read-only, broken); only renewals are applied",
 }
 STATES = {
     "pending": "desired, and not yet answered by the host",
     "in_force": "the kernel of the host holds it and enforces it",
     "observing": "the kernel of the host holds it; it judges and blocks nothing",
+    "matches nothing": "the kernel of the host holds it, and no cgroup there is selected: it judges nothing",
     "nacked": "the host refused it by name; the last good one stays in force",
     "reverted": "it was in force and the host went back to the one before",
     "expired": "its lease ended; `on_expiry` holds",

@@ -74,6 +74,7 @@ def test_a_note_lives_as_long_as_state_or_pins(tmp_path, one):
     (Path(one.state_dir) / "panic").unlink()
     notes.take_away(one, folder)
     assert notes.read(folder) == []
+    notes.leave(note(tmp_path, "never", enrolled=False), folder)
     notes.leave(replace(one, state_dir=str(tmp_path / "gone")), folder)
     assert notes.read(folder) == []
     assert not list(folder.glob("*.json"))
@@ -202,7 +203,9 @@ def test_only_what_is_there_is_found(tmp_path, one):
     """Nothing is attached, nothing runs: only an agent that is enrolled could enforce later."""
     never = note(tmp_path, "never", enrolled=False)
     about = rescue.meant(one, [one, never], (), None, said=False)
-    assert rescue.panic(about, "x", FakeKernel()).found == ("one",)
+    done = rescue.panic(about, "x", FakeKernel())
+    assert (done.found, done.idle) == ((), ("one",))
+    assert remember.read_panic(FileStore(Path(never.state_dir))) is None
 
 
 def test_an_agent_that_only_the_kernel_knows_is_found(tmp_path, one):

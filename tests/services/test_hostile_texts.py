@@ -211,7 +211,7 @@ def test_an_argument_is_no_exception_and_no_control_character(monkeypatch, capsy
 def test_what_the_agent_prints(monkeypatch, capsys, words, form):
     monkeypatch.setattr(agent_cli, "_asked", lambda _, question, timeout=10.0: iter([ASKED[question["do"]]]))
     monkeypatch.setattr(doctor, "examine", lambda *_: [doctor.Finding(EVIL, False, EVIL, True)])
-    done = rescue.Outcome((EVIL,), () if form == "table" else (EVIL,), ((EVIL, EVIL),), (EVIL,))
+    done = rescue.Outcome((EVIL,), () if form == "table" else (EVIL,), ((EVIL, EVIL),), (EVIL,), (EVIL,))
     monkeypatch.setattr(rescue, "panic", lambda *_: done)
     monkeypatch.setattr(
         rescue, "resume", lambda *_: rescue.Resumed((EVIL,), (EVIL,), ((EVIL, EVIL),), (EVIL,))

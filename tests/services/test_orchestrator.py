@@ -18,6 +18,7 @@ from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.manifest import Ack, ServiceReport
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.rollout import StaleVersion
+from aegisflux.domain.runs import Run, Runs
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.services.orchestrator.views import Asked
@@ -246,6 +247,42 @@ async def test_a_nack_is_told_with_its_reason(plane):
     await agent.beat()
     found = await state_is(plane, 112, "nack-1", "nacked")
     assert found.last_nack.reason == "map_full"
+
+
+async def test_a_service_that_matches_nothing_and_a_full_disk_are_shown(plane):
+    agent = await plane.agent("idle-1")
+    await plane.orchestrator.snapshots.post(body(117, 1), ["idle-1"], "", WHO)
+    await eventually(lambda: 117 in agent.in_force)
+    await agent.beat(
+        state="matches nothing", troubles=("disk full: /state/accepted: No space left on device",)
+    )
+    found = await state_is(plane, 117, "idle-1", "matches nothing")
+    assert found.troubles == ("disk full: /state/accepted: No space left on device",)
+    active = agent.in_force[117]
+    ack = Ack("idle-1", agent.serial, 117, active.version, active.digest, "", active.lease_until, 0.0)
+    await agent.send(ack)
+    await state_is(plane, 117, "idle-1", "in_force")
+    await agent.send(replace(ack, matches=False))
+    await state_is(plane, 117, "idle-1", "matches nothing")
+    assert (await plane.orchestrator.hosts.one("idle-1")).troubles == found.troubles
+
+
+async def test_two_agents_with_one_identity_are_reported(plane):
+    agent, core = await plane.agent("twin-1"), plane.orchestrator.core
+
+    async def beats(*runs):
+        for boot, started in runs:
+            await agent.beat(boot_id=boot, started=started)
+            run = Run(boot, started)
+            await eventually(lambda: core.runs.get("twin-1", Runs()).current == run)  # noqa: B023
+        return (await plane.orchestrator.hosts.one("twin-1")).troubles
+
+    assert await beats(("a", 1), ("a", 2), ("b", 1)) == ()
+    (text,) = await beats(("a", 2), ("b", 1))
+    assert "two agents answer as this host at once" in text
+    assert ("boot a" in text, "boot b" in text) == (True, True)
+    lines = [row for row in await core.store.rows("audit_newest", 2**62, 50) if row["action"] == "host.clash"]
+    assert [(row["object"], "cloned" in row["reason"]) for row in lines] == [("host/twin-1", True)]
 
 
 async def test_a_host_that_says_nothing_is_silent(plane):

@@ -83,7 +83,7 @@ class Bench:
         if self.agent.process is not None:
             self.agent.process.send_signal(signal.SIGCONT)
         self.agent.call("panic", "--instance", self.name)
-        self.agent.kill()
+        self.agent.close()
         self.enrolment.close()
         kill_cgroup(self.top)
 

@@ -17,6 +17,7 @@ from aegisflux.domain.manifest import Answer, Heartbeat
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire import token as tokens
 from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken
+from support import leftovers
 from support.agents import Plane, signer, verify
 from support.engines import NatsLab, eventually
 
@@ -180,6 +181,14 @@ class AgentProcess:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+    def close(self) -> None:
+        """End it for good, and take away what it left outside of its folder."""
+        self.kill()
+        leftovers.remove(leftovers.below(self.state))
+        instance = self.env.get("AEGISFLUX_AGENT_INSTANCE")
+        if instance is not None:
+            leftovers.remove([leftovers.MARKERS / instance])
 
     def log(self) -> str:
         return (self.directory / "agent.log").read_text()

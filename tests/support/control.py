@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
+from msgspec.structs import replace
 from nacl.signing import SigningKey
 
 from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
@@ -119,7 +120,7 @@ class FakeAgent:
             subject or default, envelope.encode(sealed), msg_id=f"{self.host}-{time.time_ns()}"
         )
 
-    async def beat(self, cgroups=(), state="in_force", services=None) -> None:
+    async def beat(self, cgroups=(), state="in_force", services=None, **changes) -> None:
         """One heartbeat."""
         reports = tuple(
             ServiceReport(
@@ -132,12 +133,11 @@ class FakeAgent:
             for number, c in self.beside.items()
             if number not in self.in_force
         )  # fmt: skip
-        await self.send(
-            Heartbeat(
-                self.host, "boot", "0", (1,), (), self.serial, services if services is not None else reports,
-                time.time(), False, "simulated", addresses=self.addresses,
-            )
+        beat = Heartbeat(
+            self.host, "boot", "0", (1,), (), self.serial, services if services is not None else reports,
+            time.time(), False, "simulated", addresses=self.addresses,
         )  # fmt: skip
+        await self.send(replace(beat, **changes))
 
     async def fetch(self, digest: str) -> bytes:
         """The signed bytes of a content, chunk by chunk."""

@@ -36,7 +36,7 @@ async def test_a_hosts_packages_lie_on_the_bus_as_its_package_manager_has_them(t
 
             await eventually(said)
         finally:
-            agent.kill()
+            agent.close()
             server.close()
     assert found.host_id == "web1"
     assert {(one.name, one.version) for one in found.packages if one.type == "deb"} == expected

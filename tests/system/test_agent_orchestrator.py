@@ -48,7 +48,7 @@ async def agent(plane, tmp_path):
         assert done.returncode == 0, done.stderr
         yield found
     finally:
-        found.kill()
+        found.close()
         door.close()
 
 

@@ -45,7 +45,7 @@ def enrolment(lab, plane):
 def agent(tmp_path):
     found = AgentProcess(tmp_path, datapath="simulated", **FAST)
     yield found
-    found.kill()
+    found.close()
 
 
 async def enrolled(agent, enrolment) -> None:

@@ -39,7 +39,7 @@ def agent(tmp_path, lab, repository):
     done = found.call("enroll", "--host-id", "web1", AEGISFLUX_ENROLL_TOKEN=server.token())
     assert done.returncode == 0, done.stderr
     yield found
-    found.kill()
+    found.close()
     server.close()
 
 

@@ -28,6 +28,7 @@ def test_an_agent_may_do_this_and_no_more():
         "$JS.API.DIRECT.GET.DESIRED.actions.seg.desired.web1",
         "$JS.API.DIRECT.GET.CONFIRM.actions.seg.confirm.web1",
         "$JS.API.DIRECT.GET.INVENTORY.inventory.packages.web1",
+        "$JS.API.DIRECT.GET.HEARTBEATS.agent.heartbeat.web1",
     }
     assert set(subjects.agent_subscribes("web1")) == {
         "actions.seg.desired.web1",

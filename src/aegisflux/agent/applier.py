@@ -39,7 +39,7 @@ class Applier:
 
     def __init__(self, parts: Parts, reporter: Reporter, book: Book) -> None:
         self._parts, self._reporter = parts, reporter
-        self._contents = Contents(parts)
+        self._contents = Contents(parts, reporter.troubles)
         self.book = book
         self.failures: dict[int, tuple[NackReason, str]] = {}
         self._refused: set[int] = set()
@@ -176,6 +176,10 @@ class Applier:
             for i, h in self.book.services.items()
         }
         await self._write(replace(self.book, services=services))
+
+    async def keep_again(self, digests: frozenset[str]) -> None:
+        """See `Contents.keep_again`."""
+        await self._contents.keep_again(digests)
 
     def on_trial(self) -> list[Holding]:
         """Services that wait for their confirmation."""
@@ -381,9 +385,21 @@ class Applier:
         await self._write(replace(self.book, services={**self.book.services, holding.service_id: holding}))
 
     async def _write(self, book: Book) -> None:
+        """The book need not be durable: a restarted agent squares the one that it finds with the kernel. What
+        must be is the manifest that is applied, and it was before (`Runner.receive`)."""
         if book != self.book:
-            await self._parts.blocking(write_book, self._parts.store, book)
             self.book = book
+            await self.write_again()
+
+    async def write_again(self) -> None:
+        """Write the book, or say that the disk does not take it."""
+        troubles = self._reporter.troubles
+        try:
+            await self._parts.blocking(write_book, self._parts.store, self.book)
+        except Unavailable as error:
+            troubles.not_written("book", error)
+        else:
+            troubles.end("book")
 
     def _boot_ns(self) -> int:
         return self._parts.datapath.boot_ns()

@@ -77,7 +77,8 @@ def status(*, output: Output = "table", instance: Instance = None, config: Confi
         (found,) = _asked(_found(config, instance), {"do": "status"})
         _print(output, found, _status_table)
         bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing", "withdrawn")]
-        if bad or found["panicked"] or not found["connected"] or found.get("failsafe_refused"):
+        trouble = found.get("troubles") or found.get("failsafe_refused")
+        if bad or trouble or found["panicked"] or not found["connected"]:
             sys.exit(FINDINGS)
 
 
@@ -177,6 +178,8 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
         for name in () if done.left else done.found:
             known = names.get(name, f"{name or 'no name'} (of no known agent)")
             _say(f"panic: every enforcement is removed of {known}")
+        for name in done.idle:
+            _say(f"panic: {names.get(name, name)} does not run and enforces nothing; it stays so")
         for name, text in done.unwritten:
             _say(f"panic: {name and name + ': '}could not be written to {text}")
         for name in done.fleeting:
@@ -185,9 +188,10 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
             _say(f"still enforced: instance {name}; aegisflux agent panic --instance {name}")
         if done.left:
             raise Unavailable("still enforced: " + "; ".join(done.left))
-        if not done.found and instance is not None:
+        there = done.found or done.idle
+        if not there and instance is not None:
             raise Refused(f"nothing of instance {instance} is on this host")
-        _say(RESUME if done.found else "panic: nothing of AegisFlux is on this host")
+        _say(RESUME if there else "panic: nothing of AegisFlux is on this host")
 
 
 @app.command
@@ -385,7 +389,8 @@ def _status_table(found: Json) -> list[str]:
             cgroups,
         ]
         rows.append(cells)
-    failures = [f"service {i}: {text}" for i, text in found["failures"].items()]
+    failures = [f"trouble: {text}" for text in found.get("troubles", ())]
+    failures += [f"service {i}: {text}" for i, text in found["failures"].items()]
     failures += [f"not in force: {text}" for text in found.get("failsafe_refused", ())]
     skipped = _skipped_lines(found)
     return [*head, *_columns(rows), *failures, *skipped, *_telemetry_lines(found.get("telemetry"))]

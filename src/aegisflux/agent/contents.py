@@ -5,6 +5,7 @@ from typing import Final
 import msgspec
 
 from aegisflux.agent.parts import Parts
+from aegisflux.agent.troubles import Troubles
 from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
@@ -26,8 +27,8 @@ CHUNK_SECONDS: Final = 3.0
 class Contents:
     """What the host's manifest names, as the control plane signed it."""
 
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, troubles: Troubles) -> None:
+        self._parts, self._troubles = parts, troubles
 
     async def get(self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef) -> Content:
         """The verified content; raises Nacked, or Unavailable when nobody has it now.
@@ -43,8 +44,23 @@ class Contents:
                 parts.log(f"cached content {ref.digest}: {error}; fetching it again")
         sealed = await self._fetch(ref.digest)
         content = await parts.blocking(self._verified, trusted, service_id, ref, sealed)
-        await parts.blocking(parts.store.keep_content, ref.digest, sealed)
+        await self._keep(ref.digest, sealed)
         return content
+
+    async def _keep(self, digest: str, sealed: bytes) -> None:
+        """For the next start. Without it a host that boots while the control plane is away has nothing."""
+        try:
+            await self._parts.blocking(self._parts.store.keep_content, digest, sealed)
+        except Unavailable as error:
+            self._troubles.not_written(f"content {digest}", error)
+        else:
+            self._troubles.end(f"content {digest}")
+
+    async def keep_again(self, digests: frozenset[str]) -> None:
+        """Fetch and keep those that the disk did not take; raises Unavailable when nobody has them now."""
+        for digest in digests:
+            if f"content {digest}" in self._troubles:
+                await self._keep(digest, await self._fetch(digest))
 
     def _verified(
         self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef, sealed: bytes

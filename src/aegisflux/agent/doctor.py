@@ -127,8 +127,23 @@ def _running(state: Path, *, began: bool) -> list[Finding]:
     except (AegisError, ValueError) as error:
         return [Finding("running", False, str(error) if began else "never yet", began, "agent")]
     link = "connected" if status["connected"] else "not connected to the control plane"
-    running = Finding("running", True, link, True, "agent")
-    return [running, _telemetry(status["telemetry"])] if "telemetry" in status else [running]
+    found = [Finding("running", True, link, True, "agent"), _troubles(status), _services(status)]
+    return [*found, _telemetry(status["telemetry"])] if "telemetry" in status else found
+
+
+def _troubles(status: dict[str, Any]) -> Finding:
+    """A full disk, a second agent with this identity: the agent goes on, and somebody must act."""
+    found = status.get("troubles", ())
+    return Finding("troubles", not found, "; ".join(found) or "none", True, "agent")
+
+
+def _services(status: dict[str, Any]) -> Finding:
+    """Which services have a snapshot here that no cgroup is judged by."""
+    services = status.get("services", ())
+    idle = [s for s in services if s["state"] == "matches nothing"]
+    names = ", ".join(f"{s['service_id']} {s.get('name', '')}".strip() for s in idle)
+    detail = f"matches nothing: service {names}: no cgroup of this host is selected" if idle else "all match"
+    return Finding("services", not idle, detail, False, "agent")
 
 
 def _panicked(agent: list[Finding]) -> bool:

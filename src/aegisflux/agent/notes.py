@@ -65,14 +65,14 @@ def take_away(note: Note, folder: Path = NOTES) -> None:
 
 
 def read(folder: Path = NOTES) -> list[Note]:
-    """All notes; those of which neither state nor pins are left are swept."""
+    """All notes; those of agents of which nothing is left (no enrolment, no panic, no pins) are swept."""
     found = []
     for path in sorted(folder.glob("*.json")) if os.access(folder, os.R_OK | os.X_OK) else ():
         try:
             note = msgspec.json.decode(path.read_bytes(), type=Note)
         except (OSError, *BROKEN):
             continue
-        if Path(note.state_dir).exists() or note.pins.exists():
+        if is_enrolled(note.state) or (note.state / PANIC).exists() or note.pins.exists():
             found.append(note)
         else:
             with suppress(OSError):

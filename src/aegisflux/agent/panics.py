@@ -16,6 +16,7 @@ from aegisflux.agent import remember
 from aegisflux.agent.parts import Store
 from aegisflux.domain.errors import BROKEN, AegisError
 from aegisflux.domain.panic import DAMAGED, Panic, standing
+from aegisflux.domain.text import printable
 
 RUN: Final = Path("/run/aegisflux/panic")
 
@@ -58,17 +59,25 @@ class StateMedium:
             self._store.delete(remember.PANIC)
 
 
+class Noted(Panic, frozen=True):
+    """What lies in /run: a panic, and whose it is."""
+
+    state_dir: str = ""
+
+
 class RunMedium:
     """/run: it lasts until the next boot."""
 
     def __init__(self, state_dir: str, folder: Path = RUN) -> None:
+        self._state = printable(state_dir)
         self._path = folder / f"{sha256(state_dir.encode(errors='surrogateescape')).hexdigest()[:16]}.json"
         self.name = str(folder)
 
     def read(self, _thorough: bool = False, /) -> Panic | None:
         """See `Medium.read`."""
         try:
-            return msgspec.json.decode(self._path.read_bytes(), type=Panic)
+            found = msgspec.json.decode(self._path.read_bytes(), type=Noted)
+            return Panic(found.at, found.why, found.ended)
         except BROKEN:
             return Panic(DAMAGED, f"{self._path} is damaged")
         except (FileNotFoundError, NotADirectoryError, PermissionError):
@@ -78,7 +87,7 @@ class RunMedium:
         """See `Medium.write`."""
         self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         draft = self._path.with_suffix(".new")
-        draft.write_bytes(msgspec.json.encode(panic))
+        draft.write_bytes(msgspec.json.encode(Noted(panic.at, panic.why, panic.ended, self._state)))
         draft.replace(self._path)
 
     def delete(self) -> None:

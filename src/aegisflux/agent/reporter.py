@@ -10,9 +10,10 @@ import msgspec
 from msgspec.structs import replace
 
 from aegisflux.agent.parts import DENIED_KEPT, Parts
+from aegisflux.agent.troubles import Troubles
 from aegisflux.domain.address_class import address_class
 from aegisflux.domain.converge import SECOND, Holding
-from aegisflux.domain.errors import AegisError, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, AegisError, Refused, Unavailable
 from aegisflux.domain.manifest import (
     Ack,
     Answer,
@@ -24,7 +25,9 @@ from aegisflux.domain.manifest import (
     ServiceReport,
 )
 from aegisflux.domain.net import Address
+from aegisflux.domain.runs import Run
 from aegisflux.domain.tables import TABLES_FORMAT
+from aegisflux.domain.trust import Nacked
 from aegisflux.ports.datapath import DeniedFlow
 from aegisflux.wire import envelope, subjects
 
@@ -34,6 +37,7 @@ DETAIL_CHARS: Final = 1000
 PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
 ADDRESSES: Final = 64
 SKIPPED_SHOWN, PATH_CHARS = 8, 512
+HEARTBEAT_BYTES: Final = 1 << 20
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
@@ -60,6 +64,9 @@ class Reporter:
         self._denied_count = 0
         self.lost: Callable[[], Mapping[str, int]] = dict
         self.skipped: Callable[[], Sequence[str]] = tuple
+        self.troubles = Troubles(parts.log)
+        self.started = parts.datapath.boot_ns()
+        self._beating = False
 
     async def ack(self, holding: Holding, boot_ns: int) -> None:
         """What the kernel holds of a service now."""
@@ -67,6 +74,7 @@ class Reporter:
         assert active is not None
         deadline = int(wall + (active.deadline_ns - boot_ns) / SECOND)
         trial = ", waits to be confirmed" if holding.confirm_by_ns else ""
+        trial += "" if self.cgroups.get(holding.service_id) else ", and matches nothing on this host"
         said = f"service {holding.service_id}: version {active.version} is in the kernel{trial}"
         if said != self._said_of.get(holding.service_id):
             self._said_of[holding.service_id] = said
@@ -82,6 +90,7 @@ class Reporter:
                 deadline,
                 active.applied_at,
                 holding.confirm_by_ns != 0,
+                bool(self.cgroups.get(holding.service_id)),
             )
         )
 
@@ -141,8 +150,33 @@ class Reporter:
         msg_id = f"{host}:{sha256(sealed).hexdigest()[:16]}:{self._beats}"
         try:
             await self._parts.bus.publish(subjects.heartbeat(host), sealed, msg_id=msg_id)
+            self._beating = True
         except (Unavailable, Refused):
             self.loss["heartbeats"] += 1
+            self._beating = False
+
+    async def compare_heartbeats(self) -> None:
+        """Look whose heartbeat is the last one of this identity. Where it is none of ours although ours was
+        stored, another agent is alive with our key: this machine was cloned."""
+        message = (
+            await self._parts.bus.last(subjects.heartbeat(self._parts.host_id)) if self._beating else None
+        )
+        if message is None:
+            return
+        try:
+            sealed = envelope.decode_envelope(message.payload, HEARTBEAT_BYTES)
+            last = msgspec.msgpack.decode(envelope.opened(sealed, envelope.HEARTBEAT).payload, type=Heartbeat)
+        except (Nacked, *BROKEN):
+            return
+        mine, other = Run(self._parts.boot_id, self.started), Run(last.boot_id, last.started)
+        if other == mine or not last.started:
+            self.troubles.end("identity")
+        else:
+            self.troubles.begin(
+                "identity",
+                f"another agent answers as {self._parts.host_id} ({other}; this one: {mine}): this machine "
+                "was cloned; both enforce; release one and enrol it under a name of its own",
+            )
 
     async def collect(self, slots: dict[int, int]) -> Sequence[DeniedFlow]:
         """Move denied flows into the ring, and give them; read the verdict counters; `slots` by service."""
@@ -194,6 +228,8 @@ class Reporter:
             parts.settings.heartbeat_seconds,
             own_addresses(parts.datapath.addresses()),
             tuple(path[:PATH_CHARS] for path in skipped[:SKIPPED_SHOWN]),
+            self.troubles.texts(),
+            self.started,
         )
 
     def _refused_rules(self) -> dict[str, int]:
@@ -213,7 +249,7 @@ class Reporter:
         active, i = holding.active, holding.service_id
         report = ServiceReport(
             i,
-            state_of(holding, wanted, failed, boot_ns, panicked),
+            state_of(holding, wanted, failed, boot_ns, panicked, bool(self.cgroups.get(i))),
             cgroups=self.cgroups.get(i, ())[:most],
             drift=drifted,
             verdicts=self.verdicts.get(i, {}),
@@ -241,8 +277,11 @@ def own_addresses(found: Iterable[Address]) -> tuple[str, ...]:
     return tuple(t for t in texts if address_class(t) not in ("loopback", "link_local"))[:ADDRESSES]
 
 
-def state_of(holding: Holding, wanted: str | None, failed: bool, boot_ns: int, panicked: bool) -> HostState:
-    """The word for a service: what stands in the way comes before what is in force."""
+def state_of(
+    holding: Holding, wanted: str | None, failed: bool, boot_ns: int, panicked: bool, matches: bool
+) -> HostState:
+    """The word for a service: what stands in the way comes before what is in force. `matches`: whether any
+    cgroup is selected."""
     active = holding.active
     if panicked:
         return "panicked"
@@ -254,4 +293,6 @@ def state_of(holding: Holding, wanted: str | None, failed: bool, boot_ns: int, p
         return "pending"
     if boot_ns >= active.deadline_ns:
         return "expired"
+    if not matches:
+        return "matches nothing"
     return "observing" if active.mode == "observe" else "in_force"

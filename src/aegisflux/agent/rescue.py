@@ -78,16 +78,18 @@ class Meant(NamedTuple):
 class Outcome(NamedTuple):
     """What a panic came to.
 
-    found:     instances that something was removed of, or that run, and whose panic holds
+    found:     instances that something was removed of, or whose agent runs
     left:      what still enforces, in words; empty: nothing does
     unwritten: (instance, medium and reason) of what could not be written
     fleeting:  instances whose panic no medium holds: it lasts as long as their agent runs, if one does
+    idle:      instances that are enrolled here, of which nothing runs or is attached: they stay so
     """
 
     found: tuple[str, ...]
     left: tuple[str, ...]
     unwritten: tuple[tuple[str, str], ...]
     fleeting: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
 
 def meant(
@@ -153,16 +155,24 @@ def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = ti
         unpinned = _taken_down(about, left, view)
         left = view.judging()
     found = {one.instance for one in there} | {name for _, name in about.pins}
-    found |= {note.instance for note in about.agents if note in running or notes.is_enrolled(note.state)}
+    found |= {note.instance for note in running}
+    idle = {note.instance for note in about.agents if notes.is_enrolled(note.state)} - found
     fleeting = []
     for note in about.agents:
+        if note.instance not in found | idle:
+            continue  # there never was an agent
         flag = flags[note.state_dir]
         failed = [(note.instance, text) for text in flag.keep(panics[note.state_dir])]
         unwritten += [one for one in failed if one not in unwritten]
         if len(failed) == len(flag.media):
             fleeting.append(note.instance)
-    words = [*view.trouble, *(kernel.describe(one) for one in left)]
-    return Outcome(tuple(sorted(found)), tuple(words), (*unwritten, *unpinned), tuple(fleeting))
+    return Outcome(
+        tuple(sorted(found)),
+        (*view.trouble, *map(kernel.describe, left)),
+        (*unwritten, *unpinned),
+        tuple(fleeting),
+        tuple(sorted(idle)),
+    )
 
 
 class _View:

@@ -20,7 +20,8 @@ from aegisflux.agent.parts import Parts
 from aegisflux.agent.remember import Accepted
 from aegisflux.agent.reporter import Reporter
 from aegisflux.agent.telemetry import Telemetry
-from aegisflux.domain.errors import AegisError
+from aegisflux.agent.troubles import disk_reason, disk_word
+from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.panic import Panic
 from aegisflux.domain.trust import (
@@ -30,6 +31,7 @@ from aegisflux.domain.trust import (
     accept_confirm,
     accept_keys,
     accept_manifest,
+    only_renews,
 )
 from aegisflux.ports.bus import Message
 from aegisflux.wire import envelope, subjects
@@ -57,6 +59,7 @@ class Runner:
         if self.telemetry is not None:
             self.reporter.lost = self.telemetry.lost
             self.applier.recent = self.telemetry.recent
+            self.telemetry.troubles = self.reporter.troubles
         self.panic: Panic | None = None
         self.applied = asyncio.Event()
         self._open = False
@@ -108,8 +111,7 @@ class Runner:
             await self.reporter.nack(error.reason, error.detail, error.serial)
             return False
         accepted = Accepted(remember.pruned(trusted), manifest)
-        if accepted != known:
-            await parts.blocking(remember.write_accepted, parts.store, accepted)
+        await self._durable(accepted)
         self.accepted, self._last_message = accepted, data
         self.reporter.serial = trusted.serial
         self.applier.refuse(refused)
@@ -117,6 +119,43 @@ class Runner:
             await self.reporter.nack(one.reason, one.detail, manifest.serial, one.service_id)
         self._wake.set()
         return True
+
+    async def _durable(self, accepted: Accepted) -> None:
+        """Write down what is believed; raises Unavailable where it may not be applied.
+
+        Where the disk refuses, only a renewal may: it names what was durable before, so that an earlier
+        manifest that is replayed after a restart brings back nothing that was taken away. What is new waits
+        until its serial can be written.
+        """
+        parts, troubles, manifest = self.parts, self.reporter.troubles, accepted.manifest
+        if accepted == self.accepted and "state" not in troubles:
+            return
+        try:
+            await parts.blocking(remember.write_accepted, parts.store, accepted)
+        except Unavailable as error:
+            troubles.not_written("state", error)
+            self._beat_now.set()
+            if manifest is None or only_renews(self.accepted.manifest, manifest):
+                return
+            detail = f"{disk_word(error)}: only renewals are applied until this can be written: {error}"
+            await self.reporter.nack(disk_reason(error), detail, manifest.serial)
+            raise
+        troubles.end("state")
+
+    async def _persist_clock(self) -> None:
+        """Write the time, and what the disk did not take before."""
+        troubles = self.reporter.troubles
+        try:
+            await self.parts.blocking(remember.write_clock, self.parts.store, self.parts.wall())
+        except Unavailable as error:
+            troubles.not_written("clock", error)
+            return
+        troubles.end("clock")
+        if "state" in troubles:
+            await self._durable(self.accepted)
+        if "book" in troubles:
+            await self.applier.write_again()
+        await self.applier.keep_again(frozenset(_named(self.accepted, self.applier)))
 
     async def confirm(self, data: bytes) -> bool:
         """A confirmation came; False when it is not believed or is about no trial of ours."""
@@ -145,14 +184,17 @@ class Runner:
             await self._guarded(self._bind)
             done = await self.applier.apply(manifest, self.accepted.trusted)
             done = await self._guarded(self._bind) and done
-            named = frozenset(_named(self.accepted, self.applier))
-            await self.parts.blocking(self.parts.store.keep_only, named)
+            await self._guarded(self._keep_only)
             if self._all_judge(manifest) and await self.parts.blocking(self.parts.datapath.retire):
                 self.parts.log("upgrade: all that was accepted judges in the new layout; the old one is gone")
             done = done and manifest is self.accepted.manifest
         self.applied.set()
         self._beat_now.set()
         return done
+
+    async def _keep_only(self) -> None:
+        named = frozenset(_named(self.accepted, self.applier))
+        await self.parts.blocking(self.parts.store.keep_only, named)
 
     def _all_judge(self, manifest: HostManifest) -> bool:
         """Whether each service holds what can be held of it."""
@@ -199,6 +241,7 @@ class Runner:
     async def refresh(self) -> None:
         """Look at the last values: after a connect, and every minute."""
         host, bus = self.parts.host_id, self.parts.bus
+        await self._guarded(self.reporter.compare_heartbeats)
         manifest = await bus.last(subjects.desired(host))
         if manifest is not None:
             await self.receive(manifest.payload)
@@ -434,9 +477,6 @@ class Runner:
     async def _read_addresses(self) -> None:
         if self.panic is None and self._open:
             await self.addresses.refresh()
-
-    async def _persist_clock(self) -> None:
-        await self.parts.blocking(remember.write_clock, self.parts.store, self.parts.wall())
 
 
 def _named(accepted: Accepted, applier: Applier) -> set[str]:

@@ -50,9 +50,13 @@ class FileStore:
     def keep_only(self, digests: frozenset[str]) -> None:
         """Drop every other content."""
         names = {self._path(digest).name for digest in digests}
-        for path in (self.directory / CONTENTS).iterdir():
-            if path.name not in names:
-                path.unlink(missing_ok=True)
+        folder = self.directory / CONTENTS
+        try:
+            for path in folder.iterdir():
+                if path.name not in names:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"{folder}: {error.strerror}") from error
 
     def _path(self, digest: str) -> Path:
         return self.directory / CONTENTS / digest.removeprefix("sha256:")

@@ -15,6 +15,7 @@ from aegisflux.agent.collector import Collector
 from aegisflux.agent.packages import Packages
 from aegisflux.agent.parts import Parts, Senses
 from aegisflux.agent.segments import Record
+from aegisflux.agent.troubles import Troubles
 from aegisflux.domain.errors import AegisError, Forbidden, Refused, Unavailable
 from aegisflux.domain.flow import Flow
 from aegisflux.ports.datapath import DeniedFlow
@@ -37,6 +38,7 @@ class Telemetry:
         self._probe = asyncio.Lock()
         self._refused: list[Mapping[str, int]] = []
         self._disk = ""
+        self.troubles: Troubles | None = None
         self.sent = 0
         self.packages = Packages(parts, senses.software, senses.background) if senses.software else None
 
@@ -73,7 +75,7 @@ class Telemetry:
         try:
             await self._senses.blocking(self.collector.verdicts, flows, time.monotonic(), boot_ns, wall_ns)
         except Unavailable as error:
-            self._say(str(error))
+            self._say(str(error), error)
         self._filled.set()
 
     async def collect(self) -> float:
@@ -84,7 +86,7 @@ class Telemetry:
             if self.collector.opened != opened:
                 await self._senses.background(self._parts.trim)
         except AegisError as error:
-            self._say(str(error))
+            self._say(str(error), error)
             return DISK_SECONDS
         except Exception as error:  # noqa: BLE001 - a loop's edge: a defect here must not end enforcement
             self._say(f"{type(error).__name__}: {error}")
@@ -147,7 +149,7 @@ class Telemetry:
         try:
             found = await self._senses.blocking(self._exchanged, settled, refused, most)
         except Unavailable as error:
-            self._say(str(error))
+            self._say(str(error), error)
             await asyncio.sleep(DISK_SECONDS)
             return []
         self.sent += len(settled) - len(refused)
@@ -186,7 +188,11 @@ class Telemetry:
             self._well = False
             self._parts.log(f"telemetry: events wait in the spool: {error}")
 
-    def _say(self, trouble: str) -> None:
+    def _say(self, trouble: str, error: AegisError | None = None) -> None:
+        if self.troubles is not None and error is not None and isinstance(error.__cause__, OSError):
+            self.troubles.not_written("spool", error)
+        elif self.troubles is not None and not trouble:
+            self.troubles.end("spool")
         if trouble and trouble != self._disk:
             self._parts.log(f"telemetry: {trouble}")
         self._disk = trouble

@@ -118,7 +118,7 @@ def show_snapshot(service_id: int, *, version: int | None = None, output: Output
 def status(service_id: int, *, output: Output = "table") -> None:
     """Each host's desired and observed version."""
     found = call("GET", f"/seg/maps/{service_id}/status")
-    columns = ("host_id", "state", "desired", "observed", "since", "lease_until", "last_nack")
+    columns = ("host_id", "state", "desired", "observed", "since", "lease_until", "last_nack", "troubles")
     show(found["hosts"] if columnar(output) else found, output, columns)
 
 

@@ -36,8 +36,20 @@ NackReason = Literal[
     "guardrail",
     "not_confirmed",
     "panicked",
+    "disk_full",
+    "not_durable",
 ]
-HostState = Literal["pending", "in_force", "observing", "nacked", "reverted", "expired", "panicked", "silent"]
+HostState = Literal[
+    "pending",
+    "in_force",
+    "observing",
+    "matches nothing",
+    "nacked",
+    "reverted",
+    "expired",
+    "panicked",
+    "silent",
+]
 KeyPurpose = Literal["snapshot"]
 
 
@@ -145,7 +157,8 @@ class Confirm(Struct, frozen=True):
 
 
 class Ack(Struct, frozen=True, tag="ack"):
-    """What the kernel holds, read back after the flip. `deadline` is wall time, seconds."""
+    """What the kernel holds, read back after the flip. `deadline` is wall time, seconds; `matches`: whether a
+    cgroup of this host is selected, so that something is judged by it."""
 
     host_id: HostId
     serial: int
@@ -156,6 +169,7 @@ class Ack(Struct, frozen=True, tag="ack"):
     deadline: int
     applied_at: float
     awaits_confirm: bool = False
+    matches: bool = True
 
 
 class Nack(Struct, frozen=True, tag="nack"):
@@ -196,7 +210,11 @@ class ServiceReport(Struct, frozen=True):
 class Heartbeat(Struct, frozen=True):
     """What a host says of itself every few seconds. `addresses` are its own, of all its network namespaces,
     without loopback and link-local ones. `skipped_cgroups` are some of those whose names are no text, with
-    these escaped; `loss` counts them."""
+    these escaped; `loss` counts them.
+
+    troubles: what stands in the agent's way, in words; `disk full: ...` is one
+    started:  when the agent's process began, nanoseconds of the boot clock; 0 from an older agent
+    """
 
     host_id: HostId
     boot_id: str
@@ -212,3 +230,5 @@ class Heartbeat(Struct, frozen=True):
     interval: float = 5.0
     addresses: tuple[str, ...] = ()
     skipped_cgroups: tuple[str, ...] = ()
+    troubles: tuple[str, ...] = ()
+    started: int = 0

@@ -31,6 +31,11 @@ renewals = Counter("aegisflux_lease_renewals_total", "Leases renewed.", registry
 acks = Counter("aegisflux_acks_total", "Acks stored.", registry=REGISTRY)
 nacks = Counter("aegisflux_nacks_total", "Nacks stored, by reason.", ["reason"], registry=REGISTRY)
 heartbeats = Counter("aegisflux_heartbeats_total", "Heartbeats stored.", registry=REGISTRY)
+identity_clashes = Counter(
+    "aegisflux_host_identity_clashes_total",
+    "Heartbeats that showed two live agents with one identity.",
+    registry=REGISTRY,
+)
 dead_letters = Counter(
     "aegisflux_dead_letters_total", "Messages refused to the dead-letter stream.", registry=REGISTRY
 )

@@ -193,7 +193,7 @@ def agent_requests() -> tuple[str, ...]:
     accounts.
     """
     own = [row.pattern for row in REGISTER if row.producer == "agent"]
-    looks = (*agent_hears(), ALL_INVENTORIES)
+    looks = (*agent_hears(), ALL_INVENTORIES, ALL_HEARTBEATS)
     return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in looks))
 
 

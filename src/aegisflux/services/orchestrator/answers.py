@@ -13,12 +13,13 @@ import msgspec
 from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
 from aegisflux.domain.net import parse_address
+from aegisflux.domain.runs import Run, Runs, answered
 from aegisflux.domain.text import printable
 from aegisflux.domain.trust import Signed
 from aegisflux.ports.bus import Message
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
-from aegisflux.services.orchestrator.core import Core
+from aegisflux.services.orchestrator.core import CLASH_SECONDS, Core, Who, clash_text
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import envelope, subjects
 
@@ -56,6 +57,7 @@ class Answers:
         newest = {beat.host_id: beat for beat in good}
         if not newest:
             return
+        await self._compare_runs(good)
         beats = list(newest.values())
         await self._core.store.run(
             "store_heartbeats",
@@ -69,6 +71,22 @@ class Answers:
         await self._store_reports(beats)
         metrics.heartbeats.inc(len(good))
         await self.confirm(set(newest))
+
+    async def _compare_runs(self, beats: Sequence[Heartbeat]) -> None:
+        """Report two agents that answer as one host at once: when it begins, and for as long as it lasts."""
+        now, known = self._core.clock.now(), self._core.runs
+        for beat in (one for one in beats if one.started):
+            before = known.get(beat.host_id, Runs())
+            after = known[beat.host_id] = answered(before, Run(beat.boot_id, beat.started), now)
+            if after.clashed_at == before.clashed_at:
+                continue
+            metrics.identity_clashes.inc()
+            if before.clashes(now, CLASH_SECONDS):
+                continue  # it goes on, and was said
+            detail = clash_text(after)
+            log.error("two agents with one identity", host_id=beat.host_id, detail=detail)
+            async with self._core.store.change() as db:
+                await db.audit(Who().did("host.clash", f"host/{beat.host_id}", reason=detail))
 
     async def confirm(self, hosts: set[str]) -> None:
         """Send what is due among these hosts."""
@@ -166,7 +184,7 @@ class Answers:
             "store_acks",
             [a.host_id for a in rows],
             [a.service_id for a in rows],
-            ["in_force"] * len(rows),
+            ["in_force" if a.matches else "matches nothing" for a in rows],
             [a.version for a in rows],
             [a.digest for a in rows],
             [a.tables_digest for a in rows],

@@ -2,11 +2,13 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Final
 
 from msgspec import Meta
 
 from aegisflux.domain.guardrails import OPEN, Limits
+from aegisflux.domain.manifest import Heartbeat
+from aegisflux.domain.runs import Runs
 from aegisflux.ports.accounts import AgentAccounts
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.clock import Clock
@@ -15,6 +17,8 @@ from aegisflux.runtime.access import Who
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 
+CLASH_SECONDS: Final = 60.0  # heartbeats of both come every few seconds
+MAX_TROUBLES: Final = 16
 Words = Annotated[str, Meta(max_length=1000, pattern=r"^[^\u0000-\u001f\u007f]*$")]
 """What somebody says for the history: one line."""
 
@@ -36,6 +40,15 @@ class Options:
     ca_sha256: str
 
 
+def clash_text(runs: Runs) -> str:
+    """Two live agents with one identity, in words."""
+    other = runs.earlier[-1] if runs.earlier else None
+    return (
+        f"two agents answer as this host at once ({runs.current}; {other}): a machine was cloned; "
+        "release one and enrol it under a name of its own"
+    )
+
+
 @dataclass(slots=True, kw_only=True)
 class Core:
     """Ports, keys and the two bells that wake the relay."""
@@ -51,10 +64,17 @@ class Core:
     announcements_due: asyncio.Event = field(default_factory=asyncio.Event)
     host_keys: dict[str, bytes] = field(default_factory=dict)
     digests: dict[str, frozenset[str]] = field(default_factory=dict)
+    runs: dict[str, Runs] = field(default_factory=dict)
 
     def now(self) -> int:
         """Whole seconds since the epoch."""
         return int(self.clock.now())
+
+    def troubles(self, host: str, beat: Heartbeat | None) -> tuple[str, ...]:
+        """What stands in the way of a host's agent, in words: what it says, and what it cannot know."""
+        runs = self.runs.get(host, Runs())
+        clash = (clash_text(runs),) if runs.clashes(self.clock.now(), CLASH_SECONDS) else ()
+        return (*clash, *(beat.troubles[:MAX_TROUBLES] if beat else ()))
 
     def lease(self, ttl_seconds: int) -> int:
         """The length of a lease of a snapshot with this TTL, in seconds."""

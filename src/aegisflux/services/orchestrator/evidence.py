@@ -29,7 +29,7 @@ WEEK: Final = 7 * 86_400
 MOST_WAYS: Final = 20
 LEAST_OTHERS: Final = 100
 SETTLED_SECONDS: Final = 120.0
-GIVEN: Final = frozenset({"in_force", "observing"})
+GIVEN: Final = frozenset({"in_force", "observing", "matches nothing"})
 Way = tuple[str, str, str]
 
 

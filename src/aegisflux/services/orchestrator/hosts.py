@@ -45,7 +45,8 @@ class EnrollmentToken(Struct, frozen=True):
 
 
 class HostView(Struct, frozen=True):
-    """An enrolled host, as people see it. Times are seconds since the epoch. `suspicious`: who says so."""
+    """An enrolled host, as people see it. Times are seconds since the epoch. `suspicious`: who says so;
+    `troubles`: what stands in its agent's way, such as a full disk or a second agent with its identity."""
 
     host_id: str
     labels: dict[str, str]
@@ -60,6 +61,7 @@ class HostView(Struct, frozen=True):
     clock_offset: float | None
     services: tuple[int, ...]
     suspicious: tuple[str, ...]
+    troubles: tuple[str, ...] = ()
 
 
 class Hosts:
@@ -216,6 +218,7 @@ class Hosts:
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
             services=tuple(sorted(services)),
             suspicious=suspicious,
+            troubles=self._core.troubles(row["host_id"], beat),
         )
 
 

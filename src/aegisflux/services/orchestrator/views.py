@@ -8,6 +8,7 @@ from msgspec import Struct
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.flow import Direction, Flow
+from aegisflux.domain.manifest import Heartbeat
 from aegisflux.domain.net import PROTOCOLS, parse_address
 from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Row
@@ -65,7 +66,8 @@ class LastNack(Struct, frozen=True):
 class HostStatus(Struct, frozen=True):
     """Desired and observed state of a service on a host.
 
-    since: when the observed state began; beside: the version that is judged beside it and blocks nothing
+    since: when the observed state began; beside: the version that is judged beside it and blocks nothing;
+    troubles: what stands in the way of the host's agent
     """
 
     host_id: str
@@ -83,6 +85,7 @@ class HostStatus(Struct, frozen=True):
     last_nack: LastNack | None
     acked_at: float | None
     beside: int | None = None
+    troubles: tuple[str, ...] = ()
 
 
 class ServiceStatus(Struct, frozen=True):
@@ -232,6 +235,7 @@ class Views:
         self, host: Row, rollout: Rollout, digests: dict[int, str], report: Row | None, beside: int | None
     ) -> HostStatus:
         given = rollout.hosts.get(host["host_id"])
+        beat = msgspec.msgpack.decode(host["heartbeat"], type=Heartbeat) if host["heartbeat"] else None
         desired = Named(given.version, digests.get(given.version)) if given else None
         observed = Named(report["version"], report["digest"]) if report else Named(None, None)
         nack = None
@@ -256,6 +260,7 @@ class Views:
             last_nack=nack,
             acked_at=report["ack_stored_at"] if report else None,
             beside=beside,
+            troubles=self._core.troubles(host["host_id"], beat),
         )
 
 

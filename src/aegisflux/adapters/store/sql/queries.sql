@@ -262,7 +262,7 @@ from reports r join hosts h using (host_id) where h.released_at is null and r.se
 -- name: store_acks
 insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, ack_serial, ack_version,
     ack_digest, ack_at, ack_stored_at, awaits)
-select g.host_id, g.service_id, case when c.mode = 'observe' then 'observing' else g.state end, g.version, g.digest,
+select g.host_id, g.service_id, case when g.state = 'in_force' and c.mode = 'observe' then 'observing' else g.state end, g.version, g.digest,
     g.tables_digest, g.deadline, $10, g.serial, g.version, g.digest, g.applied_at, $10, g.awaits
 from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::text[], $7::bigint[], $8::bigint[],
     $9::double precision[], $11::boolean[])

@@ -1,0 +1,139 @@
+"""A machine in trouble: a full disk, a read-only one, no /run, another BPF file system, a stuck agent, a
+state folder that is gone. Each row is one trouble, made while the agent enforces.
+
+Agents and commands live in a mount namespace with a state folder of 64 KiB. Each panic names its instance:
+this kernel is shared with the tests of others.
+"""
+
+import asyncio
+import signal
+import time
+
+import pytest
+import pytest_asyncio
+
+from support.agent_bench import Bench, content
+from support.agent_process import fleet
+from support.agents import Plane
+from support.elsewhere import MOUNTS, Elsewhere, mounts
+from support.engines import eventually, running_nats
+
+pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
+FILL = "dd if=/dev/zero of={0}/ballast bs=1k >/dev/null 2>&1 || true"
+DRIFTS_SECONDS = 1.5  # the bench's agent compares every half second
+PANIC_SECONDS = 8.0  # on two busy cores; a stuck agent is not waited for
+
+# What is done to the agent's host while it enforces ({state} is its state folder), and which media of a panic
+# cannot be written then.
+PANICS = {
+    "full disk": (FILL, {"{state}"}),
+    "full disk, full /run": (
+        f"{FILL}; {FILL.format('/run')}",
+        {"{state}", "/run/aegisflux/panic"},
+    ),
+    "read-only disk": ("mount -o remount,ro {state}", {"{state}"}),
+    "read-only disk and /run": (
+        "mount -o remount,ro {state}; mount -o remount,ro /run",
+        {"{state}", "/run/aegisflux/panic"},
+    ),
+    "no /run": ("umount -l /run", set()),
+    "/run is read-only": ("mount -o remount,ro /run", {"/run/aegisflux/panic"}),
+    "a second BPF file system": ("mount -t bpf second /sys/fs/bpf", set()),
+    "the BPF file system is gone": ("umount -l /sys/fs/bpf", set()),
+    "a second BPF file system, all else read-only": (
+        "mount -o remount,ro {state}; mount -o remount,ro /run; mount -t bpf second /sys/fs/bpf",
+        {"{state}", "/run/aegisflux/panic"},
+    ),
+    "no notes": ("rm -rf /run/aegisflux", set()),
+    "no socket": ("rm {state}/agent.sock", set()),
+    "no state folder": ("umount -l {state}; rm -rf {state}", {"{state}"}),
+}
+
+
+@pytest_asyncio.fixture
+async def bench(tmp_path):
+    """An agent with a state folder of 64 KiB, in a mount namespace of its own."""
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    script = f"{MOUNTS}; mount -t tmpfs -o size=64k,mode=0700 small {state}"
+    async with running_nats(tmp_path / "nats") as lab:
+        with mounts(script) as inside:
+            found = Bench(tmp_path, lab, Plane())
+            shell = Elsewhere(tmp_path)
+            shell.env, shell.inside, shell.scoped = dict(found.agent.env), inside, inside
+            shell.env["AEGISFLUX_AGENT_TELEMETRY_ENABLED"] = "false"
+            found.agent = shell
+            try:
+                await found.enroll()
+                yield found
+            finally:
+                await asyncio.to_thread(found.close)
+
+
+async def enforcing(bench, control):
+    await control.desire(bench.service(content(bench)))
+    bench.agent.start()
+    await control.acked(1)
+    web = bench.cgroup("web")
+    assert await bench.refused(web)
+    return web
+
+
+async def stays_open(bench, control, web) -> None:
+    """Over several rounds of drift repair."""
+    begin = (await eventually(control.heartbeat)).clock
+
+    async def later():
+        beat = await control.heartbeat()
+        return beat if beat is not None and beat.clock > begin + DRIFTS_SECONDS else None
+
+    assert await bench.is_open(web)
+    await eventually(later, 20)
+    assert await bench.is_open(web)
+
+
+@pytest.mark.parametrize("trouble", PANICS)
+async def test_panic_holds_and_says_what_it_could_not_write(bench, trouble):
+    script, unwritten = PANICS[trouble]
+    async with fleet(bench.lab, bench.plane) as control:
+        web = await enforcing(bench, control)
+        agent = bench.agent
+        agent.shell(script.format(agent.state, state=agent.state))
+        begin = time.monotonic()
+        done = await agent.acall("panic", "--instance", bench.name)
+        assert time.monotonic() - begin < PANIC_SECONDS
+        removed = f"every enforcement is removed of {bench.name}" in done.stderr
+        assert (done.returncode, removed) == (0, True), done.stderr
+        said = {line for line in done.stderr.splitlines() if "could not be written" in line}
+        for medium in unwritten:
+            assert any(medium.format(state=agent.state) in line for line in said), done.stderr
+        assert len(said) == len(unwritten), done.stderr
+        await stays_open(bench, control, web)
+        beat = await control.heartbeat()
+        assert beat.panicked
+        agent.kill()
+        if trouble != "no state folder":  # then nothing starts any more
+            agent.start()
+            await eventually(agent.status)
+            await stays_open(bench, control, web)
+            done = await agent.acall("resume", "--instance", bench.name)
+            assert (done.returncode, f"resumed: {bench.name}" in done.stderr) == (0, True), done.stderr
+            if trouble != "the BPF file system is gone":
+                await eventually(lambda: bench.refused(web), 20)
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+async def test_panic_waits_for_no_agent_that_is_stuck(bench, number):
+    async with fleet(bench.lab, bench.plane) as control:
+        web = await enforcing(bench, control)
+        agent = bench.agent
+        agent.process.send_signal(number)
+        begin = time.monotonic()
+        done = await agent.acall("panic", "--instance", bench.name)
+        assert time.monotonic() - begin < PANIC_SECONDS
+        assert done.returncode == 0, done.stderr
+        assert await bench.is_open(web)
+        if number == signal.SIGSTOP:
+            agent.process.send_signal(signal.SIGCONT)
+            await stays_open(bench, control, web)
+            assert (await agent.status())["panicked"]
