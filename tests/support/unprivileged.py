@@ -11,6 +11,7 @@ the test must act before it goes on. It is judged by what arrives at other hosts
 
 import ctypes
 import os
+import resource
 import select
 import signal
 import socket
@@ -127,7 +128,7 @@ class Tap:
         self.host, self._sender = host, sender
         self._socket = within(host, lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3)))
         within(host, lambda: self._socket.bind((device, 3)))
-        self._socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 23)  # SO_RCVBUFFORCE
+        self._socket.setsockopt(socket.SOL_SOCKET, 33, 1 << 26)  # SO_RCVBUFFORCE
 
     def read(self, ends: int = 2, wait: float = 2) -> list[Packet]:
         """What came until this many end marks were seen; raises TimeoutError."""
@@ -193,6 +194,8 @@ def _child(host: Host, cgroup: Path, way: Way, keep: Collection[int], conn: Any)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     try:
         enter(host.netns, cgroup)
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
         drop(keep)
         return probes.word(lambda: _stepwise(way(), conn))
     except BaseException:

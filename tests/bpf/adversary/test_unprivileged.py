@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.bpf.adversary import escapes, exemptions, initiators, paths
+from tests.bpf.adversary import escapes, exemptions, initiators, paths, records
 from tests.bpf.adversary.trick import Trick
 from tests.support.unprivileged import SLOT, Arena, Seen
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
-TABLE = {**initiators.TRICKS, **paths.TRICKS, **exemptions.TRICKS, **escapes.TRICKS}
+TABLE = {**initiators.TRICKS, **paths.TRICKS, **exemptions.TRICKS, **escapes.TRICKS, **records.TRICKS}
 SECURITY = " ".join((Path(__file__).parents[3] / "SECURITY.md").read_text().replace("**", "").split())
 
 
