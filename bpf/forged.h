@@ -10,7 +10,9 @@
 #define INET_FREEBIND (1UL << 11)
 #define INET_TRANSPARENT (1UL << 15)
 
-/* Whether the socket may send from addresses that are not its host's: IP_FREEBIND needs no privilege. */
+/* Whether the socket may send from addresses that are not its host's: IP_FREEBIND needs no privilege, and
+ * once bound by it a socket keeps its address when the option is off again. The source that routing chooses
+ * for every other socket is the host's, also where the agent has not heard of it. */
 static __always_inline int may_name_any_source(struct __sk_buff *skb)
 {
 	struct sk_buff *buffer = buffer_of(skb);
@@ -19,6 +21,8 @@ static __always_inline int may_name_any_source(struct __sk_buff *skb)
 	if (!buffer)
 		return 0;
 	inet = (struct inet_sock *)BPF_CORE_READ(buffer, sk);
+	if (is_bound((struct sock *)inet, SOCK_BINDADDR_LOCK))
+		return 1;
 	if (bpf_core_field_exists(struct inet_sock, inet_flags))
 		return !!(BPF_CORE_READ(inet, inet_flags) & (INET_FREEBIND | INET_TRANSPARENT));
 	return BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, freebind) ||

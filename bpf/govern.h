@@ -55,9 +55,12 @@ __noinline int initiator_by_listener(struct __sk_buff *skb, const struct packet 
 {
 	struct bpf_sock_tuple t = {};
 	struct bpf_sock *found, *sk = skb->sk;
+	struct sk_buff *buffer = buffer_of(skb);
 	__u32 size = sizeof(t.ipv4);
 
 	if (!sk || !p)
+		return I_LOCAL;
+	if (buffer && is_bound(BPF_CORE_READ(buffer, sk), SOCK_BINDPORT_LOCK))
 		return I_LOCAL;
 	sk = bpf_sk_fullsock(sk);
 	if (!sk)
@@ -191,7 +194,8 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 		st->stamp = v->stamp;
 	else if (f)
 		continue_flow(f, v);
-	else if (v->p.proto == P_UDP && !v->p.malformed && !(v->stamp & W_REFUSED) && !(forced & CB_INITIATOR))
+	else if (v->p.proto == P_UDP && !v->p.malformed && !(v->stamp & W_REFUSED) && !(forced & CB_INITIATOR) &&
+		 !is_dhcp(&v->p, v->dir))	/* whoever offers an address begins no flow to be answered */
 		begin_flow(v);
 	if (managed)
 		return conclude(v, st, f);

@@ -59,6 +59,16 @@ static __always_inline void give_slot(struct state *st, __u32 slot, __u32 epoch)
 	st->epoch = epoch;
 }
 
+#define SOCK_BINDADDR_LOCK 4
+#define SOCK_BINDPORT_LOCK 8
+
+/* Of sk_userlocks: an accepted connection never has the lock of a bound port, so that one who calls from a
+ * port on which they also listen is not taken for the one who was called. */
+static __always_inline int is_bound(const struct sock *sk, __u32 lock)
+{
+	return sk && BPF_CORE_READ_BITFIELD_PROBED(sk, sk_userlocks) & lock;
+}
+
 static __always_inline void record(struct state *st, __u8 initiator, const struct packet *p)
 {
 	st->peer[0] = p->peer[0];

@@ -56,7 +56,7 @@ static __always_inline int stamp_sock(struct sock *sk, struct state *st, const s
 	key.port = p.local_port;
 	give_slot(st, slot_of_sock(sk, 0, ctl), epoch_of(ctl));
 	st->stamp = stamp_unmanaged(ctl);
-	record(st, bpf_map_lookup_elem(&listeners, &key) ? I_PEER : I_LOCAL, &p);
+	record(st, bpf_map_lookup_elem(&listeners, &key) && !is_bound(sk, SOCK_BINDPORT_LOCK) ? I_PEER : I_LOCAL, &p);
 	return 0;
 }
 

@@ -128,7 +128,6 @@ TRICKS = {
         keep=BIND,
         worlds=BOTH,
         between=(dhcp_offer,),
-        owner="datapath",
     ),
     "broadcast to 255.255.255.255": Trick(all_ones, (NOTHING,), leak=anywhere),
     "discovery and answers by ping socket": Trick(discovery_by_ping_socket, by="linux", sysctls=PING),

@@ -268,9 +268,7 @@ TRICKS = {
     "own multicast, looped back, bound to the peer's address": Trick(looped_multicast_bound),
     "own multicast, looped back, from the peer by IPV6_PKTINFO": Trick(looped_multicast_by_packet_info),
     "a foreign source": Trick(lambda: foreign_source(forgets=False), leak=as_db),
-    "a foreign source, IPV6_FREEBIND off again": Trick(
-        lambda: foreign_source(forgets=True), leak=as_db, owner="datapath"
-    ),
+    "a foreign source, IPV6_FREEBIND off again": Trick(lambda: foreign_source(forgets=True), leak=as_db),
     "own IPv4 multicast from the peer's address": Trick(looped_ipv4_from_a_foreign_source),
     "IP_TRANSPARENT": Trick(transparent_source),
     "own broadcast, looped back": Trick(looped_broadcast),

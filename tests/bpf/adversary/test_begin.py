@@ -16,7 +16,7 @@ from tests.bpf.adversary.tools import ALL, IPPROTO_MPTCP, MARK, MSG_FASTOPEN, SL
 from tests.bpf.test_sockets import rules
 from tests.support import probes
 from tests.support.kernel import Kernel
-from tests.support.netns import Host
+from tests.support.netns import Host, Lab
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
 
@@ -210,3 +210,61 @@ def segmented(size: int) -> str:
 def test_segmented_datagrams_pass(kernel: Kernel) -> None:
     kernel.enforce(SLOT, rules(edges="10.77.0.3/32 udp 5432", ingress=""))
     assert kernel.lab.hosts["app"].call(segmented, 10_000, cgroup="svc") == "10000"
+
+
+FROM_A_LISTENING_PORT = """
+import socket, sys
+listener, caller = socket.socket(), socket.socket()
+for s in (listener, caller):
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+listener.bind(("10.77.0.2", 7400))
+caller.bind(("10.77.0.2", 7400))
+caller.connect(("10.77.0.3", 5432))
+listener.listen()
+print("ready", flush=True)
+caller.settimeout(0.5)
+for line in sys.stdin:
+    try:
+        caller.send(b"x")
+        print(caller.recv(9).decode(), flush=True)
+    except OSError:
+        print("-", flush=True)
+"""
+
+
+def ask(process: "subprocess.Popen[bytes]") -> bytes:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write(b"\n")
+    process.stdin.flush()
+    return process.stdout.readline().strip()
+
+
+def test_a_call_from_a_port_on_which_we_listen_is_ours(kernel: Kernel) -> None:
+    kernel.enforce(SLOT, rules(edges=ALL, ingress=""))
+    app = kernel.lab.hosts["app"]
+    caller = kernel.served(app, "svc", [sys.executable, "-S", "-c", FROM_A_LISTENING_PORT])
+    assert ask(caller) == b"x"
+    found = [(f.direction, f.port) for f in kernel.datapath.live(SLOT) if str(f.peer) == "10.77.0.3"]
+    assert found == [("egress", 5432)]
+    caller.kill()
+    caller.communicate()
+
+
+def test_a_call_older_than_the_programs_is_ours_too() -> None:
+    """Nothing was recorded then; an accepted connection has no lock on its port, one that was bound has."""
+    with Lab() as lab:
+        app, db = lab.host("app"), lab.host("db")
+        kernel = Kernel(lab)
+        kernel.served(db, "server", probes.echo_argv(5432))
+        caller = kernel.served(app, "svc", [sys.executable, "-S", "-c", FROM_A_LISTENING_PORT])
+        server = kernel.served(app, "svc", probes.echo_argv(6000))
+        with kernel.talk(db, "client", app.v4, 6000) as called, kernel:
+            kernel.bind(app.below("svc"), SLOT)
+            kernel.enforce(SLOT, rules(deny="10.77.0.3/32 any 5432 egress"))
+            assert ask(caller) == b"-"
+            assert called.say("a") == "a"
+        for process in (caller, server):
+            process.kill()
+            process.communicate()

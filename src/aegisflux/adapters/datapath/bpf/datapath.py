@@ -216,7 +216,8 @@ class BpfDatapath:
         """See `Datapath.live`: TCP and connected UDP, in the namespaces of the service's processes."""
         tops = self._need(self._mapping).paths_of(slot)
         cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
-        found = self._each_namespace(slot, lambda: initiations(cgroups, read_own().own()))
+        states = self._pins.maps["states"]
+        found = self._each_namespace(slot, lambda: initiations(cgroups, read_own().own(), states))
         return [flow for flows in found for flow in flows]
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:

@@ -25,8 +25,8 @@ IDENTITY: Final = struct.Struct("!HH16s16s")
 
 
 class Found(NamedTuple):
-    """A connected socket: `identity` is the kernel's; `stamp` and `slot` are our storage's, which the kernel
-    tells of TCP only."""
+    """A connected socket: `identity` is the kernel's; `stamp`, `slot` and `initiator` (0: not recorded) are
+    our storage's, which the kernel reports of TCP only."""
 
     family: int
     proto: int
@@ -34,15 +34,21 @@ class Found(NamedTuple):
     cgroup_id: int
     stamp: int = 0
     slot: int | None = None
+    initiator: int = 0
 
     @property
     def refused(self) -> bool:
         return bool(self.stamp & W_REFUSED)
 
+    def ends(self) -> tuple[int, int, bytes]:
+        """Our port, the peer's port, and the peer's address as 4 or 16 bytes."""
+        local_port, peer_port, _, peer = IDENTITY.unpack_from(self.identity)
+        return local_port, peer_port, peer if self.family == socket.AF_INET6 else peer[:4]
+
     def udp_key(self, netns: int) -> bytes:
         """The key of its flow: our namespace (by its cookie), the peer, its port, our port."""
-        local_port, peer_port, _, peer = IDENTITY.unpack_from(self.identity)
-        mapped = peer if self.family == socket.AF_INET6 else bytes(10) + b"\xff\xff" + peer[:4]
+        local_port, peer_port, peer = self.ends()
+        mapped = peer if len(peer) == 16 else bytes(10) + b"\xff\xff" + peer
         return UDP_KEY.pack(netns, mapped, peer_port, local_port, 0)
 
 
@@ -59,7 +65,7 @@ def sockets(proto: int, states_fd: int) -> Iterator[Found]:
             value = _storage(parts.get(STORAGES, b""))
             if value is not None:
                 fields = STATE.unpack_from(value)
-                found = found._replace(stamp=fields[0], slot=fields[3])
+                found = found._replace(stamp=fields[0], slot=fields[3], initiator=fields[4])
             yield found
 
 

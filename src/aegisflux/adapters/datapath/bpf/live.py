@@ -1,7 +1,8 @@
 """Who has a connection now: live sockets of the calling thread's namespace, as the initiations behind them.
 
-Who began a TCP connection is told by the listeners: one whose own port is listened on was begun by its peer.
-A connected UDP socket was begun by whoever connected it.
+The programs record who began a TCP connection. Where they did not (it is older than they are), the listeners
+decide: one whose own port is listened on was begun by its peer. A connected UDP socket was begun by the
+process that connected it. Addresses are those that the socket knows, as for a verdict (ADR 0025).
 """
 
 import socket
@@ -14,30 +15,35 @@ from aegisflux.domain.net import TCP, UDP, address_of
 
 LISTENING: Final = 1 << 10
 FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)
+BEGUN_BY_PEER: Final = 2
+"""I_PEER of bpf/aegis_maps.h."""
 
 
-def initiations(cgroups: Collection[int], own: Own) -> list[Flow]:
-    """Of sockets of these cgroups (by id); `local` where the peer is an address of the namespace's own."""
-    ports = {port for port, _, _, _ in _told(TCP, LISTENING)}
-    found = []
-    for proto in (TCP, UDP):
-        for local_port, peer_port, peer, cgroup in _told(proto, diag.CONNECTED):
-            if cgroup not in cgroups:
-                continue
-            address = address_of(peer)
-            local = own.covers(address)
-            if proto == TCP and local_port in ports:
-                found.append(Flow("ingress", proto, address, local_port, peer_port, local=local))
-            else:
-                found.append(Flow("egress", proto, address, peer_port, local_port, local=local))
-    return found
+def initiations(cgroups: Collection[int], own: Own, states: int) -> list[Flow]:
+    """Return the initiations behind sockets of these cgroups (by id), `local` where the peer is an address of
+    the namespace's own; `states` is the map of socket storage."""
+    listened = set(_listening())
+    return [
+        _initiation(found, listened, own)
+        for proto in (TCP, UDP)
+        for found in diag.sockets(proto, states)
+        if found.cgroup_id in cgroups
+    ]
 
 
-def _told(proto: int, states: int) -> Iterator[tuple[int, int, bytes, int]]:
+def _initiation(found: diag.Found, listened: Collection[int], own: Own) -> Flow:
+    local_port, peer_port, peer = found.ends()
+    address = address_of(peer)
+    local = own.covers(address)
+    by_peer = found.initiator == BEGUN_BY_PEER if found.initiator else local_port in listened
+    if found.proto == TCP and by_peer:
+        return Flow("ingress", found.proto, address, local_port, peer_port, local=local)
+    return Flow("egress", found.proto, address, peer_port, local_port, local=local)
+
+
+def _listening() -> Iterator[int]:
+    """The ports of TCP on which a socket listens."""
     for family in FAMILIES:
-        ask = diag.ASK.pack(family, proto, 0, 0, states, bytes(48))
+        ask = diag.ASK.pack(family, TCP, 0, 0, LISTENING, bytes(48))
         for body in diag.answers(diag.BY_FAMILY, ask, diag.DUMP):
-            parts = dict(diag.attributes(body[diag.TOLD.size :]))
-            cgroup = int.from_bytes(parts.get(diag.CGROUP_ID, b""), "little")
-            local_port, peer_port, _, peer = diag.IDENTITY.unpack_from(diag.TOLD.unpack_from(body)[4])
-            yield local_port, peer_port, peer if family == socket.AF_INET6 else peer[:4], cgroup
+            yield diag.IDENTITY.unpack_from(diag.TOLD.unpack_from(body)[4])[0]
