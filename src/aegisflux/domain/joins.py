@@ -5,6 +5,7 @@ the events themselves, in their order: processes from exec, listeners from liste
 memory has a bound. A join that should have found something and did not is counted in `misses`, not guessed.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Final, NamedTuple
@@ -386,19 +387,23 @@ class Joins:
         return host.cgroups[cgroup]
 
     def _selected(self, host: _Host, cgroup: str) -> int | None:
-        """The service of the deepest selected cgroup above or at the path."""
+        """The service of the deepest selected cgroup above or at the path; a user's directory selects none
+        below it."""
         wanted = {
             number: selectors
             for number, (selectors, labels) in self._services.items()
             if labels.items() <= host.labels.items()
         }
         parts = cgroup.strip("/").split("/")
-        paths = ["/".join(parts[:n]) for n in range(len(parts), 0, -1)]
+        given = next((n for n, part in enumerate(parts) if _USER_MANAGER.fullmatch(part)), len(parts))
+        paths = ["/".join(parts[:n]) for n in range(min(len(parts), given + 1), 0, -1)]
         won = owners(paths, wanted).services
         return next((won[path] for path in paths if path in won), None)
 
 
 _NOTHING: Final = Context()
+# systemd gives its directory to the user; the host knows of other delegated ones, and says whose flows are
+_USER_MANAGER: Final = re.compile(r"user@[0-9]+\.service")
 
 
 def _selectors(texts: Iterable[str]) -> Iterable[Selector]:

@@ -40,11 +40,16 @@ class HostPlace(Struct, frozen=True):
 
 
 class ServicePlace(Struct, frozen=True):
-    """A registered service and the hosts that run it; `version` is the next one of its snapshots."""
+    """A registered service and the hosts that run it; `version` is the next one of its snapshots.
+
+    `reported` are those of `hosts` that only their own report names, not their labels: they get the service's
+    snapshot, and none of their addresses is allowed to anyone in the service's name.
+    """
 
     id: int
     hosts: tuple[str, ...] = ()
     version: int = FIRST_VERSION
+    reported: tuple[str, ...] = ()
 
 
 class Inventory(Struct, frozen=True):
@@ -75,7 +80,7 @@ class Places:
     def __init__(self, policy: Policy, inventory: Inventory) -> None:
         self._policy, self._inventory = policy, inventory
         self._known: dict[str, Place] = {}
-        self._prefixes: dict[str, tuple[Cidr, ...]] = {}
+        self._prefixes: dict[tuple[str, bool], tuple[Cidr, ...]] = {}
         self._reached: dict[str, Mapping[str, frozenset[int]]] = {}
         for name in policy.groups:
             if name in inventory.services:
@@ -93,11 +98,19 @@ class Places:
             found = self._known[end] = self._of(end, path)
         return found
 
-    def prefixes(self, end: str, path: str) -> tuple[Cidr, ...]:
-        """The prefixes of an end, as few as can be."""
-        found = self._prefixes.get(end)
+    def prefixes(self, end: str, path: str, *, allow: bool = True) -> tuple[Cidr, ...]:
+        """Return the prefixes of an end, as few as can be.
+
+        To allow a service is to allow the hosts that its labels name; to deny it is to deny also those that
+        only say that they run it.
+        """
+        service = self._inventory.services.get(end)
+        reported = frozenset(service.reported if service and allow else ())
+        found = self._prefixes.get((end, bool(reported)))
         if found is None:
-            found = self._prefixes[end] = self._covered(self.of(end, path))
+            place = self.of(end, path)
+            known = place._replace(hosts=place.hosts - reported)
+            found = self._prefixes[end, bool(reported)] = self._covered(known)
         return found
 
     def held(self, end: str, path: str) -> frozenset[str]:
@@ -248,7 +261,7 @@ class _Entries:
             if said in self._said:
                 continue
             self._said.add(said)
-            cidrs = places.prefixes(end, path)
+            cidrs = places.prefixes(end, path, allow=action == "allow")
             self._rows.update((action, way, cidr, port) for cidr in cidrs if cidr.family in families)
             if len(self._rows) > MAX_ENTRIES:
                 needed = max(len(self._rows), len(cidrs) * len(ports))
@@ -351,6 +364,15 @@ def partial(policy: Policy, inventory: Inventory, places: Places) -> Iterator[tu
             path = f"rules[{n}]"
             for service in sorted((places.touched(end, path) - places.held(end, path)) & services):
                 yield n, end, service
+
+
+def unlabelled(policy: Policy, inventory: Inventory) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield (service, hosts) where a service that a rule names runs on hosts by their own report alone: no
+    peer is allowed to call them, or be called by them, in its name."""
+    named = {end for rule in policy.rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
+    for service in sorted(named & set(inventory.services)):
+        if hosts := inventory.services[service].reported:
+            yield service, hosts
 
 
 def shared(policy: Policy, inventory: Inventory) -> Iterator[tuple[str, tuple[str, ...]]]:

@@ -24,16 +24,19 @@ from aegisflux.domain.policy import (
     label_of,
     ports_of,
 )
-from aegisflux.domain.policy_compile import Inventory, Places, governed, partial, reached, shared
+from aegisflux.domain.policy_compile import Inventory, Places, governed, partial, reached, shared, unlabelled
 from aegisflux.domain.policy_ranges import Ranges, holders, numbers
 from aegisflux.domain.snapshot import Proto
 
 WIDE: Final = {4: 16, 6: 48}  # prefixes shorter than these are called too broad
 NAMES: Final[dict[int, Proto]] = {TCP: "tcp", UDP: "udp"}
 MOST_COMPARED: Final = 2_000
+MOST_NAMED: Final = 5
 MOST_SEEN: Final = 1_000_000
 
-Kind = Literal["shadowed", "redundant", "never_hit", "too_broad", "partial", "shared_host", "unused_group"]
+Kind = Literal[
+    "shadowed", "redundant", "never_hit", "too_broad", "partial", "shared_host", "unlabelled", "unused_group"
+]
 Seen = tuple[Address, Address, int, int]  # client, server, protocol, port
 
 
@@ -127,6 +130,17 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
                 label_of(policy.rules[n], n),
                 f"{end} holds some hosts of {service} and not all, so that the rule is not {service}'s",
                 f"name {service}, or make a service of those hosts",
+            )
+        )
+    for service, hosts in unlabelled(policy, inventory):
+        more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
+        found.append(
+            Lint(
+                "unlabelled",
+                f"service {service}",
+                f"{', '.join(hosts[:MOST_NAMED])}{more} run it by their own report alone, "
+                "so that no rule allows their addresses to others",
+                f"give {service} host_labels and these hosts the labels",
             )
         )
     for host, services in shared(policy, inventory):

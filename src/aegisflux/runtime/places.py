@@ -34,8 +34,10 @@ async def read(store: Queries) -> Now:
     services = {}
     for row in await store.rows("services"):
         labelled = {name for name, place in hosts.items() if runs(row["host_labels"], place.labels)}
-        found = tuple(sorted(running[row["id"]] & set(hosts) | labelled))
-        services[row["name"]] = ServicePlace(row["id"], found, row["latest"] + 1)
+        reported = running[row["id"]] & set(hosts) - labelled
+        services[row["name"]] = ServicePlace(
+            row["id"], tuple(sorted(reported | labelled)), row["latest"] + 1, tuple(sorted(reported))
+        )
     rows = await store.rows("in_force")
     in_force = {row["name"]: snapshots.decode(unpacked(row["snapshot"])) for row in rows}
     inventory = Inventory(services, hosts)
