@@ -21,14 +21,14 @@ from aegisflux.adapters.store import partitions, timescale
 from aegisflux.adapters.store.postgres import AWAY, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.errors import Conflict, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Conflict, Refused, Unavailable
 from aegisflux.domain.event import Listen
 from aegisflux.domain.inventory import Package, PackageDelta, PackageInventory, delta
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
 from aegisflux.domain.marks import Range, Seen, ranges_of, text_of
 from aegisflux.domain.rollup import Key, Sums, rolled_up
 from aegisflux.ports.facts import Row, Stored
-from aegisflux.runtime import metrics
+from aegisflux.runtime import logs, metrics
 
 WRITER_LOCK: Final = 0x41656769734657
 CHANNEL: Final = "aegisflux_known"
@@ -42,6 +42,7 @@ REFUSED: Final = (  # by the server, and by what makes rows
 )  # fmt: skip
 EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _INVENTORY: Final = msgspec.msgpack.Decoder(PackageInventory)
+log = logs.get("facts")
 Changed = Callable[[str], Awaitable[None]]
 
 
@@ -130,7 +131,7 @@ class PostgresFacts:
                 for r in services
             ),
             listeners=tuple(KnownListener(**dict(row)) for row in listeners),
-            inventories=tuple(_unpacked(row["body"]) for row in inventories),
+            inventories=tuple(filter(None, map(_readable, inventories))),
         )
 
     async def watch(self, changed: Changed) -> None:
@@ -228,9 +229,10 @@ class PostgresFacts:
             connection = await self._connected()
             async with _here(), connection.transaction():
                 row = await connection.fetchrow(self._queries["inventory"], inventory.host_id)
-                if row is not None and row["digest"] == inventory.digest:
+                known = _readable(row) if row else None
+                if row is not None and known is not None and row["digest"] == inventory.digest:
                     return None
-                before: tuple[Package, ...] = _unpacked(row["body"]).packages if row else ()
+                before: tuple[Package, ...] = known.packages if known else ()
                 found = delta(before, inventory.packages)
                 await self._keep(connection, inventory, found)
                 return found
@@ -401,6 +403,15 @@ def _time(time_ns: int) -> datetime:
 
 def _plain(value: str) -> str:
     return value.replace("\0", "\\0")
+
+
+def _readable(row: Row) -> PackageInventory | None:
+    """A stored inventory; None (logged) for one that cannot be read: the host sends it again."""
+    try:
+        return _unpacked(row["body"])
+    except (zstandard.ZstdError, *BROKEN) as error:
+        log.warning("a stored inventory cannot be read", error=str(error))
+        return None
 
 
 def _unpacked(body: bytes) -> PackageInventory:

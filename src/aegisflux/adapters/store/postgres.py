@@ -14,7 +14,7 @@ import asyncpg
 
 from aegisflux.domain import audit
 from aegisflux.domain.audit import Entry, Head, Line
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.ports.store import Row
 
 NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
@@ -189,6 +189,8 @@ async def _here(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
     except AWAY as error:
         raise Unavailable(f"the store: {error or type(error).__name__}") from error
+    except (asyncpg.DataError, UnicodeError, OverflowError) as error:  # NUL, half characters, large numbers
+        raise Refused(f"the store cannot hold a value of the request: {error}") from error
     except AttributeError:
         raise Unavailable("the store: not connected yet") from None
 

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.graph import Upserts, facts_of, software_of
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.ports.graph import Graph
-from aegisflux.runtime import metrics
+from aegisflux.runtime import logs, metrics
 
 MAX_EDGES: Final = 200_000
 AT_ONCE: Final = 10_000  # entries of a transaction, which the embedded graph holds in its memory
 FLUSH_SECONDS: Final = 2.0
+log = logs.get("enrich")
 
 
 class Graphed:
@@ -46,32 +46,72 @@ class Graphed:
         await self.flush()
 
     async def flush(self) -> None:
-        """Put in what was seen; on Unavailable it stays seen."""
+        """Put in what was seen; on a failure it stays seen."""
         waiting = deque(self._seen.parts(AT_ONCE))
         self._seen = Upserts()
         try:
-            while waiting:
-                await self._graph.upsert(waiting[0])
-                waiting.popleft()
-        except Unavailable:
+            await _put_all(self._graph, waiting)
+        except Exception:
             waiting.append(self._seen)
             self._seen = Upserts()
             for part in waiting:
                 _merge(self._seen, part)
             raise
-        for host in list(self._inventories):
-            inventory = self._inventories[host]
-            await self._graph.forget_software(host)
-            await put_in(self._graph, software_of(inventory))
+        await self._put_software()
+
+    async def _put_software(self) -> None:
+        """The software of each host; one that fails stays, and leaves the others. Raises the last failure."""
+        failed: Exception | None = None
+        for host, inventory in list(self._inventories.items()):
+            try:
+                await self._graph.forget_software(host)
+                await put_in(self._graph, software_of(inventory))
+            except Exception as error:  # noqa: BLE001 - raised below
+                failed = error
+                continue
             if self._inventories.get(host) is inventory:
                 del self._inventories[host]
+        if failed is not None:
+            raise failed
 
 
 async def put_in(graph: Graph, upserts: Upserts) -> int:
     """All of it, by parts that a transaction can hold; how many edges and nodes. Raises Unavailable."""
-    for part in upserts.parts(AT_ONCE):
-        await graph.upsert(part)
+    await _put_all(graph, deque(upserts.parts(AT_ONCE)))
     return len(upserts.edges) + len(upserts.nodes)
+
+
+async def _put_all(graph: Graph, waiting: deque[Upserts]) -> None:
+    """Put in one part after the other; what is left when this raises was not put in.
+
+    A part that fails although the graph answers holds something that it cannot take: it is looked for by
+    halves, logged, counted and left out.
+    """
+    while waiting:
+        part = waiting[0]
+        try:
+            await graph.upsert(part)
+            waiting.popleft()
+        except Exception as error:
+            if not await _answers(graph):
+                raise
+            waiting.popleft()
+            size = len(part.nodes) + len(part.edges)
+            if size > 1:
+                waiting.extendleft(reversed(list(part.parts((size + 1) // 2))))
+                continue
+            metrics.graph_dropped.inc()
+            log.warning(
+                "the graph cannot hold it", entry=str([*part.nodes, *part.edges])[:300], error=str(error)
+            )
+
+
+async def _answers(graph: Graph) -> bool:
+    try:
+        await graph.check()
+    except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        return False
+    return True
 
 
 def _merge(into: Upserts, later: Upserts) -> None:

@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.graph import Sight, Upserts, host_of, peer_of, software_of
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.graph import Graph
-from aegisflux.runtime import logs
+from aegisflux.runtime import logs, metrics
 from aegisflux.services.enrich.graphed import put_in
 
 PART = 20_000
@@ -36,7 +37,12 @@ async def refill(graph: Graph, facts: Facts, now: float) -> int:
         for at in range(0, len(rows), PART):
             count += await put_in(graph, _sights(rows[at : at + PART], put, labels))
     for inventory in known.inventories:
-        count += await put_in(graph, software_of(inventory))
+        try:
+            count += await put_in(graph, software_of(inventory))
+        except Unavailable:
+            raise
+        except Exception:  # the software of one host leaves that of the others
+            log.exception("an inventory is left out of the graph", host_id=inventory.host_id)
     if count:
         log.info("the graph was empty and is filled from the store", entries=count)
     return count
@@ -47,9 +53,13 @@ def _sights(rows: Sequence[Mapping[str, Any]], put: Any, labels: Mapping[str, Ma
     hosts: dict[str, Sight] = defaultdict(Sight)
     for row in rows:
         sight = hosts[row["host_id"]]
-        if row["service_id"] is not None:
-            sight.runs_on(row["service_id"], row["service"], row["last_ns"])
-        put(sight, row)
+        try:
+            if row["service_id"] is not None:
+                sight.runs_on(row["service_id"], row["service"], row["last_ns"])
+            put(sight, row)
+        except (TypeError, ValueError, LookupError) as error:  # one row leaves the others
+            metrics.graph_dropped.inc()
+            log.warning("a row is left out of the graph", host_id=row["host_id"], error=str(error))
     found = Upserts()
     for host, sight in hosts.items():
         sight.put(found, host_of(found, host, labels.get(host, {})))

@@ -14,6 +14,7 @@ from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
 from aegisflux.domain.net import parse_address
 from aegisflux.domain.runs import Run, Runs, answered
+from aegisflux.domain.storable import check_storable
 from aegisflux.domain.text import printable
 from aegisflux.domain.trust import Signed
 from aegisflux.ports.bus import Message
@@ -126,7 +127,8 @@ class Answers:
 
     async def _heartbeats(self, hosts: set[str]) -> dict[str, Heartbeat]:
         rows = await self._core.store.rows("heartbeats_of", list(hosts))
-        return {r["host_id"]: msgspec.msgpack.decode(r["heartbeat"], type=Heartbeat) for r in rows}
+        found = {row["host_id"]: heartbeat_of(row) for row in rows}
+        return {host: beat for host, beat in found.items() if beat is not None}
 
     async def _believed(self, messages: Sequence[Message], stream: str, kind: str, type_: Any) -> list[Any]:
         good = []
@@ -151,6 +153,7 @@ class Answers:
             raise Refused(f"not as the schema says: {error}") from None
         if said.host_id != host:
             raise Refused(f"host {host} speaks for {said.host_id}")
+        check_storable(said)
         return said
 
     def _signed(self, sealed: Signed, host: str, public: bytes) -> bool:
@@ -236,12 +239,31 @@ class Answers:
             [r.digest for r in reports],
             [r.tables_digest for r in reports],
             [r.deadline for r in reports],
-            ["\n".join(map(printable, r.cgroups[:64])) for r in reports],
-            ["\n".join(map(printable, r.conflicts[:64])) for r in reports],
+            [_lines(r.cgroups) for r in reports],
+            [_lines(r.conflicts) for r in reports],
             [r.drift for r in reports],
             self._core.clock.now(),
             [r.candidate for r in reports],
         )
+
+
+def heartbeat_of(row: Row) -> Heartbeat | None:
+    """The last heartbeat of a host as the store has it; None where there is none, or one that cannot be read.
+
+    Another version of ours may have stored it; it is logged, and the next heartbeat replaces it.
+    """
+    if not row["heartbeat"]:
+        return None
+    try:
+        return msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat)
+    except BROKEN as error:
+        log.warning("a stored heartbeat cannot be read", host_id=row["host_id"], error=str(error))
+        return None
+
+
+def _lines(names: Sequence[str]) -> str:
+    """Names for a column that takes them by lines; one that holds a line feed is still one name."""
+    return "\n".join(map(printable, names[:64]))
 
 
 def _is_address(text: str) -> bool:

@@ -9,9 +9,9 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
-from aegisflux.domain.manifest import Heartbeat
 from aegisflux.ports.store import Change, Row
 from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.answers import heartbeat_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.joining import join
 from aegisflux.services.orchestrator.keys import verified
@@ -203,7 +203,7 @@ class Hosts:
         return self._view(row, [found["service_id"] for found in given], said.get(host, ()))
 
     def _view(self, row: Row, services: Sequence[int], suspicious: tuple[str, ...]) -> HostView:
-        beat = msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat) if row["heartbeat"] else None
+        beat = heartbeat_of(row)
         return HostView(
             host_id=row["host_id"],
             labels=row["labels"],

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import msgspec
 
+from aegisflux.domain.errors import Refused
 from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, ServiceState
 from aegisflux.domain.rollout import runs
 from aegisflux.ports.store import Row
@@ -34,6 +35,7 @@ class Relay:
         self._core = core
         self._room = asyncio.Semaphore(AT_ONCE)
         self._one_writer = asyncio.Lock()
+        self._unmade: set[str] = set()
 
     async def manifests(self) -> None:
         """Publish until no host is dirty, then wait for the bell."""
@@ -45,9 +47,12 @@ class Relay:
         """Publish one after the other, in the order of the commits, then wait for the bell."""
         while found := await self._core.store.rows("unsent", BATCH):
             for row in found:
-                await self._core.bus.publish(subjects.MAPS, row["payload"], msg_id=row["msg_id"])
+                try:
+                    await self._core.bus.publish(subjects.MAPS, row["payload"], msg_id=row["msg_id"])
+                    metrics.announcements.inc()
+                except Refused as error:  # it never will be sent, and the later ones wait for it
+                    log.warning("an announcement is refused, and left out", id=row["id"], error=str(error))
                 await self._core.store.run("sent", row["id"])
-                metrics.announcements.inc()
         await woken(self._core.announcements_due, IDLE_SECONDS)
 
     async def compare(self) -> int:
@@ -88,7 +93,11 @@ class Relay:
     async def _held(self, rows: Sequence[Row]) -> list[bool]:
         async def one(row: Row) -> bool:
             async with self._room:
-                found = await self._core.bus.last(subjects.desired(row["host_id"]))
+                try:
+                    found = await self._core.bus.last(subjects.desired(row["host_id"]))
+                except Refused as error:  # what is wrong with one host stops no other
+                    log.warning("cannot be compared", host_id=row["host_id"], error=str(error))
+                    return True
             return found is not None and found.payload == row["message"]
 
         return list(await asyncio.gather(*(one(row) for row in rows)))
@@ -105,7 +114,7 @@ class Relay:
         kept = [(r["host_id"], r["serial"], r["message"]) for r in dirty if r["built_serial"] == r["serial"]]
         built = await self._build(fresh) if fresh else []
         await self._publish([*kept, *built], "new")
-        return True
+        return any(row["host_id"] not in self._unmade for row in dirty)
 
     async def _build(self, dirty: Sequence[Row]) -> list[tuple[str, int, bytes]]:
         """Sign and store; what somebody else built or raised meanwhile is left for the next round."""
@@ -115,8 +124,14 @@ class Relay:
         for row in dirty:
             host, given = row["host_id"], services[row["host_id"]]
             manifest = HostManifest(host, row["serial"], now, now + MANIFEST_SECONDS, tuple(given))
-            sealed = core.keys.seal(envelope.MANIFEST, msgspec.msgpack.encode(manifest))
-            message = envelope.encode(ManifestMessage(core.keys.envelope, sealed))
+            try:
+                sealed = core.keys.seal(envelope.MANIFEST, msgspec.msgpack.encode(manifest))
+                message = envelope.encode(ManifestMessage(core.keys.envelope, sealed))
+            except Exception:  # one that cannot be made leaves those of the other hosts
+                log.exception("a manifest cannot be made", host_id=host)
+                self._unmade.add(host)
+                continue
+            self._unmade.discard(host)
             refs = (ref for service in given for ref in (service.active, service.candidate) if ref)
             made[host] = row["serial"], message, frozenset(ref.digest for ref in refs)
         stored = await core.store.rows(

@@ -60,6 +60,9 @@ class Renewals:
             except AegisError as error:
                 quiet = False
                 log.info("not now", rollout=row["id"], reason=str(error))
+            except Exception:  # what is wrong with one rollout stops no other
+                quiet = False
+                log.exception("cannot be renewed", rollout=row["id"])
         self._quiet = here.digest if quiet else ""
 
     async def _one(self, carried: Carried, here: places.Now) -> bool:

@@ -4,6 +4,7 @@ rotate.
 
 import asyncio
 
+from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.runtime import logs, metrics
 from aegisflux.services.orchestrator import guard
 from aegisflux.services.orchestrator.core import Core, Who
@@ -25,13 +26,19 @@ class Upkeep:
         self._silent: frozenset[str] = frozenset()
 
     async def tick(self) -> None:
-        """One round, then a pause."""
+        """One round, then a pause. A step that fails leaves the others."""
+        for step in (self._renew_all, self.join, self.refresh, self.watch):
+            try:
+                await step()
+            except AegisError as error:
+                log.warning("comes again", step=step.__name__, error=str(error))
+            except Exception:
+                log.exception("failed", step=step.__name__)
+        await asyncio.sleep(self._core.options.renew_every)
+
+    async def _renew_all(self) -> None:
         while await self.renew() >= BATCH:
             pass
-        await self.join()
-        await self.refresh()
-        await self.watch()
-        await asyncio.sleep(self._core.options.renew_every)
 
     async def renew(self) -> int:
         """Renew promoted leases of which half is over; gives how many."""
@@ -57,10 +64,15 @@ class Upkeep:
         rows = await core.store.rows("joiners", now)
         spared = await guard.spared(core, core.store, {row["host_id"] for row in rows})
         for row in (row for row in rows if row["host_id"] not in spared):
-            async with core.store.change() as db:
-                host, service_id = row["host_id"], row["service_id"]
-                await join_service(core, db, host, service_id, now)
-                await db.audit(Who().did("host.join", f"service/{service_id}", after=host))
+            host, service_id = row["host_id"], row["service_id"]
+            try:
+                async with core.store.change() as db:
+                    await join_service(core, db, host, service_id, now)
+                    await db.audit(Who().did("host.join", f"service/{service_id}", after=host))
+            except Unavailable:
+                raise
+            except Exception:  # what is wrong with one host or service stops no other
+                log.exception("cannot join", host_id=host, service_id=service_id)
             core.wake()
 
     async def refresh(self) -> None:
