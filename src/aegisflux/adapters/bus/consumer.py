@@ -69,6 +69,9 @@ class Consumer:
                 await asyncio.sleep(0.2)
                 if bus.connected:
                     await self._heal(bus)
+            except Exception as error:  # noqa: BLE001 - a loop's edge: a consumer that ends is never heard again
+                self._trouble(f"consumer {self._durable}: {type(error).__name__}: {error}")
+                await asyncio.sleep(0.2)
 
     async def _heal(self, bus: "NatsBus") -> None:
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REFUSED, UNAVAILABLE = "Aegisflux-Refused", "Aegisflux-Unavailable"
 AT_ONCE = 64
-HEADER_CHARS = 500
+HEADER_CHARS, NUMBER_DIGITS = 500, 20
 
 
 async def taken(nc: Client) -> None:
@@ -105,16 +105,22 @@ class Service(Watch):
 def message_of(raw: Msg, subject: str | None = None) -> Message:
     """Our value of a message; one that was fetched directly says in headers where it was stored."""
     headers = dict(raw.headers or {})
-    sequence, deliveries, stored = int(headers.get("Nats-Sequence", 0)), 1, 0
+    sequence, deliveries, stored = _number(headers.get("Nats-Sequence", "")), 1, 0
     if raw.reply.startswith("$JS.ACK."):
         # $JS.ACK.<stream>.<durable>.<deliveries>.<sequence>.<of the consumer>.<time>.<pending>, or with the
         # domain and the account before the stream, and a token more at the end.
         parts = raw.reply.split(".")
         start = 4 if len(parts) < 11 else 6
-        deliveries, sequence, stored = int(parts[start]), int(parts[start + 1]), int(parts[start + 3])
+        wanted = (*parts[start : start + 4], "", "", "", "")
+        deliveries, sequence, stored = _number(wanted[0]), _number(wanted[1]), _number(wanted[3])
     elif "Nats-Time-Stamp" in headers:
         stored = nanoseconds(headers["Nats-Time-Stamp"])
     return Message(subject or raw.subject, bytes(raw.data), headers, sequence, deliveries, stored)
+
+
+def _number(text: str) -> int:
+    """A number of the server; 0 for what is none: clients write what they like into headers."""
+    return int(text) if len(text) <= NUMBER_DIGITS and text.isascii() and text.isdigit() else 0
 
 
 def nanoseconds(stamp: str) -> int:
@@ -125,7 +131,7 @@ def nanoseconds(stamp: str) -> int:
     try:
         seconds = int(datetime.fromisoformat(whole + "+00:00").timestamp())
         return seconds * 1_000_000_000 + int(rest[:9].ljust(9, "0"))
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0
 
 
