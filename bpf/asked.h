@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* What a program asked for, where its host translates addresses (ADR 0025).
+/* What a program asked for, where its host translates addresses (ADR 0026).
  *
  * The hook of an outgoing packet comes after netfilter's output, that of an incoming one after its input:
  * an incoming packet names what the socket knows, an outgoing one may name a backend, a masquerade or the

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
-/* What a process does to look like its own peer (ADR 0025). */
+/* What a process does to look like its own peer (ADR 0026). */
 #ifndef AEGIS_FORGED_H
 #define AEGIS_FORGED_H
 

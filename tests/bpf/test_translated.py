@@ -1,4 +1,4 @@
-"""Behind NAT a rule names what the program asked for, and the port of the service's own socket (ADR 0025).
+"""Behind NAT a rule names what the program asked for, and the port of the service's own socket (ADR 0026).
 
 `app` is governed; 198.51.100.10 and 2001:db8:5::10 are addresses of a service whose backend is `db`.
 """

@@ -95,7 +95,7 @@ def _attached(pins: Pinned) -> Check:
 
 
 def _translation() -> Check:
-    """Whether the programs see what a program asked for behind NAT (ADR 0025)."""
+    """Whether the programs see what a program asked for behind NAT (ADR 0026)."""
     sees = _release() >= SEES_BUFFERS
     detail = "rules name what programs ask for" if sees else "rules name backends: this needs kernel 6.2"
     return Check("addresses behind NAT", sees, detail, required=False)

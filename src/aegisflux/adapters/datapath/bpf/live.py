@@ -2,7 +2,7 @@
 
 The programs record who began a TCP connection. Where they did not (it is older than they are), the listeners
 decide: one whose own port is listened on was begun by its peer. A connected UDP socket was begun by the
-process that connected it. Addresses are those that the socket knows, as for a verdict (ADR 0025).
+process that connected it. Addresses are those that the socket knows, as for a verdict (ADR 0026).
 """
 
 import socket
