@@ -23,13 +23,13 @@ static __always_inline void add(struct flow_count *n, const struct view *v, cons
 }
 
 /* A connection is counted once: TCP by its socket, UDP where the flow begins. */
-static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, struct owner *own)
+static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, struct state *st)
 {
 	if (v->p.proto == P_UDP && v->slot < MAX_SLOTS)
 		return !v->live && !(v->word & W_REFUSED);
-	if (!own || own->counted || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
+	if (!st || st->counted || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
 		return 0;
-	own->counted = 1;
+	st->counted = 1;
 	return 1;
 }
 
@@ -50,19 +50,17 @@ static __always_inline __u32 repeated(struct __sk_buff *skb, const struct view *
 	return (skb->gso_segs - 1) * header;
 }
 
-__noinline int account(struct __sk_buff *skb, const struct view *v)
+__noinline int account(struct __sk_buff *skb, const struct view *v, struct state *st)
 {
 	struct flow_count *n, one = {};
 	struct bpf_sock *sk = skb->sk;
 	struct flow_key key = {};
-	struct owner *own;
 	__u32 zero = 0;
 	void *flows;
 
 	flows = bpf_map_lookup_elem(&accounts, &zero);
 	if (!flows || !v || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)))
 		return 0;
-	own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	key.cgroup = bpf_skb_cgroup_id(skb);
 	__builtin_memcpy(key.local, v->p.local, 16);
 	__builtin_memcpy(key.peer, v->p.peer, 16);
@@ -74,10 +72,10 @@ __noinline int account(struct __sk_buff *skb, const struct view *v)
 	one.first_ns = one.last_ns = v->now;
 	one.packets[v->packet_dir & 1] = skb->gso_segs ? skb->gso_segs : 1;
 	one.bytes[v->packet_dir & 1] = skb->len + repeated(skb, v);
-	one.connections = begins(sk, v, own);
-	if (own) {
-		one.start_ns = own->start_ns;
-		one.pid = own->pid;
+	one.connections = begins(sk, v, st);
+	if (st) {
+		one.start_ns = st->start_ns;
+		one.pid = st->pid;
 	}
 	n = bpf_map_lookup_elem(flows, &key);
 	if (!n) {
@@ -93,24 +91,22 @@ __noinline int account(struct __sk_buff *skb, const struct view *v)
 }
 
 /* Who began what nothing governs: TCP as recorded; else whoever sent first on the socket. */
-static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock *sk, const struct state *st,
-					  struct view *v)
+static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock *sk, struct state *st, struct view *v)
 {
-	struct owner *own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	__u32 side;
 
 	if (sk->protocol == P_TCP && sk->state == S_LISTEN)
 		return INGRESS;
 	if (sk->protocol == P_TCP && st && st->initiator)
 		return (st->initiator - 1) & 1;
-	if (own && own->initiator)
-		return (own->initiator - 1) & 1;
+	if (st && st->first)
+		return (st->first - 1) & 1;
 	if (sk->protocol == P_TCP && sk->state != S_SYN_SENT)
 		side = (initiator_by_listener(skb, &v->p) - 1) & 1;
 	else
 		side = v->packet_dir;
-	if (own)
-		own->initiator = 1 + side;
+	if (st)
+		st->first = 1 + side;
 	return side;
 }
 
@@ -131,7 +127,7 @@ __noinline int account_free(struct __sk_buff *skb, struct view *v)
 	v->word = UNMANAGED;
 	v->now = now_ns();
 	v->dir = side_of_free(skb, sk, st, v);
-	return account(skb, v);
+	return account(skb, v, st);
 }
 
 static __always_inline int is_accounting(void)

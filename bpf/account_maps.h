@@ -5,15 +5,6 @@
 
 #include <linux/types.h>
 
-/* Who made a socket, for accounts of traffic. initiator: 0 no record, else 1 + direction. */
-struct owner {
-	__u64 start_ns;
-	__u32 pid;
-	__u8 initiator;
-	__u8 counted;
-	__u8 zero[2];
-};
-
 /* A flow as it is counted: without the initiator's port, and by what became of it. */
 struct flow_key {
 	__u64 cgroup;

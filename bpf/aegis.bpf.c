@@ -47,7 +47,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 	as_asked(skb, sk, dir, &v.p);
 	answer = judge_packet(skb, sk, &v, st, ctl, 0);
 	if (is_accounting())
-		account(skb, &v);
+		account(skb, &v, st);
 	return answer;
 }
 
@@ -158,7 +158,7 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 	parse(skb, dir, &v.p);
 	answer = judge_packet(skb, sk, &v, st, ctl, flags | CB_GIVEN);
 	if (is_accounting())
-		account(skb, &v);
+		account(skb, &v, st);
 	return answer;
 }
 

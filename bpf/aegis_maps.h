@@ -139,12 +139,14 @@ struct state {
 	__u32 epoch;
 	__u16 slot;
 	__u8 initiator;
-	__u8 zero;
+	__u8 counted;		/* its connection is in the accounts */
 	__u32 peer[4];
 	__u16 peer_port;
-	__u16 zero2;
-	__u32 zero3;
+	__u8 first;		/* who sent first where nothing governs, for accounts: like initiator */
+	__u8 zero;
+	__u32 pid;		/* who made the socket, for accounts; 0: made before them */
 	__u64 netns;		/* cookie of the namespace that the socket was made in; 0: made before us */
+	__u64 start_ns;		/* of the process */
 };
 #define I_LOCAL 1
 #define I_PEER 2

@@ -106,13 +106,6 @@ struct {
 	});
 } accounts SEC(".maps");
 
-struct {
-	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, int);
-	__type(value, struct owner);
-} owners SEC(".maps");
-
 /* Structures that no map's type names, kept in BTF for the layout check. */
 const volatile struct descriptor *btf_descriptor __attribute__((unused));
 const volatile struct identity *btf_identity __attribute__((unused));

@@ -5,15 +5,14 @@
 
 #include "flows.h"
 
-static __always_inline void record_owner(struct bpf_sock *sk)
+/* In the socket's own record: a storage of its own would cost every connection an allocation, and every
+ * packet a look-up in memory that nothing else has touched. */
+static __always_inline void record_owner(struct state *st)
 {
-	struct owner *own = bpf_sk_storage_get(&owners, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	struct task_struct *task = (struct task_struct *)bpf_get_current_task();
 
-	if (!own)
-		return;
-	own->pid = BPF_CORE_READ(task, tgid);
-	own->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
+	st->pid = BPF_CORE_READ(task, tgid);
+	st->start_ns = BPF_CORE_READ(task, group_leader, start_boottime);
 }
 
 /* The socket belongs to the service of the process that creates it, for its whole life. */
@@ -33,8 +32,8 @@ static __always_inline int on_create(struct bpf_sock *ctx)
 	} else {
 		count(0, slot, C_NO_STORAGE);
 	}
-	if (bpf_map_lookup_elem(&accounts, &zero))
-		record_owner(ctx);
+	if (st && bpf_map_lookup_elem(&accounts, &zero))
+		record_owner(st);
 	return PASS;
 }
 

@@ -27,7 +27,6 @@ PAIRS = {
     "own_key": layout.OWN_KEY,
     "listener_key": layout.LISTENER_KEY,
     "denied": layout.DENIED,
-    "owner": layout.OWNER,
     "flow_key": layout.FLOW_KEY,
     "flow_count": layout.FLOW_COUNT,
 }
