@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause OR GPL-2.0 */
 /* Processes as they begin and end, told through one ring that the agent reads. Nothing here decides
- * anything; what is too much or finds no room is counted and left out. */
+ * anything; what is too much or finds no room is counted and left out. A record wakes the agent only where
+ * it is the first that it has not read. */
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
 #include <bpf/bpf_core_read.h>
@@ -75,7 +76,7 @@ int aegis_exec(struct bpf_raw_tracepoint_args *ctx)
 	       page->r.arg_bytes;
 	if (size > sizeof(*page))
 		size = sizeof(*page);
-	if (bpf_ringbuf_output(&records, page, size, BPF_RB_NO_WAKEUP))
+	if (bpf_ringbuf_output(&records, page, size, 0))
 		tally(LOST_FULL_EXEC);
 	return 0;
 }
@@ -100,7 +101,7 @@ int aegis_exit(struct bpf_raw_tracepoint_args *ctx)
 		r.status = BPF_CORE_READ(signal, group_exit_code);
 	else
 		r.status = BPF_CORE_READ(task, group_leader, exit_code);
-	if (bpf_ringbuf_output(&records, &r, sizeof(r), BPF_RB_NO_WAKEUP))
+	if (bpf_ringbuf_output(&records, &r, sizeof(r), 0))
 		tally(LOST_FULL_EXIT);
 	return 0;
 }

@@ -5,7 +5,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench.lib.agent import TICKS, _agent, _end, _memory
+from bench.lib.agent import TICKS, _memory, end_agent, start_agent
 from bench.lib.miniature import miniature
 from bench.lib.report import Report
 from tests.support.netns import Lab
@@ -52,7 +52,7 @@ async def _measure(report: Report, lab: Lab, host, folder: Path, seconds: int) -
                 heard, lost = heard + len(batch.events), batch.lost
 
         await control.bus.consume(subjects.stream_of(subjects.ALL_TELEMETRY).name, "ingest", take)
-        process = _agent(state, lab)
+        process = start_agent(state, lab)
         sender = None
         try:
             await asyncio.sleep(8)  # its start, and its look at the packages
@@ -68,7 +68,7 @@ async def _measure(report: Report, lab: Lab, host, folder: Path, seconds: int) -
         finally:
             if sender is not None:
                 sender.kill()
-            _end(process, state, lab)
+            end_agent(process, state, lab)
     words = f"the most while {told:.0f} events a second were told, {sum(lost.values())} lost"
     report.add("agent_rss_mb", most, words)
     report.add("agent_telling_cpu_pct", 100 * used / seconds, "of one core")

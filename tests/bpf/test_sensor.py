@@ -1,6 +1,7 @@
 """Processes as the kernel tells them: what was done, field by field, and what happens when it is too much."""
 
 import os
+import select
 import subprocess
 import sys
 import tempfile
@@ -220,6 +221,24 @@ def test_reading_takes_nothing_away_until_it_is_done(lab: Lab, sensor: Processes
     assert len(second.events) == 4
     assert not second.more
     assert {(e.pid, type(e)) for e in first.events}.isdisjoint({(e.pid, type(e)) for e in second.events})
+
+
+def test_whoever_has_read_all_is_woken_by_the_next_record(lab: Lab, sensor: Processes) -> None:
+    drained(sensor)
+    assert sensor.fd is not None
+    with select.epoll() as waiting:
+        waiting.register(sensor.fd, select.EPOLLIN)  # from here on only a wake-up makes it ready
+        assert waiting.poll(0) == []
+        lab.hosts["a"].run(["/bin/true"])
+        assert waiting.poll(2) != []
+        reading = sensor.read(1, 1000)
+        assert waiting.poll(0) != [], "what was read is not done"
+        sensor.done(reading.cursor)
+        assert waiting.poll(0) == []
+        lab.hosts["a"].run(["/bin/true"])
+        assert waiting.poll(2) != []
+    sensor.close()
+    assert sensor.fd is None
 
 
 def test_an_agent_that_was_away_misses_nothing_and_repeats_nothing(lab: Lab, sensor: Processes) -> None:

@@ -197,12 +197,28 @@ def test_a_full_map_loses_flows_and_counts_them(
     kernel: Kernel, traffic: Traffic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aegisflux.adapters.datapath.bpf.traffic.MOST_FLOWS", 4)
-    drained(traffic)  # from here on a small map
+    kernel.lab.hosts["app"].call(many_peers, 1, cgroup="svc")
+    assert drained(traffic), "a turn in which something was counted ends: from here on a small map"
     before = traffic.lost()["full.packet"]
     kernel.lab.hosts["app"].call(many_peers, 40, cgroup="svc")
     told = drained(traffic)
     assert 0 < len(told) <= 8
     assert traffic.lost()["full.packet"] >= before + 30
+
+
+def test_a_turn_in_which_nothing_was_counted_goes_on(kernel: Kernel, traffic: Traffic) -> None:
+    """No map is made and none is exchanged on an idle host; what is counted later is told once."""
+    drained(traffic)
+    turns = traffic._pinned()
+    assert [drained(traffic) for _ in range(3)] == [[], [], []]
+    assert traffic._pinned() == turns
+    again = opened(kernel)
+    assert drained(again) == []
+    assert again._pinned() == turns
+    again.close()
+    kernel.lab.hosts["app"].call(many_peers, 3, cgroup="svc")
+    assert len(drained(traffic)) == 3
+    assert drained(traffic) == []
 
 
 def many_peers(count: int) -> None:

@@ -26,6 +26,7 @@ SOONEST: Final = 0.05
 FIRST_RETRY, LAST_RETRY = 1.0, 30.0
 STEP_BATCHES: Final = 16
 LOST_SECONDS: Final = 1.0
+IDLE_SECONDS: Final = 5.0
 SECOND: Final = 1_000_000_000
 
 
@@ -51,24 +52,27 @@ class Bucket:
 
 
 class _Held:
-    """A feed and how it is. `trouble` is empty while it is open."""
+    """A feed and how it is. `trouble` is empty while it is open; `idle` while all that was there is read and
+    its source will wake us."""
 
     def __init__(self, feed: Feed) -> None:
         self.feed = feed
         self.trouble = "not opened yet"
         self.said = ""
-        self.due = self.retry_at = float("-inf")
+        self.due = self.retry_at = self.soonest = float("-inf")
         self.retry = FIRST_RETRY
         self.pause = feed.seconds or BATCH_SECONDS
         self.limit = BATCH_EVENTS
         self.served = (float("-inf"), 0)
         self.seen, self.began = 0, float("inf")
+        self.idle = False
 
     def read(self, now: float, count: int, *, more: bool) -> None:
         """A batch came. When all is read: look again when about a batch waits, or a feed's seconds after this
-        reading began: a reading that took long must not make the next one longer.
+        reading began: a reading that took long must not make the next one longer. A source that wakes us is
+        read again when it does, but no sooner.
         """
-        self.served = now, self.served[1] + 1
+        self.served, self.idle = (now, self.served[1] + 1), False
         self.began = min(self.began, now)
         self.seen += count
         if more:
@@ -78,7 +82,15 @@ class _Held:
                 self.pause = max(SOONEST, self.pause / 2)
             elif self.seen < BATCH_EVENTS // 2:
                 self.pause = min(BATCH_SECONDS, self.pause * 2)
-        self.due, self.seen, self.began = max(now, self.began + self.pause), 0, float("inf")
+        self.soonest = max(now, self.began + self.pause)
+        self.idle = self.feed.seconds is None and self.feed.source.fd is not None
+        self.due = now + IDLE_SECONDS if self.idle else self.soonest
+        self.seen, self.began = 0, float("inf")
+
+    def wake(self) -> None:
+        """There is something to read."""
+        if self.idle:
+            self.idle, self.due = False, self.soonest
 
 
 class Collector:
@@ -137,6 +149,22 @@ class Collector:
             return SOONEST if throttled else 0.0
         return self._pause(now)
 
+    def waits_for(self) -> list[int]:
+        """The descriptors that are readable when a source that is all read has something. Like `wake`, only
+        between two steps."""
+        return [fd for held in self._held if held.idle and (fd := held.feed.source.fd) is not None]
+
+    def wake(self, now: float) -> float:
+        """One of these was readable; the seconds until something is due."""
+        for held in self._held:
+            held.wake()
+        return self._pause(now)
+
+    def again(self, now: float) -> None:
+        """Look at everything with the next step: the host may have changed."""
+        for held in self._held:
+            held.idle, held.due, held.retry_at = False, now, min(held.retry_at, now)
+
     def verdicts(self, denied: Sequence[DeniedFlow], now: float, boot_ns: int, wall_ns: int) -> None:
         """Denied flows as events. They are not read from a source: one that is over the rate is lost."""
         self.open()
@@ -193,11 +221,12 @@ class Collector:
             self._log(f"telemetry: {source.name}: open")
         self.opened += 1
         held.trouble = held.said = ""
-        held.retry, held.due = FIRST_RETRY, now
+        held.retry, held.due, held.idle = FIRST_RETRY, now, False
 
     def _failed(self, held: _Held, now: float, error: Exception) -> None:
         """The source is opened again later, from the cursor that is durable."""
         held.trouble = str(error) if isinstance(error, AegisError) else f"{type(error).__name__}: {error}"
+        held.idle = False
         held.retry_at = now + held.retry
         held.retry = min(held.retry * 2, LAST_RETRY)
         if held.trouble != held.said:

@@ -112,6 +112,7 @@ class Control:
     async def _answer(self, question: Question) -> AsyncIterator[Json]:
         match question.do:
             case "status":
+                await self._runner.count()
                 yield self._status()
             case "why":
                 yield await self._why(question)

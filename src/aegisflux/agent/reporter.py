@@ -178,22 +178,25 @@ class Reporter:
                 "was cloned; both enforce; release one and enrol it under a name of its own",
             )
 
-    async def collect(self, slots: dict[int, int]) -> Sequence[DeniedFlow]:
-        """Move denied flows into the ring, and give them; read the verdict counters; `slots` by service."""
-        datapath, blocking = self._parts.datapath, self._parts.blocking
-        drained = await blocking(datapath.drain_denied, DENIED_KEPT)
+    async def collect(self) -> Sequence[DeniedFlow]:
+        """Move denied flows into the ring, and give them."""
+        drained = await self._parts.blocking(self._parts.datapath.drain_denied, DENIED_KEPT)
         for flow in drained:
             self._denied_count += 1
             self.denied.append((self._denied_count, flow))
+        return drained
+
+    async def count(self, slots: Mapping[int, int]) -> None:
+        """Read the verdict counters; `slots` by service."""
+        datapath = self._parts.datapath
         for service_id, slot in slots.items():
             try:
-                counted = await blocking(datapath.counters, slot)
+                counted = await self._parts.blocking(datapath.counters, slot)
             except (AegisError, OSError) as error:
                 self._parts.log(f"service {service_id}: its verdicts cannot be counted: {error}")
                 self.loss["counters"] += 1
                 continue
             self.verdicts[service_id] = {name: count for name, count in counted.items() if count}
-        return drained
 
     def heartbeat(
         self,

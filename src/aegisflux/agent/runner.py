@@ -8,6 +8,7 @@ import asyncio
 import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from hashlib import sha256
 from typing import Final
 
@@ -21,6 +22,7 @@ from aegisflux.agent.remember import Accepted
 from aegisflux.agent.reporter import Reporter
 from aegisflux.agent.telemetry import Telemetry
 from aegisflux.agent.troubles import disk_reason, disk_word
+from aegisflux.agent.wakes import Bell, Watch
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.panic import Panic
@@ -70,7 +72,8 @@ class Runner:
         self._last_message = b""
         self._tree_changed = asyncio.Event()
         self._scanned, self._scan_seconds = 0.0, parts.settings.scan_seconds
-        self._beat_now = asyncio.Event()
+        self._beat_now, self._denied_waits = Bell(), Bell()
+        self._denied = Watch(self._denied_waits.ring)
 
     # Steps
 
@@ -189,7 +192,7 @@ class Runner:
                 self.parts.log("upgrade: all that was accepted judges in the new layout; the old one is gone")
             done = done and manifest is self.accepted.manifest
         self.applied.set()
-        self._beat_now.set()
+        self._beat_now.ring()
         return done
 
     async def _keep_only(self) -> None:
@@ -208,16 +211,34 @@ class Runner:
             await self._bind()
 
     async def tick(self) -> None:
-        """Once a second: panic, trials that ended, denied flows."""
+        """All that a second brings: panic, trials that ended, denied flows, counters."""
+        await self.look()
+        await self.collect()
+        await self.count()
+
+    async def look(self) -> None:
+        """Once a second, so it costs next to nothing: panic, trials that ended, and the tree where the kernel
+        does not tell of it."""
         await self.heed_panic()
         if self.panic is not None or not self._open:
             return
         now = self.parts.datapath.boot_ns()
         if any(now >= holding.confirm_by_ns for holding in self.applier.on_trial()):
             await self.converge()
-        denied = await self.reporter.collect({i: h.slot for i, h in self.applier.book.services.items()})
-        if self.telemetry is not None:
-            await self.telemetry.denied(denied)
+        if self.parts.datapath.denied_fd is None:
+            await self.collect()
+
+    async def collect(self) -> None:
+        """Take the denied flows that wait."""
+        if self.panic is None and self._open:
+            denied = await self.reporter.collect()
+            if self.telemetry is not None:
+                await self.telemetry.denied(denied)
+
+    async def count(self) -> None:
+        """Read the counters of verdicts."""
+        if self.panic is None and self._open:
+            await self.reporter.count({i: h.slot for i, h in self.applier.book.services.items()})
 
     async def drift(self) -> None:
         """Read back everything, and repair what differs."""
@@ -281,6 +302,7 @@ class Runner:
 
     async def beat(self) -> None:
         """Send a heartbeat, and the acks of trials again: whoever missed one answers this one."""
+        await self._guarded(self.count)
         await self.reporter.beat(self.heartbeat())
         self.applier.drifted.clear()
         for holding in self.applier.on_trial():
@@ -307,10 +329,10 @@ class Runner:
             self._converging(),
             self._binding(),
             self._beating(),
-            self._every(settings.tick_seconds, self.tick),
+            self._denying(),
+            self._every(min(settings.tick_seconds, SCAN_SECONDS), self._look_around),
             self._every(settings.drift_seconds, self.drift),
             self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
-            self._every(min(self._scan_seconds, SCAN_SECONDS), self.rescan),
             self._every(settings.addresses_seconds, self._read_addresses, first=True),
             self.addresses.listen(),
             self._every(CLOCK_SECONDS, self._persist_clock),
@@ -328,7 +350,12 @@ class Runner:
             await asyncio.gather(ended, *running, return_exceptions=True)
             for watch in watches:
                 await watch.close()
+            self._denied.close()
             parts.cgroups.close()
+
+    async def _look_around(self) -> None:
+        await self._guarded(self.look)
+        await self.rescan()
 
     async def rescan(self) -> None:
         """Read the tree in case an event was missed: now and then, or always where not all is told."""
@@ -349,7 +376,7 @@ class Runner:
             self.telemetry.connected()
         await self.refresh()
         self._wake.set()
-        self._beat_now.set()
+        self._beat_now.ring()
 
     async def _refresh_quietly(self) -> None:
         if self.parts.bus.connected:
@@ -379,11 +406,20 @@ class Runner:
     async def _beating(self) -> None:
         while True:
             await self.beat()
-            try:
-                await asyncio.wait_for(self._beat_now.wait(), self.parts.settings.heartbeat_seconds)
-            except TimeoutError:
-                continue
-            self._beat_now.clear()
+            await self._beat_now.heard(self.parts.settings.heartbeat_seconds)
+
+    async def _denying(self) -> None:
+        """Take denied flows when the kernel says that some wait, but not more often than each tick."""
+        while True:
+            await self._denied_waits.heard()
+            await self._guarded(self.collect)
+            await asyncio.sleep(self.parts.settings.tick_seconds)
+            self._hear_denied()
+
+    def _hear_denied(self, *, anew: bool = False) -> None:
+        """Be woken by the next denied flow."""
+        with suppress(AegisError):  # closed by a panic: what opens it again arms this again
+            self._denied.arm(self.parts.datapath.denied_fd, anew=anew)
 
     async def _every(
         self,
@@ -424,6 +460,7 @@ class Runner:
         await self.applier.recover(await parts.blocking(parts.datapath.held))
         await parts.blocking(parts.trim)
         self._open = True
+        self._hear_denied(anew=True)
         return True
 
     async def _bind(self, *, anew: bool = False) -> None:
@@ -442,7 +479,7 @@ class Runner:
         if flag is not None:
             await self._take_down(flag)
         await self.converge()
-        self._beat_now.set()
+        self._tell_change()
 
     async def begin_panic(self, panic: Panic) -> list[str]:
         """End enforcement now, then write it down; what could not be written, in words."""
@@ -452,7 +489,7 @@ class Runner:
         for text in unwritten:
             self.parts.log(f"panic: not written to {text}")
         await self._guarded(self.converge)
-        self._beat_now.set()
+        self._tell_change()
         return unwritten
 
     async def end_panic(self) -> list[str]:
@@ -462,6 +499,11 @@ class Runner:
             self.parts.log(f"resume: the panic could not be deleted from {text}")
         await self.heed_panic(thorough=True)
         return stuck
+
+    def _tell_change(self) -> None:
+        self._beat_now.ring()
+        if self.telemetry is not None:  # its sources lie beside the datapath's
+            self.telemetry.look_again()
 
     async def _take_down(self, flag: Panic) -> None:
         """Detach before `_turn` is free, which may be held while a content is fetched: steps that are under

@@ -16,6 +16,7 @@ from aegisflux.agent.packages import Packages
 from aegisflux.agent.parts import Parts, Senses
 from aegisflux.agent.segments import Record
 from aegisflux.agent.troubles import Troubles
+from aegisflux.agent.wakes import Bell, Watch
 from aegisflux.domain.errors import AegisError, Forbidden, Refused, Unavailable
 from aegisflux.domain.flow import Flow
 from aegisflux.ports.datapath import DeniedFlow
@@ -34,6 +35,8 @@ class Telemetry:
         rate = parts.settings.telemetry.events_per_second
         self.collector = Collector(senses.feeds, senses.spool, parts.host_id, parts.boot_id, rate, parts.log)
         self._filled = asyncio.Event()
+        self._bell, self._watches = Bell(), list[Watch]()
+        self._opened, self._again = -1, False
         self._well = True
         self._probe = asyncio.Lock()
         self._refused: list[Mapping[str, int]] = []
@@ -67,6 +70,11 @@ class Telemetry:
         if self.packages is not None:
             self.packages.compare()
 
+    def look_again(self) -> None:
+        """The host changed, as in a panic: look at every source now."""
+        self._again = True
+        self._bell.ring()
+
     async def denied(self, flows: Sequence[DeniedFlow]) -> None:
         """Flows that were denied; durable when this returns."""
         if not flows:
@@ -92,7 +100,8 @@ class Telemetry:
             self._say(f"{type(error).__name__}: {error}")
             return DISK_SECONDS
         self._say("")
-        self._filled.set()
+        if self.collector.report["batches_waiting"]:
+            self._filled.set()
         return pause
 
     async def send(self, record: Record) -> Record:
@@ -116,10 +125,28 @@ class Telemetry:
         self.collector.close()
 
     async def _collecting(self) -> None:
-        pause = 0.0
-        while True:
-            await asyncio.sleep(pause)
-            pause = await self.collect()
+        """When something is due, or a source wakes us: but then no sooner than it wants to be read again."""
+        try:
+            while True:
+                pause = await self.collect()
+                self._listen()
+                if await self._bell.heard(pause) and not self._again:
+                    await asyncio.sleep(self.collector.wake(time.monotonic()))
+                elif self._again:
+                    self._again = False
+                    self.collector.again(time.monotonic())
+        finally:
+            for watch in self._watches:
+                watch.close()
+
+    def _listen(self) -> None:
+        """Let the sources that have nothing more wake us."""
+        anew, self._opened = self._opened != self.collector.opened, self.collector.opened
+        waits_for = self.collector.waits_for()
+        while len(self._watches) < len(waits_for):
+            self._watches.append(Watch(self._bell.ring))
+        for i, watch in enumerate(self._watches):
+            watch.arm(waits_for[i] if i < len(waits_for) else None, anew=anew)
 
     async def _sending(self) -> None:
         flying: set[asyncio.Task[Record]] = set()

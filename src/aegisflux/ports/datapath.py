@@ -210,6 +210,11 @@ class Datapath(Protocol):
         """Verdicts since `open` by `reason`, and `would_block`, `lost_events`, `evicted_flows`."""
         ...
 
+    @property
+    def denied_fd(self) -> int | None:
+        """Readable (epoll) while denied flows wait, until `panic` or `close`; None: ask `drain_denied`."""
+        ...
+
     def drain_denied(self, limit: int) -> list[DeniedFlow]:
         """Denied flows since the last call, oldest first."""
         ...

@@ -235,6 +235,8 @@ class SimulatedDatapath:
         found = self._slots.get(slot)
         return dict(found.counters) if found else {}
 
+    denied_fd = None
+
     def drain_denied(self, limit: int) -> list[DeniedFlow]:
         """See `Datapath.drain_denied`."""
         self._need_open()

@@ -122,6 +122,11 @@ class BpfDatapath:
         """See `Datapath.boot_ns`."""
         return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
 
+    @property
+    def denied_fd(self) -> int | None:
+        """See `Datapath.denied_fd`."""
+        return self._need(self._denied).fd
+
     # generations
 
     def load(self, slot: int, role: Role, generation: Generation) -> Loaded:

@@ -113,6 +113,16 @@ def not_null(pointer: int | None, what: str) -> c_void_p:
     return c_void_p(pointer)
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    return ctypes.CDLL(None, use_errno=True)
+
+
+@cache
+def _number() -> int:
+    return _SYS_BPF.get(os.uname().machine, 321)
+
+
 class Attr(ctypes.Union):
     """The attribute of the system call, as 32-bit or as 64-bit fields."""
 
@@ -133,10 +143,8 @@ def bpf(
 
 def command(number_of_command: int, attr: Attr) -> int:
     """The system call, which may write into the attribute."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    number = _SYS_BPF.get(os.uname().machine, 321)
     return check(
-        libc.syscall(number, number_of_command, byref(attr), ctypes.sizeof(attr)),
+        _libc().syscall(_number(), number_of_command, byref(attr), ctypes.sizeof(attr)),
         f"bpf command {number_of_command}",
     )
 
@@ -208,6 +216,13 @@ def keys(fd: int, size: int) -> list[bytes]:
         found.append(following.raw)
         key = following.raw
     return found
+
+
+def is_empty(fd: int, size: int) -> bool:
+    """Whether a hash map has no entry."""
+    if lib().bpf_map_get_next_key(fd, None, ctypes.create_string_buffer(size)) == 0:
+        return False
+    return ctypes.get_errno() == 2 or check(-1, "looking into a map") == 0
 
 
 def fill(fd: int, values: bytes, size: int) -> None:

@@ -36,7 +36,6 @@ class Processes:
     """See `ports.sensor.Source`. At most `rate` execs (and as many exits) a second and CPU are told."""
 
     name = "processes"
-    fd: int | None = None
 
     def __init__(
         self,
@@ -59,6 +58,11 @@ class Processes:
         self._ring: Unread | None = None
         self._ring_id = 0
         self._malformed = 0
+
+    @property
+    def fd(self) -> int | None:
+        """See `Source.fd`."""
+        return None if self._ring is None else self._maps["records"]
 
     def open(self) -> None:
         """Raises Unavailable with the verifier's last lines."""

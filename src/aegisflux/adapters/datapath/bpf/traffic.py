@@ -3,6 +3,7 @@
 Each turn has a map of its own, pinned below `turns/` by its number. Giving the programs the next one waits
 until none of them uses the last one any more (the kernel does, for a map of maps), so that what is read
 stands still. A turn's pin goes when the agent says that its flows are durable; then the kernel frees it.
+A turn in which nothing was counted goes on.
 """
 
 import ipaddress
@@ -46,9 +47,10 @@ class Traffic:
         """`top` is the instance's folder of pins, where the datapath's maps are."""
         self._maps, self._turns = top / f"v{w.LAYOUT}" / "maps", top / "turns"
         self._programs, self._cgroups, self._owner = programs, cgroups, owner
-        self._accounts = -1
+        self._accounts = self._counting = -1
         self._malformed = 0
         self._turn, self._place = 0, 0
+        self._cursor = ALL
         self._entries: list[tuple[bytes, bytes]] | None = None
 
     def open(self) -> None:
@@ -71,6 +73,8 @@ class Traffic:
         """See `Source.read`: what is left of an earlier turn, else the turn that ends with this call."""
         try:
             if self._entries is None:
+                if self._nothing_counted():
+                    return Reading((), self._cursor)
                 self._take()
             chunk = (self._entries or [])[self._place : self._place + limit]
             wall_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)
@@ -87,7 +91,8 @@ class Traffic:
                 self._malformed += 1
         place = self._place + len(chunk)
         more = place < len(self._entries or [])
-        return Reading(tuple(events), self._turn << PLACE_BITS | (place if more else ALL), more)
+        self._cursor = self._turn << PLACE_BITS | (place if more else ALL)
+        return Reading(tuple(events), self._cursor, more)
 
     def done(self, cursor: int) -> None:
         """See `Source.done`."""
@@ -101,7 +106,7 @@ class Traffic:
 
     def resume(self, cursor: int) -> None:
         """See `Source.resume`."""
-        self._entries = None
+        self._entries, self._cursor = None, cursor
         turn, place = cursor >> PLACE_BITS, cursor & ALL
         if place != ALL and turn in self._pinned()[:-1]:
             try:
@@ -116,25 +121,26 @@ class Traffic:
     def lost(self) -> Mapping[str, int]:
         """See `Source.lost`: packets whose flow found no room."""
         size = 8 * libbpf.lib().libbpf_num_possible_cpus()
-        total = 0
         try:
             fd = libbpf.obj_get(str(self._maps / "counters"))
             try:
-                for slot in range(w.SLOT_ROWS):
-                    row = slot * w.COUNTERS + w.C_LOST_FLOWS
-                    raw = libbpf.lookup(fd, row.to_bytes(4, "little"), size) or b""
-                    total += sum(n for (n,) in struct.iter_unpack("<Q", raw))
+                raw = libbpf.read_all(fd, size, w.SLOT_ROWS * w.COUNTERS)
             finally:
                 os.close(fd)
         except OSError as error:
             raise Unavailable(f"flows: {error}") from None
+        row, at = size // 8, w.C_LOST_FLOWS * size // 8
+        numbers = memoryview(raw).cast("Q")
+        total = sum(sum(numbers[at + cpu :: w.COUNTERS * row]) for cpu in range(row))
         return {"full.packet": total, "malformed": self._malformed}
 
     def close(self) -> None:
         """See `Source.close`."""
-        if self._accounts >= 0:
-            os.close(self._accounts)
-        self._accounts, self._entries = -1, None
+        for fd in (self._accounts, self._counting):
+            if fd >= 0:
+                os.close(fd)
+        self._accounts = self._counting = -1
+        self._entries = None
 
     def remove(self) -> None:
         """Count no more."""
@@ -169,8 +175,18 @@ class Traffic:
         fd = libbpf.obj_get(str(self._turns / str(number)))
         try:
             libbpf.update(self._accounts, bytes(4), fd.to_bytes(4, "little"))
-        finally:
+        except OSError:
             os.close(fd)
+            raise
+        if self._counting >= 0:
+            os.close(self._counting)
+        self._counting = fd
+
+    def _nothing_counted(self) -> bool:
+        """Whether there is only the turn that is counted in, and it is empty."""
+        if self._accounts < 0:
+            raise OSError(9, "not open")
+        return len(self._pinned()) == 1 and libbpf.is_empty(self._counting, w.FLOW_KEY.size)
 
     def _take(self) -> None:
         """The oldest turn that is not counted in, in an order of its own."""
