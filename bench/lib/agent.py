@@ -93,7 +93,10 @@ def start_agent(state: Path, lab: Lab, packages: Path | None = None) -> subproce
     alone = ["unshare", "--mount", "--propagation", "private", "sh", "-c", ALONE, str(packages)]
     with (state / "log").open("wb") as log:
         return subprocess.Popen(
-            [*(alone if packages else ()), COMMAND, "agent", "run"], env=_settings(state, lab), stdout=log, stderr=log
+            [*(alone if packages else ()), COMMAND, "agent", "run"],
+            env=_settings(state, lab),
+            stdout=log,
+            stderr=log,
         )
 
 
