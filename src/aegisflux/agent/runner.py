@@ -137,7 +137,7 @@ class Runner:
             await parts.blocking(remember.write_accepted, parts.store, accepted)
         except Unavailable as error:
             troubles.not_written("state", error)
-            self._beat_now.set()
+            self._beat_now.ring()
             if manifest is None or only_renews(self.accepted.manifest, manifest):
                 return
             detail = f"{disk_word(error)}: only renewals are applied until this can be written: {error}"
