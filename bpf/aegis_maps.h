@@ -171,7 +171,7 @@ struct clock {
 struct failsafe_rule {
 	__u32 net[4];
 	__u32 mask[4];		/* of the 128-bit form, network order */
-	__u64 cgroup;		/* 0: every one */
+	__u64 cgroup;		/* name of a path, see `failsafe_paths`; 0: every cgroup */
 	__u16 port;
 	__u8 dir;
 	__u8 proto;		/* 6, 17, or 0 for any */

@@ -20,8 +20,13 @@ static int narrow_step(__u32 i, struct narrowing *n)
 
 	if (i >= n->list->count)
 		return 1;
-	if (r->cgroup && bpf_sk_ancestor_cgroup_id(n->sk, r->level) == r->cgroup)
-		n->bits |= 1U << (i & 31);
+	if (r->cgroup) {
+		__u64 id = bpf_sk_ancestor_cgroup_id(n->sk, r->level);
+		__u64 *name = id ? bpf_map_lookup_elem(&failsafe_cgroups, &id) : 0;
+
+		if (name && *name == r->cgroup)
+			n->bits |= 1U << (i & 31);
+	}
 	return 0;
 }
 

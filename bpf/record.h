@@ -126,27 +126,36 @@ static __always_inline int is_named_by_root(struct cgroup *c)
 	return 1;
 }
 
-/* A literal cgroup path is bound before mkdir returns: no process of it ever ran unmapped. A path that others
- * than root may create is not: any user could give its name to processes of their own. */
+/* A literal cgroup path, and one that a failsafe rule names, is known before mkdir returns: no process of it
+ * ever ran unmapped. A path that others than root may create is not: any user could give its name to processes
+ * of their own. */
 static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cgroup *c = (struct cgroup *)ctx->args[0];
 	const char *path = (const char *)ctx->args[1];
 	struct control *ctl = control();
 	struct literal_key key = {};
-	__u32 *slot, mapped;
-	__u64 id;
+	__u32 *slot, mapped = SLOT_NONE, known = 0;
+	__u64 id, *name, named = 0;
 
 	if (!ctl || BPF_CORE_READ(c, root, hierarchy_id))
 		return 0;
 	if (bpf_probe_read_kernel_str(key.path, sizeof(key.path), path) < 0)
 		return 0;
 	slot = bpf_map_lookup_elem(&literals, &key);
-	if (!slot || !is_named_by_root(c))
+	if (slot)
+		mapped = *slot;
+	name = bpf_map_lookup_elem(&failsafe_paths, &key);
+	if (name)
+		named = *name;
+	if ((mapped == SLOT_NONE && !named) || !is_named_by_root(c))
 		return 0;
-	mapped = *slot;
 	id = BPF_CORE_READ(c, kn, id);
-	if (!bpf_map_update_elem(&cgroups, &id, &mapped, BPF_ANY))
+	if (mapped != SLOT_NONE)
+		known |= !bpf_map_update_elem(&cgroups, &id, &mapped, BPF_ANY);
+	if (named)
+		known |= !bpf_map_update_elem(&failsafe_cgroups, &id, &named, BPF_ANY);
+	if (known)
 		__sync_fetch_and_add(&ctl->mkdirs, 1);
 	return 0;
 }

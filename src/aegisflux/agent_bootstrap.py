@@ -49,7 +49,7 @@ from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.selectors import slice_of
 from aegisflux.domain.snapshot import Proto
-from aegisflux.domain.text import printable
+from aegisflux.domain.text import name_bytes, printable
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
@@ -59,6 +59,7 @@ from aegisflux.wire.layout import LAYOUT, MAX_FAILSAFE
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
 MAX_PORT: Final = 65_535
+MAX_CGROUP_BYTES: Final = 253  # of a path that the kernel compares
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
@@ -81,6 +82,10 @@ class FailsafeSetting(Struct, frozen=True, forbid_unknown_fields=True):
         if not 0 <= self.port <= MAX_PORT:
             raise Invalid("failsafe.port", f"0 to {MAX_PORT}", self.port)
         cidr = None if self.cidr is None else parse_cidr(self.cidr, "failsafe.cidr")
+        if self.cgroup is not None:
+            size = len(name_bytes(self.cgroup.strip("/")))
+            if not 0 < size <= MAX_CGROUP_BYTES or "\0" in self.cgroup:
+                raise Invalid("failsafe.cgroup", f"a path of 1 to {MAX_CGROUP_BYTES} bytes", self.cgroup)
         return FailsafeRule(self.direction, self.proto, self.port, cidr, self.cgroup)
 
 

@@ -7,13 +7,14 @@ this kernel is shared with the tests of others.
 
 import asyncio
 import signal
+import subprocess
 import time
 
 import pytest
 import pytest_asyncio
 
 from support.agent_bench import Bench, content
-from support.agent_process import fleet
+from support.agent_process import AgentProcess, fleet
 from support.agents import Plane
 from support.elsewhere import MOUNTS, Elsewhere, mounts
 from support.engines import eventually, running_nats
@@ -70,8 +71,8 @@ async def bench(tmp_path):
                 await asyncio.to_thread(found.close)
 
 
-async def enforcing(bench, control):
-    await control.desire(bench.service(content(bench)))
+async def enforcing(bench, control, made=None):
+    await control.desire(bench.service(made or content(bench)))
     bench.agent.start()
     await control.acked(1)
     web = bench.cgroup("web")
@@ -137,3 +138,65 @@ async def test_panic_waits_for_no_agent_that_is_stuck(bench, number):
             agent.process.send_signal(signal.SIGCONT)
             await stays_open(bench, control, web)
             assert (await agent.status())["panicked"]
+
+
+FULL = {"full disk": (FILL, "disk full"), "read-only disk": ("mount -o remount,ro {state}", "disk read-only")}
+
+
+@pytest.mark.parametrize("trouble", FULL)
+async def test_what_is_in_force_stays_renewed_and_the_control_plane_is_told(bench, trouble):
+    script, word = FULL[trouble]
+    made = content(bench, ttl_seconds=120)
+    async with fleet(bench.lab, bench.plane) as control:
+        web = await enforcing(bench, control, made)
+        agent = bench.agent
+        agent.shell(script.format(agent.state, state=agent.state))
+        first = await control.acked(1)
+        await control.desire(bench.service(made, lease=first.deadline + 60))
+        await eventually(lambda: control.answers[-1].serial == bench.plane.serial, 20)
+        assert control.answers[-1].deadline > first.deadline, "the deadline moves in the kernel"
+
+        async def told():
+            beat = await control.heartbeat()
+            return any(text.startswith(word) for text in beat.troubles)
+
+        await eventually(told, 20)
+        assert any(word in line for line in (await agent.acall("status")).stdout.splitlines())
+        assert word in (await agent.acall("doctor")).stdout
+        await control.desire(bench.service(content(bench, 2)))
+        await eventually(
+            lambda: getattr(control.answers[-1], "reason", "") in ("disk_full", "not_durable"), 20
+        )
+        assert await bench.refused(web)
+        agent.kill()
+        agent.start()
+        await eventually(agent.status, 20)
+        assert await bench.refused(web), "a restarted agent goes on with what the kernel holds"
+        agent.shell(f"mount -o remount,rw {agent.state}; rm -f {agent.state}/ballast")
+        await control.acked(2, 30)
+
+
+async def test_two_live_agents_with_one_identity_are_reported(bench, tmp_path):
+    """A machine was cloned with its state folder."""
+    async with fleet(bench.lab, bench.plane) as control:
+        web = await enforcing(bench, control)
+        clone = AgentProcess(
+            tmp_path / "clone", datapath="simulated", heartbeat_seconds="0.5", refresh_seconds="1"
+        )
+        clone.directory.mkdir()
+        clone.state.mkdir(mode=0o700)
+        bench.agent.shell(f"cd {bench.agent.state}; tar c accepted identity key > {tmp_path}/state.tar")
+        subprocess.run(["tar", "x", "-C", str(clone.state), "-f", str(tmp_path / "state.tar")], check=True)
+        try:
+            clone.start()
+            for agent in (bench.agent, clone):
+
+                async def told(agent=agent):
+                    status = await agent.status()
+                    return status and any("another agent answers" in text for text in status["troubles"])
+
+                await eventually(told, 30)
+            assert await bench.refused(web), "neither stops to enforce"
+            assert "another agent answers" in (await bench.agent.acall("doctor")).stdout
+        finally:
+            clone.close()

@@ -9,9 +9,9 @@ from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.control import Control
+from aegisflux.adapters.datapath.bpf.followed import FollowedCgroups, literal_key, name_of, path_of
 from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import FailsafeRule
-from aegisflux.domain.text import name_bytes
 from aegisflux.ports.datapath import Binding
 from aegisflux.runtime import procfs
 from aegisflux.wire import layout
@@ -31,10 +31,11 @@ def v2_root() -> Path:
 
 
 class CgroupMap:
-    """The maps `cgroups`, `literals` and `failsafes`."""
+    """The maps `cgroups`, `literals` and `failsafes`, and those of `FollowedCgroups`."""
 
     def __init__(self, maps: dict[str, int], control: Control, root: Path) -> None:
         self._maps, self._control, self._root = maps, control, root
+        self._followed = FollowedCgroups(maps, root)
         self._bound: dict[int, Binding] = {}
         self._literals: dict[str, int] = {}
         self._agent: int | None = None
@@ -118,6 +119,8 @@ class CgroupMap:
         ):
             libbpf.update(self._maps["failsafes"], bytes(4), self._failsafe)
             found.append("failsafe")
+        if self._followed.mend():
+            found.append("cgroups of the failsafe")
         present = self._present()
         if self._agent is not None and present.pop(self._agent, None) != layout.SLOT_AGENT:
             self._put(self._agent, layout.SLOT_AGENT)
@@ -135,7 +138,7 @@ class CgroupMap:
         wanted: dict[bytes, tuple[str, bytes]] = {}
         for path, slot in paths.items():
             try:
-                wanted[_literal_key(path)] = path, slot.to_bytes(4, "little")
+                wanted[literal_key(path)] = path, slot.to_bytes(4, "little")
             except Refused as error:
                 self._unlisted[path] = error
         for key in libbpf.keys(fd, layout.MAX_PATH):
@@ -159,8 +162,9 @@ class CgroupMap:
         if len(listed) > layout.MAX_FAILSAFE:
             raise OverLimit("failsafe_rules", layout.MAX_FAILSAFE, len(listed), "failsafe list")
         raw = [self._rule(rule) for rule in listed]
-        head = layout.FAILSAFE_LIST.pack(len(raw), sum(rule.cgroup is not None for rule in listed))
+        head = layout.FAILSAFE_LIST.pack(len(raw), sum(bool(path_of(rule)) for rule in listed))
         self._failsafe = (head + b"".join(raw)).ljust(FAILSAFE_SIZE, b"\0")
+        self._followed.follow(listed)
         libbpf.update(self._maps["failsafes"], bytes(4), self._failsafe)
         self.rules = listed
         self._agent_is(agent_cgroup)
@@ -182,13 +186,8 @@ class CgroupMap:
         elif rule.cidr is not None:
             net, plen = rule.cidr.value.to_bytes(16, "big"), rule.cidr.plen
         mask = ((1 << 128) - (1 << (128 - plen))).to_bytes(16, "big")
-        number = level = 0
-        if rule.cgroup is not None:
-            parts = rule.cgroup.strip("/")
-            try:
-                number, level = (self._root / parts).stat().st_ino, len(parts.split("/"))
-            except OSError as err:
-                raise Unavailable(f"failsafe: cgroup {rule.cgroup}: {err.strerror}") from None
+        path = path_of(rule)
+        number, level = (name_of(path), path.count("/") + 1) if path else (0, 0)
         way = 0 if rule.direction == "egress" else 1
         return layout.FAILSAFE_RULE.pack(net, mask, number, rule.port, way, _PROTOS[rule.proto], level)
 
@@ -235,12 +234,3 @@ def _living(root: Path) -> dict[int, str]:
 def _raise_first(failed: Mapping[str, AegisError]) -> None:
     for error in failed.values():
         raise error
-
-
-def _literal_key(path: str) -> bytes:
-    raw = name_bytes("/" + path.strip("/"))
-    if b"\0" in raw:
-        raise Refused("cgroup path with a NUL byte: expected none")
-    if len(raw) >= layout.MAX_PATH - 1:  # a longer path, cut off by the kernel, must equal none
-        raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH - 1}")
-    return raw.ljust(layout.MAX_PATH, b"\0")

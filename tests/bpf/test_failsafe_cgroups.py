@@ -1,0 +1,142 @@
+"""A failsafe rule that names a cgroup follows its path: through restarts, before it exists, with no agent."""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from aegisflux.domain.flow import FailsafeRule
+from tests.bpf.test_sockets import rules
+from tests.support import probes
+from tests.support.kernel import Kernel
+from tests.support.netns import Host, Lab, cgroup_root, kill_cgroup
+
+pytestmark = [pytest.mark.bpf, pytest.mark.netns]
+SLOT, PORT, NOBODY = 4, 6000, 65_534
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab() as lab:
+        lab.host("app")
+        lab.host("db")
+        yield lab
+
+
+def started(app: Host, cgroup: str = "all/svc", port: int = PORT) -> None:
+    """The service starts in a cgroup that is made for it."""
+    process = app.start(probes.echo_argv(port), cgroup, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.readline() == b"ready\n"
+
+
+def stopped(app: Host, cgroup: str = "all/svc") -> None:
+    kill_cgroup(app.cgroup / cgroup)
+
+
+def reached(lab: Lab) -> str:
+    return str(lab.hosts["db"].call(probes.tcp, "10.77.0.2", PORT))
+
+
+def closed(kernel: Kernel, cgroup: str = "all/svc") -> Host:
+    """Everything below `all` is governed and answers nobody, but for what the failsafe rule names."""
+    app = kernel.lab.hosts["app"]
+    kernel.bind(app.below("all"), SLOT)
+    kernel.enforce(SLOT, rules(ingress=""))
+    path = "/" + str((app.cgroup / cgroup).relative_to(cgroup_root()))
+    kernel.datapath.failsafe([FailsafeRule("ingress", "tcp", PORT, None, path)], None)
+    return app
+
+
+def restart(kernel: Kernel, app: Host) -> None:
+    before = (app.cgroup / "all/svc").stat().st_ino
+    stopped(app)
+    started(app)
+    assert (app.cgroup / "all/svc").stat().st_ino != before
+
+
+def many_restarts(kernel: Kernel, app: Host) -> None:
+    for _ in range(3):
+        restart(kernel, app)
+
+
+def restart_without_agent(kernel: Kernel, app: Host) -> None:
+    kernel.datapath.close()
+    restart(kernel, app)
+
+
+def restart_and_new_agent(kernel: Kernel, app: Host) -> None:
+    restart_without_agent(kernel, app)
+    kernel.datapath.open()
+
+
+def restart_without_hook(kernel: Kernel, app: Host) -> None:
+    """The hook was taken away; drift repair finds the cgroup, and puts the hook back."""
+    (pin,) = Path("/sys/fs/bpf/aegisflux", f"test-{kernel.lab.name}").glob("v*/links/aegis_mkdir")
+    pin.unlink()
+    restart(kernel, app)
+    assert "cgroups of the failsafe" in kernel.datapath.mend()
+
+
+def in_a_child(kernel: Kernel, app: Host) -> None:
+    stopped(app)
+    started(app, "all/svc/worker")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [restart, many_restarts, restart_without_agent, restart_and_new_agent, restart_without_hook, in_a_child],
+)
+def test_a_service_is_reached_whatever_its_cgroups_number(
+    lab: Lab, change: Callable[[Kernel, Host], None]
+) -> None:
+    with Kernel(lab) as kernel:
+        started(lab.hosts["app"])
+        app = closed(kernel)
+        assert reached(lab) == "connected"
+        change(kernel, app)
+        assert reached(lab) == "connected"
+        stopped(app)
+        started(app, "all/other")
+        assert reached(lab) != "connected", "the rule is about nothing else"
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_a_rule_may_name_a_cgroup_that_does_not_exist_yet(lab: Lab, agent: bool) -> None:
+    with Kernel(lab) as kernel:
+        app = closed(kernel)
+        if not agent:
+            kernel.datapath.close()
+        started(app)
+        assert reached(lab) == "connected"
+
+
+def test_what_was_accepted_before_a_restart_goes_on(lab: Lab) -> None:
+    """The session of whoever typed `systemctl restart ssh`."""
+    with Kernel(lab) as kernel:
+        started(lab.hosts["app"])
+        app = closed(kernel)
+        with kernel.talk(lab.hosts["db"], "client", "10.77.0.2", PORT) as session:
+            assert session.say("a") == "a"
+            for pid in (app.cgroup / "all/svc/cgroup.procs").read_text().split():
+                (app.below("all/session") / "cgroup.procs").write_text(pid)
+            (app.cgroup / "all/svc").rmdir()
+            app.below("all/svc")
+            assert session.say("b") == "b"
+            kernel.datapath.mend()
+            assert session.say("c") == "c"
+
+
+@pytest.mark.parametrize("agent", [True, False])
+def test_below_a_directory_of_somebody_else_nothing_is_exempt(lab: Lab, agent: bool) -> None:
+    with Kernel(lab) as kernel:
+        app = closed(kernel)
+        os.chown(app.cgroup / "all", NOBODY, NOBODY)
+        if not agent:
+            kernel.datapath.close()
+        started(app)
+        if agent:
+            kernel.datapath.mend()
+        assert reached(lab) != "connected"
