@@ -4,6 +4,7 @@ import random
 
 from hypothesis import strategies as st
 
+from aegisflux.domain.embedded import with_forms
 from aegisflux.domain.flow import Flow
 from aegisflux.domain.net import ICMP, ICMPV6, TCP, UDP, Address, Cidr, masked
 from aegisflux.domain.snapshot import Entry, Ruleset
@@ -57,7 +58,7 @@ def random_ruleset(rng: random.Random, most: int = 8) -> Ruleset:
 
 def random_flow(rng: random.Random, rules: Ruleset) -> Flow:
     """A probe, mostly near the edges of the snapshot's prefixes."""
-    entries = [*rules.edges, *rules.peers, *(rules.ingress or ()), *rules.deny]
+    entries = [*rules.edges, *rules.peers, *(rules.ingress or ()), *with_forms(rules.deny)]
     peer = random_address(rng)
     if entries and rng.random() < 0.8:
         cidr = rng.choice(entries).cidr

@@ -11,6 +11,7 @@ from typing import Final
 
 from msgspec import Struct
 
+from aegisflux.domain.embedded import with_forms
 from aegisflux.domain.errors import OverLimit
 from aegisflux.domain.net import Cidr
 from aegisflux.domain.snapshot import Entry, Ruleset
@@ -88,7 +89,7 @@ def _atoms(rules: Ruleset) -> Iterator[tuple[Cidr, Atom]]:
         for e in entries:
             for direction in directions:
                 yield e.cidr, (direction, _PROTO[e.proto], e.port, kind)
-    for e in rules.deny:
+    for e in with_forms(rules.deny):
         for direction in _DIRECTIONS[e.direction]:
             yield e.cidr, (direction, _PROTO[e.proto], e.port, KIND_DENY)
 

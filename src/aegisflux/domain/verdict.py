@@ -9,6 +9,7 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from aegisflux.domain.embedded import with_forms
 from aegisflux.domain.flow import FailsafeRule, Flow, Host
 from aegisflux.domain.net import ICMP, ICMPV6, TCP, UDP, Address, Cidr, parse_cidr
 from aegisflux.domain.snapshot import Entry, Mode, Ruleset
@@ -100,7 +101,9 @@ def _decide(snapshot: Ruleset, flow: Flow, host: Host) -> Decision:
         )
     if flow.malformed:
         return "deny", "malformed", None, False
-    denied = best("deny", (e for e in snapshot.deny if e.direction in (flow.direction, "both")), flow)
+    denied = best(
+        "deny", (e for e in with_forms(snapshot.deny) if e.direction in (flow.direction, "both")), flow
+    )
     if denied:
         return "deny", "deny", denied[1], False
     allowed = _allowing(snapshot, flow)
