@@ -13,8 +13,9 @@ from msgspec import Raw, Struct
 from aegisflux.domain import intake
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
 from aegisflux.domain.event import MAX_BATCH_BYTES, Event, EventBatch
+from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Message
-from aegisflux.runtime import metrics
+from aegisflux.runtime import logs, metrics
 from aegisflux.services.ingest.intake import Outcome
 from aegisflux.services.ingest.letters import (
     BOOT,
@@ -41,6 +42,7 @@ BATCH_EVENTS, BATCH_BYTES = 500, 256 << 10
 FRAME_BYTES = 256
 TURN = 200
 AT_ONCE = 4
+log = logs.get("posted")
 Through = Callable[[Outcome, int], Awaitable[None]]
 
 
@@ -133,6 +135,9 @@ def _read(record: Record, form: str, index: int, now_ns: int) -> Event | str:
         event = FORMATS[form].event(record, index + 1, now_ns)
     except Refused as error:
         return str(error)
+    except Exception as error:  # a defect of a reader: this record is refused, and the others are not
+        log.exception("a record cannot be read", format=form, index=index)
+        return f"record: it cannot be read as {form}: {type(error).__name__}: {printable(str(error))[:200]}"
     if len(encode_event(event)) > MAX_BATCH_BYTES - FRAME_BYTES:
         return f"event: over the limit batch_bytes: at most {MAX_BATCH_BYTES}"
     return intake.clamp(event, now_ns) if intake.is_ahead(event, now_ns + intake.FUTURE_NS) else event

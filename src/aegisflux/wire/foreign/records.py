@@ -62,10 +62,7 @@ def _is_object(body: bytes) -> bool:
 
 def _elements(body: bytes) -> Iterator[Record]:
     """Elements of a JSON array, one at a time: an array of millions of zeros is not built."""
-    try:
-        text = body.decode()
-    except UnicodeDecodeError as error:
-        raise Invalid("body", "UTF-8", str(error)) from None
+    text = body.decode("utf-8", "surrogateescape")  # bytes that are no text are the fault of their element
     at = _gap(text, _gap(text, 0) + 1)
     if text[at : at + 1] == "]":
         return
@@ -74,7 +71,7 @@ def _elements(body: bytes) -> Iterator[Record]:
             _, end = _SCAN(text, at)
         except (ValueError, RecursionError) as error:
             raise Invalid("body", "a JSON array", str(error)[:200]) from None
-        yield Record(text[at:end].encode(), "json")
+        yield Record(text[at:end].encode("utf-8", "surrogateescape"), "json")
         at = _gap(text, end)
         mark, at = text[at : at + 1], _gap(text, at + 1)
         if mark == "]" and at == len(text):

@@ -101,7 +101,8 @@ def _exit(process: dict[str, Any], body: dict[str, Any], seq: int, when: int) ->
 
 def _kprobe(process: dict[str, Any], body: dict[str, Any], seq: int, when: int) -> Event:
     function = name(body.get("function_name"))
-    args = [arg for arg in body.get("args") or () if isinstance(arg, dict)]
+    given = body.get("args")
+    args = [arg for arg in given if isinstance(arg, dict)] if isinstance(given, list) else []
     pid, path = needed(process.get("pid"), "process.pid", PIDS), text(process.get("binary"))
     sock = next((arg["sock_arg"] for arg in args if isinstance(arg.get("sock_arg"), dict)), None)
     file = next((arg["file_arg"] for arg in args if isinstance(arg.get("file_arg"), dict)), None)
