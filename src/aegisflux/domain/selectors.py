@@ -1,4 +1,4 @@
-"""Which cgroups belong to which service (contracts §2, ADR on identities).
+"""Which cgroups belong to which service (contracts §2, ADR 0028).
 
 Selectors:
   unit:<glob>    a systemd unit of `system.slice`, `machine.slice` or a slice that the host adds, in that
