@@ -157,14 +157,17 @@ static __always_inline int names_its_peer(const struct bpf_sock *sk, const struc
 /* A source route leads a packet elsewhere than its socket says: then the packet is right. */
 static __always_inline void as_asked(struct __sk_buff *skb, const struct bpf_sock *sk, __u32 dir, struct packet *p)
 {
+	/* a raw socket of TCP may be connected too, and writes what it likes */
+	__u32 is_tcp = p->proto == P_TCP && sk->protocol == P_TCP && sk->type == 1;
+
 	if (dir != EGRESS || p->malformed || p->options)
 		return;
-	if (p->proto == P_TCP && sk->protocol == P_TCP && sk->state != S_LISTEN && sk->dst_port) {
+	if (is_tcp && sk->state != S_LISTEN && sk->dst_port) {
 		if (!names_its_peer(sk, p))
 			as_connected(skb, p);
 		return;
 	}
-	if (p->proto == P_TCP && sk->protocol == P_TCP && sk->state == S_LISTEN)
+	if (is_tcp && sk->state == S_LISTEN)
 		p->local_port = sk->src_port;
 	if (is_tracked(skb))
 		as_tracked(skb, p);

@@ -11,6 +11,7 @@ from tests.support.unprivileged import CAP_NET_BIND_SERVICE, MARK, Arena, Seen, 
 
 BIND = frozenset({CAP_NET_BIND_SERVICE})
 DENIED_BUT_ALL = rules(edges="0.0.0.0/0 any 0; ::/0 any 0", ingress="", deny=f"{DB4}/32 any 0 both")
+DHCP_LISTED = "DHCP requests to all of a link"
 
 
 def dhcp(family: int, source: int, peer: str, port: int) -> str:
@@ -32,6 +33,15 @@ def dhcp_6() -> str:
 def dhcp_backwards() -> str:
     """As a server would."""
     return dhcp(socket.AF_INET, 67, DB4, 68)
+
+
+def dhcp_to_all() -> str:
+    """The mark rides on what a client's broadcast must be allowed."""
+    return dhcp(socket.AF_INET, 68, "255.255.255.255", 67)
+
+
+def dhcp_to_all_6() -> str:
+    return dhcp(INET6, 546, f"ff02::1:2%{socket.if_nametoindex('eth0')}", 547)
 
 
 def all_ones() -> str:
@@ -129,6 +139,8 @@ TRICKS = {
         worlds=BOTH,
         between=(dhcp_offer,),
     ),
+    "DHCP broadcast": Trick(dhcp_to_all, (NOTHING,), anywhere, keep=BIND, listed=DHCP_LISTED),
+    "DHCPv6 multicast": Trick(dhcp_to_all_6, (NOTHING,), anywhere, keep=BIND, listed=DHCP_LISTED),
     "broadcast to 255.255.255.255": Trick(all_ones, (NOTHING,), leak=anywhere),
     "discovery and answers by ping socket": Trick(discovery_by_ping_socket, by="linux", sysctls=PING),
     "local addresses by the device": Trick(local_by_the_device, (NOTHING,), leak=anywhere),

@@ -19,6 +19,7 @@ from tests.bpf.adversary.initiators import (
     TCP_FASTOPEN_CONNECT,
     TFO,
 )
+from tests.bpf.adversary.tools import ipv4
 from tests.bpf.adversary.trick import (
     CLOSED,
     DB4,
@@ -32,7 +33,7 @@ from tests.bpf.adversary.trick import (
     tcp,
     udp,
 )
-from tests.support.unprivileged import MARK, SLOT, Arena, Steps
+from tests.support.unprivileged import MARK, SLOT, Arena, Packet, Seen, Steps
 
 IP, IPV6 = socket.IPPROTO_IP, socket.IPPROTO_IPV6
 PING = {"net/ipv4/ping_group_range": "0 2147483647"}
@@ -167,6 +168,32 @@ def corked_before() -> Steps:
         yield
         s.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 0)
         return "sent"
+
+
+def turned_into_ipv4() -> str:
+    """IPV6_ADDRFORM makes an IPv4 socket of one that is connected to a mapped address."""
+    with udp(INET6) as s:
+        s.connect(("::ffff:" + PAL4, 9))
+        s.send(b"hello")
+        s.setsockopt(IPV6, 1, socket.AF_INET)
+        with suppress(PermissionError):
+            sent = ctypes.CDLL(None).sendto(s.fileno(), MARK, len(MARK), 0, inet(DB4, 9), 16)
+            return str(sent)
+        return "refused"
+
+
+def raw_beside_its_connection() -> str:
+    """A raw socket of TCP that is connected to the allowed host writes a header to the denied one."""
+    segment = struct.pack("!HHIIBBHHH", 4017, 5432, 0, 0, 80, 2, 9, 0, 0) + MARK
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP) as s:
+        s.setsockopt(IP, socket.IP_HDRINCL, 1)
+        s.connect((PAL4, 5432))
+        return str(s.send(ipv4("10.77.0.2", DB4, 6, segment)))
+
+
+def on_the_way_to_db(seen: Seen) -> list[Packet]:
+    """The frame goes to the neighbour of the connection, the packet to the denied host."""
+    return seen.at("pal", DB4)
 
 
 def mapped_address() -> str:
@@ -364,6 +391,8 @@ TRICKS = {
         connected_before_then_another, (FREE_TO_DB,), marked_at_db, between=(deny,)
     ),
     "corked before the deny": Trick(corked_before, (FREE_TO_DB,), between=(deny,)),
+    "IPV6_ADDRFORM": Trick(turned_into_ipv4),
+    "a raw socket beside its connection": Trick(raw_beside_its_connection, leak=on_the_way_to_db, keep=RAW),
     "mapped address, UDP": Trick(mapped_address),
     "mapped address, TCP": Trick(mapped_connection),
     "corked datagram": Trick(corked),

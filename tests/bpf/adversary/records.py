@@ -125,7 +125,7 @@ def announce(arena: Arena) -> None:
 
 TRICKS = {
     "a connection from before the agent, from a listening port": Trick(
-        from_before_the_agent, (FREE_TO_DB,), marked_at_db, between=(anew,), owner="datapath"
+        from_before_the_agent, (FREE_TO_DB,), marked_at_db, between=(anew,)
     ),
     "a late answer of a denied flow": Trick(
         late_answer, (FREE_TO_DB,), marked_at_db, between=(deny_and_answer,)
