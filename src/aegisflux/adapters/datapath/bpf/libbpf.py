@@ -288,11 +288,11 @@ def read_hash(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> lis
 
 
 def pin(fd: int, path: str) -> None:
-    check(lib().bpf_obj_pin(fd, path.encode()), f"pin {path}")
+    check(lib().bpf_obj_pin(fd, os.fsencode(path)), f"pin {path}")
 
 
 def obj_get(path: str) -> int:
-    return check(lib().bpf_obj_get(path.encode()), f"pin {path}")
+    return check(lib().bpf_obj_get(os.fsencode(path)), f"pin {path}")
 
 
 def link_create(prog: int, target: int, attach_type: int) -> int:
@@ -357,7 +357,7 @@ class Object:
     """An opened BPF object file: maps and programs by name, before and after loading."""
 
     def __init__(self, path: str) -> None:
-        self._ptr = not_null(lib().bpf_object__open_file(path.encode(), None), path)
+        self._ptr = not_null(lib().bpf_object__open_file(os.fsencode(path), None), path)
 
     def maps(self) -> dict[str, c_void_p]:
         return self._walk("map")

@@ -52,7 +52,7 @@ def mounted_bpffs(path: Path) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     with suppress(OSError):
         path.mkdir(parents=True, exist_ok=True)
-    if libc.mount(b"bpf", str(path).encode(), b"bpf", 0, b"mode=0700"):
+    if libc.mount(b"bpf", os.fsencode(path), b"bpf", 0, b"mode=0700"):
         raise Unavailable(
             f"{path} is no BPF file system and cannot be mounted: {os.strerror(ctypes.get_errno())}"
         )
@@ -89,7 +89,7 @@ def _take_from(path: Path) -> None:
 def _is_bpffs(path: Path) -> bool:
     buffer = (ctypes.c_long * 32)()
     libc = ctypes.CDLL(None, use_errno=True)
-    return libc.statfs(str(path).encode(), buffer) == 0 and buffer[0] & 0xFFFFFFFF == BPF_FS_MAGIC
+    return libc.statfs(os.fsencode(path), buffer) == 0 and buffer[0] & 0xFFFFFFFF == BPF_FS_MAGIC
 
 
 class Pinned:

@@ -81,7 +81,7 @@ class Kernel:
         """End these, those that judge packets first; what could not be ended is still attached."""
         paths: dict[int, str] = {}
         for one in sorted(attached, key=lambda a: a.name not in ("aegis_egress", "aegis_ingress")):
-            with suppress(OSError):
+            with suppress(OSError, KeyError):  # KeyError: a cgroup that went, or that is not seen from here
                 if one.kind == "link":
                     objects.detach_link(one.link_id)
                 elif one.kind == "legacy":
@@ -134,8 +134,8 @@ def _without_links(loose: set[int]) -> Iterator[tuple[int, int, int]]:
             fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 for attach_type in ATTACH.values():
-                    for program in objects.attached_to(fd, attach_type):
-                        if program in loose:
+                    with suppress(OSError):  # a kernel without this type has the others
+                        for program in loose & set(objects.attached_to(fd, attach_type)):
                             yield program, number, attach_type
             finally:
                 os.close(fd)
@@ -157,13 +157,16 @@ def _pinned_links() -> Iterator[tuple[int, str]]:
 def _pinned_folders() -> Iterator[tuple[int, Path]]:
     """(link, the instance's folder) of every link that is pinned in a folder of ours, wherever mounted."""
     for top in bpf_file_systems():
+        folders: list[Path] = []
         with suppress(OSError):
-            for folder in (top / FOLDER).iterdir():
-                for pin in folder.glob("*/*/*"), folder.glob("*/*"):
-                    for path in pin:
-                        if "links" in path.parent.name:
-                            with suppress(OSError):
-                                yield _link_number(path), folder
+            folders = [folder for folder in (top / FOLDER).iterdir() if not folder.is_symlink()]
+        for folder in folders:
+            with suppress(OSError):  # a folder that cannot be read leaves the others
+                for path in (*folder.glob("*/*/*"), *folder.glob("*/*")):
+                    # Any user may mount a BPF file system in an own namespace, and link to our pins there.
+                    if "links" in path.parent.name and not path.is_symlink():
+                        with suppress(OSError):
+                            yield _link_number(path), folder
 
 
 def _link_number(pin: Path) -> int:
@@ -199,16 +202,21 @@ def _processes() -> list[str]:
 
 def _holders(one: Attached) -> list[str]:
     """Processes that hold the program or its link, and pins of the link."""
-    wanted = {f"prog_id:\t{one.program_id}"} | ({f"link_id:\t{one.link_id}"} if one.link_id else set())
+    texts = [f"prog_id:\t{one.program_id}", *([f"link_id:\t{one.link_id}"] if one.link_id else [])]
+    wanted = {text.encode() for text in texts}
     found = []
     for process in _processes():
         with suppress(OSError):
-            if any(
-                wanted & set(Path(info).read_text().splitlines())
-                for info in Path(f"/proc/{process}/fdinfo").iterdir()
-            ):
+            if any(_says(info, wanted) for info in Path(f"/proc/{process}/fdinfo").iterdir()):
                 name = Path(f"/proc/{process}/comm").read_bytes().strip()
                 found.append(f"process {process} ({name.decode('ascii', 'backslashreplace')})")
     with suppress(OSError):
         found += [str(folder) for number, folder in _pinned_folders() if number == one.link_id]
     return found[:MAX_HOLDERS]
+
+
+def _says(info: Path, wanted: set[bytes]) -> bool:
+    """Whether one of these lines stands in a file of /proc; one that is closed meanwhile hides no other."""
+    with suppress(OSError):
+        return not wanted.isdisjoint(info.read_bytes().split(b"\n"))
+    return False
