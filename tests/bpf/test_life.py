@@ -272,3 +272,40 @@ def test_doctor_says_what_works(lab: Lab) -> None:
     with Kernel(lab) as kernel:
         checks = {check.name: check for check in kernel.datapath.doctor()}
         assert all(check.ok for check in checks.values() if check.required), checks
+
+
+def has_flows(kernel: Kernel, slot: int) -> bool:
+    return libbpf.lookup(kernel.datapath._pins.maps["udp_flows"], struct.pack("<I", slot), 4) is not None
+
+
+def test_the_udp_flows_of_a_service_go_with_it(lab: Lab) -> None:
+    """Not before: a slot that judges, or that a cgroup or a literal is mapped to, keeps them."""
+    with Kernel(lab) as kernel:
+        governed(kernel)
+        kernel.enforce(SLOT, rules())
+        datapath = kernel.datapath
+        assert has_flows(kernel, SLOT)
+        bound = datapath.bindings()
+        datapath.bind([])
+        assert has_flows(kernel, SLOT), "it judges"
+        datapath.bind(bound)
+        datapath.remove(SLOT, "active")
+        assert has_flows(kernel, SLOT), "it is mapped"
+        datapath.literals({f"{lab.cgroup.name}/app/later": SLOT})
+        datapath.bind([])
+        assert has_flows(kernel, SLOT), "it will be mapped"
+        datapath.literals({})
+        datapath.bind([])
+        assert not has_flows(kernel, SLOT)
+        datapath.bind(bound)
+        assert has_flows(kernel, SLOT), "anew"
+
+
+def test_what_is_loaded_keeps_its_udp_flows_until_it_judges(lab: Lab) -> None:
+    with Kernel(lab) as kernel:
+        loaded = kernel.datapath.load(SLOT, "active", generation_of(rules(), HOUR_NS))
+        kernel.datapath.bind([])
+        assert has_flows(kernel, SLOT)
+        kernel.datapath.discard(loaded)
+        kernel.datapath.bind([])
+        assert not has_flows(kernel, SLOT)

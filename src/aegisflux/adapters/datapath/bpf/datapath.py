@@ -161,6 +161,7 @@ class BpfDatapath:
     def remove(self, slot: int, role: Role) -> None:
         """See `Datapath.remove`."""
         self._need(self._generations).remove(slot, role)
+        self._drop_flows()
 
     def held(self) -> list[Held]:
         """See `Datapath.held`."""
@@ -263,7 +264,10 @@ class BpfDatapath:
     def bind(self, bindings: Iterable[Binding]) -> None:
         """See `Datapath.bind`."""
         wanted = list(bindings)
-        self._need(self._mapping).bind(wanted, self._without_flows({b.slot for b in wanted}))
+        try:
+            self._need(self._mapping).bind(wanted, self._without_flows({b.slot for b in wanted}))
+        finally:
+            self._drop_flows()
 
     def bindings(self) -> list[Binding]:
         """See `Datapath.bindings`."""
@@ -276,6 +280,9 @@ class BpfDatapath:
     def refusals(self) -> Mapping[str, str]:
         """See `Datapath.refusals`."""
         return self._need(self._mapping).refusals()
+
+    def _drop_flows(self) -> None:
+        self._need(self._generations).drop_flows(self._need(self._mapping).slots())
 
     def _without_flows(self, slots: set[int]) -> dict[int, AegisError]:
         """The slots whose UDP flows have no room; the others have it now."""

@@ -2,6 +2,7 @@
 
 import os
 import struct
+from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
@@ -283,6 +284,15 @@ class Generations:
     def need_flows(self, slot: int) -> None:
         """UDP flows are known from the time that a cgroup is mapped, snapshot or not."""
         self._need_flows(slot)
+
+    def drop_flows(self, mapped: Collection[int]) -> None:
+        """Let go of the UDP flows of slots that are not mapped and judge nothing: the next service of such a
+        slot begins without them."""
+        busy = {*mapped, *self._replaced, *(slot for slot, _ in self._pending.values())}
+        for slot in set(range(MAX_SLOTS)) - busy:
+            held = (libbpf.lookup(self._maps["generations"], _index(slot, role), 4) for role in _ROLES)
+            if libbpf.lookup(self._maps["udp_flows"], _u32(slot), 4) is not None and not any(held):
+                libbpf.delete(self._maps["udp_flows"], _u32(slot))
 
     def _remember(self, head: Descriptor) -> None:
         self.known[head.generation] = head

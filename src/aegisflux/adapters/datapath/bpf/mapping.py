@@ -92,6 +92,10 @@ class CgroupMap:
         held = (b for b in self._bound.values() if present.get(b.cgroup_id) == b.slot)
         return sorted(held, key=lambda b: b.path)
 
+    def slots(self) -> set[int]:
+        """The slots that a cgroup is mapped to, or will be when it is made."""
+        return {b.slot for b in self._bound.values()} | set(self._literals.values())
+
     def paths_of(self, slot: int) -> list[Path]:
         return [self._root / b.path.strip("/") for b in self._bound.values() if b.slot == slot]
 
