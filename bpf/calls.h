@@ -52,7 +52,14 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 		v->reuse = 1;
 		v->before = f->stamp;
 	}
-	if (!judge_flow(v, 0) || !(v->word & W_REFUSED) || is_own_address(bpf_get_netns_cookie(ctx), v->p.peer))
+	if (!judge_flow(v, 0))
+		return PASS;
+	/* the first packet need not be judged again; a failsafe's cgroup is not known here, a denial is told there */
+	if (v->p.proto == P_TCP && !(v->word & W_DENY) && reason_of(v->word) != FAILSAFE) {
+		record(st, I_LOCAL, &v->p);
+		st->stamp = v->stamp;
+	}
+	if (!(v->word & W_REFUSED) || is_own_address(bpf_get_netns_cookie(ctx), v->p.peer))
 		return PASS;
 	count_word(0, v->slot, v->word);
 	tell(v);

@@ -29,13 +29,26 @@ static __always_inline int may_name_any_source(struct __sk_buff *skb)
 	       BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, transparent);
 }
 
+/* A UDP socket has no recorded peer; there it remembers the last source that was found to be its host's. */
+static __always_inline int is_known_source(const struct bpf_sock *sk, const struct state *st, const struct packet *p)
+{
+	return st && sk->protocol == P_UDP && st->peer[3] == p->local[3] && st->peer[2] == p->local[2] &&
+	       st->peer[1] == p->local[1] && st->peer[0] == p->local[0];
+}
+
 /* An outgoing packet from an address that is not its host's: whoever gets it, perhaps the same service,
  * would take it for another's. */
-__noinline int is_of_foreign_source(struct __sk_buff *skb, const struct packet *p)
+__noinline int is_of_foreign_source(struct __sk_buff *skb, const struct packet *p, struct state *st)
 {
-	if (!p || !may_name_any_source(skb))
+	if (!p)
 		return 0;
-	return !is_own_address(netns_of(skb), p->local);
+	if (p->malformed)
+		return 1;
+	if (may_name_any_source(skb) && !is_own_address(netns_of(skb), p->local))
+		return 1;
+	if (st && p->proto == P_UDP)
+		__builtin_memcpy(st->peer, p->local, 16);
+	return 0;
 }
 
 /* A call over loopback from an address that is not the host's: a process of this host began it, and the

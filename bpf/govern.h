@@ -168,8 +168,6 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	int managed;
 
 	v->dir = forced & CB_INITIATOR ? (forced & CB_INITIATOR) - 1 : v->packet_dir;
-	if (!forced && v->packet_dir == EGRESS && begins_something(sk, &v->p) && is_of_foreign_source(skb, &v->p))
-		v->p.malformed = 1;
 	if (!v->p.malformed && v->p.proto == P_UDP && !(forced & CB_INITIATOR)) {
 		v->p.netns = st && st->netns ? st->netns : netns_of(skb);
 		f = live_flow(v->slot, &v->p, v->now);
@@ -232,6 +230,8 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *
 
 	v->now = now_ns();
 	v->expired = !!(forced & CB_EXPIRED);
+	if (!forced && v->packet_dir == EGRESS && begins_something(sk, &v->p) && !is_known_source(sk, st, &v->p))
+		v->p.malformed = is_of_foreign_source(skb, &v->p, st);
 	if (!st || !st->initiator || v->p.proto != P_TCP || v->p.malformed || state == S_LISTEN || state == S_CLOSE)
 		return judge_anew(skb, sk, v, st, ctl, forced);
 	inner = bpf_map_lookup_elem(&generations, &v->slot);

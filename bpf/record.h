@@ -66,6 +66,9 @@ static __always_inline int on_sockops(struct bpf_sock_ops *ctx)
 		set_peer6(&p, address);
 	}
 	p.peer_port = bpf_ntohl(ctx->remote_port);
+	/* the call itself was judged just now */
+	if (active && st->initiator == I_LOCAL && same_peer(st, &p))
+		return 1;
 	/* an accepted connection passed its listener's verdict; a new one has passed none yet */
 	st->stamp = active ? 0 : stamp_unmanaged(ctl);
 	st->candidate = 0;
