@@ -145,13 +145,14 @@ TRICKS = {
     "discovery and answers by ping socket": Trick(discovery_by_ping_socket, by="linux", sysctls=PING),
     "local addresses by the device": Trick(local_by_the_device, (NOTHING,), leak=anywhere),
     "NAT64 form of a denied address": Trick(
-        lambda: embedded(f"64:ff9b::{DB4}"), (DENIED_BUT_ALL,), leak=at_hub, owner="datapath"
+        lambda: embedded(f"64:ff9b::{DB4}"), (DENIED_BUT_ALL,), leak=at_hub
     ),
-    "6to4 form of a denied address": Trick(
-        lambda: embedded("2002:a4d:3::1"), (DENIED_BUT_ALL,), leak=at_hub, owner="datapath"
-    ),
+    "6to4 form of a denied address": Trick(lambda: embedded("2002:a4d:3::1"), (DENIED_BUT_ALL,), leak=at_hub),
     "IPv4-compatible and translated forms of a denied address": Trick(
-        lambda: embedded(f"::{DB4}", f"::ffff:0:{DB4}"), (DENIED_BUT_ALL,), leak=at_hub, owner="datapath"
+        lambda: embedded(f"::{DB4}", f"::ffff:0:{DB4}"),
+        (DENIED_BUT_ALL,),
+        leak=at_hub,
+        listed="Some ways through IPv6 to a denied address of IPv4",
     ),
     "a caller on port 22": Trick(
         answer_on_22,
