@@ -199,13 +199,14 @@ def test_a_literal_then_the_longer_prefix_then_the_lower_id_wins(wanted, winner)
     assert found.conflicts == {3 - winner: (f"{UNIT}: belongs to service {winner}",)}
 
 
-def test_literals_are_known_before_they_exist():
+def test_literals_and_what_was_selected_are_known_before_they_exist():
     wanted = services(s1=["unit:nginx", "cgroup:batch/job"], s2=["unit:ng*"])
     assert literal_paths(wanted, ["machine.slice/nginx.service", "system.slice/ngx.service"]) == {
         UNIT: 1,
         "system.slice/nginx.socket": 1,
         "batch/job": 1,
         "machine.slice/nginx.service": 1,
+        "system.slice/ngx.service": 2,
     }
 
 

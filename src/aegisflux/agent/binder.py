@@ -21,6 +21,7 @@ from aegisflux.domain.text import printable
 from aegisflux.ports.datapath import Binding
 
 GONE_KEPT: Final = 1024
+SEEN_KEPT: Final = 1024
 MAX_BINDINGS: Final = 8192
 SHOWN, SHOWN_PATH = 80, 255
 
@@ -41,7 +42,7 @@ class Binder:
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
         self._literals: dict[str, int] | None = None
-        self._seen: set[str] = set()
+        self._seen: OrderedDict[str, None] = OrderedDict()
         self.cgroups: dict[int, tuple[str, ...]] = {}
         self.conflicts: dict[int, tuple[str, ...]] = {}
 
@@ -72,19 +73,20 @@ class Binder:
         slots = {i: holdings[i].slot for i in services}
         wanted = {tree[p]: Binding(tree[p], p, slots[i]) for p, i in owned.services.items()}
         self._note(owned.services)
-        changed = await self._bind_literals(services, slots, anew=anew)
         self._remember_gone(wanted, set(tree.values()), set(slots.values()))
         every = {**wanted, **{b.cgroup_id: b for b in self._gone.values()}}
         over = [b.path for b in list(every.values())[MAX_BINDINGS:]]
         if over:
             self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
             every = dict(list(every.items())[:MAX_BINDINGS])
-        if every != self._bound or anew:
+        changed = False
+        if every != self._bound or anew:  # what runs comes before what may come
             await self._each(self._parts.datapath.bind, list(every.values()))
             refused = self._parts.datapath.refusals()
             held = {n: b for n, b in every.items() if b.path not in refused}
-            changed = changed or anew or held != self._bound
+            changed = anew or held != self._bound
             self._bound = held
+        changed |= await self._bind_literals(services, slots, anew=anew)
         self._say(services, owned, over)
         return changed
 
@@ -142,7 +144,11 @@ class Binder:
         found: dict[int, list[str]] = {}
         for path, service_id in owned.items():
             found.setdefault(service_id, []).append(path)
-        self._seen |= {p for p, i in owned.items() if any(s.literal for s in self._selectors[i])}
+        for path in owned:
+            self._seen[path] = None
+            self._seen.move_to_end(path)
+        while len(self._seen) > SEEN_KEPT:
+            self._seen.popitem(last=False)
         self.cgroups = {i: tuple(paths) for i, paths in found.items()}
 
     def _remember_gone(self, wanted: dict[int, Binding], live: set[int], slots: set[int]) -> None:

@@ -41,6 +41,7 @@ from aegisflux.wire import envelope, subjects
 FIRST_RETRY, LAST_RETRY = 0.25, 15.0
 CLOCK_SECONDS: Final = 60.0
 SCAN_SECONDS: Final = 1.0
+SETTLE_SECONDS: Final = 0.1
 MESSAGE_BYTES: Final = 2 * MAX_MANIFEST_BYTES
 
 
@@ -70,7 +71,7 @@ class Runner:
         self._receiving = asyncio.Lock()
         self._bind_turn = asyncio.Lock()
         self._last_message = b""
-        self._tree_changed = asyncio.Event()
+        self._tree_changed, self._bound_anew = asyncio.Event(), asyncio.Event()
         self._scanned, self._scan_seconds = 0.0, parts.settings.scan_seconds
         self._beat_now, self._denied_waits = Bell(), Bell()
         self._denied = Watch(self._denied_waits.ring)
@@ -208,7 +209,7 @@ class Runner:
     async def bind(self) -> None:
         """The tree may have changed."""
         if self.panic is None and self._open:
-            await self._bind()
+            await self._bind(wait=False)
 
     async def tick(self) -> None:
         """All that a second brings: panic, trials that ended, denied flows, counters."""
@@ -328,6 +329,7 @@ class Runner:
             self.reporter.send(),
             self._converging(),
             self._binding(),
+            self._reading(),
             self._beating(),
             self._denying(),
             self._every(min(settings.tick_seconds, SCAN_SECONDS), self._look_around),
@@ -463,12 +465,23 @@ class Runner:
         self._hear_denied(anew=True)
         return True
 
-    async def _bind(self, *, anew: bool = False) -> None:
+    async def _bind(self, *, anew: bool = False, wait: bool = True) -> None:
+        """Bind what is selected; unless `wait`, the addresses of what is bound are read a little later."""
         async with self._bind_turn:
             changed = await self.binder.bind(self.applier.book.services, anew=anew)
             self.reporter.cgroups, self.reporter.conflicts = self.binder.cgroups, self.binder.conflicts
-            if changed:
-                await self.addresses.refresh()
+        if changed and wait:
+            await self.addresses.refresh()
+        elif changed:
+            self._bound_anew.set()
+
+    async def _reading(self) -> None:
+        """A restart unbinds and binds: the second must not wait until the first one's addresses are read."""
+        while True:
+            await self._bound_anew.wait()
+            await asyncio.sleep(SETTLE_SECONDS)
+            self._bound_anew.clear()
+            await self._guarded(self._read_addresses)
 
     async def heed_panic(self, *, thorough: bool = False) -> None:
         """Look at the panic flags now, and act; `thorough` also looks for a marker in other file systems."""

@@ -167,14 +167,13 @@ def owners(paths: Iterable[str], services: Mapping[int, Sequence[Selector]]) -> 
 def literal_paths(
     services: Mapping[int, Sequence[Selector]], seen: Iterable[str] = (), delegated: Collection[str] = ()
 ) -> dict[str, int]:
-    """Paths to be bound the moment they are created: those of literals, and where their units were seen.
+    """Paths to be bound the moment they are created: those of literals, and what is selected of `seen`.
 
-    None lies below a directory in `delegated`: there somebody else than root creates.
+    So a unit that is restarted runs open at no time, also where a glob selects it. None lies below a
+    directory in `delegated`: there somebody else than root creates.
     """
     wanted = {path for chosen in services.values() for selector in chosen for path in selector.paths()}
-    for path in seen:
-        if any(selector.literal and selector.matches(path) for c in services.values() for selector in c):
-            wanted.add(path)
+    wanted.update(seen)
     return dict(owners((path for path in wanted if not below(path, delegated)), services).services)
 
 
