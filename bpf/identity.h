@@ -14,6 +14,7 @@
 #define S_SYN_SENT 2
 #define S_SYN_RECV 3
 #define S_CLOSE 7
+#define S_CLOSE_WAIT 8
 #define S_LISTEN 10
 
 static __always_inline struct control *control(void)

@@ -135,6 +135,12 @@ struct task_struct {
 
 struct tcp_sock {
 	__u32 rcv_nxt;
+	__u64 bytes_acked;
+	__u64 bytes_sent;
+	__u64 bytes_retrans;
+	__u32 snd_nxt;
+	__u32 snd_una;
+	__u32 write_seq;
 } AEGIS_CORE;
 
 struct udp_sock {

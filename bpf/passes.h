@@ -45,6 +45,19 @@ static __always_inline __u32 slot_of_sock(struct sock *sk, const struct state *s
 	return DEEPEST_MAPPED(ancestor_id(c, level_));
 }
 
+/* An accepted connection begins after its own SYN; one that we began had its SYN acknowledged beside its data
+ * (RFC 4898). Who calls can make a listener for the port later, and not a number of this. */
+static __always_inline int is_accepted(struct sock *sk)
+{
+	struct tcp_sock *tp = (struct tcp_sock *)sk;
+	__u32 next = BPF_CORE_READ(tp, snd_nxt), state = BPF_CORE_READ(sk, __sk_common.skc_state);
+	__u64 out = BPF_CORE_READ(tp, bytes_acked) + (__u32)(next - BPF_CORE_READ(tp, snd_una));
+	__u64 data = BPF_CORE_READ(tp, bytes_sent) - BPF_CORE_READ(tp, bytes_retrans);
+	__u32 fin = state != S_ESTABLISHED && state != S_CLOSE_WAIT && BPF_CORE_READ(tp, write_seq) == next;
+
+	return out == data + fin && !is_bound(sk, SOCK_BINDPORT_LOCK);
+}
+
 static __always_inline int stamp_sock(struct sock *sk, struct state *st, const struct control *ctl)
 {
 	struct listener_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
@@ -56,7 +69,7 @@ static __always_inline int stamp_sock(struct sock *sk, struct state *st, const s
 	key.port = p.local_port;
 	give_slot(st, slot_of_sock(sk, 0, ctl), epoch_of(ctl));
 	st->stamp = stamp_unmanaged(ctl);
-	record(st, bpf_map_lookup_elem(&listeners, &key) && !is_bound(sk, SOCK_BINDPORT_LOCK) ? I_PEER : I_LOCAL, &p);
+	record(st, bpf_map_lookup_elem(&listeners, &key) && is_accepted(sk) ? I_PEER : I_LOCAL, &p);
 	return 0;
 }
 

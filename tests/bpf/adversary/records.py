@@ -34,6 +34,18 @@ def from_before_the_agent() -> Steps:
         return str(caller.send(MARK))
 
 
+def from_before_the_agent_unbound() -> Steps:
+    """The same, but the kernel chose the port, and the listener came later."""
+    with tcp() as listener, tcp() as caller:
+        caller.connect((DB4, 5432))
+        listener.bind(("", caller.getsockname()[1]))
+        listener.listen()
+        caller.send(b"hello")
+        caller.recv(99)
+        yield
+        return str(caller.send(MARK))
+
+
 def anew(arena: Arena) -> None:
     """The agent's first start on this host, with a deny."""
     kernel = arena.kernel
@@ -41,6 +53,21 @@ def anew(arena: Arena) -> None:
     kernel.datapath.open()
     kernel.bind(arena.app.below(SLICE), SLOT)
     kernel.enforce(SLOT, OPEN)
+
+
+def accepted_before_the_agent(closing: bool) -> Steps:
+    """The honest counterpart: a connection that the denied host began. It may be half closed already."""
+    with tcp(wait=2) as listener:
+        listener.bind(("", 4018))
+        listener.listen()
+        yield
+        with listener.accept()[0] as accepted:
+            accepted.settimeout(1)
+            accepted.send(b"hello")
+            if closing:
+                accepted.recv(99)
+            yield
+            return str(accepted.send(MARK))
 
 
 def late_answer() -> Steps:
@@ -126,6 +153,9 @@ def announce(arena: Arena) -> None:
 TRICKS = {
     "a connection from before the agent, from a listening port": Trick(
         from_before_the_agent, (FREE_TO_DB,), marked_at_db, between=(anew,)
+    ),
+    "the same from a port that the kernel chose": Trick(
+        from_before_the_agent_unbound, (FREE_TO_DB,), marked_at_db, between=(anew,)
     ),
     "a late answer of a denied flow": Trick(
         late_answer, (FREE_TO_DB,), marked_at_db, between=(deny_and_answer,)

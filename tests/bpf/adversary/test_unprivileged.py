@@ -2,6 +2,7 @@
 subtree. Each trick is refused, or SECURITY.md says that it works.
 """
 
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 from _pytest.mark import ParameterSet
 
 from tests.bpf.adversary import escapes, exemptions, initiators, paths, records
-from tests.bpf.adversary.trick import Trick
-from tests.support.unprivileged import SLOT, Arena, Seen
+from tests.bpf.adversary.trick import APP4, Trick
+from tests.support.unprivileged import SLOT, Arena, Seen, within
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
 TABLE = {**initiators.TRICKS, **paths.TRICKS, **exemptions.TRICKS, **escapes.TRICKS, **records.TRICKS}
@@ -56,3 +57,20 @@ def test_the_trick_works_where_nothing_governs(arena: Arena, trick: Trick) -> No
         assert trick.leak(seen), seen.word
     else:
         assert not trick.leak(seen), "Linux lets this pass: it is ours to refuse"
+
+
+@pytest.mark.parametrize("closing", [False, True])
+def test_what_the_peer_began_before_the_agent_stays_the_peers(arena: Arena, closing: bool) -> None:
+    """A deny of egress does not cut it."""
+    arena.kernel.enforce(SLOT, records.FREE_TO_DB)
+    with within(arena.db, socket.socket) as caller:
+
+        def call() -> None:
+            caller.connect((APP4, 4018))
+            if closing:
+                caller.shutdown(socket.SHUT_WR)
+
+        seen = arena.attempt(
+            lambda: records.accepted_before_the_agent(closing), call, lambda: records.anew(arena)
+        )
+    assert records.marked_at_db(seen), seen.word
