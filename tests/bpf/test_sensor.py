@@ -2,6 +2,7 @@
 
 import os
 import select
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from msgspec import to_builtins
 
 from aegisflux.adapters.datapath.bpf.pins import erase
 from aegisflux.adapters.datapath.bpf.processes import POSITION_BITS, Processes
@@ -18,6 +20,8 @@ from aegisflux.adapters.datapath.bpf.programs import Programs
 from aegisflux.adapters.datapath.bpf.ring import Unread
 from aegisflux.agent.parts import TelemetrySettings
 from aegisflux.agent_bootstrap import AgentConfig, make_senses
+from aegisflux.cli.facts import EVENT, _event, pictured
+from aegisflux.cli.output import show
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.event import MAX_ARGS, EventBatch, Exec, Exit
 from aegisflux.wire.events import decode_batch, encode_batch
@@ -354,3 +358,38 @@ def test_a_full_ring_loses_the_newest_and_counts_them(lab: Lab, sensor: Processe
     assert least <= counts["seen.exec"] - counts["full.exec"] <= least + more, "others' programs come late"
     lab.hosts["a"].run(["/bin/true"])
     assert len(drained(sensor)) >= 2, "there is room again"
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (b"\x1b[31m", "\x1b[31m"),
+        (b"\x1b]0;x\x07", "\x1b]0;x\x07"),
+        ("\u202egpj.exe".encode(), "\u202egpj.exe"),
+        (b"\xff\xfe", "\\xff\\xfe"),
+        (b"a\nforged", "a\nforged"),
+        (b"\xc2\x9b31m", "\x9b31m"),
+        ("x\u2028\u200b\ufeff".encode(), "x\u2028\u200b\ufeff"),
+        (b"\xed\xa0\x80", "\\xed\\xa0\\x80"),
+        (b" (deleted)", " (deleted)"),
+        (b") S 1 1", ") S 1 1"),
+    ],
+)
+def test_a_program_of_any_name_is_told_and_never_printed_raw(
+    lab: Lab, sensor: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: bytes, shown: str
+) -> None:
+    """A user gives process, file and argument the same name, and an operator reads all of it in a table."""
+    tmp_path.chmod(0o755)
+    program = os.path.join(os.fsencode(tmp_path), name)
+    shutil.copy("/bin/true", program)
+    lab.hosts["a"].run([program, name])
+    (told,) = [e for e in drained(sensor) if isinstance(e, Exec)]
+    assert told.path == f"{tmp_path}/{shown}"
+    assert told.args[1] == shown
+    assert told.comm.encode().startswith(shown.encode()[:4])
+    assert decode_batch(encode_batch(EventBatch(host_id="h", boot_id="b", sent_ns=1, events=(told,))))
+    row = {"kind": "exec", "service": None, "body": {"event": to_builtins(told)}, "host_id": "h", "time": "t"}
+    show(pictured([row], "table", _event), "table", EVENT)
+    printed = capsys.readouterr().out
+    assert len(printed.splitlines()) == 2
+    assert printed.replace("\n", "").isprintable()
