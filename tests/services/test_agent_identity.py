@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from aegisflux.adapters.datapath.bpf.programs import CgroupNames
 from aegisflux.agent.cgroups import CgroupTree, own_cgroup, v2_root
 from aegisflux.domain import selectors
 from aegisflux.domain.errors import OverLimit
@@ -67,6 +68,16 @@ async def test_a_name_that_is_no_text_breaks_nothing(tree, tmp_path, name):
     os.rmdir(os.path.join(os.fsencode(tmp_path), name))
     await turns()
     assert tree.skipped == ()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_telemetry_names_every_cgroup_with_what_is_no_text_escaped(tmp_path, name):
+    raw = os.path.join(os.fsencode(tmp_path), name)
+    os.mkdir(raw)
+    (tmp_path / "web").mkdir()
+    names = CgroupNames(tmp_path)
+    assert names.name((tmp_path / "web").stat().st_ino) == "web"
+    assert names.name(os.stat(raw).st_ino).encode().decode()
 
 
 async def test_what_is_skipped_is_counted_and_told_with_an_escaped_name(lab):

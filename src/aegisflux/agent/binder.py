@@ -23,7 +23,7 @@ from aegisflux.ports.datapath import Binding
 GONE_KEPT: Final = 1024
 SEEN_KEPT: Final = 1024
 MAX_BINDINGS: Final = 8192
-SHOWN, SHOWN_PATH = 80, 255
+SHOWN, SHOWN_PATH, LOGGED = 80, 255, 8
 
 
 class Binder:
@@ -39,6 +39,7 @@ class Binder:
         self._selectors: dict[int, tuple[Selector, ...]] = {}
         self._unreadable: dict[int, tuple[str, ...]] = {}
         self._refused: dict[str, str] = {}
+        self._unborn: dict[str, int] = {}
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
         self._literals: dict[str, int] | None = None
@@ -87,7 +88,7 @@ class Binder:
             changed = anew or held != self._bound
             self._bound = held
         changed |= await self._bind_literals(services, slots, anew=anew)
-        self._say(services, owned, over)
+        self._say(owned, over)
         return changed
 
     async def _each(self, call: Callable[[Any], None], items: object) -> None:
@@ -98,18 +99,23 @@ class Binder:
             if not self._parts.datapath.refusals():
                 raise
 
-    def _say(self, services: Mapping[int, Sequence[Selector]], owned: Owners, over: Sequence[str]) -> None:
-        """What each service wanted and did not get; a refusal that is new goes to the log."""
+    def _say(self, owned: Owners, over: Sequence[str]) -> None:
+        """What each service wanted and did not get; refusals that are new go to the log, some of very many."""
         refused = dict(self._parts.datapath.refusals())
         refused |= dict.fromkeys(over, f"more than {MAX_BINDINGS} cgroups are selected on this host")
         lost = {i: [*self._unreadable.get(i, ()), *owned.conflicts.get(i, ())] for i in self._selectors}
+        fresh: list[str] = []
         for path, why in refused.items():
             line = f"{printable(path)[:SHOWN_PATH]}: not bound: {why}"
             if self._refused.get(path) != why:
-                self._parts.log(line)
-            for i, chosen in services.items():
-                if any(selector.matches(path) for selector in chosen):
-                    lost[i].append(line)
+                fresh.append(line)
+            service = owned.services.get(path, self._unborn.get(path))
+            if service is not None:
+                lost[service].append(line)
+        for line in fresh[:LOGGED]:
+            self._parts.log(line)
+        if len(fresh) > LOGGED:
+            self._parts.log(f"{len(fresh) - LOGGED} more cgroups are not bound")
         self._refused = refused
         self.conflicts = {i: tuple(lines) for i, lines in lost.items() if lines}
 
@@ -132,7 +138,8 @@ class Binder:
         self, services: dict[int, tuple[Selector, ...]], slots: dict[int, int], *, anew: bool
     ) -> bool:
         delegated = self._parts.cgroups.delegated
-        wanted = {p: slots[i] for p, i in literal_paths(services, self._seen, delegated).items()}
+        self._unborn = literal_paths(services, self._seen, delegated)
+        wanted = {p: slots[i] for p, i in self._unborn.items()}
         if wanted == self._literals and not anew:
             return False
         await self._each(self._parts.datapath.literals, wanted)
