@@ -100,7 +100,7 @@ class Binder:
                 raise
 
     def _say(self, owned: Owners, over: Sequence[str]) -> None:
-        """What each service wanted and did not get; refusals that are new go to the log, some of very many."""
+        """What each service wanted and did not get; new refusals go to the log, some of very many."""
         refused = dict(self._parts.datapath.refusals())
         refused |= dict.fromkeys(over, f"more than {MAX_BINDINGS} cgroups are selected on this host")
         lost = {i: [*self._unreadable.get(i, ()), *owned.conflicts.get(i, ())] for i in self._selectors}
