@@ -14,6 +14,7 @@ from nacl.signing import SigningKey
 from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
 from aegisflux.agent.parts import Store
 from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
+from aegisflux.domain.names import check_name
 from aegisflux.domain.trust import Nacked
 from aegisflux.wire import token as tokens
 from aegisflux.wire.natsjwt import claims
@@ -30,6 +31,7 @@ def host_id_of(hostname: str) -> str:
     name = re.sub(r"[^a-z0-9_-]", "-", hostname.partition(".")[0].lower()).lstrip("-_")[:63]
     if not HOST.fullmatch(name):
         raise Invalid("host_id", "[a-z0-9][a-z0-9_-]{0,62}", hostname)
+    check_name("host_id", name)
     return name
 
 

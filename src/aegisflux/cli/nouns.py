@@ -14,6 +14,7 @@ from aegisflux.cli.client import call, quoted
 from aegisflux.cli.control import Config, DataDir, PortBase, loaded
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Refused
+from aegisflux.domain.names import remarks
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -156,7 +157,16 @@ def why(
 @service_app.command(name="list")
 def list_services(*, output: Output = "table") -> None:
     """All services."""
-    show(call("GET", "/api/v1/services"), output, ("id", "name", "selectors", "host_labels"))
+    found = call("GET", "/api/v1/services")
+    show(found, output, ("id", "name", "selectors", "host_labels"))
+    names = {f"service {row['id']}": row["name"] for row in found}
+    _remark(names, {f"service {row['id']}": row["host_labels"] for row in found})
+
+
+def _remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
+    """What got its name before names that look like something else were refused."""
+    for whose, what in remarks(names, labels):
+        say(f"warning: {whose}: {what}; give it another one")
 
 
 @service_app.command(name="put")
@@ -235,7 +245,12 @@ def list_hosts(*, output: Output = "table") -> None:
         "agent_version",
         "services",
     )
-    show(call("GET", "/api/v1/hosts"), output, columns)
+    found = call("GET", "/api/v1/hosts")
+    show(found, output, columns)
+    _remark(
+        {f"host {row['host_id']}": row["host_id"] for row in found},
+        {f"host {row['host_id']}": row["labels"] for row in found},
+    )
 
 
 @host_app.command

@@ -19,7 +19,9 @@ from typing import Annotated, Final, Literal, NamedTuple
 from msgspec import Meta, Struct, field
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.names import check_name
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr
+from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
 
 MAX_RULES: Final = 5_000
@@ -126,11 +128,11 @@ def parse_port(text: str, path: str) -> Port:
 
 def cidr_of(text: str, path: str) -> Cidr | None:
     """The prefix that an end spells, None when it is a name; raises Invalid for one that is neither."""
+    if text.startswith(("host:", "label:")):
+        return None
     if "/" in text:
         return parse_cidr(text, path)
     if ":" not in text and not re.fullmatch(r"[\d.]+\.[\d.]*", text):
-        return None
-    if text.startswith(("host:", "label:")):
         return None
     address = parse_address(text, path)
     return masked(address.family, address.value, address.bits)
@@ -153,6 +155,7 @@ def check(policy: Policy) -> None:
     for name, group in policy.groups.items():
         if name in RESERVED:
             raise Invalid(f"groups.{name}", f"a name other than {FLEET} and {ANYONE}", name)
+        check_name(step("groups", name), name)
         for n, text in enumerate(group.cidrs):
             if cidr_of(text, f"groups.{name}.cidrs[{n}]") is None:
                 raise Invalid(f"groups.{name}.cidrs[{n}]", "a CIDR or an address", text)

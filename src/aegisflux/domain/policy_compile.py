@@ -22,6 +22,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
+from aegisflux.domain.names import literal_of
 from aegisflux.domain.net import Address, Cidr, masked, parse_address
 from aegisflux.domain.policy import ANYONE, FLEET, Policy, Port, Rule, cidr_of, ends_of, ports_of
 from aegisflux.domain.segment.cidrs import all_but, covering
@@ -196,6 +197,10 @@ class Places:
 
     def _of(self, end: str, path: str) -> Place:
         inventory, policy = self._inventory, self._policy
+        if end in inventory.services and (kind := literal_of(end)):
+            raise Invalid(
+                path, f"what is one thing: a service has this name, which is {kind} too; rename it", end
+            )
         if end == FLEET:
             return Place(frozenset(inventory.hosts))
         if end == ANYONE:

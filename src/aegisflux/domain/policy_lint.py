@@ -5,6 +5,7 @@ Rules are compared two by two: a rule that only several others together make nee
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
+from difflib import get_close_matches
 from functools import reduce
 from itertools import islice
 from operator import or_
@@ -12,6 +13,7 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
+from aegisflux.domain.names import remarks
 from aegisflux.domain.net import TCP, UDP, Address, Cidr
 from aegisflux.domain.policy import (
     ANYONE,
@@ -35,8 +37,9 @@ MOST_NAMED: Final = 5
 MOST_SEEN: Final = 1_000_000
 
 Kind = Literal[
-    "shadowed", "redundant", "never_hit", "too_broad", "partial", "shared_host", "unlabelled", "unused_group"
-]
+    "shadowed", "redundant", "never_hit", "too_broad", "partial", "shared_host", "unlabelled", "unused_group",
+    "matches_nothing", "ambiguous_name",
+]  # fmt: skip
 Seen = tuple[Address, Address, int, int]  # client, server, protocol, port
 
 
@@ -120,7 +123,8 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
     looked at); without them nothing is said to be never hit."""
     places = Places(policy, inventory)
     reaches = _reaches(policy, places, frozenset(governed(policy, inventory)))
-    found = [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
+    found = [*_matchless(policy, inventory, places), *_ambiguous(inventory)]
+    found += [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
     if seen is not None:
         found += _never_hit(reaches, seen)
     for n, end, service in partial(policy, inventory, places):
@@ -149,6 +153,72 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
             Lint("shared_host", f"host {host}", f"{words} share its addresses", "who lets one in lets in all")
         )
     return (*found, *_unused(policy))
+
+
+def _matchless(policy: Policy, inventory: Inventory, places: Places) -> Iterator[Lint]:
+    """Ends at which there is no host and no address: an allow of one allows nothing, and a deny, which looks
+    like a safeguard, denies nothing."""
+    for n, rule in enumerate(policy.rules):
+        does = "denies" if rule.action == "deny" else "allows"
+        for side, ends in (("from", ends_of(rule.from_)), ("to", ends_of(rule.to))):
+            nobody = [end for end in dict.fromkeys(ends) if places.nobody(end, f"rules[{n}].{side}")]
+            whole = len(nobody) == len(set(ends))
+            for end in nobody:
+                effect = f"the rule {does} nothing" if whole else f"the rule {does} nothing for it"
+                yield _nothing(label_of(rule, n), f"{side}: {end}", effect, end, policy, inventory)
+    for n, test in enumerate(policy.tests):
+        for side, end in (("from", test.from_), ("to", test.to)):
+            if places.nobody(end, f"tests[{n}].{side}"):
+                yield _nothing(
+                    f"tests[{n}]", f"{side}: {end}", "the test tries nothing", end, policy, inventory
+                )
+    for name in sorted(set(policy.services or ())):
+        if name in inventory.services and not inventory.services[name].hosts:
+            detail = "matches nothing: no host runs it; nothing is governed"
+            yield Lint("matches_nothing", f"services: {name}", detail, "look at its host_labels")
+
+
+def _nothing(about: str, at: str, effect: str, end: str, policy: Policy, inventory: Inventory) -> Lint:
+    why, advice = _why_nothing(end, policy, inventory)
+    return Lint("matches_nothing", about, f"{at} matches nothing: {why}; {effect}", advice)
+
+
+def _why_nothing(end: str, policy: Policy, inventory: Inventory) -> tuple[str, str]:
+    if end in inventory.services:
+        return "no host runs this service", "look at its host_labels"
+    if end.startswith("label:"):
+        name, _, _ = end.removeprefix("label:").partition("=")
+        return _why_no_label(name, inventory)
+    if end in policy.groups:
+        labels = policy.groups[end].labels
+        for name, value in labels.items():
+            if not any(place.labels.get(name) == value for place in inventory.hosts.values()):
+                why, advice = _why_no_label(name, inventory)
+                return f"{why} (label {name}={value} of the group)", advice
+        words = "no host bears all labels of the group" if labels else "the group is empty"
+        return words, "correct the group, or give hosts its labels"
+    return "there is no host", "enrol hosts"
+
+
+def _why_no_label(name: str, inventory: Inventory) -> tuple[str, str]:
+    values = sorted({place.labels[name] for place in inventory.hosts.values() if name in place.labels})
+    if values:
+        cut = ", ..." if len(values) > MOST_NAMED else ""
+        told = ", ".join(f"{name}={value}" for value in values[:MOST_NAMED])
+        return "no host bears this label", f"correct its value; hosts bear {told}{cut}"
+    names = sorted({label for place in inventory.hosts.values() for label in place.labels})
+    near = get_close_matches(name, names, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    return f"no host bears a label {name}", f"correct its name, or give hosts the label{hint}"
+
+
+def _ambiguous(inventory: Inventory) -> Iterator[Lint]:
+    names = {f"service {name}": name for name in inventory.services}
+    names |= {f"host {host}": host for host in inventory.hosts}
+    for whose, detail in remarks(
+        names, {}
+    ):  # labels: see `hosts list`; one remark a host would bury the others
+        yield Lint("ambiguous_name", whose, detail, "give it another one")
 
 
 def _reaches(policy: Policy, places: Places, services: Set[str]) -> list[_Reach]:

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
+from aegisflux.domain.names import check_name
 from aegisflux.ports.store import Change, Row
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.answers import heartbeat_of
@@ -72,8 +73,8 @@ class Hosts:
 
     async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
         """A token for one host, at most an hour old when it is used; `host` binds it to a name."""
-        if host is not None:
-            subjects.host_token(host)
+        if host is not None and not await self._enrolled_already(host):
+            check_name("host_id", subjects.host_token(host))
         if not 1 <= ttl <= MAX_TOKEN_SECONDS:
             raise Invalid("ttl_seconds", f"1 to {MAX_TOKEN_SECONDS}", ttl)
         state.check_labels("labels", labels)
@@ -133,8 +134,13 @@ class Hosts:
 
     async def _check_free(self, db: Change, host: str, public: bytes) -> None:
         known = await db.row("host", host)
+        if known is None:
+            check_name("host_id", host)
         if known is not None and known["released_at"] is None and known["public_key"] != public:
             raise Conflict(f"host {host} is enrolled with another key; an admin releases the name first")
+
+    async def _enrolled_already(self, host: str) -> bool:
+        return await self._core.store.row("host", subjects.host_token(host)) is not None
 
     def _answer(self, host: str, public: bytes, now: int) -> EnrollAnswer:
         core = self._core
@@ -169,11 +175,11 @@ class Hosts:
 
     async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
         """Give a host other labels; services that match them now reach it."""
-        state.check_labels("labels", labels)
         async with self._core.store.change() as db:
             known = await db.row("host", _name(host))
             if known is None or known["released_at"] is not None:
                 raise NotFound(f"host {host} is not enrolled")
+            state.check_labels("labels", labels, known["labels"])
             await db.run("relabel_host", host, dict(labels))
             await db.run("bump", [host])
             await join(self._core, db, host, self._core.now())

@@ -7,6 +7,7 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.manifest import HostId
+from aegisflux.domain.names import check_name
 from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.rollout import runs
 from aegisflux.domain.selectors import parse_selector
@@ -44,11 +45,14 @@ class Registry:
         who: Who,
     ) -> Service:
         """Register a service, or change the one of that number; without one it gets the next."""
-        _check(name, selectors, host_labels)
+        _check(name, selectors)
         core, now = self._core, self._core.now()
         async with core.store.change() as db:
             number = await self._number(db, service_id, name)
             before = await db.row("service", number)
+            if before is None or before["name"] != name:
+                check_name("name", name)
+            state.check_labels("host_labels", host_labels, before["host_labels"] if before else None)
             await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
             await self._join_all(db, number, dict(host_labels), now)
             if selectors or (before and before["selectors"]):
@@ -120,7 +124,7 @@ class Registry:
         return service_of(row)
 
 
-def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) -> None:
+def _check(name: str, selectors: Sequence[str]) -> None:
     if not NAME.fullmatch(name):
         raise Invalid("name", NAME.pattern, name)
     if name in RESERVED:
@@ -129,7 +133,6 @@ def _check(name: str, selectors: Sequence[str], host_labels: Mapping[str, str]) 
         raise Invalid("selectors", f"at most {MAX_SELECTORS}", len(selectors))
     for index, selector in enumerate(selectors):
         parse_selector(selector, f"selectors[{index}]")
-    state.check_labels("host_labels", host_labels)
 
 
 def _said(service: Service | None) -> str:

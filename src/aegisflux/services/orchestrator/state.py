@@ -7,6 +7,8 @@ from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
+from aegisflux.domain.names import check_label
+from aegisflux.domain.paths import step
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
 from aegisflux.ports.store import Queries, Row
 
@@ -23,8 +25,9 @@ class Service(Struct, frozen=True):
     created_at: int
 
 
-def check_labels(path: str, labels: Mapping[str, str]) -> None:
-    """Raises Invalid by path for labels that are too many, too long or not printable."""
+def check_labels(path: str, labels: Mapping[str, str], known: Mapping[str, str] | None = None) -> None:
+    """Raises Invalid by path for labels that are too many, too long, not printable, or that could be read as
+    something else than labels; `known`: those that were given before keep what they are."""
     if len(labels) > MAX_LABELS:
         raise Invalid(path, f"at most {MAX_LABELS} labels", len(labels))
     for name, value in labels.items():
@@ -34,6 +37,8 @@ def check_labels(path: str, labels: Mapping[str, str]) -> None:
                 "a name of 1 to 63 and a value of at most 255 characters, all printable",
                 value,
             )
+        if (known or {}).get(name) != value:
+            check_label(step(path, name), name, value)
 
 
 def service_of(row: Row) -> Service:
