@@ -173,3 +173,32 @@ def test_a_label_with_two_values_is_kept_as_both():
     found = within(Limits(never_block={"env": "prod"}), Limits(never_block={"env": "lab"}))
     assert found.never_block == {"env": ("prod", "lab")}
     assert within(found, Limits(never_block={"env": "prod"})).never_block == found.never_block
+
+
+@pytest.mark.parametrize("days", ["noday-fri", "mon-noday", "-fri"])
+def test_both_days_of_a_window_are_days(days):
+    with pytest.raises(Invalid):
+        parse_window(f"{days} 08:00-09:00")
+
+
+def test_a_window_is_not_empty():
+    with pytest.raises(Invalid):
+        parse_window("mon 08:00-08:00")
+
+
+def test_every_service_of_a_wave_is_looked_at():
+    members = {"a": frozenset(HOSTS), "b": frozenset({"h0", "h1"})}
+    (held,) = checked(replace(FINE, members=members), Limits())
+    assert (held.guardrail, held.about) == ("most_of_service", "service b")
+
+
+def test_waves_are_as_full_as_both_shares_let_them_be():
+    members = {"web": frozenset(HOSTS)}
+    wide = Limits(most_of_fleet=1, most_of_service=0.5)
+    assert waves(HOSTS, members, len(HOSTS), wide) == [HOSTS[:4], HOSTS[4:]]
+    assert waves(HOSTS, members, len(HOSTS), replace(wide, most_of_fleet=0.25)) == [
+        HOSTS[n : n + 2] for n in (0, 2, 4, 6)
+    ]
+    assert waves(
+        HOSTS[:2], {"web": frozenset(HOSTS[:2])}, 2, Limits(most_of_fleet=0.01, most_of_service=0.01)
+    ) == [["h0"], ["h1"]]

@@ -117,3 +117,34 @@ def test_promoting_what_is_older_than_a_host_has_is_refused():
 )
 def test_labels(wanted, labels, runs):
     assert rollouts.runs(wanted, labels) is runs
+
+
+def test_the_same_post_again_moves_no_lease():
+    first = rollouts.post(Rollout(7), 1, LEASE, None, RUNNING).rollout
+    again = rollouts.post(first, 1, LEASE + 500, None, RUNNING)
+    assert (again.rollout, again.changed) == (first, ())
+    some = rollouts.post(Rollout(7), 1, LEASE, ["a"], RUNNING).rollout
+    assert (some.open_version, some.open_until) == (None, 0)
+
+
+def test_what_was_promoted_before_comes_back():
+    held = Rollout(7)
+    for version in (1, 2, 3):
+        held = rollouts.promote(held, version, LEASE, RUNNING).rollout
+    assert rollouts.rollback_target(held, None) == 2
+    with pytest.raises(Conflict):
+        rollouts.rollback_target(rollouts.promote(Rollout(7), 1, LEASE, RUNNING).rollout, None)
+
+
+def test_withdrawn_from_some_hosts_it_stays_promoted():
+    held = rollouts.promote(Rollout(7), 1, LEASE, RUNNING).rollout
+    step = rollouts.withdraw(held, ["a"])
+    assert (step.changed, step.rollout.stable, set(step.rollout.hosts)) == (("a",), 1, {"b", "c"})
+    assert rollouts.withdraw(held, None).rollout.stable is None
+
+
+def test_a_host_that_has_a_version_keeps_it_when_it_joins_again():
+    held = rollouts.post(
+        rollouts.promote(Rollout(7), 1, LEASE, RUNNING).rollout, 2, LEASE, ["a"], RUNNING
+    ).rollout
+    assert rollouts.joined(held, "a", NOW, 600) == rollouts.Step(held, ())
