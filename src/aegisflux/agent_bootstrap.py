@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import gc
 import os
 import signal
 import time
@@ -64,7 +65,8 @@ SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
 MOUNTS, OWN_CGROUP = procfs.PROC / "self/mountinfo", procfs.PROC / "self/cgroup"
-M_ARENA_MAX: Final = -8  # malloc.h
+M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
+LARGE_BYTES: Final = 128 << 10
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
 
 
@@ -406,11 +408,21 @@ def _trim() -> None:
 
 
 def _one_arena() -> None:
-    """Let all threads share one heap: what is freed in a heap of their own would stay with the process."""
+    """Let all threads share one heap: what is freed in a heap of their own would stay with the process. What
+    is large lies outside of it, always: glibc would learn from the first large block that is freed to put
+    the next ones into the heap, where they leave holes."""
     try:
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_ARENA_MAX, 1)
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
     except AttributeError:  # not glibc
         return
+
+
+def _settle_down() -> None:
+    """What is there when the agent is ready lives as long as it does: no garbage collection looks at it."""
+    gc.collect()
+    gc.freeze()
 
 
 def _pools() -> dict[str, ThreadPoolExecutor]:
@@ -423,6 +435,7 @@ def _ready(config: AgentConfig, host: str, log: Any) -> None:
     where = config.attach_cgroup or "every cgroup"
     for text in config.failsafe_refused:
         log(f"{text}; it is not in force, and inbound TCP 22 is allowed beside the others")
+    _settle_down()
     log(f"running as {host}: datapath {config.datapath}, instance {config.instance}, attached to {where}")
     systemd("READY=1")
 

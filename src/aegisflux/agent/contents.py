@@ -3,6 +3,7 @@
 from typing import Final
 
 import msgspec
+from msgspec.structs import replace
 
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.troubles import Troubles
@@ -22,6 +23,7 @@ from aegisflux.wire.content import unpacked
 
 TRIES: Final = 4
 CHUNK_SECONDS: Final = 3.0
+LARGE_BYTES: Final = 512 << 10
 
 
 class Contents:
@@ -75,7 +77,7 @@ class Contents:
         content = accept_content(trusted, signed, body, ref, wall, parts.verify)
         if content.service_id != service_id:
             raise Nacked("bad_schema", f"expected service {service_id}, got content of {content.service_id}")
-        return content
+        return replace(content, snapshot=b"")  # a host judges by the tables
 
     async def _fetch(self, digest: str) -> bytes:
         got = bytearray()
@@ -85,6 +87,8 @@ class Contents:
                 raise Unavailable(f"content {digest}: {chunk.error[:200]}")
             if not 0 < chunk.total <= MAX_CONTENT_BYTES:
                 raise Nacked("over_limit", f"content of {chunk.total} bytes, at most {MAX_CONTENT_BYTES}")
+            if not got and chunk.total > LARGE_BYTES:
+                await self._parts.blocking(self._parts.trim)
             got += chunk.data
             if len(got) == chunk.total:
                 return bytes(got)

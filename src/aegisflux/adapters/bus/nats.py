@@ -40,6 +40,7 @@ PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
 FRAME_BYTES = 16  # of headers as a whole
 CLOSE_SECONDS = LOOK_SECONDS = 1.0
+READS_SECONDS = 15.0
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
 Trouble = Callable[[str], None]
@@ -252,8 +253,12 @@ class NatsBus:
         """Two tasks of nats-py that see the end at once may cancel each other before its callback: look."""
         lost = self._lost
         assert lost is not None
+        reader: asyncio.Task[None] | None = getattr(nc, "_reading_task", None)
         while not lost.done():
-            await asyncio.wait({lost}, timeout=LOOK_SECONDS)
+            reads = reader is not None and not reader.done()  # then there is nothing to see
+            waiting: set[asyncio.Future[Any]] = {lost, reader} if reads and reader is not None else {lost}
+            pause = READS_SECONDS if reads else LOOK_SECONDS
+            await asyncio.wait(waiting, timeout=pause, return_when=asyncio.FIRST_COMPLETED)
             if nc.is_closed and not lost.done():
                 lost.set_result("the connection ended")
 

@@ -21,6 +21,7 @@ from aegisflux.wire.layout import BLOCK, Descriptor
 CELLS: Final = 8
 UDP_FLOWS: Final = 8192
 KNOWN: Final = 4096
+READ_AGAIN_NS: Final = 600 * 1_000_000_000
 
 
 @dataclass
@@ -40,6 +41,8 @@ class Generations:
         self._pending: dict[int, tuple[int, _Map]] = {}
         self._replaced: dict[int, _Map | None] = {}
         self.known: dict[int, Descriptor] = {}
+        self._seen: dict[tuple[int, Role], tuple[int, Descriptor, str]] = {}
+        self._read_all = 0
         for slot in range(MAX_SLOTS):
             for role in _ROLES:
                 head = self.head(slot, role)
@@ -161,20 +164,50 @@ class Generations:
             return layout.head_of(blob), None, "sha256:" + sha256(blob).hexdigest()
 
     def held(self) -> list[Held]:
-        """See `Datapath.held`."""
-        out = []
+        """See `Datapath.held`. A map that is frozen cannot change, and its number is not given again while
+        any of the next two thousand million is free: what was read of it once is read again only now and
+        then, in case a program of somebody else wrote into it.
+        """
+        out, now = [], self.boot_ns()
+        if now - self._read_all >= READ_AGAIN_NS:
+            self._seen, self._read_all = {}, now
         for slot in range(MAX_SLOTS):
             for role in _ROLES:
-                found = self.read(slot, role)
+                found = self._frozen(slot, role)
                 if found is None:
                     continue
-                d, _, digest = found
+                d, digest = found
                 deadline = self.deadline(d)
                 out.append(
                     Held(slot, role, d.generation, d.service_id, d.version, d.digest, digest, d.mode,
                          d.on_expiry, d.established, deadline)
                 )  # fmt: skip
         return out
+
+    def _frozen(self, slot: int, role: Role) -> tuple[Descriptor, str] | None:
+        """The descriptor and the tables' digest of what a slot judges by."""
+        raw = libbpf.lookup(self._maps["generations"], _index(slot, role), 4)
+        number = int.from_bytes(raw or b"", "little")
+        if raw is None or (known := self._seen.get((slot, role))) is None or known[0] != number:
+            self._seen.pop((slot, role), None)
+            if raw is None or not self._freeze(number) or (found := self.read(slot, role)) is None:
+                return None
+            known = self._seen[slot, role] = number, found[0], found[2]
+        return known[1:]
+
+    @staticmethod
+    def _freeze(number: int) -> bool:
+        """Make sure that a map that somebody loaded is frozen before it is read; False where it is gone."""
+        try:
+            fd = libbpf.map_fd_by_id(number)
+        except FileNotFoundError:
+            return False
+        try:
+            with suppress(OSError):  # it is frozen
+                libbpf.map_freeze(fd)
+        finally:
+            os.close(fd)
+        return True
 
     def deadline(self, d: Descriptor) -> int:
         """ns of the boot clock."""

@@ -263,7 +263,7 @@ def read_all(fd: int, size: int, total: int) -> bytes:
             check(result, "reading back")
         if not count.value:
             break
-    return values.raw[: size * done]
+    return ctypes.string_at(values, size * done)
 
 
 def read_hash(fd: int, key_size: int, value_size: int, chunk: int = 4096) -> list[tuple[bytes, bytes]]:

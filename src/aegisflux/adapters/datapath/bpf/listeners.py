@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from aegisflux.adapters.datapath.bpf import diag
-from aegisflux.adapters.datapath.bpf.namespaces import inside, namespaces
+from aegisflux.adapters.datapath.bpf.namespaces import inside_each, namespaces
 from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
 from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.domain.errors import Unavailable
@@ -179,17 +179,32 @@ def _everywhere() -> tuple[list[Socket], set[int]]:
     unread: set[int] = set()
     spaces = namespaces(_pids())
     try:
-        for inode, fd in spaces.items():
-            try:
-                found += _here() if inode == own else inside(fd, _named)
-            except (OSError, ValueError, struct.error):
+        for inode, answer in _answers(own, spaces).items():
+            if isinstance(answer, OSError | ValueError | struct.error):
                 unread.add(inode)
+            elif isinstance(answer, Exception):
+                raise answer
+            else:
+                found += answer
     finally:
         for fd in spaces.values():
             os.close(fd)
     if not spaces:
         raise Unavailable("listeners: no network namespace can be read")
     return found[:MOST], unread
+
+
+def _answers(own: int, spaces: Mapping[int, int]) -> dict[int, list[Socket] | Exception]:
+    """What each namespace answers: ours at once, the others by one thread that goes through them."""
+    found: dict[int, list[Socket] | Exception] = {}
+    if own in spaces:
+        try:
+            found[own] = _here()
+        except (OSError, ValueError, struct.error) as error:
+            found[own] = error
+    if others := {inode: fd for inode, fd in spaces.items() if inode != own}:
+        found |= dict(zip(others, inside_each(others.values(), _named), strict=True))
+    return found
 
 
 def _here() -> list[Socket]:

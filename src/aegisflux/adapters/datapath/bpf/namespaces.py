@@ -30,7 +30,7 @@ def namespaces(pids: Iterable[int]) -> dict[int, int]:
     for pid in pids:
         path = f"/proc/{pid}/ns/net"
         with suppress(OSError):
-            inode = Path(path).stat().st_ino
+            inode = os.stat(path).st_ino  # noqa: PTH116 - there are many, and a Path is slow
             if inode not in found:
                 found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return found
@@ -38,25 +38,31 @@ def namespaces(pids: Iterable[int]) -> dict[int, int]:
 
 def inside(fd: int, call: Callable[[], T]) -> T:
     """The result of a call made by a thread inside that namespace."""
-    answer: list[T] = []
-    fault: list[Exception] = []
+    (answer,) = inside_each([fd], call)
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def inside_each(fds: Iterable[int], call: Callable[[], T]) -> list[T | Exception]:
+    """The results of a call made inside each of these namespaces by one thread, or why there is none."""
+    answers: list[T | Exception] = []
 
     def run() -> None:
         libc = ctypes.CDLL(None, use_errno=True)
-        try:
-            if libc.setns(fd, CLONE_NEWNET):
-                code = ctypes.get_errno()
-                raise OSError(code, f"setns: {os.strerror(code)}")
-            answer.append(call())
-        except Exception as err:  # noqa: BLE001 - it is raised again by the thread that asked
-            fault.append(err)
+        for fd in fds:
+            try:
+                if libc.setns(fd, CLONE_NEWNET):
+                    code = ctypes.get_errno()
+                    raise OSError(code, f"setns: {os.strerror(code)}")
+                answers.append(call())
+            except Exception as err:  # noqa: BLE001 - it is the answer of the thread that asked
+                answers.append(err)
 
     thread = threading.Thread(target=run, name="netns")
     thread.start()
     thread.join()
-    if fault:
-        raise fault[0]
-    return answer[0]
+    return answers
 
 
 def cookie() -> int:

@@ -13,6 +13,7 @@ from typing import Final
 from aegisflux.wire.records import text_of
 
 MOST_PROGRAMS: Final = 16_384
+MOST_GONE: Final = 1024
 TICK_NS: Final = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
 
@@ -66,6 +67,7 @@ class CgroupNames:
     def __init__(self, root: Path) -> None:
         self._root, self._looked = root, False
         self._names: dict[int, str] = {}
+        self._gone: set[int] = set()
 
     def begin(self) -> None:
         """The tree may have changed: an unknown number is worth one look."""
@@ -74,10 +76,12 @@ class CgroupNames:
     def name(self, number: int) -> str:
         """Empty where it is gone, and for the root."""
         found = self._names.get(number)
-        if found is None and not self._looked:
+        if found is None and not self._looked and number not in self._gone:
             self._looked = True
             self._names = dict(_tree(self._root))
             found = self._names.get(number)
+            if found is None:  # what carries the number is older than this look, and no number is given twice
+                self._gone = {number, *self._gone} if len(self._gone) < MOST_GONE else {number}
         return found or ""
 
 

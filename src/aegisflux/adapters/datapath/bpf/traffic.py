@@ -26,6 +26,7 @@ from aegisflux.wire import layout as w
 
 MOST_FLOWS: Final = 65_536
 PLACE_BITS: Final = 20
+LOST_NS: Final = 60 * 1_000_000_000
 ALL: Final = (1 << PLACE_BITS) - 1
 HASH, NO_PREALLOC = 1, 1
 Owner = Callable[[int, int, str], tuple[int, int, str]]
@@ -51,6 +52,7 @@ class Traffic:
         self._malformed = 0
         self._turn, self._place = 0, 0
         self._cursor = ALL
+        self._lost, self._lost_at = 0, -LOST_NS
         self._entries: list[tuple[bytes, bytes]] | None = None
 
     def open(self) -> None:
@@ -119,20 +121,27 @@ class Traffic:
         self.done(cursor)
 
     def lost(self) -> Mapping[str, int]:
-        """See `Source.lost`: packets whose flow found no room."""
-        size = 8 * libbpf.lib().libbpf_num_possible_cpus()
-        try:
-            fd = libbpf.obj_get(str(self._maps / "counters"))
+        """See `Source.lost`: packets whose flow found no room. There is always room in an empty turn, so what
+        was read once holds until flows are taken again, or for a minute."""
+        now = time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        if now - self._lost_at >= LOST_NS:
             try:
-                raw = libbpf.read_all(fd, size, w.SLOT_ROWS * w.COUNTERS)
-            finally:
-                os.close(fd)
-        except OSError as error:
-            raise Unavailable(f"flows: {error}") from None
-        row, at = size // 8, w.C_LOST_FLOWS * size // 8
-        numbers = memoryview(raw).cast("Q")
-        total = sum(sum(numbers[at + cpu :: w.COUNTERS * row]) for cpu in range(row))
-        return {"full.packet": total, "malformed": self._malformed}
+                self._lost, self._lost_at = self._count_lost(), now
+            except OSError as error:
+                raise Unavailable(f"flows: {error}") from None
+        return {"full.packet": self._lost, "malformed": self._malformed}
+
+    def _count_lost(self) -> int:
+        size, total = 8 * libbpf.lib().libbpf_num_possible_cpus(), 0
+        fd = libbpf.obj_get(str(self._maps / "counters"))
+        try:
+            for slot in range(w.SLOT_ROWS):
+                row = slot * w.COUNTERS + w.C_LOST_FLOWS
+                raw = libbpf.lookup(fd, row.to_bytes(4, "little"), size) or b""
+                total += sum(n for (n,) in struct.iter_unpack("<Q", raw))
+        finally:
+            os.close(fd)
+        return total
 
     def close(self) -> None:
         """See `Source.close`."""
@@ -196,7 +205,7 @@ class Traffic:
         if len(turns) < 2:
             self._begin()
             turns = self._pinned()
-        self._turn, self._place = turns[0], 0
+        self._turn, self._place, self._lost_at = turns[0], 0, -LOST_NS
         fd = libbpf.obj_get(str(self._turns / str(turns[0])))
         try:
             self._entries = sorted(libbpf.read_hash(fd, w.FLOW_KEY.size, w.FLOW_COUNT.size))
