@@ -19,6 +19,7 @@ NEW = parse_address("10.0.0.9")
 async def lab(monkeypatch):
     """An agent that lives, and is told through an eventfd."""
     monkeypatch.setattr(addresses, "GAP_SECONDS", 0.001)
+    monkeypatch.setattr(addresses, "AGAIN_SECONDS", 0.01)
     lab = await AgentLab(addresses_seconds=3600).begin()
     lab.kernel.addresses_fd = os.eventfd(0, os.EFD_NONBLOCK)
     stop, ready = asyncio.Event(), asyncio.Event()
@@ -67,6 +68,22 @@ async def test_many_changes_are_few_readings(lab, monkeypatch):
         await asyncio.sleep(0)
     await known(lab, "10.0.1.199")
     assert len(calls) <= 4
+
+
+async def test_a_cgroup_that_becomes_governed_is_looked_at_again_in_a_moment(lab, monkeypatch):
+    """Its process, and so its network namespace, comes after the cgroup; many come together."""
+    calls, look = [], lab.kernel.refresh_addresses
+    monkeypatch.setattr(lab.kernel, "refresh_addresses", lambda: calls.append(1) or look())
+    for _ in range(50):
+        lab.runner.addresses.changed()
+    lab.kernel.has = Own(frozenset({NEW}))
+    await known(lab, "10.0.0.9")
+    assert len(calls) == 1
+    monkeypatch.setattr(lab.runner, "panic", object())
+    lab.runner.addresses.changed()
+    await eventually(lambda: not lab.runner.addresses._again.is_set(), 5)
+    assert len(calls) == 1, "nothing is read while nothing is enforced"
+    monkeypatch.undo()
 
 
 async def test_a_trouble_is_said_once_and_again_when_it_returns(lab, monkeypatch):

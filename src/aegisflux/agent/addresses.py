@@ -10,6 +10,7 @@ from aegisflux.agent.parts import Parts
 
 GAP_SECONDS, LONGEST_GAP_SECONDS = 0.1, 0.5
 SHARE: Final = 10
+AGAIN_SECONDS: Final = 1.0
 MOST_NAMED: Final = 16
 
 
@@ -21,6 +22,7 @@ class OwnAddresses:
     ) -> None:
         self._parts, self._guarded = parts, guarded
         self._said: frozenset[str] = frozenset()
+        self._again = asyncio.Event()
 
     async def refresh(self) -> None:
         """Look for network namespaces, and read what is to be read."""
@@ -42,6 +44,18 @@ class OwnAddresses:
             await self._guarded(self.heed)
             took = time.monotonic() - began
             await asyncio.sleep(min(max(GAP_SECONDS, SHARE * took), LONGEST_GAP_SECONDS))
+
+    def changed(self) -> None:
+        """Another cgroup is governed: its first process, and so its namespace, may come a moment later."""
+        self._again.set()
+
+    async def look_again(self, step: Callable[[], Awaitable[None]]) -> None:
+        """Take the step a moment after each such change, once for all that come together; for ever."""
+        while True:
+            await self._again.wait()
+            await asyncio.sleep(AGAIN_SECONDS)
+            self._again.clear()
+            await self._guarded(step)
 
     def _say(self, troubles: list[str]) -> None:
         found = frozenset(troubles)

@@ -337,6 +337,7 @@ class Runner:
             self._every(settings.refresh_seconds, self._refresh_quietly, first=True, jitter=0.5),
             self._every(settings.addresses_seconds, self._read_addresses, first=True),
             self.addresses.listen(),
+            self.addresses.look_again(self._read_addresses),
             self._every(CLOCK_SECONDS, self._persist_clock),
             *(self.telemetry.tasks() if self.telemetry is not None else ()),
         ]
@@ -470,6 +471,8 @@ class Runner:
         async with self._bind_turn:
             changed = await self.binder.bind(self.applier.book.services, anew=anew)
             self.reporter.cgroups, self.reporter.conflicts = self.binder.cgroups, self.binder.conflicts
+        if changed:
+            self.addresses.changed()
         if changed and wait:
             await self.addresses.refresh()
         elif changed:
