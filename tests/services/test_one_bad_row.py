@@ -11,14 +11,17 @@ import pytest
 import zstandard
 from tests.services.test_graphed import PEERS, Parting, batch
 
-from aegisflux.domain.errors import Conflict, Invalid, Refused, Unavailable
+from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.graph import facts_of
 from aegisflux.domain.inventory import Package, PackageInventory, System
 from aegisflux.domain.storable import check_storable
 from aegisflux.runtime import metrics
 from aegisflux.services.enrich import graphed, refill
 from aegisflux.services.enrich.graphed import Graphed
+from aegisflux.services.orchestrator import panic as panics
 from aegisflux.services.orchestrator import relay, renewals, upkeep
+from aegisflux.services.orchestrator.carried import readable
+from aegisflux.services.orchestrator.panic import Observing, Panic, PanicRequest
 from aegisflux.services.orchestrator.relay import Relay
 from aegisflux.services.orchestrator.renewals import Renewals
 from aegisflux.services.orchestrator.upkeep import Upkeep
@@ -315,3 +318,64 @@ def test_a_package_that_breaks_the_schema_leaves_the_others(bad):
 def test_what_is_no_inventory_is_refused(body):
     with pytest.raises(Invalid):
         decode_inventory(body)
+
+
+# Panic of the fleet
+
+
+class Alone(Panic):
+    """A panic whose services and rollouts are numbers; some of them cannot be dealt with."""
+
+    def __init__(self, bad, error, rollouts=()):
+        store = Store(all_assigned=[{"service_id": n} for n in (1, 2, 3)], live_rollouts=list(rollouts))
+        super().__init__(core(store), None)
+        self.bad, self.error, self.tried = bad, error, []
+
+    async def _one(self, service_id, *_):
+        self.tried.append(service_id)
+        if service_id in self.bad:
+            raise self.error
+        return Observing(service_id=service_id, service="s", version=2, hosts=("h",))
+
+
+@pytest.mark.parametrize(
+    "error", [Conflict("busy"), Refused("a name"), KeyError("x"), Unavailable("no memory")]
+)
+async def test_a_service_that_cannot_observe_keeps_no_other_of_the_fleet_from_it(error):
+    panic = Alone({2}, error)
+    found = await panic.observe(PanicRequest(fleet=True), None)
+    assert [one.service_id for one in found.services] == [1, 3]
+    (failed,) = found.failed
+    assert failed.service_id == 2
+    assert failed.reason
+
+
+async def test_a_store_that_is_away_is_said_at_once():
+    panic = Alone({1, 2, 3}, Unavailable("the store"))
+    with pytest.raises(Unavailable):
+        await panic.observe(PanicRequest(fleet=True), None)
+
+
+async def test_a_rollout_that_cannot_be_read_stops_no_panic():
+    rows = [{"id": 4, "stage": "canary", "run": {"stage": "of another version"}}]
+    panic = Alone(set(), None, rows)
+    found = await panic.observe(PanicRequest(fleet=True), None)
+    assert ([one.service_id for one in found.services], found.aborted) == ([1, 2, 3], ())
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), NotFound("gone"), Unavailable("bus")])
+async def test_a_rollout_that_cannot_be_aborted_stops_no_panic(monkeypatch, error):
+    async def load(*_):
+        raise error
+
+    async def live(_):
+        return [4, 5]
+
+    monkeypatch.setattr(panics, "load", load)
+    panic = Alone(set(), None)
+    monkeypatch.setattr(panic, "_live", live)
+    assert len((await panic.observe(PanicRequest(fleet=True), None)).services) == 3
+
+
+def test_a_rollout_that_cannot_be_read_is_left_out_of_a_list():
+    assert readable([{"id": 4, "run": 5}, {"id": 5}]) == []

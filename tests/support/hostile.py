@@ -129,7 +129,7 @@ COMMANDS = {
     "keys list": {"version": 1, "keys": [E], "signing": E, "phase": E, "waiting_for": [E]},
     "keys rotate": {"phase": "none", "waiting_for": [E], E: E},
     "panic --fleet": {"services": [{"service_id": 1, "service": E, "version": 1, "hosts": [E]}],
-    "aborted": [E]},
+    "aborted": [E], "failed": [{"service_id": 2, "reason": E}]},
     "policy inventory": PLACES,
     "policy validate {file} --inventory {json}": None,
     "policy test {file} --inventory {json}": None,

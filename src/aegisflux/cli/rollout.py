@@ -25,6 +25,7 @@ STEPS: Final = ("at", "stage", "turn", "who", "reason", "did")
 ORDER: Final = ("observe", "canary", "waves", "promoted")
 OVER: Final = {"promoted": 0, "superseded": 0, "rolled_back": 1, "expired": 1, "aborted": 1}
 SECONDS: Final = 0.5
+FINDINGS: Final = 1
 MOST_STEPS, MOST_WAYS, MOST_HOSTS = 8, 5, 4
 CLEAR: Final = "\033[H\033[J"
 
@@ -129,8 +130,12 @@ def panic(
     if output in PEOPLES:
         for number in found["aborted"]:
             say(f"rollout {number} {'would be' if dry_run else 'was'} aborted")
-        if not found["services"]:
+        if not found["services"] and not found.get("failed"):
             say("nothing of it blocks")
+    for one in found.get("failed", ()):
+        say(f"service {one['service_id']} may block as before: {one['reason']}")
+    if found.get("failed"):
+        sys.exit(FINDINGS)
 
 
 def watched(number: int, output: str) -> None:

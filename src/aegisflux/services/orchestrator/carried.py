@@ -1,5 +1,6 @@
 """A rollout in stages as the store has it, and as people see it."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -8,6 +9,9 @@ from msgspec import Struct, field
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.stages import Run, Verb, verbs
 from aegisflux.ports.store import Queries, Row
+from aegisflux.runtime import logs
+
+log = logs.get("rollouts")
 
 
 class Part(Struct, frozen=True, kw_only=True):
@@ -95,6 +99,17 @@ def carried_of(row: Row) -> Carried:
         looked_at=row["looked_at"],
         verbs=verbs(run),
     )
+
+
+def readable(rows: Iterable[Row]) -> list[Carried]:
+    """Those of the rows that can be read; one that cannot (of another version of ours) is logged."""
+    found = []
+    for row in rows:
+        try:
+            found.append(carried_of(row))
+        except (msgspec.ValidationError, TypeError, LookupError) as error:
+            log.warning("a rollout cannot be read", rollout=row["id"], error=str(error))
+    return found
 
 
 def _looked(kept: object) -> Looked:

@@ -10,7 +10,7 @@ from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import guard, state
-from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of
+from aegisflux.services.orchestrator.carried import Carried, Part, built, readable
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_and_tell
@@ -124,8 +124,7 @@ class Carrier:
 
 async def _followed_again(db: Change, part: Part, copy: Prepared) -> None:
     """The rollout that first brought what comes back is the one in force again: it is renewed from now on."""
-    for row in await db.rows("brought", part.service_id, part.replaces):
-        found = carried_of(row)
+    for found in readable(await db.rows("brought", part.service_id, part.replaces)):
         fresh = {"version": copy.version, "digest": copy.digest, "tables_digest": copy.tables_digest}
         parts = tuple(
             structs.replace(one, **fresh) if one.service_id == part.service_id else one for one in found.parts

@@ -11,20 +11,21 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from aegisflux.domain import rollout as rollouts
-from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused
+from aegisflux.domain.errors import AegisError, Conflict, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.manifest import HostId
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Ask
 from aegisflux.ports.store import Change
 from aegisflux.runtime import logs
 from aegisflux.services.orchestrator import state
-from aegisflux.services.orchestrator.carried import carried_of, load
+from aegisflux.services.orchestrator.carried import load, readable
 from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.snapshots import store_and_tell
 
 TRIES = 5
+AWAY = 3  # services after which it is the store that is away
 log = logs.get("panic")
 
 
@@ -46,11 +47,23 @@ class Observing(Struct, frozen=True, kw_only=True):
     hosts: tuple[str, ...]
 
 
+class Enforcing(Struct, frozen=True, kw_only=True):
+    """A service that could not be returned to observing, and why."""
+
+    service_id: int
+    reason: str
+
+
 class Panicked(Struct, frozen=True, kw_only=True):
-    """What was done, or with `dry_run` would be; `aborted`: rollouts that were ended first."""
+    """What was done, or with `dry_run` would be.
+
+    aborted: rollouts that were ended first
+    failed:  services that may block as before; they kept no other from observing
+    """
 
     services: tuple[Observing, ...]
     aborted: tuple[int, ...]
+    failed: tuple[Enforcing, ...] = ()
     dry_run: bool = False
 
 
@@ -70,10 +83,23 @@ class Panic:
         if not dry_run:
             for number in aborted:
                 await self._abort(number, asked.why, who)
-        found = [await self._one(number, asked.host_id, asked.why, who, dry_run) for number in services]
+        done: list[Observing] = []
+        failed: list[Enforcing] = []
+        away = 0
+        for number in services:
+            try:
+                found = await self._one(number, asked.host_id, asked.why, who, dry_run)
+                done += [found] if found is not None else []
+                away = 0
+            except Exception as error:
+                away = away + 1 if isinstance(error, Unavailable) else 0
+                if asked.service_id is not None or away == AWAY:  # the store is away, not one service
+                    raise
+                log.exception("a service cannot be returned to observing", service=number)
+                words = str(error) if isinstance(error, AegisError) else type(error).__name__
+                failed.append(Enforcing(service_id=number, reason=words))
         self._core.wake()
-        done = tuple(one for one in found if one is not None)
-        return Panicked(services=done, aborted=tuple(aborted), dry_run=dry_run)
+        return Panicked(services=tuple(done), aborted=tuple(aborted), failed=tuple(failed), dry_run=dry_run)
 
     async def _services(self, asked: PanicRequest) -> list[int]:
         store = self._core.store
@@ -90,23 +116,26 @@ class Panic:
     async def _live(self, services: Sequence[int] | None) -> list[int]:
         """Rollouts on their way: of these services, or all."""
         rows = await self._core.store.rows("live_rollouts")
-        found = [carried_of(row) for row in rows if row["stage"] != "promoted"]
+        found = readable(row for row in rows if row["stage"] != "promoted")
         return [one.id for one in found if services is None or set(services) & set(one.services)]
 
     async def _abort(self, number: int, why: str, who: Who) -> None:
         """If it moves meanwhile, again; if it cannot be ended, the services observe nevertheless."""
         told = f"panic: {why}" if why else "panic"
         for _ in range(TRIES):
-            carried = await load(self._core.store, number)
-            if "abort" not in carried.verbs:
-                return
             try:
+                carried = await load(self._core.store, number)
+                if "abort" not in carried.verbs:
+                    return
                 ask = Ask(self._core.clock.now(), "abort", who.principal.name, told)
                 await self._rollouts.take(carried, ask, who)
             except Conflict as error:
                 log.info("tried again", rollout=number, reason=str(error))
             except Refused as error:
                 log.warning("a rollout is not aborted", rollout=number, reason=str(error))
+                return
+            except Exception:  # whatever is wrong with it, the services observe nevertheless
+                log.exception("a rollout is not aborted", rollout=number)
                 return
             else:
                 return

@@ -32,8 +32,8 @@ from aegisflux.services.orchestrator.carried import (
     Looked,
     Part,
     built,
-    carried_of,
     load,
+    readable,
     steps,
 )
 from aegisflux.services.orchestrator.carrier import Carrier, Copies, Overtaken
@@ -162,7 +162,7 @@ class Rollouts:
 
     async def all(self, before: int, limit: int) -> tuple[Carried, ...]:
         """Rollouts, newest first."""
-        return tuple(carried_of(row) for row in await self._core.store.rows("rollouts", before, limit))
+        return tuple(readable(await self._core.store.rows("rollouts", before, limit)))
 
     async def _plan(self, number: int) -> tuple[Plan, Row]:
         row = await self._core.store.row("plan", number)
