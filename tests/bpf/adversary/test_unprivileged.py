@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.bpf.adversary import escapes, exemptions, initiators, paths, records
+from tests.bpf.adversary import escapes, exemptions, initiators, paths, records, surfaces
 from tests.bpf.adversary.trick import APP4, Trick
 from tests.support.unprivileged import SLOT, Arena, Seen, within
 
@@ -74,3 +74,8 @@ def test_what_the_peer_began_before_the_agent_stays_the_peers(arena: Arena, clos
             lambda: records.accepted_before_the_agent(closing), call, lambda: records.anew(arena)
         )
     assert records.marked_at_db(seen), seen.word
+
+
+@pytest.mark.parametrize("touch", [pytest.param(t, id=i) for i, t in surfaces.TOUCHES.items()])
+def test_an_unprivileged_user_lays_hands_on_nothing(arena: Arena, touch: surfaces.Touch) -> None:
+    assert arena.attempt(lambda: str(touch(arena))).word in ("EPERM", "EACCES")
