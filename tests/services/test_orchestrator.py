@@ -505,3 +505,40 @@ async def test_who_suspects_a_host_is_told_until_each_of_them_trusts_it(plane):
     assert await said(False, finding="f-1") == ()
     with pytest.raises(NotFound, match="host nobody was never enrolled"):
         await said(True, host="nobody")
+
+
+LITERALS = ("10.0.0.1", "443", "tcp", "fleet", "anyone", "host", "1e5", "0x1f", "true", "1.2.3")
+
+
+async def test_a_name_that_looks_like_something_else_is_given_nowhere(plane):
+    orchestrator = plane.orchestrator
+    await plane.agent("named-1", {"role": "named"})
+    for text in LITERALS:
+        with pytest.raises(Invalid, match="name"):
+            await orchestrator.registry.put(None, text, [], {}, WHO)
+        with pytest.raises(Invalid, match=r"host_id|name"):
+            await orchestrator.hosts.token({}, text, 600, WHO)
+        with pytest.raises(Invalid, match="labels"):
+            await orchestrator.hosts.token({text: "x"}, None, 600, WHO)
+        if text != "true":  # the value of a label that is given without one
+            with pytest.raises(Invalid, match=r"labels\.role"):
+                await orchestrator.hosts.token({"role": text}, None, 600, WHO)
+            with pytest.raises(Invalid, match=r"labels\.role"):
+                await orchestrator.hosts.relabel("named-1", {"role": text}, WHO)
+            with pytest.raises(Invalid, match=r"host_labels\.role"):
+                await orchestrator.registry.put(None, "named", [], {"role": text}, WHO)
+        if "." not in text:
+            with pytest.raises(Invalid, match="host_id: expected a name"):
+                await plane.enroll(text)
+    assert (await orchestrator.hosts.one("named-1")).labels == {"role": "named"}
+
+
+async def test_what_had_such_a_name_before_keeps_it(plane):
+    orchestrator = plane.orchestrator
+    async with orchestrator.core.store.change() as db:
+        await db.run("put_service", 190, "443", [], {"tier": "1"}, 1)
+        await db.audit(WHO.did("service.put", "service/190"))
+    kept = await orchestrator.registry.put(190, "443", ["unit:x.service"], {"tier": "1"}, WHO)
+    assert (kept.name, kept.host_labels) == ("443", {"tier": "1"})
+    with pytest.raises(Invalid, match="name: expected a name, not what looks like a number"):
+        await orchestrator.registry.put(190, "444", [], {}, WHO)
