@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import pytest
 
+from aegisflux.adapters.datapath.bpf import mapping
 from aegisflux.adapters.datapath.bpf.mapping import LITERALS
 from aegisflux.domain.errors import AegisError, OverLimit, Refused
 from aegisflux.domain.selectors import MAX_PATH, parse_selector
@@ -130,9 +131,9 @@ def relative(path: Path) -> str:
 
 
 def is_bound(kernel: Kernel, path: Path) -> bool:
-    mapping = kernel.datapath._mapping
-    assert mapping is not None
-    return mapping._present().get(path.stat().st_ino) == SLOT
+    known = kernel.datapath._mapping
+    assert known is not None
+    return known._present().get(path.stat().st_ino) == SLOT
 
 
 def made(host: Host, birth: Birth, folder: Path) -> Path:
@@ -248,3 +249,33 @@ def test_a_full_map_of_cgroups_takes_those_that_fit_and_again_when_there_is_room
     finally:
         kernel.datapath.bind([])
     assert app.call(probes.tcp, "10.77.0.1", 9, cgroup="last") != "EPERM"
+
+
+def test_what_users_make_costs_an_agent_no_more_than_two_looks_at_the_tree(
+    kernel: Kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after a restart, when the kernel knows cgroups that the agent does not; living ones are let go."""
+    top = kernel.lab.hosts["app"].cgroup
+    paths = [top / f"old{n}" for n in range(3)]
+    looks: list[Path] = []
+    living = mapping._living
+
+    def look(root: Path) -> dict[int, str]:
+        looks.append(root)
+        return living(root)
+
+    for path in paths:
+        path.mkdir()
+    kernel.datapath.bind([Binding(p.stat().st_ino, relative(p), SLOT) for p in paths])
+    paths[0].rmdir()
+    monkeypatch.setattr(mapping, "_living", look)
+    known = kernel.datapath._mapping
+    assert known is not None
+    gone = next(n for n in known._bound if n not in {p.stat().st_ino for p in paths[1:]})
+    known._bound = {}  # as after a restart
+    for _ in range(5):
+        kernel.datapath.bind([])
+        kernel.datapath.mend()
+    assert len(looks) == 2
+    assert gone in known._present(), "sockets of a cgroup that is gone may live"
+    assert not any(is_bound(kernel, path) for path in paths[1:])

@@ -37,6 +37,8 @@ class CgroupMap:
         self._maps, self._control, self._root = maps, control, root
         self._followed = FollowedCgroups(maps, root)
         self._bound: dict[int, Binding] = {}
+        self._missed: set[int] = set()
+        self._dead: set[int] = set()
         self._literals: dict[str, int] = {}
         self._agent: int | None = None
         self._failsafe = b""
@@ -212,18 +214,50 @@ class CgroupMap:
 
     def _unbind(self, gone: list[int], total: int) -> bool:
         """Mappings of removed cgroups stay while sockets may live, unless there are very many."""
-        if not gone:
-            return False
-        living = _living(self._root)
+        living = self._paths_of_living([number for number in gone if number not in self._dead])
         changed = False
         for number in gone:
-            folder = living.get(number)
-            if folder is None and total < MANY:
+            path = living.get(number)
+            if path is None and total < MANY:
                 continue
-            if folder is not None and folder.removeprefix(str(self._root)) in self._literals:
+            if path is not None and path in self._literals:
                 continue
             changed |= libbpf.delete(self._maps["cgroups"], number.to_bytes(8, "little"))
+        self._dead.intersection_update(gone)
         return changed
+
+    def _paths_of_living(self, numbers: Iterable[int]) -> dict[int, str]:
+        """The paths, from "/" on, of those cgroups that exist.
+
+        Users make as many cgroups as they like, so the tree is read only for numbers that are not ours, and
+        at most twice for each: a number never comes back. Once is not enough, since a cgroup is bound at its
+        birth a moment before it can be seen.
+        """
+        found, unknown = {}, []
+        for number in numbers:
+            if (binding := self._bound.get(number)) is None:
+                unknown.append(number)
+                continue
+            path = "/" + binding.path.strip("/")
+            if _number_of(self._root / path[1:]) == number:
+                found[number] = path
+            else:
+                self._dead.add(number)
+        living = _living(self._root) if unknown else {}
+        for number in unknown:
+            if number in living:
+                found[number] = living[number].removeprefix(str(self._root))
+            elif number in self._missed:
+                self._dead.add(number)
+        self._missed = set(unknown) - set(living) - self._dead
+        return found
+
+
+def _number_of(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _living(root: Path) -> dict[int, str]:
