@@ -18,7 +18,7 @@ from aegisflux.domain.manifest import (
     ActiveRef,
     CandidateRef,
     Confirm,
-    Content,
+    HostContent,
     HostManifest,
     NackReason,
     ServiceState,
@@ -245,7 +245,7 @@ class Applier:
         await self._flip(loaded)
         await self._in_force(service, replace(next_one, applied_at=self._parts.wall()))
 
-    def _guard(self, content: Content) -> None:
+    def _guard(self, content: HostContent) -> None:
         """The host's own guardrails, whatever the control plane checked; raises Nacked."""
         settings = self._parts.settings
         if settings.observe_only and content.mode == "enforce":
@@ -257,7 +257,7 @@ class Applier:
                 f"got {content.ttl_seconds} s",
             )
 
-    async def _preflight(self, holding: Holding, content: Content) -> None:
+    async def _preflight(self, holding: Holding, content: HostContent) -> None:
         """Raises Nacked where the content would cut what is alive, or was lately and is not blocked by now.
         Sockets that cannot be listed are no reason to believe that there are none."""
         datapath, blocking = self._parts.datapath, self._parts.blocking
@@ -300,7 +300,7 @@ class Applier:
         await self._flip(await self._loaded(slot, "candidate", content, never_ends))
         await self._keep(replace(self.book.services[service_id], candidate=ref))
 
-    async def _loaded(self, slot: int, role: Role, content: Content, deadline: int) -> Loaded:
+    async def _loaded(self, slot: int, role: Role, content: HostContent, deadline: int) -> Loaded:
         datapath = self._parts.datapath
         generation = Generation(
             content.service_id,

@@ -3,7 +3,6 @@
 from typing import Final
 
 import msgspec
-from msgspec.structs import replace
 
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.troubles import Troubles
@@ -12,9 +11,9 @@ from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
     ActiveRef,
     CandidateRef,
-    Content,
     ContentChunk,
     ContentRequest,
+    HostContent,
 )
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.domain.trust import Nacked, Trusted, accept_content, check_signature, now_of
@@ -32,7 +31,7 @@ class Contents:
     def __init__(self, parts: Parts, troubles: Troubles) -> None:
         self._parts, self._troubles = parts, troubles
 
-    async def get(self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef) -> Content:
+    async def get(self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef) -> HostContent:
         """The verified content; raises Nacked, or Unavailable when nobody has it now.
 
         A cached copy that no longer holds (damaged, or its key was rotated out) is fetched again.
@@ -66,7 +65,7 @@ class Contents:
 
     def _verified(
         self, trusted: Trusted, service_id: int, ref: ActiveRef | CandidateRef, sealed: bytes
-    ) -> Content:
+    ) -> HostContent:
         parts, wall = self._parts, self._parts.wall()
         signed = envelope.opened(envelope.decode_envelope(sealed, MAX_CONTENT_BYTES), envelope.CONTENT)
         check_signature(trusted, signed, now_of(trusted, wall), parts.verify)
@@ -74,10 +73,10 @@ class Contents:
             body = unpacked(signed.payload)
         except Invalid as error:
             raise Nacked("bad_schema", str(error)) from None
-        content = accept_content(trusted, signed, body, ref, wall, parts.verify)
+        content = accept_content(trusted, signed, body, ref, wall, parts.verify, HostContent)
         if content.service_id != service_id:
             raise Nacked("bad_schema", f"expected service {service_id}, got content of {content.service_id}")
-        return replace(content, snapshot=b"")  # a host judges by the tables
+        return content
 
     async def _fetch(self, digest: str) -> bytes:
         got = bytearray()

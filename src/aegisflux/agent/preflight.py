@@ -7,7 +7,7 @@ from typing import Final
 
 from aegisflux.domain.address_class import address_class
 from aegisflux.domain.flow import FailsafeRule, Flow, Host, Own
-from aegisflux.domain.manifest import Content
+from aegisflux.domain.manifest import HostContent
 from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.verdict_of_tables import judge_tables
 
@@ -15,7 +15,7 @@ MOST_NAMED: Final = 5
 
 
 def would_cut(
-    content: Content, flows: Iterable[Flow], own: Own, failsafe: tuple[FailsafeRule, ...]
+    content: HostContent, flows: Iterable[Flow], own: Own, failsafe: tuple[FailsafeRule, ...]
 ) -> list[Flow]:
     """What it denies of these, each once; nothing when it only observes."""
     if content.mode != "enforce":

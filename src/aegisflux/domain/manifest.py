@@ -109,11 +109,8 @@ class HostManifest(Struct, frozen=True):
     services: tuple[ServiceState, ...]
 
 
-class Content(Struct, frozen=True):
-    """One (service, version): the canonical snapshot and its compiled tables. Names no host and no time.
-
-    `snapshot` is canonical JSON and `digest` its SHA-256; the agent reads the fields beside it.
-    """
+class HostContent(Struct, frozen=True):
+    """What a host reads of a `Content`: all but the text of the snapshot, which is three times the tables."""
 
     service_id: int
     version: int
@@ -127,6 +124,14 @@ class Content(Struct, frozen=True):
     on_expiry: Expiry
     established: Established
     tables: Tables
+
+
+class Content(HostContent, frozen=True):
+    """One (service, version): the canonical snapshot and its compiled tables. Names no host and no time.
+
+    `snapshot` is canonical JSON and `digest` its SHA-256; the agent reads the fields beside it.
+    """
+
     snapshot: bytes
 
 

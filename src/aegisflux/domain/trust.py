@@ -30,6 +30,7 @@ from aegisflux.domain.manifest import (
     CandidateRef,
     Confirm,
     Content,
+    HostContent,
     HostId,
     HostManifest,
     KeySet,
@@ -40,6 +41,7 @@ from aegisflux.domain.manifest import (
 from aegisflux.domain.snapshot import MAX_ENTRIES, TTL_MAX
 from aegisflux.domain.tables import MAX_BYTES, TABLES_FORMAT
 
+C = TypeVar("C", bound=HostContent)
 MAX_FUTURE_ISSUE: Final = 30 * 86_400
 ROOT_KEY_ID: Final = "root"
 
@@ -160,13 +162,14 @@ def accept_content(
     wanted: ActiveRef | CandidateRef,
     wall: float,
     verify: Verify,
-) -> Content:
-    """The content of a digest that the manifest names; raises Nacked.
+    kind: type[C] = Content,  # type: ignore[assignment]
+) -> C:
+    """The content of a digest that the manifest names, or what a host reads of it; raises Nacked.
 
     `body` is the decompressed payload, produced by the caller after `check_content_signature`.
     """
     check_signature(trusted, message, now_of(trusted, wall), verify)
-    content = _decoded(body, Content)
+    content = _decoded(body, kind)
     if (content.digest, content.version) != (wanted.digest, wanted.version):
         raise Nacked(
             "bad_schema",
