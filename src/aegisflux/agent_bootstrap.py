@@ -25,7 +25,7 @@ from aegisflux.agent.cgroups import (
     settle,
     v2_root,
 )
-from aegisflux.agent.control import SOCKET, Control
+from aegisflux.agent.control import NO_ROOM, SOCKET, Control
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
@@ -45,7 +45,7 @@ from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
 from aegisflux.domain import json_text
 from aegisflux.domain.digits import plain_numbers
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.selectors import slice_of
@@ -393,9 +393,10 @@ def make_runner(
 
 def make_flags(config: AgentConfig, store: FileStore) -> Flags:
     """Where a panic of this agent is kept: /run and the state folder, and in the kernel that enforces."""
-    media: list[Medium] = [RunMedium(str(config.state.absolute())), StateMedium(store)]
+    state = str(config.state.absolute())
+    media: list[Medium] = [RunMedium(state), StateMedium(store)]
     if config.datapath == "bpf":
-        media.insert(0, make_kernel().marker(Path(config.bpffs), config.instance))
+        media.insert(0, make_kernel().marker(Path(config.bpffs), config.instance, state))
     return Flags(media)
 
 
@@ -456,7 +457,7 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        await control.open()
+        await _listening(control, runner)
         _noted(note, log)
         bus.open()
         await runner.run(stop, lambda: _ready(config, identity.host_id, log))
@@ -472,6 +473,17 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
         notes.take_away(note)
         leave(made)
         locks.release()
+
+
+async def _listening(control: Control, runner: Runner) -> None:
+    """Where no socket can be made, since all is full or read-only, the agent goes on: a panic reaches it
+    through the kernel."""
+    try:
+        await control.open()
+    except Unavailable as error:
+        if getattr(error.__cause__, "errno", None) not in NO_ROOM:
+            raise
+        runner.reporter.troubles.begin("socket", f"no command reaches this agent: {error}")
 
 
 def _noted(note: Note, log: Any) -> None:

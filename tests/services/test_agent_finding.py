@@ -152,7 +152,10 @@ class FakeKernel:
     def erase(self, bpffs, instance):
         self.acts.append(("erase", instance))
 
-    def marker(self, bpffs, instance):
+    def marked(self):
+        return []
+
+    def marker(self, bpffs, instance, state_dir=""):
         return Paper(self.markers, instance)
 
     def describe(self, one):
@@ -214,6 +217,9 @@ def test_an_agent_that_only_the_kernel_knows_is_found(tmp_path, one):
     (known, found) = rescue.with_kernel([one], [there])
     assert (known, found.instance, found.state_dir) == (one, "lost", str(tmp_path / "lost"))
     assert rescue.with_kernel([one], [there], visible={8}) == [one]
+    (_, found) = rescue.with_kernel([one], [], None, [owner])
+    assert found.state_dir == str(tmp_path / "lost"), "in a panic nothing is attached: its marker tells"
+    assert rescue.with_kernel([one], [], {7}, [owner]) == [one]
 
 
 def test_a_state_folder_that_is_gone_is_not_made_again(tmp_path, one):

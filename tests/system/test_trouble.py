@@ -37,7 +37,10 @@ PANICS = {
         "mount -o remount,ro {state}; mount -o remount,ro /run",
         {"{state}", "/run/aegisflux/panic"},
     ),
-    "no /run": ("umount -l /run", set()),
+    "an empty, read-only /run": (
+        "mount -t tmpfs other /run && mount -o remount,ro /run",
+        {"/run/aegisflux/panic"},
+    ),
     "/run is read-only": ("mount -o remount,ro /run", {"/run/aegisflux/panic"}),
     "a second BPF file system": ("mount -t bpf second /sys/fs/bpf", set()),
     "the BPF file system is gone": ("umount -l /sys/fs/bpf", set()),
@@ -56,7 +59,7 @@ async def bench(tmp_path):
     """An agent with a state folder of 64 KiB, in a mount namespace of its own."""
     state = tmp_path / "state"
     state.mkdir(mode=0o700)
-    script = f"{MOUNTS}; mount -t tmpfs -o size=64k,mode=0700 small {state}"
+    script = f"{MOUNTS}; mount -o remount,size=64k /run; mount -t tmpfs -o size=64k,mode=0700 small {state}"
     async with running_nats(tmp_path / "nats") as lab:
         with mounts(script) as inside:
             found = Bench(tmp_path, lab, Plane())
@@ -115,7 +118,7 @@ async def test_panic_holds_and_says_what_it_could_not_write(bench, trouble):
         agent.kill()
         if trouble != "no state folder":  # then nothing starts any more
             agent.start()
-            await eventually(agent.status)
+            await eventually(lambda: agent.log().count("running as") == 2, 20)
             await stays_open(bench, control, web)
             done = await agent.acall("resume", "--instance", bench.name)
             assert (done.returncode, f"resumed: {bench.name}" in done.stderr) == (0, True), done.stderr

@@ -312,7 +312,7 @@ def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant"
 
     known, settings = notes.read(), _config(path)
     with suppress(Unavailable):  # the panic itself says what the kernel refuses
-        known = rescue.with_kernel(known, kernel.attached(), kernel.visible())
+        known = rescue.with_kernel(known, kernel.attached(), kernel.visible(), kernel.marked())
     return rescue.meant(note_of(settings), known, notes.pinned(_folders(path)), instance, said=_said(path))
 
 

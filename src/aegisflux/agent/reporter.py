@@ -38,6 +38,7 @@ PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 M
 ADDRESSES: Final = 64
 SKIPPED_SHOWN, PATH_CHARS = 8, 512
 HEARTBEAT_BYTES: Final = 1 << 20
+CLASH_SECONDS: Final = 180
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
@@ -67,6 +68,7 @@ class Reporter:
         self.troubles = Troubles(parts.log)
         self.started = parts.datapath.boot_ns()
         self._beating = False
+        self._clash_ns = 0
 
     async def ack(self, holding: Holding, boot_ns: int) -> None:
         """What the kernel holds of a service now."""
@@ -169,9 +171,12 @@ class Reporter:
         except (Nacked, *BROKEN):
             return
         mine, other = Run(self._parts.boot_id, self.started), Run(last.boot_id, last.started)
+        now = self._parts.datapath.boot_ns()
         if other == mine or not last.started:
-            self.troubles.end("identity")
+            if now - self._clash_ns > CLASH_SECONDS * SECOND:  # of two, each is the last one now and then
+                self.troubles.end("identity")
         else:
+            self._clash_ns = now
             self.troubles.begin(
                 "identity",
                 f"another agent answers as {self._parts.host_id} ({other}; this one: {mine}): this machine "

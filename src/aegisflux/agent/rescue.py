@@ -22,7 +22,7 @@ from aegisflux.agent.notes import Note
 from aegisflux.agent.panics import Flags, Medium, RunMedium, StateMedium, reason
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.domain.panic import Attached, Panic, chosen
+from aegisflux.domain.panic import Attached, Owner, Panic, chosen
 
 ANSWER_SECONDS: Final = 1.0
 RESUME_SECONDS: Final = 3.0
@@ -54,8 +54,12 @@ class Kernel(Protocol):
         """Remove an instance's folder of pins; raises OSError."""
         ...
 
-    def marker(self, bpffs: Path, instance: str) -> Medium:
+    def marker(self, bpffs: Path, instance: str, state_dir: str = "") -> Medium:
         """The marker of an instance's panic in the kernel."""
+        ...
+
+    def marked(self) -> list[Owner]:
+        """Whose panics are marked in the kernel."""
         ...
 
     def describe(self, one: Attached) -> str:
@@ -127,15 +131,20 @@ def _agrees(settings: Note, own: Note | None) -> bool:
 
 
 def with_kernel(
-    known: Iterable[Note], attached: Iterable[Attached], visible: set[int] | None = None
+    known: Iterable[Note],
+    attached: Iterable[Attached],
+    visible: set[int] | None = None,
+    marked: Iterable[Owner] = (),
 ) -> list[Note]:
     """The notes, and one for each agent that only the kernel knows: its note is lost, or /run is."""
     found = {note.state_dir: note for note in known}
-    for one in chosen(attached, None, visible):
-        if one.owner is not None and one.owner.state_dir:
-            made = Note(
-                "-", one.owner.state_dir, one.instance, one.owner.attach_cgroup, one.owner.bpffs, "bpf"
-            )
+    owners = [one.owner for one in chosen(attached, None, visible) if one.owner is not None]
+    if visible is None:  # a marker does not say where its instance is attached
+        owners += marked
+    for owner in owners:
+        if owner.state_dir:
+            bpffs = owner.bpffs or str(notes.BPFFS)
+            made = Note("-", owner.state_dir, owner.instance, owner.attach_cgroup, bpffs, "bpf")
             found.setdefault(made.state_dir, made)
     return list(found.values())
 
@@ -210,8 +219,9 @@ def _marked(
     home = next((Path(n.bpffs) for n in about.agents), notes.BPFFS)
     places |= {(home, one.instance): flag for one in there if one.instance not in known | {""}}
     failed = []
+    states = {(Path(n.bpffs), n.instance): n.state_dir for n in about.agents}
     for (folder, instance), panic in places.items():
-        medium = kernel.marker(folder, instance)
+        medium = kernel.marker(folder, instance, states.get((folder, instance), ""))
         try:
             medium.write(panic)
         except (AegisError, OSError) as error:
@@ -240,7 +250,7 @@ def flags_of(note: Note, kernel: Kernel) -> Flags:
     """The media of an agent's panic; a state folder that is gone is not made again."""
     media: list[Medium] = []
     if note.datapath == "bpf":
-        media.append(kernel.marker(Path(note.bpffs), note.instance))
+        media.append(kernel.marker(Path(note.bpffs), note.instance, note.state_dir))
     media.append(RunMedium(note.state_dir))
     media.append(_StateFolder(note.state))
     return Flags(media)

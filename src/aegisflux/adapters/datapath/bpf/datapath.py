@@ -19,7 +19,7 @@ from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import cookie, inside, namespaces, processes
-from aegisflux.adapters.datapath.bpf.owner import bind_owner
+from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
 from aegisflux.adapters.datapath.bpf.pins import Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.adapters.datapath.bpf.watch import Watch
@@ -88,7 +88,12 @@ class BpfDatapath:
     def mend(self) -> list[str]:
         """See `Datapath.mend`."""
         mapping = self._need(self._mapping)
-        return [*self._pins.mend(), *mapping.mend()]
+        return [*self._pins.mend(self._may_attach), *mapping.mend()]
+
+    def _may_attach(self) -> bool:
+        """Whether no panic is marked in the kernel: what is missing may have been taken away by one."""
+        marker = Marker(self._named[0], Path(self._named[1])).read(True)
+        return marker is None or marker.ended
 
     def retire(self) -> bool:
         """See `Datapath.retire`."""

@@ -27,9 +27,11 @@ FIRST: Final = bytes(4)
 
 
 class Marked(Panic, frozen=True):
-    """A marker's value: a word, and the instance that it is about."""
+    """A marker's value: a panic, the instance that it is about, and where its agent is found."""
 
     instance: str = ""
+    bpffs: str = ""
+    state_dir: str = ""
 
 
 def bind_owner(owner: Owner, programs: list[int]) -> None:
@@ -60,7 +62,8 @@ def owner_of(maps: tuple[int, ...], known: dict[int, Owner | None]) -> Owner | N
 class Marker:
     """The marker of one instance's panic in the kernel: a medium of `agent.panics.Flags`."""
 
-    def __init__(self, instance: str, bpffs: Path) -> None:
+    def __init__(self, instance: str, bpffs: Path, state_dir: str = "") -> None:
+        self._where = (instance, str(bpffs), state_dir)
         self.name = f"the kernel ({bpffs / MARKERS})"
         self._instance, self._pin, self._bpffs = instance, bpffs / MARKERS / instance, bpffs
 
@@ -76,7 +79,7 @@ class Marker:
 
     def write(self, word: Panic) -> None:
         """Say this; raises OSError, or Unavailable without a BPF file system."""
-        value = _padded(msgspec.json.encode(Marked(word.at, word.why[:1000], word.ended, self._instance)))
+        value = _padded(msgspec.json.encode(Marked(word.at, word.why[:1000], word.ended, *self._where)))
         found = False
         for fd, _ in self._found():
             libbpf.update(fd, FIRST, value)
@@ -96,7 +99,7 @@ class Marker:
         """Say nothing any more. Raises OSError where it is pinned in a read-only file system."""
         self._pin.unlink(missing_ok=True)
         for fd, word in self._found():  # pinned elsewhere: what cannot be unpinned says that it has ended
-            libbpf.update(fd, FIRST, _padded(msgspec.json.encode(Marked(word.at, "", True, self._instance))))
+            libbpf.update(fd, FIRST, _padded(msgspec.json.encode(Marked(word.at, "", True, *self._where))))
         with suppress(OSError):
             self._pin.parent.rmdir()
 
@@ -107,6 +110,18 @@ class Marker:
                     marked = msgspec.json.decode(_value(fd), type=Marked)
                     if marked.instance == self._instance:
                         yield fd, Panic(marked.at, marked.why, marked.ended)
+
+
+def owners_marked() -> list[Owner]:
+    """Whose panics are marked in this kernel, wherever the markers are pinned."""
+    found = []
+    with suppress(OSError):
+        for fd in objects.maps_named(MARKER):
+            with suppress(*BROKEN):
+                one = msgspec.json.decode(_value(fd), type=Marked)
+                if not one.ended:
+                    found.append(Owner(one.instance, one.bpffs, one.state_dir))
+    return found
 
 
 def marked(folder: Path) -> list[str]:

@@ -158,16 +158,19 @@ class Pinned:
             erase(home)
         return bool(others)
 
-    def mend(self) -> list[str]:
-        """Attach and pin again what somebody took away; its names. Raises Unavailable."""
+    def mend(self, may_attach: Callable[[], bool] = lambda: True) -> list[str]:
+        """Attach and pin again what somebody took away; its names. `may_attach` is asked at the last moment.
+        Raises Unavailable."""
         assert self._object is not None
         try:
             missing = [name for name in self.maps if not (self.home / "maps" / name).exists()]
+            loose = [name for name in (*ORDER, MKDIR) if not self._is_attached(name)]
+            if (missing or loose) and not may_attach():
+                raise Unavailable("this instance is in panic: its programs are not attached again")
             if missing:
                 self._make_home()
                 for name in missing:
                     libbpf.pin(self.maps[name], str(self.home / "maps" / name))
-            loose = [name for name in (*ORDER, MKDIR) if not self._is_attached(name)]
             if not self._knew_conntrack and CONNTRACK.exists():
                 self._reload()
             if loose:

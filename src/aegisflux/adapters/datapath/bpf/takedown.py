@@ -8,7 +8,7 @@ from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf, objects
 from aegisflux.adapters.datapath.bpf.mapping import v2_root
-from aegisflux.adapters.datapath.bpf.owner import Marker, owner_of
+from aegisflux.adapters.datapath.bpf.owner import Marker, owner_of, owners_marked
 from aegisflux.adapters.datapath.bpf.pins import ATTACH, FOLDER, erase
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.panic import Attached, Kind, Owner, describe
@@ -103,9 +103,13 @@ class Kernel:
         """Remove an instance's folder of pins. Raises OSError."""
         erase(bpffs / FOLDER / instance)
 
-    def marker(self, bpffs: Path, instance: str) -> Marker:
+    def marker(self, bpffs: Path, instance: str, state_dir: str = "") -> Marker:
         """The marker of an instance's panic."""
-        return Marker(instance, bpffs)
+        return Marker(instance, bpffs, state_dir)
+
+    def marked(self) -> list[Owner]:
+        """Whose panics are marked, wherever the markers are pinned."""
+        return owners_marked()
 
     def describe(self, one: Attached) -> str:
         """Name what is left: program, cgroup, and which processes and pins hold it."""
