@@ -21,10 +21,10 @@ def test_what_the_api_accepts_is_a_key_of_the_kernel(kind: str, letter: str) -> 
     for text in (f"{kind}:{letter * size}" for size in SIZES):
         if kind == "cgroup" and len(text.encode()) - len("cgroup:") > MAX_PATH:
             with pytest.raises(Invalid, match=r"selectors\[0\]"):
-                _check("web", [text], {})
+                _check("web", [text])
             continue
         with suppress(Invalid):
-            _check("web", [text], {})
+            _check("web", [text])
             for path in parse_selector(text).paths():
                 literal_key(path)
 
@@ -32,7 +32,7 @@ def test_what_the_api_accepts_is_a_key_of_the_kernel(kind: str, letter: str) -> 
 @pytest.mark.parametrize("text", NOTHING)
 def test_what_would_bind_nothing_is_refused_by_its_place(text: str) -> None:
     with pytest.raises(Invalid, match=r"selectors\[1\]"):
-        _check("web", ["unit:web", text], {})
+        _check("web", ["unit:web", text])
 
 
 def test_slices_are_checked_when_the_agent_begins(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
