@@ -16,7 +16,7 @@ from aegisflux.domain.manifest import (
     HostContent,
 )
 from aegisflux.domain.tables import TABLES_FORMAT
-from aegisflux.domain.trust import Nacked, Trusted, accept_content, check_signature, now_of
+from aegisflux.domain.trust import Nacked, Trusted, accept_body, check_signature, now_of
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.content import unpacked
 
@@ -73,7 +73,8 @@ class Contents:
             body = unpacked(signed.payload)
         except Invalid as error:
             raise Nacked("bad_schema", str(error)) from None
-        content = accept_content(trusted, signed, body, ref, wall, parts.verify, HostContent)
+        del signed  # large, as all of this is: what was checked is not needed beside what it says
+        content = accept_body(body, ref, HostContent)
         if content.service_id != service_id:
             raise Nacked("bad_schema", f"expected service {service_id}, got content of {content.service_id}")
         return content

@@ -162,13 +162,17 @@ def accept_content(
     wanted: ActiveRef | CandidateRef,
     wall: float,
     verify: Verify,
-    kind: type[C] = Content,  # type: ignore[assignment]
-) -> C:
-    """The content of a digest that the manifest names, or what a host reads of it; raises Nacked.
+) -> Content:
+    """The content of a digest that the manifest names; raises Nacked.
 
     `body` is the decompressed payload, produced by the caller after `check_content_signature`.
     """
     check_signature(trusted, message, now_of(trusted, wall), verify)
+    return accept_body(body, wanted, Content)
+
+
+def accept_body(body: bytes, wanted: ActiveRef | CandidateRef, kind: type[C]) -> C:
+    """A content, or what a host reads of it, from bytes whose signature was checked; raises Nacked."""
     content = _decoded(body, kind)
     if (content.digest, content.version) != (wanted.digest, wanted.version):
         raise Nacked(
