@@ -30,6 +30,7 @@ UNCONNECTED: Final = 1 << 7
 PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PROC: Final = Path("/proc")
 MOST: Final = 65_536
+ANY: Final = ("0.0.0.0", "::")  # noqa: S104
 
 
 class Socket(NamedTuple):
@@ -216,13 +217,14 @@ def _here() -> list[Socket]:
 
 def _named() -> list[Socket]:
     """The same, with the namespace's addresses in the place of any."""
+    here = _here()
+    found = [one for one in here if one.address not in ANY]
+    if len(found) == len(here):  # as in most: then nobody asks for its addresses
+        return found
     own = list(map(_text, read_own().addresses))
-    found = []
-    for one in _here():
-        if one.address not in ("0.0.0.0", "::"):  # noqa: S104
-            found.append(one)
-            continue
-        found += [one._replace(address=at) for at in own if one.address == "::" or "." in at]
+    for one in here:
+        if one.address in ANY:
+            found += [one._replace(address=at) for at in own if one.address == "::" or "." in at]
     return found
 
 
@@ -245,7 +247,7 @@ def _text(raw: bytes) -> str:
 
 
 def _pids() -> list[int]:
-    return sorted(int(path.name) for path in PROC.iterdir() if path.name.isdigit())
+    return sorted(int(name) for name in os.listdir(PROC) if name.isdigit())  # noqa: PTH208 - a Path is slow
 
 
 def _held(inodes: Iterable[int]) -> Iterator[tuple[int, int]]:
