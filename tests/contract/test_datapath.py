@@ -150,6 +150,27 @@ def test_held_is_read_from_what_judges(bench):
     assert held.deadline_ns == generation.deadline_ns
 
 
+def test_held_follows_every_change_however_often_it_is_read(bench):
+    """What was read of a generation once may be remembered: a change is seen all the same."""
+    datapath = bench.datapath
+    bench.enforce(bench.generation(1))
+    assert datapath.held() == datapath.held()
+    datapath.renew(3, datapath.boot_ns() + 5 * HOUR_NS)
+    assert datapath.held()[0].deadline_ns > datapath.boot_ns() + 4 * HOUR_NS
+    bench.enforce(bench.generation(2, edges=[{"dst_cidr": "10.1.0.0/16", "proto": "tcp", "port": 1}]))
+    bench.enforce(bench.generation(9), role="candidate")
+    assert bench.held() == [(3, "active", 2), (3, "candidate", 9)]
+    (active, _) = datapath.held()
+    assert active.tables_digest != bench.generation(1).tables_digest
+    assert datapath.flip_back(3)
+    assert bench.held() == [(3, "active", 1), (3, "candidate", 9)]
+    datapath.remove(3, "candidate")
+    datapath.remove(3, "active")
+    assert bench.held() == []
+    bench.enforce(bench.generation(3))
+    assert bench.held() == [(3, "active", 3)]
+
+
 def test_verdicts_and_their_rules(bench):
     ingress = [{"src_cidr": "2001:db8::/32", "proto": "udp", "port": 53}]
     deny = [{"cidr": "10.9.0.0/16", "proto": "any", "port": 0, "direction": "both"}]
