@@ -25,6 +25,9 @@ CASES = {
     "more than a quarter": (LARGE, snapshot(*range(74)), 99, [], "change 26 entries, expected at most 25"),
     "often": (SMALL, snapshot(1), 99, [1000 - n for n in range(HOURLY)], "12 in the last hour"),
     "long ago": (SMALL, snapshot(1), 99, [999.0 - HOUR] * HOURLY, ""),
+    "an hour ago": (SMALL, snapshot(1), 99, [1000.0 - HOUR] * HOURLY, ""),
+    "one below often": (SMALL, snapshot(1), 99, [1000 - n for n in range(HOURLY - 1)], ""),
+    "just quiet": (SMALL, snapshot(1), SETTLED_SECONDS, [], ""),
 }
 
 
