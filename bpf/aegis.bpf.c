@@ -32,13 +32,13 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 		else
 			count(0, SLOT_NONE, C_NO_STORAGE);
 	}
-	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == INGRESS && sk->state == S_LISTEN)
-		return judge_from_inside(skb, &v);
+	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == EGRESS && sk->state == S_SYN_SENT)
+		return judge_call_inside(skb, &v);
 	if (v.slot >= MAX_SLOTS || skb->ifindex == 1 || (dir == INGRESS && skb->pkt_type == LOOPED)) {
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		if (v.slot == SLOT_NONE && st && st->initiator)
 			st->stamp = stamp_unmanaged(ctl);
-		if (skb->ifindex != 1 && is_accounting())
+		if (v.slot >= MAX_SLOTS && skb->ifindex != 1 && is_accounting())
 			account_free(skb, &v);
 		return PASS;
 	}

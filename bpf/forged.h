@@ -10,23 +10,37 @@
 #define INET_FREEBIND (1UL << 11)
 #define INET_TRANSPARENT (1UL << 15)
 
-/* Whether the socket may send from addresses that are not its host's: IP_FREEBIND needs no privilege, and
- * once bound by it a socket keeps its address when the option is off again. The source that routing chooses
- * for every other socket is the host's, also where the agent has not heard of it. */
+/* The two options, as bits of `inet_flags`. */
+static __always_inline unsigned long source_options(const struct inet_sock *inet)
+{
+	unsigned long found = 0;
+
+	if (bpf_core_field_exists(struct inet_sock, inet_flags))
+		return BPF_CORE_READ(inet, inet_flags) & (INET_FREEBIND | INET_TRANSPARENT);
+	if (BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, freebind))
+		found |= INET_FREEBIND;
+	if (BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, transparent))
+		found |= INET_TRANSPARENT;
+	return found;
+}
+
+/* Whether the socket may send from addresses that are not its host's without having been allowed to.
+ * IP_FREEBIND needs no privilege, and once bound by it a socket keeps its address when the option is off
+ * again. IP_TRANSPARENT needs CAP_NET_ADMIN: a proxy of root's; in a namespace of one's own anyone has it. The
+ * source that routing chooses for every other socket is the host's, also where the agent has not heard of it. */
 static __always_inline int may_name_any_source(struct __sk_buff *skb)
 {
 	struct sk_buff *buffer = buffer_of(skb);
 	struct inet_sock *inet;
+	unsigned long options;
 
 	if (!buffer)
 		return 0;
 	inet = (struct inet_sock *)BPF_CORE_READ(buffer, sk);
-	if (is_bound((struct sock *)inet, SOCK_BINDADDR_LOCK))
-		return 1;
-	if (bpf_core_field_exists(struct inet_sock, inet_flags))
-		return !!(BPF_CORE_READ(inet, inet_flags) & (INET_FREEBIND | INET_TRANSPARENT));
-	return BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, freebind) ||
-	       BPF_CORE_READ_BITFIELD_PROBED((struct inet_sock___bits *)inet, transparent);
+	options = source_options(inet);
+	if (options & INET_TRANSPARENT && root_translates(skb))
+		return 0;
+	return options || is_bound((struct sock *)inet, SOCK_BINDADDR_LOCK);
 }
 
 /* A UDP socket has no recorded peer; there it remembers the last source that was found to be its host's. */
@@ -49,15 +63,6 @@ __noinline int is_of_foreign_source(struct __sk_buff *skb, const struct packet *
 	if (st && p->proto == P_UDP)
 		__builtin_memcpy(st->peer, p->local, 16);
 	return 0;
-}
-
-/* A call over loopback from an address that is not the host's: a process of this host began it, and the
- * answer would leave the host. The caller judges it as a call to that address. */
-__noinline int is_from_inside(struct __sk_buff *skb, const struct packet *p)
-{
-	if (!p || p->malformed || is_loopback(p))
-		return 0;
-	return !is_own_address(netns_of(skb), p->peer);
 }
 
 /* What a peer could take for the beginning of a flow: every datagram, and the first packet of a call. */

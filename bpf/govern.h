@@ -206,16 +206,18 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	return PASS;
 }
 
-/* A call to a listener that comes over loopback from a foreign address. */
-static __always_inline int judge_from_inside(struct __sk_buff *skb, struct view *v)
+/* A call over loopback. From a foreign address its answer would leave the host, to that address, as the
+ * answer of whoever listens. */
+static __always_inline int judge_call_inside(struct __sk_buff *skb, struct view *v)
 {
-	parse(skb, INGRESS, &v->p);
-	if (!is_from_inside(skb, &v->p))
+	parse(skb, EGRESS, &v->p);
+	v->p.malformed = is_of_foreign_source(skb, &v->p, 0);
+	if (!v->p.malformed) {
+		count(0, v->slot, FAILSAFE);
 		return PASS;
+	}
 	v->now = now_ns();
-	v->dir = EGRESS;
 	v->remote = 1;
-	v->narrow = narrow_bits(skb);
 	return judge_flow(v, 0) ? conclude(v, 0, 0) : PASS;
 }
 
