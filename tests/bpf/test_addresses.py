@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from aegisflux.adapters.datapath.bpf import addresses, libbpf, routes
+from aegisflux.adapters.datapath.bpf import libbpf, routes, shares
 from aegisflux.adapters.datapath.bpf.namespaces import cookie, inside
 from aegisflux.adapters.datapath.bpf.watch import Watch
 from aegisflux.agent.preflight import would_cut
@@ -171,21 +171,21 @@ def test_what_is_lost_on_the_way_is_read(kernel: Kernel, app: Host) -> None:
 def test_a_namespace_with_too_many_is_named_and_its_own_addresses_are_not_refused(
     kernel: Kernel, app: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(routes, "MOST_OWN", 4)
-    for i in range(4):
+    monkeypatch.setitem(shares.MOST, "root", 60)  # the other namespaces have less
+    for i in range(60):
         ip(app, f"addr add 10.66.5.{i + 1}/32 dev lo")
     (trouble,) = [t for t in kernel.datapath.refresh_addresses() if app.netns in t or "/proc/" in t]
     assert "more than" in trouble
     assert called(app, "10.66.5.4") == "connected"
     monkeypatch.undo()
-    for i in range(4):
+    for i in range(60):
         ip(app, f"addr del 10.66.5.{i + 1}/32 dev lo")
     assert told(kernel, app, "10.66.5.4", own=False)
     assert called(app, "10.66.5.4") == "EPERM"
 
 
 def test_more_namespaces_than_are_read_are_counted(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses, "MOST_NAMESPACES", 1)
+    monkeypatch.setitem(shares.MOST_NAMESPACES, "root", 0)
     assert any("beyond the first" in text for text in kernel.datapath.refresh_addresses())
     monkeypatch.undo()
     assert not any("beyond the first" in text for text in kernel.datapath.refresh_addresses())

@@ -347,7 +347,7 @@ def test_what_is_added_is_told_and_own_when_it_is_heeded(bench, added, inside, b
     assert bench.word(inside, direction="ingress") == "allowed failsafe"
     assert bench.word(beside) == "blocked no_match"
     assert bench.datapath.own(3).covers(parse_address(inside))
-    assert added.addresses <= bench.datapath.addresses()
+    assert added.addresses <= set(bench.datapath.addresses())
 
 
 def test_what_changes_during_a_panic_does_not_pile_up(bench):

@@ -12,6 +12,7 @@ GAP_SECONDS, LONGEST_GAP_SECONDS = 0.1, 0.5
 SHARE: Final = 10
 AGAIN_SECONDS: Final = 1.0
 MOST_NAMED: Final = 16
+QUIET_SECONDS: Final = 600.0
 
 
 class OwnAddresses:
@@ -21,7 +22,8 @@ class OwnAddresses:
         self, parts: Parts, guarded: Callable[[Callable[[], Awaitable[None]]], Awaitable[bool]]
     ) -> None:
         self._parts, self._guarded = parts, guarded
-        self._said: frozenset[str] = frozenset()
+        self._there: frozenset[str] = frozenset()
+        self._said: dict[str, float] = {}
         self._again = asyncio.Event()
 
     async def refresh(self) -> None:
@@ -58,10 +60,13 @@ class OwnAddresses:
             await self._guarded(step)
 
     def _say(self, troubles: list[str]) -> None:
-        found = frozenset(troubles)
-        new = sorted(found - self._said)
-        self._said = found
+        """Log what is new. What comes and goes is said every ten minutes: users can make it come and go."""
+        now, found = time.monotonic(), frozenset(troubles)
+        self._said = {text: at for text, at in self._said.items() if now - at < QUIET_SECONDS}
+        new = sorted(found - self._there - self._said.keys())
+        self._there = found
         for text in new[:MOST_NAMED]:
+            self._said[text] = now
             self._parts.log(text)
         if len(new) > MOST_NAMED:
             self._parts.log(f"own addresses: {len(new) - MOST_NAMED} more of these")

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 from typing import Final
 
@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from aegisflux.agent.parts import DENIED_KEPT, Parts
 from aegisflux.agent.troubles import Troubles
-from aegisflux.domain.address_class import address_class
 from aegisflux.domain.converge import SECOND, Holding
 from aegisflux.domain.errors import BROKEN, AegisError, Refused, Unavailable
 from aegisflux.domain.manifest import (
@@ -24,7 +23,7 @@ from aegisflux.domain.manifest import (
     NackReason,
     ServiceReport,
 )
-from aegisflux.domain.net import Address
+from aegisflux.domain.own_addresses import MOST_TOLD, told
 from aegisflux.domain.runs import Run
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.domain.trust import Nacked
@@ -35,7 +34,6 @@ OUTBOX: Final = 4096
 NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
 PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
-ADDRESSES: Final = 64
 SKIPPED_SHOWN, PATH_CHARS = 8, 512
 HEARTBEAT_BYTES: Final = 1 << 20
 CLASH_SECONDS: Final = 180
@@ -214,6 +212,7 @@ class Reporter:
     ) -> Heartbeat:
         """The state of this host in one value."""
         parts, skipped = self._parts, self.skipped()
+        addresses, untold = told(parts.datapath.addresses())
         services = manifest.services if manifest else ()
         wanted = {s.service_id: s.active.digest for s in services if s.active is not None}
         boot_ns, most = parts.datapath.boot_ns(), min(PATHS_EACH, PATHS_IN_ALL // max(1, len(holdings)))
@@ -232,17 +231,23 @@ class Reporter:
             parts.wall(),
             panicked,
             parts.datapath.name,
-            {**self.loss, **self._refused_rules(), **_counted(skipped), **self.lost()},
+            {**self.loss, **self._refused_rules(), **self._unknown(len(skipped), untold), **self.lost()},
             parts.settings.heartbeat_seconds,
-            own_addresses(parts.datapath.addresses()),
+            addresses,
             tuple(path[:PATH_CHARS] for path in skipped[:SKIPPED_SHOWN]),
-            self.troubles.texts(),
+            (*self.troubles.texts(), *_cut_text(untold)),
             self.started,
         )
 
     def _refused_rules(self) -> dict[str, int]:
         refused = len(self._parts.settings.failsafe_refused)
         return {"failsafe.refused": refused} if refused else {}
+
+    def _unknown(self, skipped: int, untold: int) -> dict[str, int]:
+        """What is not in the lists of a heartbeat now, or not known at all."""
+        namespaces = self._parts.datapath.namespaces_unknown()
+        found = {"skipped_cgroups": skipped, "own_addresses.cut": untold, "own_addresses.unknown": namespaces}
+        return {name: count for name, count in found.items() if count}
 
     def _report(
         self,
@@ -275,14 +280,11 @@ class Reporter:
         )
 
 
-def _counted(skipped: Sequence[str]) -> dict[str, int]:
-    return {"skipped_cgroups": len(skipped)} if skipped else {}
-
-
-def own_addresses(found: Iterable[Address]) -> tuple[str, ...]:
-    """By what others reach this host, as far as a heartbeat has room."""
-    texts = map(str, sorted(found))
-    return tuple(t for t in texts if address_class(t) not in ("loopback", "link_local"))[:ADDRESSES]
+def _cut_text(untold: int) -> tuple[str, ...]:
+    """For people who wonder why a peer's rules lack an address of this host."""
+    if not untold:
+        return ()
+    return (f"own addresses: others are told of {MOST_TOLD}, the likeliest, and not of {untold} more",)
 
 
 def state_of(

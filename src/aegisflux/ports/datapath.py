@@ -197,9 +197,14 @@ class Datapath(Protocol):
         """Read again what changed; the answer as of `refresh_addresses`."""
         ...
 
-    def addresses(self) -> frozenset[Address]:
-        """By which addresses others reach this host, as of the last reading. Asks nobody, so that any thread
-        may."""
+    def addresses(self) -> tuple[Address, ...]:
+        """By which addresses others reach this host, as of the last reading, the likeliest first. Asks
+        nobody, so that any thread may."""
+        ...
+
+    def namespaces_unknown(self) -> int:
+        """Of how many network namespaces the own addresses are not known, as of the last reading. Asks
+        nobody."""
         ...
 
     def own(self, slot: int) -> Own:

@@ -222,9 +222,13 @@ class SimulatedDatapath:
                 os.eventfd_read(self.addresses_fd)
         return self.refresh_addresses() if self.is_open else []
 
-    def addresses(self) -> frozenset[Address]:
+    def addresses(self) -> tuple[Address, ...]:
         """See `Datapath.addresses`."""
-        return self._own.addresses
+        return tuple(sorted(self._own.addresses))
+
+    def namespaces_unknown(self) -> int:
+        """See `Datapath.namespaces_unknown`: none here."""
+        return 0
 
     def own(self, slot: int) -> Own:  # noqa: ARG002
         """See `Datapath.own`; there is one network namespace here."""

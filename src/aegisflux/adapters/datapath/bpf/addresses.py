@@ -6,24 +6,30 @@ here holds one alive: between readings no descriptor of a namespace is open.
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from contextlib import suppress
-from pathlib import Path
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aegisflux.adapters.datapath.bpf.namespaces import NAMED, cookie, inside
+from aegisflux.adapters.datapath.bpf.namespaces import NAMED, Owner, cookie, inside, owner_at, owner_of
 from aegisflux.adapters.datapath.bpf.own import OwnMap
-from aegisflux.adapters.datapath.bpf.routes import MOST_OWN, Read, read_own
+from aegisflux.adapters.datapath.bpf.routes import Read, read_own
+from aegisflux.adapters.datapath.bpf.shares import MOST, MOST_NAMESPACES, ORDER, Share, admitted
 from aegisflux.adapters.datapath.bpf.watch import Changed, Watch
 from aegisflux.domain.net import Address, address_of
+from aegisflux.domain.own_addresses import Standing, likeliest_first
 
-MOST_NAMESPACES: Final = 1024
 WAYS_KEPT: Final = 3
 SURE: Final = 60.0
 OURS: Final = "/proc/self/ns/net"
+OF_USERS: Final = (
+    f"own addresses: network namespaces of other user namespaces have more than {MOST['users']} addresses "
+    f"and local routes, or are more than {MOST_NAMESPACES['users']}"
+)
+"""Without names and numbers, since who makes such namespaces would fill the log with them."""
 
 
 class Way(Struct):
@@ -31,14 +37,24 @@ class Way(Struct):
 
     paths: list[str]
     pids: bool
+    owner: Owner
+
+    def share(self) -> Share:
+        """Whose room in the map it takes."""
+        if self.paths[0] == OURS:
+            return "host"
+        return "root" if self.owner == "ours" else "users"
+
+    def is_reached(self, by_all: bool) -> bool:
+        """Whether others reach the host by its addresses: never by those that a user may choose."""
+        return self.owner != "user" and (by_all or self.pids)
 
 
 class Seen(Struct, frozen=True):
     """A namespace as it was read at `at`; `number` is its nsid, None where it has none; `is_told` is whether
     its changes reach us."""
 
-    paths: tuple[str, ...]
-    pids: bool
+    way: Way
     cookie: int
     number: int | None
     read: Read
@@ -46,26 +62,29 @@ class Seen(Struct, frozen=True):
     is_told: bool
 
 
-def ways_in(pids: Iterable[int]) -> tuple[dict[int, Way], int]:
+def ways_in(pids: Iterable[int], known: Container[int] = ()) -> tuple[dict[int, Way], dict[Share, int]]:
     """Ways into our own namespace, those of these processes and the named ones, by inode; and how many more
-    there were than are taken. Our own comes first, the named ones last."""
+    of each share there were than are taken. Our own comes first; what is `known` is kept."""
     found: dict[int, Way] = {}
-    left: set[int] = set()
     for path, is_pid in _paths(pids):
         with suppress(OSError):
-            inode = Path(path).stat().st_ino
-            if inode not in found and len(found) >= MOST_NAMESPACES:
-                left.add(inode)
-                continue
-            way = found.setdefault(inode, Way([], is_pid))
+            inode = os.stat(path).st_ino  # noqa: PTH116 - there are many, and a Path is slow
+            way = found.get(inode)
+            if way is None:
+                way = found[inode] = Way([], is_pid, owner_at(path))
             if len(way.paths) < WAYS_KEPT:
                 way.paths.append(path)
             way.pids = way.pids or is_pid
-    return found, len(left)
+    taken, left = admitted(((inode, way.share()) for inode, way in found.items()), known)
+    return {inode: way for inode, way in found.items() if inode in taken}, left
+
+
+def _read_here(most: int) -> tuple[int, Read]:
+    return cookie(), read_own(most)
 
 
 def _is_in(changed: Changed, seen: Seen) -> bool:
-    return seen.number in changed.numbers or (changed.here and seen.paths[0] == OURS)
+    return seen.number in changed.numbers or (changed.here and seen.way.paths[0] == OURS)
 
 
 def _paths(pids: Iterable[int]) -> Iterator[tuple[str, bool]]:
@@ -93,8 +112,9 @@ class Addresses:
         self._pids, self._by_all, self._watch, self._clock = pids, by_all, watch, clock
         self._seen: dict[int, Seen] = {}
         self._trouble: dict[int, str] = {}
-        self.more = 0
-        self.reached: frozenset[Address] = frozenset()
+        self._of_users: set[int] = set()
+        self._left: dict[Share, int] = {}
+        self.reached: tuple[Address, ...] = ()
 
     def refresh(self) -> None:
         """Look for namespaces, and read those that are new, have changed, tell nothing or were not read for
@@ -107,8 +127,10 @@ class Addresses:
         if changed.everything:
             self._look(changed)
         elif changed:
-            again = {i: seen for i, seen in self._seen.items() if _is_in(changed, seen)}
-            if not self._read_again({i: (s.paths, s.pids) for i, s in again.items()}):
+            again = {i: seen.way for i, seen in self._seen.items() if _is_in(changed, seen)}
+            entered = self._read_again(again)
+            self._write_all(again.keys() & self._seen.keys())
+            if not entered:
                 self._look(changed)
 
     def _drained(self) -> Changed:
@@ -124,75 +146,97 @@ class Addresses:
 
     def _look(self, changed: Changed) -> None:
         self._own.read()
-        ways, self.more = ways_in(self._pids())
+        ways, self._left = ways_in(self._pids(), self._seen)
         # one that cannot be entered this time keeps what is known of it
-        self._seen = {inode: seen for inode, seen in self._seen.items() if inode in ways}
+        self._seen = {i: replace(seen, way=ways[i]) for i, seen in self._seen.items() if i in ways}
         self._trouble = {inode: text for inode, text in self._trouble.items() if inode in ways}
-        due, now = {}, self._clock()
-        for inode, way in ways.items():
-            paths, seen = tuple(way.paths), self._seen.get(inode)
-            if (
-                seen is None
-                or changed.everything
-                or _is_in(changed, seen)
-                or not seen.is_told
-                or now - seen.at > SURE
-            ):
-                due[inode] = (paths, way.pids)
-            else:
-                self._seen[inode] = replace(seen, paths=paths, pids=way.pids)
-                self._write(inode, seen)
+        self._of_users &= ways.keys()
+        now = self._clock()
+        due = {i: way for i, way in ways.items() if changed.everything or self._is_due(i, changed, now)}
         self._read_again(due)
         self._own.keep_only(seen.cookie for seen in self._seen.values())
+        self._write_all(self._seen)
+
+    def _is_due(self, inode: int, changed: Changed, now: float) -> bool:
+        seen = self._seen.get(inode)
+        return seen is None or _is_in(changed, seen) or not seen.is_told or now - seen.at > SURE
+
+    def unknown(self) -> int:
+        """How many namespaces' own addresses are not known."""
+        return len(self._trouble) + len(self._of_users) + sum(self._left.values())
 
     def troubles(self) -> list[str]:
         """What could not be done at the last readings, in words."""
         found = list(self._trouble.values())
-        if self.more:
-            found.append(f"own addresses: {self.more} network namespaces beyond the first {MOST_NAMESPACES}")
+        if more := self._left.get("root"):
+            most = MOST_NAMESPACES["root"]
+            found.append(f"own addresses: {more} network namespaces beyond the first {most}")
+        if self._of_users or "users" in self._left:
+            found.append(OF_USERS)
         return [f"{text}: there a refused call ends in a time-out, not at once" for text in found]
 
-    def _read_again(self, wanted: Mapping[int, tuple[tuple[str, ...], bool]]) -> bool:
-        """Whether all could be entered; what changed is in the map then."""
+    def _read_again(self, wanted: Mapping[int, Way]) -> bool:
+        """Whether all could be entered."""
         entered = True
-        for inode, (paths, pids) in wanted.items():
-            seen = self._read_one(inode, paths, pids)
+        for inode, way in wanted.items():
+            seen = self._read_one(inode, way)
             if seen is None:
                 entered = False
-                continue
-            self._seen[inode] = seen
-            self._write(inode, seen)
-        self.reached = frozenset(
-            address_of(raw)
-            for seen in self._seen.values()
-            if self._by_all or seen.pids
-            for raw in seen.read.addresses
-        )
+            else:
+                self._seen[inode] = seen
         return entered
 
-    def _read_one(self, inode: int, paths: tuple[str, ...], pids: bool) -> Seen | None:
+    def _read_one(self, inode: int, way: Way) -> Seen | None:
         """None where no way leads in any more."""
-        ours = paths[0] == OURS
-        for path in paths:
+        ours = way.paths[0] == OURS
+        for path in way.paths:
             with suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
-                    if os.fstat(fd).st_ino != inode:  # the process went, and another has its number
+                    # the process went, or even the namespace, and another has its number
+                    if os.fstat(fd).st_ino != inode or owner_of(fd) != way.owner:
                         continue
                     number = self._watch.listen_to(fd, ours) if self._watch is not None else None
                     at = self._clock()
-                    made, read = inside(fd, lambda: (cookie(), read_own()))
+                    made, read = inside(fd, partial(_read_here, MOST[way.share()]))
                     told = self._watch is not None and (ours or number is not None)
-                    return Seen(paths, pids, made, number, read, at, told)
+                    return Seen(way, made, number, read, at, told)
                 finally:
                     os.close(fd)
         return None
 
-    def _write(self, inode: int, seen: Seen) -> None:
-        self._trouble.pop(inode, None)
-        where = f"own addresses of network namespace {inode} ({seen.paths[0]})"
-        if seen.read.cut:
-            self._own.drop(seen.cookie)
-            self._trouble[inode] = f"{where}: more than {MOST_OWN}"
-        elif self._own.put({seen.cookie: seen.read.all()}).without_room:
-            self._trouble[inode] = f"{where}: no room for {len(seen.read.all())} in the map"
+    def _write_all(self, inodes: Collection[int]) -> None:
+        """Bring these into the map: first goes what makes room, then the host is written, and users' last."""
+        whole = []
+        for inode in inodes:
+            self._trouble.pop(inode, None)
+            self._of_users.discard(inode)
+            seen = self._seen[inode]
+            if seen.read.cut:
+                self._own.drop(seen.cookie)
+                self._fail(inode, f"more than {MOST[seen.way.share()]}")
+            else:
+                whole.append((ORDER.index(seen.way.share()), inode))
+        for _, inode in sorted(whole):
+            seen = self._seen[inode]
+            if self._own.put({seen.cookie: seen.read.all()}, seen.way.share()).without_room:
+                self._fail(inode, f"no room for {len(seen.read.all())} in the map")
+        self.reached = likeliest_first(self._reached())
+
+    def _fail(self, inode: int, why: str) -> None:
+        way = self._seen[inode].way
+        if way.share() == "users":
+            self._of_users.add(inode)
+        else:
+            where = f"own addresses of network namespace {inode} ({way.paths[0]})"
+            self._trouble[inode] = f"{where}: {why}"
+
+    def _reached(self) -> dict[Address, Standing]:
+        """By what others reach this host; what several namespaces have counts by its best."""
+        found: dict[Address, Standing] = {}
+        for seen in self._seen.values():
+            if seen.way.is_reached(self._by_all):
+                for raw, standing in seen.read.addresses.items():
+                    address = address_of(raw)
+                    found[address] = min(standing, found.get(address, standing))
+        return found

@@ -326,9 +326,13 @@ class BpfDatapath:
         self._addresses.heed()
         return self._addresses.troubles()
 
-    def addresses(self) -> frozenset[Address]:
+    def addresses(self) -> tuple[Address, ...]:
         """See `Datapath.addresses`."""
-        return frozenset() if self._addresses is None else self._addresses.reached
+        return () if self._addresses is None else self._addresses.reached
+
+    def namespaces_unknown(self) -> int:
+        """See `Datapath.namespaces_unknown`."""
+        return 0 if self._addresses is None else self._addresses.unknown()
 
     def own(self, slot: int) -> Own:
         """See `Datapath.own`."""

@@ -1,6 +1,7 @@
 """Network namespaces of processes: find them, and run something inside."""
 
 import ctypes
+import fcntl
 import os
 import socket
 import struct
@@ -8,12 +9,16 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 T = TypeVar("T")
 CLONE_NEWNET: Final = 0x40000000
 NAMED: Final = Path("/run/netns")
 SO_NETNS_COOKIE: Final = 71
+NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704
+
+Owner = Literal["ours", "root", "user"]
+"""Who rules over a network namespace: the agent's user namespace, or another one that root or a user made."""
 
 
 def processes(cgroup: Path) -> Iterator[int]:
@@ -34,6 +39,30 @@ def namespaces(pids: Iterable[int]) -> dict[int, int]:
             if inode not in found:
                 found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     return found
+
+
+def owner_of(fd: int) -> Owner:
+    """Who rules over the network namespace behind this descriptor. Raises OSError where it is none."""
+    try:
+        users = fcntl.ioctl(fd, NS_GET_USERNS)
+    except PermissionError:  # of a user namespace that is not below ours
+        return "user"
+    try:
+        if os.fstat(users).st_ino == os.stat("/proc/self/ns/user").st_ino:  # noqa: PTH116 - for each namespace
+            return "ours"
+        (uid,) = struct.unpack("=I", fcntl.ioctl(users, NS_GET_OWNER_UID, bytes(4)))
+        return "user" if uid else "root"
+    finally:
+        os.close(users)
+
+
+def owner_at(path: str) -> Owner:
+    """The same of the namespace at this path. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return owner_of(fd)
+    finally:
+        os.close(fd)
 
 
 def inside(fd: int, call: Callable[[], T]) -> T:

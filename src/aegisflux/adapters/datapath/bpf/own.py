@@ -11,6 +11,7 @@ from typing import Final
 from msgspec import Struct
 
 from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf.shares import Share, room
 from aegisflux.wire import layout
 
 Prefix = tuple[int, bytes]
@@ -34,6 +35,7 @@ class OwnMap:
     def __init__(self, fd: int) -> None:
         self._fd = fd
         self._known: dict[int, dict[Prefix, bytes]] = {}
+        self._shares: dict[int, Share] = {}
 
     def read(self) -> None:
         """Look at what the kernel holds: another process may have written or taken away."""
@@ -43,9 +45,11 @@ class OwnMap:
             known[number][bits - layout.OWN_NETNS_BITS, network] = value
         self._known = dict(known)
 
-    def put(self, own: Mapping[int, Iterable[Prefix]]) -> Written:
-        """Make these the own addresses of these namespaces; the others stay as they are."""
-        return Written(without_room=tuple(n for n, wanted in own.items() if not self._put(n, set(wanted))))
+    def put(self, own: Mapping[int, Iterable[Prefix]], share: Share = "root") -> Written:
+        """Make these the own addresses of these namespaces, as far as their share of the map has room; the
+        others stay as they are."""
+        without = [number for number, wanted in own.items() if not self._put(number, set(wanted), share)]
+        return Written(without_room=tuple(without))
 
     def keep_only(self, living: Iterable[int]) -> Written:
         """Take out every other namespace."""
@@ -56,11 +60,20 @@ class OwnMap:
 
     def drop(self, number: int) -> None:
         """Nothing is known of this namespace any more; its marks go first."""
+        self._shares.pop(number, None)
         for prefix in sorted(self._known.pop(number, {})):
             libbpf.delete(self._fd, _key(number, prefix))
 
-    def _put(self, number: int, wanted: set[Prefix]) -> bool:
-        """Whether there was room; where there is none, all of the namespace is taken out."""
+    def _put(self, number: int, wanted: set[Prefix], share: Share) -> bool:
+        """Whether there was room; where there is none, all of the namespace is taken out. What is new is
+        written before the old goes; where both together have no room, it is unknown for that moment."""
+        most = room(share, self._used(share, number))
+        held = self._known.get(number, {})
+        if len(held.keys() | wanted | set(MARKS)) > most:
+            self.drop(number)
+        if len(wanted | set(MARKS)) > most:
+            return False
+        self._shares[number] = share
         known = self._known.setdefault(number, {})
         try:
             for prefix in wanted:
@@ -75,6 +88,12 @@ class OwnMap:
             self.drop(number)
             return False
         return True
+
+    def _used(self, share: Share, but: int) -> int:
+        """Entries of the other namespaces of this share."""
+        return sum(
+            len(known) for n, known in self._known.items() if n != but and self._shares.get(n) == share
+        )
 
     def _write(self, number: int, prefix: Prefix, value: bytes) -> None:
         known = self._known[number]

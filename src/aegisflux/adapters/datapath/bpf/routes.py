@@ -8,15 +8,18 @@ import errno
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Final
 
 from msgspec import Struct
 
+from aegisflux.adapters.datapath.bpf.namespaces import owner_at
 from aegisflux.adapters.datapath.bpf.own import Prefix
+from aegisflux.adapters.datapath.bpf.shares import MOST
 from aegisflux.domain.flow import Own
 from aegisflux.domain.net import Address, Cidr, address_of, masked
+from aegisflux.domain.own_addresses import Standing
 
 SOL_NETLINK, STRICT_CHECK, DUMP_INTERRUPTED = 270, 12, 0x10
 NLM_F_REQUEST, NLM_F_DUMP, NLMSG_ERROR, NLMSG_DONE = 1, 0x300, 2, 3
@@ -28,7 +31,10 @@ HEADER: Final = struct.Struct("=IHHII")
 ADDRESS_HEAD, ROUTE_HEAD = 8, 12
 BUFFER: Final = 1 << 18
 TRIES: Final = 4
-MOST_OWN: Final = 16_384
+EACH, SPARE = 4, 64
+"""Answers for each own prefix that are read: its broadcast address has one too, and each device some."""
+HERE: Final = "/proc/thread-self/ns/net"
+IFA_FLAGS, SECONDARY, DEPRECATED, LOOPBACK_DEVICE = 8, 0x01, 0x20, 1
 MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -36,7 +42,7 @@ class Read(Struct, frozen=True):
     """One namespace's own addresses and prefixes in the 128-bit form; `cut` where there are more than we
     take."""
 
-    addresses: frozenset[bytes] = frozenset()
+    addresses: Mapping[bytes, Standing] = {}
     prefixes: frozenset[Prefix] = frozenset()
     cut: bool = False
 
@@ -50,23 +56,31 @@ class Read(Struct, frozen=True):
         return Own(frozenset(map(address_of, self.addresses)), tuple(sorted(found)))
 
 
-def read_own() -> Read:
-    """The own addresses of the calling thread's namespace. Raises OSError."""
-    addresses: set[bytes] = set()
+class TooMany(Exception):
+    """A namespace has more addresses or routes than are read of it."""
+
+
+def read_own(most: int | None = None) -> Read:
+    """The own addresses of the calling thread's namespace; `cut` where there are more than `most`, which is
+    by default what a namespace of its share may have. Raises OSError."""
+    if most is None:
+        most = MOST["root" if owner_at(HERE) == "ours" else "users"]
+    addresses: dict[bytes, Standing] = {}
     prefixes: set[Prefix] = set()
-    for body in _dump(RTM_GETADDR, RTM_NEWADDR, bytes(ADDRESS_HEAD)):
-        addresses |= {a for a in _address(body) if not _loops((128, a))}
-        if len(addresses) > MOST_OWN:
-            return Read(cut=True)
-    for family in (socket.AF_INET, socket.AF_INET6):
-        ask = struct.pack("=4B4BI", family, 0, 0, 0, TABLE_LOCAL, 0, 0, 0, 0)
-        for body in _dump(RTM_GETROUTE, RTM_NEWROUTE, ask):
-            prefixes |= {
-                p for p in local_prefix(body) if not _loops(p) and (p[0] < 128 or p[1] not in addresses)
-            }
-            if len(addresses) + len(prefixes) > MOST_OWN:
+    try:
+        for body in _dump(RTM_GETADDR, RTM_NEWADDR, bytes(ADDRESS_HEAD), most):
+            addresses |= {a: how for a, how in _address(body).items() if not _loops((128, a))}
+        for family in (socket.AF_INET, socket.AF_INET6):
+            ask = struct.pack("=4B4BI", family, 0, 0, 0, TABLE_LOCAL, 0, 0, 0, 0)
+            for body in _dump(RTM_GETROUTE, RTM_NEWROUTE, ask, most):
+                prefixes |= {
+                    p for p in local_prefix(body) if not _loops(p) and (p[0] < 128 or p[1] not in addresses)
+                }
+            if len(addresses) + len(prefixes) > most:
                 return Read(cut=True)
-    return Read(frozenset(addresses), frozenset(prefixes))
+    except TooMany:
+        return Read(cut=True)
+    return Read(addresses, frozenset(prefixes))
 
 
 def local_prefix(body: bytes) -> set[Prefix]:
@@ -85,16 +99,17 @@ def local_prefix(body: bytes) -> set[Prefix]:
     return {_prefix(cidr)}
 
 
-def _dump(ask: int, answer: int, body: bytes) -> Iterator[bytes]:
+def _dump(ask: int, answer: int, body: bytes, most: int) -> Iterator[bytes]:
     """The bodies of all answers; begun again where the kernel says that it changed meanwhile."""
     for left in reversed(range(TRIES)):
-        found, whole = _dumped(ask, answer, body)
+        found, whole = _dumped(ask, answer, body, EACH * most + SPARE)
         if whole or not left:
             yield from found
             return
 
 
-def _dumped(ask: int, answer: int, body: bytes) -> tuple[list[bytes], bool]:
+def _dumped(ask: int, answer: int, body: bytes, most: int) -> tuple[list[bytes], bool]:
+    """Raises TooMany where there are more answers than `most`: the rest is never read."""
     found: list[bytes] = []
     whole = True
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as s:
@@ -108,8 +123,8 @@ def _dumped(ask: int, answer: int, body: bytes) -> tuple[list[bytes], bool]:
                     return found, whole
                 if kind == answer:
                     found.append(part)
-            if len(found) > MOST_OWN + 1:
-                return found, True
+                    if len(found) > most:
+                        raise TooMany
 
 
 def _is_none(part: bytes) -> bool:
@@ -142,12 +157,25 @@ def _attributes(body: bytes, at: int) -> dict[int, bytes]:
     return values
 
 
-def _address(body: bytes) -> set[bytes]:
+def _address(body: bytes) -> dict[bytes, Standing]:
+    """Nothing, or one address and how good it is for others to call."""
+    if len(body) < ADDRESS_HEAD:
+        return {}
+    _, length, flags, _, device = struct.unpack_from("=4BI", body)
     values = _attributes(body, ADDRESS_HEAD)
+    flags = int.from_bytes(values.get(IFA_FLAGS, bytes([flags])), "little")
     value = values.get(IFA_LOCAL) or values.get(IFA_ADDRESS) or b""
-    if len(value) == 4:
-        return {MAPPED + value}
-    return {value} if len(value) == 16 else set()
+    if len(value) not in (4, 16):
+        return {}
+    if flags & DEPRECATED:
+        standing = Standing.DEPRECATED
+    elif flags & SECONDARY:  # of IPv6: temporary
+        standing = Standing.SECONDARY
+    elif length == 8 * len(value) or device == LOOPBACK_DEVICE:
+        standing = Standing.ALONE
+    else:
+        standing = Standing.PRIMARY
+    return {MAPPED + value if len(value) == 4 else value: standing}
 
 
 def _prefix(cidr: Cidr) -> Prefix:

@@ -1,0 +1,34 @@
+"""Of which own addresses others are told where there are more than a heartbeat has room for."""
+
+import pytest
+
+from aegisflux.domain.net import parse_address
+from aegisflux.domain.own_addresses import MOST_TOLD, Standing, likeliest_first, told
+
+VIPS = {f"10.0.{i >> 8}.{i & 255}": Standing.ALONE for i in range(300)}
+OLD = {f"10.8.0.{i}": Standing.DEPRECATED for i in range(100)}
+TEMPORARY = {f"2001:db8::{i:x}": Standing.SECONDARY for i in range(1, 100)}
+REAL = {"192.168.7.7": Standing.PRIMARY, "fd00::7": Standing.PRIMARY}
+
+
+@pytest.mark.parametrize(
+    ("found", "always", "left"),
+    [
+        (REAL, REAL, 0),
+        (REAL | VIPS, REAL, 302 - MOST_TOLD),
+        (REAL | OLD, REAL, 102 - MOST_TOLD),
+        (REAL | TEMPORARY, REAL, 101 - MOST_TOLD),
+        (REAL | VIPS | {"fe80::1": Standing.PRIMARY, "127.0.0.1": Standing.PRIMARY}, REAL, 302 - MOST_TOLD),
+        (OLD | {"192.168.7.9": Standing.ALONE}, {"192.168.7.9"}, 101 - MOST_TOLD),
+        (TEMPORARY | OLD | {"192.168.7.9": Standing.ALONE}, {"192.168.7.9"}, 200 - MOST_TOLD),
+        ({}, (), 0),
+    ],
+)
+def test_the_likeliest_are_told_and_the_others_counted(found, always, left):
+    """Each of these numbers is below, in the order of addresses, what fills a heartbeat alone."""
+    texts, more = told(likeliest_first({parse_address(text): how for text, how in found.items()}))
+    assert set(always) <= set(texts)
+    assert more == left
+    assert len(texts) == min(MOST_TOLD, len(texts) + more)
+    assert not {"fe80::1", "127.0.0.1"} & set(texts)
+    assert list(texts) == [str(a) for a in sorted(map(parse_address, texts))]
