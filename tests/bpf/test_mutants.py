@@ -216,7 +216,7 @@ OWN = Host(frozenset({TEN}))
 
 def test_the_mutant_that_judges_own_addresses_is_caught() -> None:
     """The kernel knows them by the device (`local`), the hooks by a map: real sockets are in test_sockets."""
-    judged = mutant("        or flow.peer in host.addresses\n", "")
+    judged = mutant("        or host.owns(flow.peer)\n", "")
     with Bench() as bench:
         bench.use(allowed())
         seen = bench.judge(replace(WEB, local=True))
