@@ -6,22 +6,6 @@
 
 #include "govern.h"
 
-static __always_inline void add(struct flow_count *n, const struct view *v, const struct flow_count *one)
-{
-	__u32 at = v->packet_dir & 1;
-
-	__sync_fetch_and_add(&n->packets[at], one->packets[at]);
-	__sync_fetch_and_add(&n->bytes[at], one->bytes[at]);
-	if (one->connections)
-		__sync_fetch_and_add(&n->connections, one->connections);
-	if (n->last_ns < one->last_ns)
-		n->last_ns = one->last_ns;
-	if (one->pid && n->pid != one->pid) {
-		n->start_ns = one->start_ns;
-		n->pid = one->pid;
-	}
-}
-
 /* A connection is counted once: TCP by its socket, UDP where the flow begins. */
 static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, struct state *st)
 {
@@ -52,14 +36,11 @@ static __always_inline __u32 repeated(struct __sk_buff *skb, const struct view *
 
 __noinline int account(struct __sk_buff *skb, const struct view *v, struct state *st)
 {
-	struct flow_count *n, one = {};
+	struct flow_count one = {};
 	struct bpf_sock *sk = skb->sk;
 	struct flow_key key = {};
-	__u32 zero = 0;
-	void *flows;
 
-	flows = bpf_map_lookup_elem(&accounts, &zero);
-	if (!flows || !v || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)))
+	if (!v || v->waits || v->p.malformed || !sk || !(sk = bpf_sk_fullsock(sk)))
 		return 0;
 	key.cgroup = bpf_skb_cgroup_id(skb);
 	__builtin_memcpy(key.local, v->p.local, 16);
@@ -77,16 +58,7 @@ __noinline int account(struct __sk_buff *skb, const struct view *v, struct state
 		one.start_ns = st->start_ns;
 		one.pid = st->pid;
 	}
-	n = bpf_map_lookup_elem(flows, &key);
-	if (!n) {
-		if (!bpf_map_update_elem(flows, &key, &one, BPF_NOEXIST))
-			return 0;
-		n = bpf_map_lookup_elem(flows, &key);
-	}
-	if (n)
-		add(n, v, &one);
-	else
-		count(0, v->slot < SLOT_ROWS ? v->slot : SLOT_NONE, C_LOST_FLOWS);
+	enter(&key, &one);
 	return 0;
 }
 
@@ -128,13 +100,6 @@ __noinline int account_free(struct __sk_buff *skb, struct view *v)
 	v->now = now_ns();
 	v->dir = side_of_free(skb, sk, st, v);
 	return account(skb, v, st);
-}
-
-static __always_inline int is_accounting(void)
-{
-	__u32 zero = 0;
-
-	return !!bpf_map_lookup_elem(&accounts, &zero);
 }
 
 #endif

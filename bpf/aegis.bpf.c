@@ -183,6 +183,14 @@ int aegis_pass_flows(struct __sk_buff *skb)
 	return PASS;
 }
 
+/* Run by the agent before it takes a turn of flows. */
+SEC("cgroup_skb/ingress")
+int aegis_settle(struct __sk_buff *skb)
+{
+	settle_all();
+	return PASS;
+}
+
 SEC("cgroup_skb/ingress")
 int aegis_empty(struct __sk_buff *skb)
 {

@@ -115,7 +115,8 @@ struct view {
 	__u8 hook;
 	__u8 candidate;
 	__u8 remote;		/* the packet uses a device other than loopback */
-	__u8 zero[5];
+	__u8 waits;		/* counted in its flow's record */
+	__u8 zero[4];
 };
 
 /* What can never be denied. */

@@ -20,7 +20,19 @@ struct udp_flow {
 	__u64 last_ns;
 	__u8 initiator;
 	__u8 both;
-	__u8 zero[6];
+	__u8 zero[2];
+	/* what waits to be counted (waiting.h), and as what */
+	__u32 verdict;
+	__u64 counted_ns;
+	__u64 waits_since;	/* 0: nothing waits */
+	__u64 waits_last;
+	__u64 packets[2];
+	__u64 bytes[2];
+	__u64 cgroup;
+	__u32 local[4];
+	__u64 start_ns;
+	__u32 pid;
+	__u32 zero2;
 };
 #define UDP_ONE_WAY_NS 30000000000ULL
 #define UDP_BOTH_WAYS_NS 180000000000ULL

@@ -4,44 +4,9 @@
 #ifndef AEGIS_GOVERN_H
 #define AEGIS_GOVERN_H
 
-#include "flows.h"
 #include "forged.h"
-
-/* Bit i: the socket is inside the cgroup that failsafe rule i is narrowed to. */
-struct narrowing {
-	struct failsafe_list *list;
-	struct bpf_sock *sk;
-	__u32 bits;
-};
-
-static int narrow_step(__u32 i, struct narrowing *n)
-{
-	const struct failsafe_rule *r = &n->list->rules[i & (MAX_FAILSAFE - 1)];
-
-	if (i >= n->list->count)
-		return 1;
-	if (r->cgroup) {
-		__u64 id = bpf_sk_ancestor_cgroup_id(n->sk, r->level);
-		__u64 *name = id ? bpf_map_lookup_elem(&failsafe_cgroups, &id) : 0;
-
-		if (name && *name == r->cgroup)
-			n->bits |= 1U << (i & 31);
-	}
-	return 0;
-}
-
-__noinline int narrow_bits(struct __sk_buff *skb)
-{
-	struct narrowing n = {};
-	__u32 zero = 0;
-
-	n.list = bpf_map_lookup_elem(&failsafes, &zero);
-	n.sk = skb->sk;
-	if (!n.list || !n.list->narrowed || !n.sk || !(n.sk = bpf_sk_fullsock(n.sk)))
-		return 0;
-	bpf_loop(MAX_FAILSAFE, narrow_step, &n, 0);
-	return n.bits;
-}
+#include "narrow.h"
+#include "waiting.h"
 
 __noinline int slot_by_walk(struct __sk_buff *skb)
 {
@@ -94,7 +59,7 @@ __noinline int initiator_by_listener(struct __sk_buff *skb, const struct packet 
 __noinline int judge_candidate(struct view *v, struct state *st, struct udp_flow *f)
 {
 	struct descriptor *d;
-	__u32 index, zero = 0;
+	__u32 index, active, zero = 0;
 	void *inner;
 	__u64 seen;
 
@@ -106,6 +71,7 @@ __noinline int judge_candidate(struct view *v, struct state *st, struct udp_flow
 	if (!d)
 		return 0;
 	seen = v->recorded && st ? st->candidate : f ? f->candidate : 0;
+	active = v->word;
 	if (seen >> W_BITS == d->generation || !judge_flow(v, 1))
 		return 0;
 	if (v->recorded && st)
@@ -116,6 +82,8 @@ __noinline int judge_candidate(struct view *v, struct state *st, struct udp_flow
 	count_word(1, v->slot < MAX_SLOTS ? v->slot : SLOT_NONE, v->word);
 	if (v->word & W_DENY)
 		tell(v);
+	v->candidate = 0;
+	v->word = active;	/* what the packet is counted as */
 	return 0;
 }
 
@@ -200,10 +168,13 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	else if (v->p.proto == P_UDP && !v->p.malformed && !(v->stamp & W_REFUSED) && !(forced & CB_INITIATOR) &&
 		 !is_dhcp(&v->p, v->dir))	/* whoever offers an address begins no flow to be answered */
 		begin_flow(v);
-	if (managed)
-		return conclude(v, st, f);
-	count(0, v->slot, UNMANAGED);
-	return PASS;
+	if (!managed) {
+		count(0, v->slot, UNMANAGED);
+		return PASS;
+	}
+	if (f && is_accounting())
+		v->waits = waits(skb, f, v, st) & 1;
+	return conclude(v, st, f);
 }
 
 /* A call over loopback. From a foreign address its answer would leave the host, to that address, as the

@@ -1,6 +1,8 @@
 """Flows as the kernel counts them, against what was really sent."""
 
 import socket
+import struct
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from aegisflux.adapters.datapath.bpf.traffic import Traffic
 from aegisflux.domain.event import FlowSeen
 from tests.bpf.test_sockets import rules
 from tests.support import probes
-from tests.support.kernel import Kernel
+from tests.support.kernel import HOUR_NS, Kernel, generation_of
 from tests.support.netns import Lab, cgroup_root
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
@@ -225,3 +227,57 @@ def many_peers(count: int) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
         for port in range(1, count + 1):
             s.sendto(b"x", (V4, 20_000 + port))
+
+
+def chat(times: int, sources: tuple[str, ...]) -> int:
+    """One socket, one peer, so many questions with their answers, from one own address after the other."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.bind(("", 7100))
+        s.settimeout(2)
+        answered = 0
+        for i in range(times):
+            info = struct.pack("@I4s4s", 0, socket.inet_aton(sources[i % len(sources)]), bytes(4))
+            s.sendmsg([b"x"], [(socket.IPPROTO_IP, 8, info)], 0, (V4, 5432))
+            answered += s.recv(9) == b"x"
+        return answered
+
+
+@pytest.mark.parametrize("sources", [("10.77.0.2",), ("10.77.0.2", "10.77.0.92")], ids=["one", "two"])
+def test_a_busy_flow_of_datagrams_is_counted_to_the_last(
+    kernel: Kernel, traffic: Traffic, sources: tuple[str, ...]
+) -> None:
+    """Its numbers wait in its own record, and belong to the turn that is taken next."""
+    app = kernel.lab.hosts["app"]
+    for source in sources[1:]:
+        app.run(["ip", "addr", "add", f"{source}/24", "dev", "eth0"])
+    kernel.bind(app.below("svc"), SLOT)
+    kernel.enforce(SLOT, rules(edges=f"{V4}/32 udp 5432", ingress=""))
+    counted: Counter[tuple[str, str]] = Counter()
+    for _ in range(3):
+        assert app.call(chat, 400, sources, cgroup="svc") == 400
+        for flow in drained(traffic):
+            if flow.direction == "egress" and flow.port == 5432:
+                counted[flow.local, "out"] += flow.packets_out
+                counted[flow.local, "in"] += flow.packets_in
+                assert flow.bytes_out == 29 * flow.packets_out
+                assert (flow.verdict, flow.pid > 0) == ("allowed", True)
+                assert 0 < flow.first_ns <= flow.last_ns
+    each = 1200 // len(sources)
+    assert counted == {(source, way): each for source in sources for way in ("out", "in")}
+
+
+def test_a_candidate_that_denies_changes_no_account(kernel: Kernel, traffic: Traffic) -> None:
+    app = kernel.lab.hosts["app"]
+    kernel.bind(app.below("svc"), SLOT)
+    kernel.enforce(SLOT, rules(edges=f"{V4}/32 any 5432"))
+    candidate = kernel.datapath.load(
+        SLOT, "candidate", generation_of(rules(), kernel.datapath.boot_ns() + HOUR_NS, version=2)
+    )
+    kernel.datapath.flip(candidate)
+    try:
+        assert app.call(probes.udp_sendto, V4, 5432, cgroup="svc") == "answered"
+        assert app.call(probes.tcp, V4, 5432, cgroup="svc") == "connected"
+        told = {(f.proto, f.verdict) for f in drained(traffic) if f.direction == "egress"}
+        assert told == {(17, "allowed"), (6, "allowed")}
+    finally:
+        kernel.datapath.remove(SLOT, "candidate")

@@ -20,7 +20,7 @@ from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import cookie, inside, namespaces, processes
 from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
-from aegisflux.adapters.datapath.bpf.pins import Pinned
+from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.adapters.datapath.bpf.watch import Watch
 from aegisflux.domain.errors import AegisError, Unavailable
@@ -34,7 +34,6 @@ from aegisflux.wire import layout
 
 T = TypeVar("T")
 BPFFS: Final = Path("/sys/fs/bpf")
-NO_PACKET: Final = bytes(64)  # what a test run wants at least
 
 
 class BpfDatapath:

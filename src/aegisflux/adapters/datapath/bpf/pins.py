@@ -30,6 +30,10 @@ ORDER: Final = (
 )  # fmt: skip
 MKDIR: Final = "aegis_mkdir"
 CUTTERS: Final = ("aegis_cut_tcp", "aegis_cut_udp")
+SETTLE: Final = "aegis_settle"
+"""Moves what waits in flows' records to the accounts; pinned for who reads these."""
+NO_PACKET: Final = bytes(64)
+"""What a test run wants at least."""
 OBJECT: Final = "aegis.bpf.o"
 FOLDER: Final = "aegisflux"
 CONNTRACK: Final = Path("/sys/kernel/btf/nf_conntrack")
@@ -234,6 +238,9 @@ class Pinned:
             for name in names:
                 if name not in taken:
                     libbpf.pin(self.maps[name], str(self.home / "maps" / name))
+            settle = self.home / SETTLE
+            settle.unlink(missing_ok=True)
+            libbpf.pin(self.programs[SETTLE], str(settle))
         except OSError as err:
             found.close()
             words = libbpf.last_words().splitlines()[-4:]

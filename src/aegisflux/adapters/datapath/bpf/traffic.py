@@ -17,7 +17,7 @@ from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.denied import reason_of
-from aegisflux.adapters.datapath.bpf.pins import erase
+from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, SETTLE, erase
 from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.event import FlowSeen, Verdict
@@ -75,6 +75,7 @@ class Traffic:
         """See `Source.read`: what is left of an earlier turn, else the turn that ends with this call."""
         try:
             if self._entries is None:
+                self._settle()
                 if self._nothing_counted():
                     return Reading((), self._cursor)
                 self._take()
@@ -196,6 +197,14 @@ class Traffic:
         if self._accounts < 0:
             raise OSError(9, "not open")
         return len(self._pinned()) == 1 and libbpf.is_empty(self._counting, w.FLOW_KEY.size)
+
+    def _settle(self) -> None:
+        """Let the kernel count what waits in the records of busy flows (bpf/waiting.h)."""
+        program = libbpf.obj_get(str(self._maps.parent / SETTLE))
+        try:
+            libbpf.run_program(program, NO_PACKET)
+        finally:
+            os.close(program)
 
     def _take(self) -> None:
         """The oldest turn that is not counted in, in an order of its own."""
