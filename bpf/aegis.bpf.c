@@ -105,6 +105,12 @@ int aegis_mkdir(struct bpf_raw_tracepoint_args *ctx)
 	return on_mkdir(ctx);
 }
 
+SEC("raw_tp/cgroup_release")
+int aegis_release(struct bpf_raw_tracepoint_args *ctx)
+{
+	return on_release(ctx);
+}
+
 SEC("iter/tcp")
 int aegis_pass_tcp(struct bpf_iter__tcp *ctx)
 {

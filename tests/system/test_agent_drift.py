@@ -12,7 +12,7 @@ import pytest_asyncio
 
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import FAILSAFE_SIZE
-from aegisflux.adapters.datapath.bpf.pins import MKDIR, ORDER
+from aegisflux.adapters.datapath.bpf.pins import ORDER, TRACEPOINTS
 from aegisflux.wire.layout import LAYOUT
 from support.agent_bench import FORBIDDEN, Bench, content
 from support.agent_process import fleet
@@ -87,7 +87,10 @@ async def test_drift_in_the_kernel_is_repaired(bench, fault):
         fault(bench)
         await eventually(lambda: bench.refused(web), 5)
         await eventually(lambda: _drifted(control))
-        assert set(os.listdir(f"/sys/fs/bpf/aegisflux/{bench.name}/v{LAYOUT}/links")) == {*ORDER, MKDIR}
+        assert set(os.listdir(f"/sys/fs/bpf/aegisflux/{bench.name}/v{LAYOUT}/links")) == {
+            *ORDER,
+            *TRACEPOINTS,
+        }
         await asyncio.sleep(1.2)
         lost = (await control.heartbeat()).loss["drift"]
         await asyncio.sleep(1.2)

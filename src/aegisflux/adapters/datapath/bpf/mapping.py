@@ -89,10 +89,15 @@ class CgroupMap:
         return {path: str(error) for path, error in {**self._unlisted, **self._unbound}.items()}
 
     def bindings(self) -> list[Binding]:
-        """Those that were asked for and that the kernel holds."""
+        """Those that were asked for and that the kernel holds, or took away with a cgroup that is gone."""
         present = self._present()
-        held = (b for b in self._bound.values() if present.get(b.cgroup_id) == b.slot)
+        held = (
+            b for b in self._bound.values() if present.get(b.cgroup_id) == b.slot or not self._is_there(b)
+        )
         return sorted(held, key=lambda b: b.path)
+
+    def _is_there(self, binding: Binding) -> bool:
+        return _number_of(self._root / binding.path.strip("/")) == binding.cgroup_id
 
     def slots(self) -> set[int]:
         """The slots that a cgroup is mapped to, or will be when it is made."""
@@ -213,7 +218,8 @@ class CgroupMap:
             raise OverLimit("cgroups", 16_384, 16_385, f"cgroup {number}: {err.strerror}") from None
 
     def _unbind(self, gone: list[int], total: int) -> bool:
-        """Mappings of removed cgroups stay while sockets may live, unless there are very many."""
+        """Mappings of removed cgroups stay while sockets may live, unless there are very many: the kernel
+        takes them out after the last socket (`on_release`), but not those that were mapped after that."""
         living = self._paths_of_living([number for number in gone if number not in self._dead])
         changed = False
         for number in gone:
@@ -238,9 +244,8 @@ class CgroupMap:
             if (binding := self._bound.get(number)) is None:
                 unknown.append(number)
                 continue
-            path = "/" + binding.path.strip("/")
-            if _number_of(self._root / path[1:]) == number:
-                found[number] = path
+            if self._is_there(binding):
+                found[number] = "/" + binding.path.strip("/")
             else:
                 self._dead.add(number)
         living = _living(self._root) if unknown else {}

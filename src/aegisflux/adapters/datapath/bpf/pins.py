@@ -28,7 +28,8 @@ ORDER: Final = (
     "aegis_create", "aegis_sockops", "aegis_connect4", "aegis_connect6", "aegis_sendmsg4", "aegis_sendmsg6",
     "aegis_egress", "aegis_ingress",
 )  # fmt: skip
-MKDIR: Final = "aegis_mkdir"
+TRACEPOINTS: Final = {"aegis_mkdir": "cgroup_mkdir", "aegis_release": "cgroup_release"}
+"""Programs that hear of cgroups wherever they are made, and of which tracepoint."""
 CUTTERS: Final = ("aegis_cut_tcp", "aegis_cut_udp")
 SETTLE: Final = "aegis_settle"
 """Moves what waits in flows' records to the accounts; pinned for who reads these."""
@@ -168,7 +169,7 @@ class Pinned:
         assert self._object is not None
         try:
             missing = [name for name in self.maps if not (self.home / "maps" / name).exists()]
-            loose = [name for name in (*ORDER, MKDIR) if not self._is_attached(name)]
+            loose = [name for name in (*ORDER, *TRACEPOINTS) if not self._is_attached(name)]
             if (missing or loose) and not may_attach():
                 raise Unavailable("this instance is in panic: its programs are not attached again")
             if missing:
@@ -192,7 +193,7 @@ class Pinned:
             program, cgroup = libbpf.link_info(link)
         finally:
             os.close(link)
-        return program == libbpf.prog_id(self.programs[name]) and (name == MKDIR or cgroup != 0)
+        return program == libbpf.prog_id(self.programs[name]) and (name in TRACEPOINTS or cgroup != 0)
 
     def attached(self) -> list[str]:
         """Names of the links that are pinned."""
@@ -275,11 +276,12 @@ class Pinned:
                 self._attach(name, target)
         finally:
             os.close(target)
-        pin = self.home / "links" / MKDIR
-        pin.unlink(missing_ok=True)
-        link = libbpf.raw_tracepoint("cgroup_mkdir", self.programs[MKDIR])
-        libbpf.pin(link, str(pin))
-        os.close(link)
+        for name, tracepoint in TRACEPOINTS.items():
+            pin = self.home / "links" / name
+            pin.unlink(missing_ok=True)
+            link = libbpf.raw_tracepoint(tracepoint, self.programs[name])
+            libbpf.pin(link, str(pin))
+            os.close(link)
 
     def _attach(self, name: str, target: int) -> None:
         pin = self.home / "links" / name
