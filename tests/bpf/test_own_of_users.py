@@ -13,7 +13,15 @@ from pathlib import Path
 import pytest
 
 from aegisflux.adapters.datapath.bpf import libbpf
-from aegisflux.adapters.datapath.bpf.namespaces import CLONE_NEWNET, cookie, inside, owner_at
+from aegisflux.adapters.datapath.bpf.namespaces import (
+    CLONE_NEWNET,
+    MOST_OF_USERS,
+    cookie,
+    each_namespace,
+    inside,
+    namespaces,
+    owner_at,
+)
 from aegisflux.adapters.datapath.bpf.shares import ENTRIES, FOR_USERS, MARKS_EACH, MOST, MOST_NAMESPACES
 from aegisflux.wire import layout
 from tests.bpf.test_life import governed
@@ -171,6 +179,26 @@ def test_more_namespaces_of_users_than_have_room_push_nobody_out(kernel: Kernel,
     theirs = sum(found[cookie_of(f"/proc/{pid}/ns/net")] for pid in user.pids)
     assert theirs <= FOR_USERS
     knows_soon(kernel, late, "10.66.9.9")
+    takes_few_descriptors(user.pids)
+
+
+def takes_few_descriptors(pids: list[int]) -> None:
+    """However many namespaces users make, the agent has descriptors left; none of root's is left out."""
+    before, most, visited = open_files(), 0, 0
+    for _ in each_namespace(pids):
+        most, visited = max(most, open_files()), visited + 1
+    assert (most, visited, open_files()) == (before + 1, len(pids), before)
+    left: set[int] = set()
+    held = namespaces([*pids, os.getpid()], left)
+    for fd in held.values():
+        os.close(fd)
+    assert len(held) == MOST_OF_USERS + 1
+    assert Path("/proc/self/ns/net").stat().st_ino in held
+    assert len(left) == len(pids) - MOST_OF_USERS
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 def knows_soon(kernel: Kernel, host: Host, address: str) -> None:

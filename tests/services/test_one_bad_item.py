@@ -154,7 +154,7 @@ def test_a_namespace_that_cannot_be_read_leaves_the_others_and_is_counted(monkey
         bad = {fds[8]: struct.error("short"), fds[9]: PermissionError(1, "setns")}
         return [bad.get(fd, [one]) for fd in spaces]
 
-    monkeypatch.setattr(listeners, "namespaces", lambda _: fds)
+    monkeypatch.setattr(listeners, "namespaces", lambda *_: fds)
     monkeypatch.setattr(listeners, "inside_each", inside_each)
     assert listeners._everywhere() == ([one], {8, 9})
 

@@ -18,7 +18,7 @@ from aegisflux.adapters.datapath.bpf.doctor import examine, own_addresses
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
-from aegisflux.adapters.datapath.bpf.namespaces import cookie, inside, namespaces, processes
+from aegisflux.adapters.datapath.bpf.namespaces import cookie, each_namespace, inside, processes
 from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
 from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
@@ -232,19 +232,16 @@ class BpfDatapath:
 
     def _each_namespace(self, slot: int, call: Callable[[], T]) -> list[T]:
         paths = self._need(self._mapping).paths_of(slot)
-        return self._visited(namespaces(pid for path in paths for pid in processes(path)), call)
+        return self._visited((pid for path in paths for pid in processes(path)), call)
 
-    def _visited(self, found: Mapping[int, int], call: Callable[[], T]) -> list[T]:
-        """What each namespace answers; one that cannot be entered (it went, or we may not) is left out."""
+    def _visited(self, pids: Iterable[int], call: Callable[[], T]) -> list[T]:
+        """What each namespace of these processes answers; one that cannot be entered (it went, or we may not)
+        is left out."""
         answers = []
-        try:
-            for fd in found.values():
-                with suppress(OSError):
-                    answers.append(inside(fd, call))
-            return answers
-        finally:
-            for fd in found.values():
-                os.close(fd)
+        for fd in each_namespace(pids):
+            with suppress(OSError):
+                answers.append(inside(fd, call))
+        return answers
 
     def _stamp_existing(self) -> None:
         """Sockets that live at the first attachment existed before; the listeners of their namespace, which
@@ -259,7 +256,7 @@ class BpfDatapath:
                 libbpf.delete(listeners, key)
 
         try:
-            self._visited(namespaces(processes(self._pins.attach)), stamp)
+            self._visited(processes(self._pins.attach), stamp)
         finally:
             control.begin_pass(0)
 

@@ -178,7 +178,7 @@ def _everywhere() -> tuple[list[Socket], set[int]]:
     own = Path("/proc/self/ns/net").stat().st_ino
     found: list[Socket] = []
     unread: set[int] = set()
-    spaces = namespaces(_pids())
+    spaces = namespaces(_pids(), unread)
     try:
         for inode, answer in _answers(own, spaces).items():
             if isinstance(answer, OSError | ValueError | struct.error):

@@ -15,6 +15,7 @@ T = TypeVar("T")
 CLONE_NEWNET: Final = 0x40000000
 NAMED: Final = Path("/run/netns")
 SO_NETNS_COOKIE: Final = 71
+MOST_OF_USERS: Final = 256
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704
 
 Owner = Literal["ours", "root", "user"]
@@ -28,16 +29,44 @@ def processes(cgroup: Path) -> Iterator[int]:
             yield from map(int, (Path(folder) / "cgroup.procs").read_text().split())
 
 
-def namespaces(pids: Iterable[int]) -> dict[int, int]:
-    """An open descriptor of each network namespace that these processes live in, by inode; the caller
-    closes."""
-    found: dict[int, int] = {}
+def each_namespace(pids: Iterable[int]) -> Iterator[int]:
+    """A descriptor of each network namespace that these processes live in, open until the next is asked for:
+    users make more of them than there are descriptors."""
+    seen: set[int] = set()
     for pid in pids:
         path = f"/proc/{pid}/ns/net"
         with suppress(OSError):
             inode = os.stat(path).st_ino  # noqa: PTH116 - there are many, and a Path is slow
-            if inode not in found:
-                found[inode] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            if inode in seen:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            seen.add(inode)
+            try:
+                yield fd
+            finally:
+                os.close(fd)
+
+
+def namespaces(pids: Iterable[int], left: set[int]) -> dict[int, int]:
+    """An open descriptor of each network namespace that these processes live in, by inode; the caller
+    closes. `left` gets those of other user namespaces beyond `MOST_OF_USERS`: they shall not take all
+    descriptors."""
+    found: dict[int, int] = {}
+    of_users = 0
+    for pid in pids:
+        path = f"/proc/{pid}/ns/net"
+        with suppress(OSError):
+            inode = os.stat(path).st_ino  # noqa: PTH116 - there are many, and a Path is slow
+            if inode in found or inode in left:
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            found[inode] = fd
+            if owner_of(fd) == "ours":
+                continue
+            of_users += 1
+            if of_users > MOST_OF_USERS:
+                os.close(found.pop(inode))
+                left.add(inode)
     return found
 
 
