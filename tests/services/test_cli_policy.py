@@ -232,6 +232,31 @@ def test_what_is_no_policy_file_is_refused_wherever_one_is_read(tmp_path, typed,
     assert (status, err in said, "Traceback" in said) == (2, True, False), said
 
 
+def test_a_proposal_that_says_something_else_is_told_and_re_points_nothing(files, typed):
+    file, _ = files(
+        "policy: 1\ngroups:\n  role-1: {hosts: [h1, h2, h3]}\nrules:\n"
+        "  - {name: role-1-to-db, from: role-1, to: db, ports: [tcp/5432]}\n"
+        "  - {name: web-to-db, from: web, to: db, ports: [tcp/5432]}\n"
+    )
+    ways = (("role-1", "db", 5432), ("role-1", "db", 8443), ("web", "db", 5432), ("web", "db", 8443))
+    seen = {"proto": 6, "kind": "", "held": "", "clients": 3, "servers": 1, "days": 7, "connections": 9}
+    rules = [{"client": c, "server": s, "port": port} | seen for c, s, port in ways]
+    members = ["h2", "h3", "h9"]
+    proposal = KEPT_PROPOSAL["proposal"] | {
+        "groups": [{"name": "role-1", "members": members}],
+        "rules": rules,
+    }
+    answers = {"GET /segment/proposals/3": (200, KEPT_PROPOSAL | {"proposal": proposal})}
+    before = file.read_text()
+    status, _, said = typed(("segment", "export", "3", "--into", file), answers)
+    assert status == 1, said
+    assert "1 new rules: role-1-2-to-db" in said
+    assert "differs: group role-1: in the file it is hosts h1, h2, h3" in said
+    assert "differs: web-to-db: proposal also allows tcp/8443" in said
+    assert [line for line in before.splitlines() if line not in file.read_text().splitlines()] == []
+    assert "from: role-1-2" in file.read_text()
+
+
 def test_a_kept_plan_is_shown_again_as_it_was_made(files, typed):
     file, _ = files(GOOD)
     made = typed(("segment", "plan", "--policy", file), plane())

@@ -125,12 +125,14 @@ def export(
     into: Annotated[Path | None, Parameter(help="add what is new to this file; all else of it stays")] = None,
     dry_run: Annotated[bool, Parameter(negative="", help="print the file, and write nothing")] = False,
 ) -> None:
-    """A proposal as a policy file.
+    """A proposal as a policy file. With `--into`, what the file says stays as it is: exit status 1 where the
+    proposal says a group or a rule in another way, each named.
 
     Example: aegisflux segment export 3 > policy.yaml
     """
     import msgspec
 
+    from aegisflux.domain.policy_merge import additions
     from aegisflux.domain.segment.export import policy_of
     from aegisflux.domain.segment.propose import Proposal
     from aegisflux.wire import policyfile, policymerge
@@ -142,12 +144,18 @@ def export(
         document(policyfile.write(policy))
         return
     with wrong(into):
-        text, new = policymerge.merged(text_of(into), policy)
+        before = text_of(into)
+        text, new = policymerge.merged(before, policy)
+        differs = additions(policyfile.read(before), policy).differs
     if dry_run:
         document(text)
     else:
         replaced(into, text.encode())
     say(f"{into}: {len(new)} new rules" + (f": {', '.join(new)}" if new else ""))
+    for words in differs:
+        say(f"differs: {words}")
+    if differs:
+        sys.exit(1)
 
 
 @app.command

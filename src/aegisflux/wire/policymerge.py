@@ -13,7 +13,8 @@ import msgspec
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import Refused
-from aegisflux.domain.policy import Group, Policy, Rule, ends_of
+from aegisflux.domain.policy import Group, Policy, Rule
+from aegisflux.domain.policy_merge import additions
 from aegisflux.wire.policyfile import check_same, dumped_groups, dumped_rules, read, root_of
 from aegisflux.wire.yaml_text import REFUSED, Node
 
@@ -38,13 +39,10 @@ class _New(NamedTuple):
 
 
 def merged(text: str, policy: Policy) -> tuple[str, tuple[str, ...]]:
-    """Return the text with those rules and groups of a policy that it does not name yet, and the names of the
-    new rules; raises as `policyfile.read`, or Refused where nothing can be added."""
+    """Return the text with what a policy adds to it (see `additions`), and the names of the new rules; raises
+    as `policyfile.read`, or Refused where nothing can be added."""
     old, root = read(text), root_of(text)
-    known = {rule.name for rule in old.rules if rule.name}
-    new = tuple(rule for rule in policy.rules if rule.name not in known)
-    named = {end for rule in new for ends in (rule.from_, rule.to) for end in ends_of(ends)}
-    groups = {n: g for n, g in policy.groups.items() if n in named and n not in old.groups}
+    groups, new, _ = additions(old, policy)
     parts = [part for part in (_of_groups(groups), _of_rules(new)) if part.flow]
     # What joins a field that is there ends before a new field begins, also where both are put at one place.
     parts.sort(key=lambda part: part.field not in root.keys)
