@@ -11,9 +11,9 @@ static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, s
 {
 	if (v->p.proto == P_UDP && v->slot < MAX_SLOTS)
 		return !v->live && !(v->word & W_REFUSED);
-	if (!st || st->counted || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
+	if (!st || st->marks & M_COUNTED || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
 		return 0;
-	st->counted = 1;
+	st->marks |= M_COUNTED;
 	return 1;
 }
 
@@ -71,14 +71,14 @@ static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock
 		return INGRESS;
 	if (sk->protocol == P_TCP && st && st->initiator)
 		return (st->initiator - 1) & 1;
-	if (st && st->first)
-		return (st->first - 1) & 1;
+	if (st && st->marks & M_FIRST)
+		return ((st->marks & M_FIRST) - 1) & 1;
 	if (sk->protocol == P_TCP && sk->state != S_SYN_SENT)
 		side = (initiator_by_listener(skb, &v->p) - 1) & 1;
 	else
 		side = v->packet_dir;
 	if (st)
-		st->first = 1 + side;
+		st->marks |= 1 + side;
 	return side;
 }
 

@@ -23,17 +23,26 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 		return PASS;
 	if (st && st->epoch == epoch_of(ctl)) {
 		v.slot = st->slot;
+		v.narrow = st->narrow;
 	} else {
 		v.slot = slot_by_walk(skb);
-		if (!st)
+		v.narrow = narrow_bits(skb);
+		if (!st) {
 			st = bpf_sk_storage_get(&states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
-		if (st)
+			if (st) {
+				st->netns = netns_of(skb);
+				st->marks |= may_have_named_any_source(skb) ? M_ANY_SOURCE : 0;
+			}
+		}
+		if (st) {
 			give_slot(st, v.slot, epoch_of(ctl));
-		else
+			st->narrow = v.narrow;
+		} else {
 			count(0, SLOT_NONE, C_NO_STORAGE);
+		}
 	}
 	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == EGRESS && sk->state == S_SYN_SENT)
-		return judge_call_inside(skb, &v);
+		return judge_call_inside(skb, &v, st);
 	if (v.slot >= MAX_SLOTS || skb->ifindex == 1 || (dir == INGRESS && skb->pkt_type == LOOPED)) {
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		if (v.slot == SLOT_NONE && st && st->initiator)
@@ -99,6 +108,12 @@ int aegis_sockops(struct bpf_sock_ops *ctx)
 	return on_sockops(ctx);
 }
 
+SEC("cgroup/setsockopt")
+int aegis_option(struct bpf_sockopt *ctx)
+{
+	return on_option(ctx) & 1;
+}
+
 SEC("raw_tp/cgroup_mkdir")
 int aegis_mkdir(struct bpf_raw_tracepoint_args *ctx)
 {
@@ -162,6 +177,7 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 		return PASS;
 	}
 	parse(skb, dir, &v.p);
+	v.narrow = narrow_bits(skb);
 	answer = judge_packet(skb, sk, &v, st, ctl, flags | CB_GIVEN);
 	if (is_accounting())
 		account(skb, &v, st);

@@ -138,18 +138,20 @@ struct state {
 	__u64 candidate;
 	__u32 epoch;
 	__u16 slot;
-	__u8 initiator;
-	__u8 counted;		/* its connection is in the accounts */
+	__u16 narrow;		/* bit i: the socket is in the cgroup that failsafe rule i names */
 	__u32 peer[4];
 	__u16 peer_port;
-	__u8 first;		/* who sent first where nothing governs, for accounts: like initiator */
-	__u8 zero;
+	__u8 initiator;
+	__u8 marks;
 	__u32 pid;		/* who made the socket, for accounts; 0: made before them */
 	__u64 netns;		/* cookie of the namespace that the socket was made in; 0: made before us */
 	__u64 start_ns;		/* of the process */
 };
 #define I_LOCAL 1
 #define I_PEER 2
+#define M_FIRST 0x3		/* who sent first where nothing governs, for accounts: like initiator */
+#define M_COUNTED 0x4		/* its connection is in the accounts */
+#define M_ANY_SOURCE 0x8	/* it could, at some time, name a source that is not its host's */
 
 struct control {
 	__u64 generation;	/* the highest that is in force */

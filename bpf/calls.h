@@ -40,7 +40,7 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 		v->p.local_port = sk->src_port;
 		v->p.has_ports = 1;
 	}
-	v->narrow = ~0U;
+	v->narrow = st->narrow;
 	v->now = now_ns();
 	if (v->p.proto == P_UDP && v->p.local_port)
 		v->p.netns = bpf_get_netns_cookie(ctx);
@@ -54,7 +54,7 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	}
 	if (!judge_flow(v, 0))
 		return PASS;
-	/* the first packet need not be judged again; a failsafe's cgroup is not known here, a denial is told there */
+	/* the first packet need not be judged again; a failsafe may depend on its device, a denial is told there */
 	if (v->p.proto == P_TCP && !(v->word & W_DENY) && reason_of(v->word) != FAILSAFE) {
 		record(st, I_LOCAL, &v->p);
 		st->stamp = v->stamp;

@@ -73,9 +73,12 @@ struct rule_search {
 	const struct packet *p;
 	__u32 dir;
 	__u32 port;
-	__u32 found;
+	__u32 found;		/* F_SAFE, F_DEPENDS */
 	__u32 narrow;
 };
+#define F_SAFE 1
+#define F_DEPENDS 2		/* a rule that names a cgroup was asked: another socket may get another answer */
+
 
 static int try_rule(__u32 i, struct rule_search *s)
 {
@@ -90,9 +93,12 @@ static int try_rule(__u32 i, struct rule_search *s)
 		return 0;
 	if (!inside(p->peer, r->net, r->mask))
 		return 0;
-	if (r->cgroup && !(s->narrow >> (i & (MAX_FAILSAFE - 1)) & 1))
-		return 0;
-	s->found = 1;
+	if (r->cgroup) {
+		s->found |= F_DEPENDS;
+		if (!(s->narrow >> (i & (MAX_FAILSAFE - 1)) & 1))
+			return 0;
+	}
+	s->found |= F_SAFE;
 	return 1;
 }
 
@@ -116,7 +122,8 @@ struct view {
 	__u8 candidate;
 	__u8 remote;		/* the packet uses a device other than loopback */
 	__u8 waits;		/* counted in its flow's record */
-	__u8 zero[4];
+	__u8 depends;		/* on the socket's cgroup, beside its slot */
+	__u8 zero[3];
 };
 
 /* What can never be denied. */

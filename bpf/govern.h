@@ -151,7 +151,6 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 		else if (sk->protocol == P_TCP && sk->type == 1)
 			view_tcp(skb, sk->state, v, st, forced);
 	}
-	v->narrow = narrow_bits(skb);
 	managed = judge_flow(v, 0);
 	if (managed && v->word & W_DENY && is_own_all_the_same(skb, v, forced)) {
 		v->word = FAILSAFE;
@@ -179,10 +178,11 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 
 /* A call over loopback. From a foreign address its answer would leave the host, to that address, as the
  * answer of whoever listens. */
-static __always_inline int judge_call_inside(struct __sk_buff *skb, struct view *v)
+static __always_inline int judge_call_inside(struct __sk_buff *skb, struct view *v, const struct state *st)
 {
 	parse(skb, EGRESS, &v->p);
-	v->p.malformed = is_of_foreign_source(skb, &v->p, 0);
+	if (!v->p.malformed && (!st || st->marks & M_ANY_SOURCE) && is_of_foreign_source(skb, &v->p, st))
+		v->p.malformed = 1;
 	if (!v->p.malformed) {
 		count(0, v->slot, FAILSAFE);
 		return PASS;
@@ -203,8 +203,8 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *
 
 	v->now = now_ns();
 	v->expired = !!(forced & CB_EXPIRED);
-	if (!forced && v->packet_dir == EGRESS && begins_something(sk, &v->p) && !is_known_source(sk, st, &v->p))
-		v->p.malformed = is_of_foreign_source(skb, &v->p, st);
+	if (!forced && v->packet_dir == EGRESS && is_suspect(sk, st, &v->p) && is_of_foreign_source(skb, &v->p, st))
+		v->p.malformed = 1;
 	if (!st || !st->initiator || v->p.proto != P_TCP || v->p.malformed || state == S_LISTEN || state == S_CLOSE)
 		return judge_anew(skb, sk, v, st, ctl, forced);
 	inner = bpf_map_lookup_elem(&generations, &v->slot);

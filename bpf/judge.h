@@ -36,12 +36,13 @@ static __always_inline int is_expired(const struct descriptor *d, __u64 now)
 }
 
 /* The verdict apart from lease and liveness. Sets all flags but W_REFUSED. */
-static __always_inline __u32 judge(void *inner, const struct descriptor *d, const struct view *v)
+static __always_inline __u32 judge(void *inner, const struct descriptor *d, struct view *v)
 {
 	__u32 side = v->dir == INGRESS ? W_INGRESS : 0;
-	__u32 found;
+	__u32 found = is_failsafe(v);
 
-	if (is_failsafe(v))
+	v->depends = !!(found & F_DEPENDS);
+	if (found & F_SAFE)
 		return side | FAILSAFE;
 	if (v->p.malformed)
 		return side | W_DENY | MALFORMED;
@@ -120,7 +121,9 @@ __noinline int judge_flow(struct view *v, __u32 role)
 			word = keep_live(d, word, v->before);
 		kept = word;
 		word = finish(d, word, expired);
-		/* under an ended lease it is no cache entry, hence the odd number; a renewal keeps what was kept */
+		/* under an ended lease it is no cache entry, hence the odd number; a renewal keeps what was kept. A
+		 * flow of UDP is of any socket: what depends on this one's cgroup is no entry either */
+		expired |= v->depends && v->p.proto != P_TCP;
 		v->stamp = (d->generation | expired) << W_BITS | (reason_of(kept) == KEPT ? kept : word);
 	} else {
 		v->stamp = d->generation << W_BITS | word;

@@ -5,40 +5,32 @@
 
 #include "identity.h"
 
-/* Bit i: the socket is inside the cgroup that failsafe rule i is narrowed to. */
-struct narrowing {
-	struct failsafe_list *list;
-	struct bpf_sock *sk;
-	__u32 bits;
-};
-
-static int narrow_step(__u32 i, struct narrowing *n)
-{
-	const struct failsafe_rule *r = &n->list->rules[i & (MAX_FAILSAFE - 1)];
-
-	if (i >= n->list->count)
-		return 1;
-	if (r->cgroup) {
-		__u64 id = bpf_sk_ancestor_cgroup_id(n->sk, r->level);
-		__u64 *name = id ? bpf_map_lookup_elem(&failsafe_cgroups, &id) : 0;
-
-		if (name && *name == r->cgroup)
-			n->bits |= 1U << (i & 31);
-	}
-	return 0;
-}
+/* Bit i: the socket is inside the cgroup that failsafe rule i names. With any helper that names an ancestor by
+ * its level, as DEEPEST_MAPPED. */
+#define NARROWED(ancestor_at) ({ \
+	struct failsafe_list *list_; \
+	__u32 bits_ = 0, zero_ = 0, i_; \
+	list_ = bpf_map_lookup_elem(&failsafes, &zero_); \
+	for (i_ = 0; list_ && list_->narrowed && i_ < MAX_FAILSAFE; i_++) { \
+		const struct failsafe_rule *rule_ = &list_->rules[i_]; \
+		__u32 level_ = rule_->level; \
+		__u64 id_, *name_; \
+		if (!rule_->cgroup) \
+			continue; \
+		id_ = ancestor_at; \
+		name_ = id_ ? bpf_map_lookup_elem(&failsafe_cgroups, &id_) : 0; \
+		if (name_ && *name_ == rule_->cgroup) \
+			bits_ |= 1U << i_; \
+	} \
+	bits_; })
 
 __noinline int narrow_bits(struct __sk_buff *skb)
 {
-	struct narrowing n = {};
-	__u32 zero = 0;
+	struct bpf_sock *sk = skb->sk;
 
-	n.list = bpf_map_lookup_elem(&failsafes, &zero);
-	n.sk = skb->sk;
-	if (!n.list || !n.list->narrowed || !n.sk || !(n.sk = bpf_sk_fullsock(n.sk)))
+	if (!sk || !(sk = bpf_sk_fullsock(sk)))
 		return 0;
-	bpf_loop(MAX_FAILSAFE, narrow_step, &n, 0);
-	return n.bits;
+	return NARROWED(bpf_sk_ancestor_cgroup_id(sk, level_));
 }
 
 #endif

@@ -35,14 +35,34 @@ static __always_inline int is_own(struct sock *sk, const struct packet *p)
 	return is_loopback(p) || is_own_address(BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie), p->peer);
 }
 
-static __always_inline __u32 slot_of_sock(struct sock *sk, const struct state *st, const struct control *ctl)
+/* Functions of their own, called with an address: what they need of the stack is free again before judging. */
+__noinline __u32 slot_below(__u64 cgroup)
 {
-	struct cgroup *c;
+	struct cgroup *c = (struct cgroup *)cgroup;
 
-	if (st && st->epoch == epoch_of(ctl))
-		return st->slot;
-	c = BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
 	return DEEPEST_MAPPED(ancestor_id(c, level_));
+}
+
+__noinline __u32 narrow_below(__u64 cgroup)
+{
+	struct cgroup *c = (struct cgroup *)cgroup;
+
+	return NARROWED(ancestor_id(c, level_));
+}
+
+/* The slot of a socket, and which narrowed failsafes hold for it. */
+static __always_inline void place_of(struct sock *sk, const struct state *st, const struct control *ctl, struct view *v)
+{
+	__u64 cgroup;
+
+	if (st && st->epoch == epoch_of(ctl)) {
+		v->slot = st->slot;
+		v->narrow = st->narrow;
+		return;
+	}
+	cgroup = (__u64)BPF_CORE_READ(sk, sk_cgrp_data.cgroup);
+	v->slot = slot_below(cgroup);
+	v->narrow = narrow_below(cgroup);
 }
 
 /* An accepted connection begins after its own SYN; one that we began had its SYN acknowledged beside its data
@@ -61,15 +81,18 @@ static __always_inline int is_accepted(struct sock *sk)
 static __always_inline int stamp_sock(struct sock *sk, struct state *st, const struct control *ctl)
 {
 	struct listener_key key = {.netns = BPF_CORE_READ(sk, __sk_common.skc_net.net, net_cookie)};
-	struct packet p = {};
+	struct view v = {};
 
 	if (st->initiator)
 		return 0;
-	packet_of(sk, &p);
-	key.port = p.local_port;
-	give_slot(st, slot_of_sock(sk, 0, ctl), epoch_of(ctl));
+	packet_of(sk, &v.p);
+	key.port = v.p.local_port;
+	place_of(sk, 0, ctl, &v);
+	give_slot(st, v.slot, epoch_of(ctl));
+	st->narrow = v.narrow;
+	st->netns = key.netns;
 	st->stamp = stamp_unmanaged(ctl);
-	record(st, bpf_map_lookup_elem(&listeners, &key) && is_accepted(sk) ? I_PEER : I_LOCAL, &p);
+	record(st, bpf_map_lookup_elem(&listeners, &key) && is_accepted(sk) ? I_PEER : I_LOCAL, &v.p);
 	return 0;
 }
 
@@ -110,7 +133,7 @@ static __always_inline __u32 pass_tcp(struct bpf_iter__tcp *ctx)
 		return 0;
 	if (ctl->pass_stamp)
 		return stamp_sock(sk, st, ctl);
-	v.slot = slot_of_sock(sk, st, ctl);
+	place_of(sk, st, ctl, &v);
 	if (!st->initiator || v.slot != ctl->pass_slot || v.slot >= MAX_SLOTS)
 		return 0;
 	packet_of(sk, &v.p);
@@ -118,7 +141,6 @@ static __always_inline __u32 pass_tcp(struct bpf_iter__tcp *ctx)
 		return 0;
 	v.p.proto = P_TCP;
 	v.dir = v.packet_dir = (st->initiator - 1) & 1;
-	v.narrow = ~0U;
 	v.now = now_ns();
 	v.live = 1;
 	v.reuse = 1;
@@ -145,14 +167,13 @@ static __always_inline __u32 pass_udp(struct bpf_iter__udp *ctx)
 	if (BPF_CORE_READ(sk, __sk_common.skc_state) != S_ESTABLISHED)
 		return 0;
 	st = bpf_sk_storage_get(&states, up, 0, 0);
-	v.slot = slot_of_sock(sk, st, ctl);
+	place_of(sk, st, ctl, &v);
 	if (v.slot != ctl->pass_slot || v.slot >= MAX_SLOTS)
 		return 0;
 	packet_of(sk, &v.p);
 	if (is_own(sk, &v.p))
 		return 0;
 	v.p.proto = P_UDP;
-	v.narrow = ~0U;
 	v.now = now_ns();
 	f = live_flow(v.slot, &v.p, v.now);
 	if (f) {
@@ -180,12 +201,12 @@ static long pass_flow(void *flows, struct udp_key *key, struct udp_flow *f, __u3
 	v.p.proto = P_UDP;
 	v.slot = *slot;
 	v.dir = v.packet_dir = (f->initiator - 1) & 1;
-	v.narrow = ~0U;
 	v.remote = 1;
 	v.live = 1;
 	v.reuse = 1;
 	v.before = f->stamp;
-	if (v.slot < MAX_SLOTS && judge_flow(&v, 0))
+	/* what depends on a socket's cgroup is judged at the flow's next packet, which has one */
+	if (v.slot < MAX_SLOTS && judge_flow(&v, 0) && !v.depends)
 		f->stamp = v.stamp;
 	return 0;
 }

@@ -4,6 +4,7 @@
 #define AEGIS_RECORD_H
 
 #include "flows.h"
+#include "narrow.h"
 
 /* In the socket's own record: a storage of its own would cost every connection an allocation, and every
  * packet a look-up in memory that nothing else has touched. */
@@ -28,6 +29,7 @@ static __always_inline int on_create(struct bpf_sock *ctx)
 	st = bpf_sk_storage_get(&states, ctx, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (st) {
 		give_slot(st, slot, epoch_of(ctl));
+		st->narrow = NARROWED(bpf_get_current_ancestor_cgroup_id(level_));
 		st->netns = bpf_get_netns_cookie(ctx);
 	} else {
 		count(0, slot, C_NO_STORAGE);

@@ -65,7 +65,7 @@ def sockets(proto: int, states_fd: int) -> Iterator[Found]:
             value = _storage(parts.get(STORAGES, b""))
             if value is not None:
                 fields = STATE.unpack_from(value)
-                found = found._replace(stamp=fields[0], slot=fields[3], initiator=fields[4])
+                found = found._replace(stamp=fields[0], slot=fields[3], initiator=fields[7])
             yield found
 
 

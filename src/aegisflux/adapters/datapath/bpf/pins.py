@@ -23,10 +23,11 @@ BPF_FS_MAGIC: Final = 0xCAFE4A11
 ATTACH: Final = {
     "aegis_ingress": 0, "aegis_egress": 1, "aegis_create": 2, "aegis_sockops": 3,
     "aegis_connect4": 10, "aegis_connect6": 11, "aegis_sendmsg4": 14, "aegis_sendmsg6": 15,
+    "aegis_option": 22,
 }  # fmt: skip
 ORDER: Final = (
-    "aegis_create", "aegis_sockops", "aegis_connect4", "aegis_connect6", "aegis_sendmsg4", "aegis_sendmsg6",
-    "aegis_egress", "aegis_ingress",
+    "aegis_create", "aegis_option", "aegis_sockops", "aegis_connect4", "aegis_connect6", "aegis_sendmsg4",
+    "aegis_sendmsg6", "aegis_egress", "aegis_ingress",
 )  # fmt: skip
 TRACEPOINTS: Final = {"aegis_mkdir": "cgroup_mkdir", "aegis_release": "cgroup_release"}
 """Programs that hear of cgroups wherever they are made, and of which tracepoint."""
