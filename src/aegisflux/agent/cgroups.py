@@ -10,11 +10,12 @@ import errno
 import os
 import struct
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from aegisflux.agent.nested import Nested
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.selectors import root_only
 from aegisflux.domain.text import is_printable, name_bytes
@@ -34,6 +35,7 @@ MAX_DELEGATED: Final = 4096  # cgroups below delegated directories that are look
 MAX_SKIPPED: Final = 1024
 MEMBERS: Final = (b"cgroup.procs", b"cgroup.threads")  # who may write them may move processes
 EVENT: Final = struct.Struct("iIII")
+READ_BYTES: Final = 16_384  # of events at a time: the loop does other work in between
 
 
 def _decoded(raw: bytes) -> str:
@@ -105,6 +107,8 @@ class CgroupTree:
         self._delegated: set[str] = set()
         self._skipped: dict[str, None] = {}
         self._watches: dict[int, str] = {}
+        self._numbers: dict[str, int] = {}
+        self._nested = Nested()
         self._fd = -1
         self._roots = {0, os.geteuid()}
         self.blind = False
@@ -161,6 +165,7 @@ class CgroupTree:
             os.close(self._fd)
             self._fd = -1
             self._watches.clear()
+            self._numbers.clear()
 
     def _at(self, path: str) -> bytes:
         root = os.fsencode(self.root)
@@ -169,7 +174,8 @@ class CgroupTree:
     def _watch(self, path: str) -> bool:
         number = self._libc.inotify_add_watch(self._fd, self._at(path), IN_FLAGS)
         if number >= 0:
-            self._watches[number] = path
+            self._watches[number], self._numbers[path] = path, number
+            self._nested.add(path)
         elif ctypes.get_errno() not in (errno.ENOENT, errno.ENAMETOOLONG):
             self.blind = True
         return int(number) >= 0
@@ -187,8 +193,15 @@ class CgroupTree:
         return all(root_only(one.st_uid, one.st_mode, self._roots) for one in found)
 
     def _read_all(self) -> None:
-        self._tree, self._delegated, self._skipped = {}, set(), {}
-        self._tree = dict(self._walk(""))
+        self._tree, self._delegated, self._skipped, self._nested = {}, set(), {}, Nested()
+        for path in self._numbers:
+            self._nested.add(path)
+        self._take(self._walk(""))
+
+    def _take(self, found: Iterable[tuple[str, int]]) -> None:
+        for path, inode in found:
+            self._tree[path] = inode
+            self._nested.add(path)
 
     def _walk(self, path: str) -> Iterator[tuple[str, int]]:
         """All cgroups below `path` that root named; each is watched before it is read, so that no child is
@@ -230,10 +243,11 @@ class CgroupTree:
     def _skip(self, path: str) -> None:
         if len(self._skipped) < MAX_SKIPPED:
             self._skipped[path] = None
+            self._nested.add(path)
 
     def _readable(self) -> None:
         try:
-            data = os.read(self._fd, 65_536)
+            data = os.read(self._fd, READ_BYTES)
         except BlockingIOError:
             return
         offset, changed = 0, False
@@ -276,8 +290,8 @@ class CgroupTree:
             return False
         if not self._given_by_root(parent):  # the event that says so is on its way
             return self._owner_changed(parent)
-        self._tree[path] = inode
-        self._tree.update(self._walk(path))
+        self._take([(path, inode)])
+        self._take(self._walk(path))
         return True
 
     def _owner_changed(self, path: str) -> bool:
@@ -288,22 +302,22 @@ class CgroupTree:
             return False
         self._forget(path, itself=False)
         self._delegated.discard(path)
-        self._tree.update(self._walk(path))
+        self._take(self._walk(path))
         return True
 
     def _forget(self, path: str, *, itself: bool) -> None:
-        """Take away all below a cgroup, and the cgroup itself."""
-        inside = path + "/" if path else ""
-
-        def gone(kept: str) -> bool:
-            return itself if kept == path else kept.startswith(inside)
-
-        self._tree = {p: inode for p, inode in self._tree.items() if not gone(p)}
-        self._skipped = {p: None for p in self._skipped if not gone(p)}
-        self._delegated = {p for p in self._delegated if not gone(p)}
-        for watch in [n for n, p in self._watches.items() if gone(p)]:
-            self._watches.pop(watch)
-            self._libc.inotify_rm_watch(self._fd, watch)
+        """Take away all below a cgroup, and the cgroup itself; what lies elsewhere is not looked at."""
+        *below, here = self._nested.take(path)
+        if not itself:
+            self._nested.add(path)
+        for gone in (*below, here) if itself else below:
+            self._tree.pop(gone, None)
+            self._skipped.pop(gone, None)
+            self._delegated.discard(gone)
+            number = self._numbers.pop(gone, None)
+            if number is not None and self._watches.get(number) == gone:
+                del self._watches[number]
+                self._libc.inotify_rm_watch(self._fd, number)
 
 
 class FixedCgroups:
