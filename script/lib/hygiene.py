@@ -1,4 +1,5 @@
-"""What the tree may not hold: binaries, back-up files, copied schemas, registry hosts, unfinished work.
+"""What the tree may not hold: binaries, back-up files, copied schemas, registry hosts, unfinished work, and
+patterns that let a line break in.
 
 Prints what it finds; the exit status is 1 then.
 """
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import patterns
 import tree
 
 BINARY_ALLOWED = {".png", ".ico", ".woff2"}
@@ -69,6 +71,7 @@ def main() -> int:
     """Print what is found and return 1 then."""
     paths = tree.files()
     wrong = list(binaries(paths))
+    wrong.extend(patterns.early_ends(paths))
     readable = [path for path in paths if not tree.is_binary(path)]
     for check in (schema_copies, hosts, unfinished):
         wrong.extend(check(readable))

@@ -9,7 +9,7 @@ import msgspec
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.paths import step
 
-_PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`$")
+_PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`\Z")
 _STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[([0-9]+)\]|(\[\.\.\.\])")
 _PLAIN: Final = (
     ("`int`", "an integer"),
@@ -110,4 +110,4 @@ def _expected(text: str) -> str:
     text = text.removeprefix("Expected ").split(", got ")[0]
     for name, plain in _PLAIN:
         text = text.replace(name, plain)
-    return text.replace("`", "")
+    return text.replace("`", "").replace(r"$(?!\\n)'", "$'")  # the guard against a last \n is of Python's $

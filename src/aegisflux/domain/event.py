@@ -26,7 +26,7 @@ IpProto = Annotated[int, Meta(ge=0, le=255)]
 Pid = Annotated[int, Meta(ge=0, le=1 << 31)]
 Direction = Literal["egress", "ingress"]
 Verdict = Literal["allowed", "would block", "blocked", "unknown"]
-BootId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"\A[A-Za-z0-9:._-]+\Z")]
+BootId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9:._-]+$(?!\n)")]
 
 
 class Common(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):

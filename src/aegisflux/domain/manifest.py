@@ -16,8 +16,8 @@ MAX_MANIFEST_BYTES: Final = 1024 * 1024
 MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
 CHUNK_BYTES: Final = 512 * 1024
 
-HostId = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")]
-Digest = Annotated[str, Meta(pattern="^sha256:[0-9a-f]{64}$")]
+HostId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 
 NackReason = Literal[
     "bad_signature",

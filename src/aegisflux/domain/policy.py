@@ -32,7 +32,7 @@ RESERVED: Final = frozenset({FLEET, ANYONE})
 _PORTS: Final = re.compile(r"(tcp|udp|any)(?:/([1-9][0-9]{0,4}))?")
 NUMBERS: Final[dict[Proto, tuple[int, ...]]] = {"tcp": (TCP,), "udp": (UDP,), "any": (TCP, UDP)}
 
-Name = Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)")]
 End = Annotated[str, Meta(min_length=1, max_length=320)]
 Ends = End | Annotated[tuple[End, ...], Meta(min_length=1, max_length=MAX_MEMBERS)]
 PortText = Annotated[str, Meta(max_length=16, description="tcp/443, udp/53, any/53, tcp, udp, any")]
@@ -168,6 +168,8 @@ def _check_ends(rule: Rule, path: str) -> None:
 
 
 def _check_end(end: str, path: str) -> None:
+    if not end.isprintable():
+        raise Invalid(path, "an end in which every character can be seen", end)
     cidr_of(end, path)
     kind, colon, rest = end.partition(":")
     if kind == "label" and colon and not re.fullmatch(r"[^=]+=.*", rest):

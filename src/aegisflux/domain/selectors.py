@@ -26,7 +26,7 @@ MAX_PATH: Final = 253  # bytes of a path that the kernel knows before it exists 
 MAX_DEPTH: Final = 31  # components of a path: the kernel looks no deeper (bpf/aegis_maps.h: MAX_DEPTH)
 DEFAULT_SLICE: Final = "system.slice"
 UNIT_SLICES: Final = (DEFAULT_SLICE, "machine.slice")
-_UNIT_SUFFIX: Final = re.compile(r"\.(service|socket|slice|scope|mount|timer|swap)$")
+_UNIT_SUFFIX: Final = re.compile(r"\.(service|socket|slice|scope|mount|timer|swap)\Z")
 _WITH_PROCESSES: Final = (".service", ".socket", ".scope", ".mount", ".swap")
 _OTHERS_WRITE: Final = 0o022
 # systemd puts "_" before names that the kernel uses itself (cg_escape in its cgroup-util.c)

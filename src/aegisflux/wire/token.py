@@ -21,7 +21,7 @@ CA_PATH: Final = "/api/v1/enroll/ca"
 MAX_TOKEN_CHARS: Final = 2048
 PREFIX: Final = "aegis1."
 
-Hex256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Hex256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
 
 class EnrollToken(Struct, frozen=True):

@@ -35,7 +35,7 @@ SKIPPED: Final = frozenset(
 )
 HIDDEN: Final = (".conda", ".local", ".pyenv", ".venv", ".virtualenv")
 # not counted as depth: ~/.local/share/uv/tools/black
-TOOLS: Final = re.compile(r"/\.local(?:/share(?:/pipx(?:/venvs)?|/uv(?:/tools)?)?)?$")
+TOOLS: Final = re.compile(r"/\.local(?:/share(?:/pipx(?:/venvs)?|/uv(?:/tools)?)?)?\Z")
 LOCAL_KINDS: Final = frozenset((
     "bcachefs", "btrfs", "erofs", "ext2", "ext3", "ext4", "f2fs", "jfs", "overlay", "ramfs", "reiserfs",
     "squashfs", "tmpfs", "xfs", "zfs",

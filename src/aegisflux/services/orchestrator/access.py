@@ -6,8 +6,10 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.roles import ROLES, Principal, Role
+from aegisflux.domain.text import is_printable
 from aegisflux.runtime.access import Bearers, hashed, new_token
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.wire.subjects import host_token
 
 
 class NewToken(Struct, frozen=True):
@@ -54,6 +56,10 @@ class Access:
             raise Invalid("role", " or ".join(ROLES), role)
         if (role == "source") != (host_id is not None):
             raise Invalid("host_id", "a host for the role source, and only for it", host_id)
+        if host_id is not None:
+            host_token(host_id)
+        if not name or not is_printable(name):
+            raise Invalid("name", "a name in which every character can be seen", name)
         token, now = new_token(), self._core.now()
         expires = now + ttl_seconds if ttl_seconds else None
         number = secrets.token_hex(6)

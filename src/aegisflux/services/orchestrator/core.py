@@ -19,7 +19,7 @@ from aegisflux.services.orchestrator.prepare import Workshop
 
 CLASH_SECONDS: Final = 60.0  # heartbeats of both come every few seconds
 MAX_TROUBLES: Final = 16
-Words = Annotated[str, Meta(max_length=1000, pattern=r"^[^\u0000-\u001f\u007f]*$")]
+Words = Annotated[str, Meta(max_length=1000, pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$(?!\n)")]
 """What somebody says for the history: one line."""
 
 

@@ -13,6 +13,7 @@ from msgspec import Meta, Struct
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import Direction
 from aegisflux.domain.manifest import HostId
+from aegisflux.domain.policy import Name
 from aegisflux.domain.roles import Role
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.runtime.access import needs, who
@@ -29,7 +30,7 @@ from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceSta
 
 Handler = Request[Any, Any, Any]
 ServiceNumber = Annotated[int, Parameter(ge=0, le=2**32 - 1, description="the service's number")]
-PRINTABLE = r"^[^\u0000-\u001f\u007f]+$"
+PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$(?!\n)"
 VersionNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Targets = Annotated[
     list[str] | None,
@@ -70,7 +71,7 @@ class RollbackRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class ServiceRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """A service; without `id` it gets the next free number."""
 
-    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9._-]{0,62}$")]
+    name: Name
     id: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     selectors: Annotated[list[str], Meta(max_length=32)] = []
     host_labels: dict[str, str] = {}
@@ -80,7 +81,7 @@ class HostTokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Labels that the host is to have; `host_id` binds the token to one name."""
 
     labels: dict[str, str] = {}
-    host_id: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,62}$")] | None = None
+    host_id: HostId | None = None
     ttl_seconds: Annotated[int, Meta(ge=1, le=3600)] = 3600
 
 

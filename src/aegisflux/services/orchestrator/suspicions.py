@@ -16,7 +16,7 @@ class Suspicion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     suspicious: bool
     detail: Words = ""
-    finding: Annotated[str, Meta(max_length=128, pattern="^[A-Za-z0-9._:-]*$")] = ""
+    finding: Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9._:-]*$(?!\n)")] = ""
 
 
 class Suspicions:

@@ -25,7 +25,7 @@ SERVICE = "segmenter"
 Number = Annotated[int, Parameter(ge=1, le=2**62)]
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="rows a page")]
 Before = Annotated[int, Parameter(ge=1, le=2**62, description="only those below this number")]
-OperationId = Annotated[str, Parameter(pattern="^[0-9a-f]{16}$")]
+OperationId = Annotated[str, Parameter(pattern=r"^[0-9a-f]{16}$(?!\n)")]
 
 
 class Approval(Struct, frozen=True, forbid_unknown_fields=True):

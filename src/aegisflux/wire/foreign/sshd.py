@@ -54,7 +54,7 @@ TRIES: Final = ((ACCEPTED, True), (FAILED, False), (INVALID, False), (EXCEEDED, 
 ENDED: Final = re.compile(
     r"(?:Connection (?:closed|reset) by|Disconnected from|Received disconnect from|Disconnecting)"
     r"(?: (?:authenticating |invalid )?user (?P<user>.*))?"
-    r" (?P<address>(?=[0-9a-fA-F]*[.:])[0-9a-fA-F.:]*[0-9a-fA-F])(?: port (?P<port>[0-9]{1,5}))?(?=[ :]|$).*"
+    r" (?P<address>(?=[0-9a-fA-F]*[.:])[0-9a-fA-F.:]*[0-9a-fA-F])(?: port (?P<port>[0-9]{1,5}))?(?=[ :]|\Z).*"
 )
 
 
