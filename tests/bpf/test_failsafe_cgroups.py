@@ -1,6 +1,7 @@
 """A failsafe rule that names a cgroup follows its path: through restarts, before it exists, with no agent."""
 
 import os
+import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -140,3 +141,59 @@ def test_below_a_directory_of_somebody_else_nothing_is_exempt(lab: Lab, agent: b
         if agent:
             kernel.datapath.mend()
         assert reached(lab) != "connected"
+
+
+def send_from(port: int, peer: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        s.settimeout(0.5)
+        s.bind(("", port))
+        return probes.word(lambda: str(s.sendto(b"hi", (peer, PORT))) and s.recv(9).decode())
+
+
+def narrowed(kernel: Kernel, cgroup: str, proto: str) -> Host:
+    """`all` may call nobody; the failsafe lets one cgroup call port 6000."""
+    app, db = kernel.lab.hosts["app"], kernel.lab.hosts["db"]
+    kernel.served(db, "server", probes.echo_argv(PORT))
+    for name in ("all/ok", "all/bad", "other"):
+        app.below(name)
+    kernel.bind(app.below("all"), SLOT)
+    path = "/" + str((app.cgroup / cgroup).relative_to(cgroup_root()))
+    kernel.datapath.failsafe([FailsafeRule("egress", proto, PORT, None, path)], None)
+    return app
+
+
+def test_a_flow_that_a_cgroup_may_have_is_none_of_another_cgroup(lab: Lab) -> None:
+    """The flow is of the service; the exemption is of the cgroup."""
+    with Kernel(lab) as kernel:
+        app = narrowed(kernel, "all/ok", "udp")
+        kernel.enforce(SLOT, rules(deny="10.77.0.0/24 any 0 egress", ingress=""))
+        assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/bad") == "EPERM"
+        assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/ok") == "hi"
+        assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/bad") == "EPERM"
+        assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/ok") == "hi"
+
+
+@pytest.mark.parametrize("established", ["keep", "cut"])
+def test_a_failsafe_of_another_cgroup_keeps_no_live_connection(lab: Lab, established: str) -> None:
+    with Kernel(lab) as kernel:
+        app = narrowed(kernel, "other", "any")
+        kernel.enforce(SLOT, rules(edges="10.77.0.3/32 any 6000"))
+        with kernel.talk(app, "all/bad", "10.77.0.3", PORT) as talk:
+            assert talk.say("a") == "a"
+            assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/bad") == "hi"
+            kernel.enforce(SLOT, rules(deny="10.77.0.0/24 any 0 egress", established=established))
+            assert talk.say("b") is None
+            assert app.call(send_from, 5555, "10.77.0.3", cgroup="all/bad") == "EPERM"
+        assert app.call(probes.tcp, "10.77.0.3", PORT, cgroup="all/bad") == "EPERM", (
+            "at once, not by a time-out"
+        )
+
+
+def test_a_live_connection_of_the_cgroup_itself_is_kept(lab: Lab) -> None:
+    with Kernel(lab) as kernel:
+        app = narrowed(kernel, "all/ok", "any")
+        kernel.enforce(SLOT, rules(edges="10.77.0.3/32 any 6000"))
+        with kernel.talk(app, "all/ok", "10.77.0.3", PORT) as talk:
+            assert talk.say("a") == "a"
+            kernel.enforce(SLOT, rules(deny="10.77.0.0/24 any 0 egress", established="cut"))
+            assert talk.say("b") == "b"

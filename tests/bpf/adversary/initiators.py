@@ -27,6 +27,8 @@ from tests.support.unprivileged import MARK, Packet, Seen
 INET6 = socket.AF_INET6
 IPV6_FREEBIND, IP_FREEBIND, IP_TRANSPARENT, IP_RETOPTS = 78, 15, 19, 7
 IPV6_PKTINFO, IPV6_RTHDR, IPV6_2292RTHDR, FLOWLABEL_MGR, FLOWINFO_SEND = 50, 57, 5, 32, 33
+UDP_CORK = 1
+PING = {"net/ipv4/ping_group_range": "0 65534"}
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 PAIR = b"""link add v0 type veth peer name v1
 addr add 10.77.0.2/24 dev v0
@@ -74,6 +76,46 @@ def foreign_source(*, forgets: bool) -> str:
         if forgets:
             s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 0)
         return str(s.sendto(MARK, (PAL6, 5432)))
+
+
+def packet_info(address: str) -> list[tuple[int, int, bytes]]:
+    info = socket.inet_pton(INET6, address) + struct.pack("@I", 0)
+    return [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, info)]
+
+
+def corked_with_a_foreign_source(times: int = 1) -> str:
+    """The source is chosen while the option is on, and the datagram leaves when it is off."""
+    with udp(INET6) as s:
+        for _ in range(times):
+            s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+            s.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 1)
+            s.sendmsg([MARK], packet_info(DB6), 0, (PAL6, 5432))
+            s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 0)
+            s.setsockopt(socket.IPPROTO_UDP, UDP_CORK, 0)
+        return "sent"
+
+
+def held_back_with_a_foreign_source() -> str:
+    with udp(INET6) as s:
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        s.sendmsg([MARK], packet_info(DB6), socket.MSG_MORE, (PAL6, 5432))
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 0)
+        return str(s.sendto(MARK, (PAL6, 5432)))
+
+
+def light_datagram_from_a_foreign_source() -> str:
+    """UDP-Lite is another protocol than UDP."""
+    with udp(INET6, proto=136) as s:
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        s.bind((DB6, 4013))
+        return str(s.sendto(MARK, (PAL6, 5432)))
+
+
+def ping_from_a_foreign_source() -> str:
+    with udp(INET6, proto=58) as s:
+        s.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+        s.bind((DB6, 0))
+        return str(s.sendto(bytes([128, 0, 0, 0, 0, 1, 0, 1]) + MARK, (PAL6, 0)))
 
 
 def as_db(seen: Seen) -> list[Packet]:
@@ -269,6 +311,13 @@ TRICKS = {
     "own multicast, looped back, from the peer by IPV6_PKTINFO": Trick(looped_multicast_by_packet_info),
     "a foreign source": Trick(lambda: foreign_source(forgets=False), leak=as_db),
     "a foreign source, IPV6_FREEBIND off again": Trick(lambda: foreign_source(forgets=True), leak=as_db),
+    "a foreign source, corked until IPV6_FREEBIND is off": Trick(corked_with_a_foreign_source, leak=as_db),
+    "the same over and over": Trick(lambda: corked_with_a_foreign_source(4), leak=as_db),
+    "a foreign source, held back until IPV6_FREEBIND is off": Trick(
+        held_back_with_a_foreign_source, leak=as_db
+    ),
+    "a foreign source of UDP-Lite": Trick(light_datagram_from_a_foreign_source, leak=as_db),
+    "a foreign source of a ping socket": Trick(ping_from_a_foreign_source, leak=as_db, sysctls=PING),
     "own IPv4 multicast from the peer's address": Trick(looped_ipv4_from_a_foreign_source),
     "IP_TRANSPARENT": Trick(transparent_source),
     "own broadcast, looped back": Trick(looped_broadcast),
