@@ -122,13 +122,22 @@ def old(name):
     return Inventory(FLEET.services | {name: ServicePlace(9, ("h2",))}, HOSTS)
 
 
-@pytest.mark.parametrize("name", ["10.0.0.7", "10.0.0.0.1", "443", "tcp", "fleet", "1e5", "true"])
+@pytest.mark.parametrize(
+    "name", ["10.0.0.7", "fd00::7", "fleet", "anyone", "10.0.0.0/8", "10.0.0.0.1", "host:h1"]
+)
 def test_a_service_that_has_such_a_name_is_reported_and_no_rule_means_it(name):
     fine = Policy(policy=1, rules=(Rule(from_="web", to="db", ports=("tcp/5432",)),))
     assert compile_policy(fine, old(name))
     assert ("ambiguous_name", f"service {name}") in [(one.kind, one.about) for one in lint(fine, old(name))]
-    with pytest.raises(Invalid, match=r"which is .* too; rename it|expected an IPv4"):
+    with pytest.raises(Invalid, match=r"which is .* too; rename it"):
         compile_policy(Policy(policy=1, rules=(Rule(from_=name, to="db", ports=("tcp/1",)),)), old(name))
+
+
+@pytest.mark.parametrize("name", ["443", "tcp", "all", "to", "1e5", "true"])
+def test_one_that_has_a_name_which_no_rule_can_mean_otherwise_is_reported_and_goes_on(name):
+    named = Policy(policy=1, services=("web",), rules=(Rule(from_="web", to=name, ports=("tcp/1",)),))
+    assert [edge.dst_cidr for edge in compile_policy(named, old(name))["web"].edges] == ["10.0.0.2/32"]
+    assert ("ambiguous_name", f"service {name}") in [(one.kind, one.about) for one in lint(named, old(name))]
 
 
 def nothing(*rules, **more):

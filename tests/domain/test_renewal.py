@@ -2,8 +2,18 @@
 
 import pytest
 
+from aegisflux.domain.net import parse_address
 from aegisflux.domain.policy import Group, Policy
-from aegisflux.domain.renewal import ALWAYS, HOUR, HOURLY, SETTLED_SECONDS, delta, stopped, without_gone
+from aegisflux.domain.renewal import (
+    ALWAYS,
+    HOUR,
+    HOURLY,
+    SETTLED_SECONDS,
+    delta,
+    stopped,
+    told,
+    without_gone,
+)
 from aegisflux.domain.snapshot import from_builtins
 
 
@@ -36,6 +46,56 @@ def test_what_is_too_much_is_stopped_and_says_why(case):
     before, after, quiet, renewals, said = CASES[case]
     why = stopped(delta(before, after), quiet, renewals, 1000.0)
     assert (said in why, bool(why)) == (True, bool(said))
+
+
+CUTS = {
+    "all of one": ((1,), (), (1,), "1 of 1 allows from hosts that are still enrolled, expected at most 0"),
+    "all of three": ((1, 2, 3), (), (1, 2, 3), "3 of 3 allows from hosts that are still enrolled"),
+    "more than half": ((1, 2, 3, 4), (1,), (1, 2, 3, 4), "3 of 4 allows from hosts that are still enrolled"),
+    "half": ((1, 2, 3, 4), (1, 2), (1, 2, 3, 4), ""),
+    "half of an odd number": ((1, 2, 3), (1,), (1, 2, 3), "2 of 3 allows from hosts that are still enrolled"),
+    "one of two": ((1, 2), (1,), (1, 2), ""),
+    "a service of one host moves": ((1,), (2,), (1, 2), ""),
+    "two of two move": ((1, 2), (3, 4), (1, 2, 3, 4), "2 of 2 allows from hosts that are still enrolled"),
+    "all hosts left": ((1, 2, 3), (), (), ""),
+    "hosts left, and one is cut": ((1, 2, 3), (), (3,), "1 of 3 allows from hosts that are still enrolled"),
+    "most left": ((1, 2, 3, 4), (4,), (4,), ""),
+}
+
+
+@pytest.mark.parametrize("case", CUTS)
+def test_a_small_policy_does_not_lose_what_hosts_that_are_there_need(case):
+    before, after, fleet, said = CUTS[case]
+    addresses = {parse_address(f"10.0.0.{host}") for host in fleet}
+    why = stopped(delta(snapshot(*before), snapshot(*after), addresses), 99, [], 1000.0)
+    assert (said in why, bool(why)) == (True, bool(said))
+    assert not why or why.endswith(": plan again")
+
+
+def test_what_is_written_as_one_prefix_is_no_cut():
+    both = from_builtins(
+        {
+            "version": 1, "service_id": 7, "ttl_seconds": 600,
+            "edges": [{"dst_cidr": "10.0.0.2/31", "proto": "tcp", "port": 443}],
+        }
+    )  # fmt: skip
+    fleet = {parse_address("10.0.0.2"), parse_address("10.0.0.3")}
+    assert (delta(snapshot(2, 3), both, fleet).cut, delta(both, snapshot(2), fleet).cut) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("said", "parts", "held", "next_"),
+    [
+        ("promoted", [], [], "promoted"),
+        ("promoted", [], ["a", "b"], "not renewed: a; b"),
+        ("not renewed: a", [], [], "in force as its policy says"),
+        ("renewal of db waits: b", [], [], "in force as its policy says"),
+        ("renewed: the fleet has changed; not renewed: a", [], [], "in force as its policy says"),
+        ("promoted", ["renewal of db waits: b"] * 2, ["a"], "renewal of db waits: b; not renewed: a"),
+    ],
+)
+def test_the_rollout_says_what_was_done_and_what_is_held(said, parts, held, next_):
+    assert told(said, parts, held) == next_
 
 
 def test_what_comes_and_goes_is_named():

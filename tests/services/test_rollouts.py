@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 import pytest
 import pytest_asyncio
+from msgspec import structs
 from tests.support.control import WHO, body
 from tests.support.engines import eventually
 from tests.support.rollouts import APPROVER, GATE, Tables, modes, running_fleet, running_world
@@ -14,7 +15,10 @@ from tests.support.rollouts import APPROVER, GATE, Tables, modes, running_fleet,
 from aegisflux.domain import renewal
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.guardrails import OPEN, Limits
+from aegisflux.domain.manifest import ServiceReport
+from aegisflux.domain.policy_compile import ServicePlace
 from aegisflux.domain.roles import Principal
+from aegisflux.runtime import places
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.panic import PanicRequest
@@ -359,6 +363,51 @@ async def test_a_policy_in_force_stays_true_as_hosts_come_and_go(fleet, monkeypa
     last = await orchestrator.views.one(fleet.service, 3)
     assert msgspec.json.decode(last.snapshot)["edges"] == msgspec.json.decode(first.snapshot)["edges"]
     assert (await fleet.rollouts.one(number)).rollout.run.stage == "promoted"
+
+
+async def test_an_upgrade_takes_no_host_away_that_is_a_member_by_report_alone(fleet, monkeypatch):
+    """Before ADR 28 a report was as good as a label; what was promoted then stays in force as it is."""
+    plane, other = fleet.plane, 900_000 + fleet.service
+    orchestrator, db = plane.orchestrator, f"db{fleet.service}"
+    await orchestrator.registry.put(other, db, ["unit:db.service"], {}, WHO)
+    reported = ServiceReport(other, "pending", cgroups=("system.slice/db.service",))
+    for host in fleet.hosts[1:3]:
+        agent = fleet.agents[host]
+        monkeypatch.setattr(
+            agent,
+            "send",
+            lambda beat, send=agent.send: send(structs.replace(beat, services=(*beat.services, reported))),
+        )
+
+    async def members():
+        return sum(row["service_id"] == other for row in await plane.store.rows("all_running"))
+
+    async def until(count):
+        async def seen():
+            return await members() == count
+
+        await eventually(seen)
+
+    await until(2)
+    with monkeypatch.context() as before:
+        before.setattr(places, "ServicePlace", lambda i, hosts, v, _=(): ServicePlace(i, hosts, v))
+        rule = f"{{from: s{fleet.service}, to: {db}, ports: [tcp/5432]}}"
+        told = await fleet.promoted(rules=f"\n  - {rule}\nservices: [s{fleet.service}]")
+    monkeypatch.setattr(renewal, "SETTLED_SECONDS", 0.0)
+
+    async def reason():
+        await orchestrator.renewals.look()
+        return (await fleet.rollouts.one(told.rollout.id)).rollout.run.reason
+
+    first, second = fleet.hosts[1:3]
+    assert await reason() == (
+        f"not renewed: hosts {first}, {second} run {db} by report alone; give {db} host_labels and plan again"
+    )
+    assert await orchestrator.views.one(fleet.service, 1)
+    with pytest.raises(NotFound):
+        await orchestrator.views.one(fleet.service, 2)
+    listed = {row.id: row for row in await fleet.rollouts.all(1 << 60, 50)}
+    assert listed[told.rollout.id].run.reason.startswith("not renewed: ")
 
 
 async def test_only_an_approver_skips_the_evidence(fleet):

@@ -161,6 +161,12 @@ def list_services(*, output: Output = "table") -> None:
     show(found, output, ("id", "name", "selectors", "host_labels"))
     names = {f"service {row['id']}": row["name"] for row in found}
     _remark(names, {f"service {row['id']}": row["host_labels"] for row in found})
+    for row in found:
+        if not row["host_labels"]:
+            say(
+                f"warning: service {row['id']} ({row['name']}) has no host_labels: no new allow of others "
+                "names hosts that report it; give it host_labels"
+            )
 
 
 def _remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:

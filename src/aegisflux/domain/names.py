@@ -2,8 +2,8 @@
 
 Where a policy may name a service it may also write an address, a CIDR or a keyword. A service that is called
 `10.0.0.1`, or a label `tcp/443`, would make a rule mean something else than its reader thinks, so that no
-such name is given any more. What has one already keeps it: it is reported, and a rule that names it is
-refused.
+such name is given any more. What has one already keeps it and is reported; a rule
+that names it means it, and is refused where the same word is an end by itself, such as `fleet`.
 """
 
 import re

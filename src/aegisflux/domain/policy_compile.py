@@ -14,14 +14,14 @@ Two services on one host share its addresses: who lets one of them in lets in bo
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import product
 from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from aegisflux.domain.errors import Invalid, NotFound, OverLimit
+from aegisflux.domain.errors import AegisError, Invalid, NotFound, OverLimit
 from aegisflux.domain.names import literal_of
 from aegisflux.domain.net import Address, Cidr, masked, parse_address
 from aegisflux.domain.policy import ANYONE, FLEET, Policy, Port, Rule, cidr_of, ends_of, ports_of
@@ -78,14 +78,13 @@ class Place(NamedTuple):
 class Places:
     """Ends of a policy, looked up in an inventory; each once."""
 
-    def __init__(self, policy: Policy, inventory: Inventory) -> None:
+    def __init__(self, policy: Policy, inventory: Inventory, *, strict: bool = True) -> None:
         self._policy, self._inventory = policy, inventory
         self._known: dict[str, Place] = {}
         self._prefixes: dict[tuple[str, bool], tuple[Cidr, ...]] = {}
         self._reached: dict[str, Mapping[str, frozenset[int]]] = {}
-        for name in policy.groups:
-            if name in inventory.services:
-                raise Invalid(f"groups.{name}", "a name that no registered service has", name)
+        for name in policy.groups if strict else ():
+            self._check_group(name)
 
     @cached_property
     def fleet(self) -> frozenset[Address]:
@@ -197,10 +196,13 @@ class Places:
 
     def _of(self, end: str, path: str) -> Place:
         inventory, policy = self._inventory, self._policy
-        if end in inventory.services and (kind := literal_of(end)):
+        if end in inventory.services and _is_end(end):
+            kind = literal_of(end) or "an end of rules"
             raise Invalid(
                 path, f"what is one thing: a service has this name, which is {kind} too; rename it", end
             )
+        if end in policy.groups:
+            self._check_group(end)
         if end == FLEET:
             return Place(frozenset(inventory.hosts))
         if end == ANYONE:
@@ -223,6 +225,10 @@ class Places:
             return Place(self._labelled({name: value}))
         raise NotFound(f"{path}: no service, group or kind of end is named {end!r}")
 
+    def _check_group(self, name: str) -> None:
+        if name in self._inventory.services:
+            raise Invalid(f"groups.{name}", "a name that no registered service has", name)
+
     def _host(self, host: str, path: str) -> str:
         if host not in self._inventory.hosts:
             raise NotFound(f"{path}: host {host!r} is not enrolled")
@@ -235,6 +241,16 @@ class Places:
         return frozenset(
             host for host, place in self._inventory.hosts.items() if wanted <= place.labels.items()
         )
+
+
+def _is_end(text: str) -> bool:
+    """Whether a rule may say this and mean no name: a service of this name is not meant for sure."""
+    if text in (FLEET, ANYONE) or text.startswith(("host:", "label:")):
+        return True
+    try:
+        return cidr_of(text, "") is not None
+    except Invalid:  # it looks like an address, and is a wrong one
+        return True
 
 
 def governed(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
@@ -291,26 +307,42 @@ EDGE: Final = ("allow", "egress")
 INGRESS: Final = ("allow", "ingress")
 
 
-def compile_policy(policy: Policy, inventory: Inventory) -> dict[str, MapSnapshot]:
+def compile_policy(
+    policy: Policy, inventory: Inventory, stuck: Callable[[int, AegisError], None] | None = None
+) -> dict[str, MapSnapshot]:
     """The canonical snapshot of each governed service, by name; raises NotFound, Invalid or OverLimit by the
-    path of the rule. The same policy and inventory give the same snapshots."""
-    places = Places(policy, inventory)
+    path of the rule. The same policy and inventory give the same snapshots.
+
+    With `stuck`, a rule whose ends cannot be looked up is left out and told to it, by its number.
+    """
+    places = Places(policy, inventory, strict=stuck is None)
     found = {name: _Entries(name) for name in governed(policy, inventory)}
     for n, rule in enumerate(policy.rules):
-        path = f"rules[{n}]"
-        ports = tuple(dict.fromkeys(ports_of(rule, path)))
-        clients, servers = ends_of(rule.from_), ends_of(rule.to)
-        if rule.action == "deny":
-            _check_deny(rule, path, places, found.keys())
-        sides: tuple[tuple[Way, tuple[str, ...], tuple[str, ...]], ...] = (
-            ("egress", clients, servers),
-            ("ingress", servers, clients),
-        )
-        for way, own, peers in sides:
-            for name, families in sorted(reached(own, path, places).items()):
-                if name in found:
-                    found[name].say(rule.action, way, peers, ports, families, places, path)
+        try:
+            _say(rule, f"rules[{n}]", places, found)
+        except (NotFound, Invalid) as error:
+            if stuck is None:
+                raise
+            stuck(n, error)
     return {name: _snapshot(policy, inventory.services[name], entries) for name, entries in found.items()}
+
+
+def _say(rule: Rule, path: str, places: Places, found: Mapping[str, _Entries]) -> None:
+    """Say a rule at both of its ends, once all that it names is looked up."""
+    ports = tuple(dict.fromkeys(ports_of(rule, path)))
+    clients, servers = ends_of(rule.from_), ends_of(rule.to)
+    for end in (*clients, *servers):
+        places.of(end, path)
+    if rule.action == "deny":
+        _check_deny(rule, path, places, found.keys())
+    sides: tuple[tuple[Way, tuple[str, ...], tuple[str, ...]], ...] = (
+        ("egress", clients, servers),
+        ("ingress", servers, clients),
+    )
+    for way, own, peers in sides:
+        for name, families in sorted(reached(own, path, places).items()):
+            if name in found:
+                found[name].say(rule.action, way, peers, ports, families, places, path)
 
 
 def reached(ends: Iterable[str], path: str, places: Places) -> dict[str, frozenset[int]]:

@@ -2,17 +2,22 @@
 
 Nobody approves a renewal, since the policy is the same; so it is bounded. It waits until the fleet has been
 the same for a while (a host that comes and goes renews nothing), changes a small part of a snapshot at once,
-and happens a few times an hour. What is more than that is stopped, and said: it wants a plan.
+takes away at most half of its allows from hosts that are still enrolled and never the last one, and happens a
+few times an hour. What is more than that is stopped, and said: it wants a plan.
 """
 
-from collections.abc import Container, Sequence
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Collection, Container, Sequence
 from typing import Final
 
 from msgspec import Struct
 from msgspec.structs import replace
 
+from aegisflux.domain.net import Address, Cidr
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
+from aegisflux.domain.spans import Spans
 
 SETTLED_SECONDS: Final = 15.0
 MOST_SHARE: Final = 0.25
@@ -20,23 +25,43 @@ ALWAYS: Final = 16  # entries, however small the snapshot is
 HOURLY: Final = 12
 HOUR: Final = 3600.0
 MOST_WORDS: Final = 4
+RENEWED: Final = "renewed: the fleet has changed"
+HELD: Final = "not renewed: "
+WAITS: Final = "renewal of "
 
 
 class Delta(Struct, frozen=True):
-    """Entries that come and go, in words, and how many entries there were."""
+    """Entries that come and go, in words, and how many entries there were.
+
+    allows, left: entries that allow, before and after; cut: those of before by which a host that is still
+    enrolled loses something
+    """
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
     before: int
+    allows: int = 0
+    left: int = 0
+    cut: int = 0
 
     def __str__(self) -> str:
         return ", ".join(filter(None, (_some("+", self.added), _some("-", self.removed)))) or "nothing"
 
 
-def delta(before: MapSnapshot, after: MapSnapshot) -> Delta:
-    """What differs between the entries of two snapshots of a service."""
+def delta(before: MapSnapshot, after: MapSnapshot, fleet: Collection[Address] = ()) -> Delta:
+    """What differs between the entries of two snapshots of a service; `fleet`: the addresses of all hosts."""
     old, new = _entries(before), _entries(after)
-    return Delta(tuple(sorted(new - old)), tuple(sorted(old - new)), len(old))
+    had, has = _allows(before), _allows(after)
+    held = {key: Spans(cidrs) for key, cidrs in has.items()}
+    nothing = Spans(())
+    here = sorted(fleet)
+    cut = sum(
+        any(not held.get(key, nothing).has(address) for address in _inside(cidr, here))
+        for key, cidrs in had.items()
+        for cidr in cidrs - has[key]
+    )
+    allows, left = (sum(map(len, one.values())) for one in (had, has))
+    return Delta(tuple(sorted(new - old)), tuple(sorted(old - new)), len(old), allows, left, cut)
 
 
 def stopped(change: Delta, settled_seconds: float, renewals: Sequence[float], now: float) -> str:
@@ -48,12 +73,28 @@ def stopped(change: Delta, settled_seconds: float, renewals: Sequence[float], no
     most = max(ALWAYS, int(MOST_SHARE * change.before))
     if count > most:
         return f"it would change {count} entries, expected at most {most}: plan again"
+    half = max(1, change.allows // 2)
+    if change.cut and (not change.left or change.cut > half):
+        most_cut = half if change.left else min(half, change.allows - 1)
+        words = f"{change.cut} of {change.allows} allows from hosts that are still enrolled"
+        return f"it would take away {words}, expected at most {most_cut}: plan again"
     lately = sum(now - at < HOUR for at in renewals)
     if lately >= HOURLY:
         return f"there were {lately} in the last hour, expected at most {HOURLY}: look why the fleet flaps"
     if settled_seconds < SETTLED_SECONDS:
         return f"the fleet changed {settled_seconds:.0f} s ago, expected it quiet for {SETTLED_SECONDS:.0f} s"
     return ""
+
+
+def told(said: str, parts: Sequence[str], held: Sequence[str]) -> str:
+    """What the rollout says next, which said this before: what happened to each part that a renewal is due
+    for, and why something is held as it is."""
+    words = list(dict.fromkeys(parts))
+    if held:
+        words.append(HELD + "; ".join(held))
+    if words:
+        return "; ".join(words)
+    return "in force as its policy says" if said.startswith((HELD, WAITS)) or HELD in said else said
 
 
 def without_gone(policy: Policy, hosts: Container[str]) -> Policy:
@@ -63,6 +104,22 @@ def without_gone(policy: Policy, hosts: Container[str]) -> Policy:
         for name, group in policy.groups.items()
     }
     return replace(policy, groups=groups)
+
+
+def _allows(snapshot: MapSnapshot) -> dict[tuple[str, str, int], set[Cidr]]:
+    """The prefixes of allows, by list, protocol and port."""
+    rules = ruleset(snapshot)
+    found: dict[tuple[str, str, int], set[Cidr]] = defaultdict(set)
+    for name, entries in (("to", rules.edges), ("peer", rules.peers), ("from", rules.ingress or ())):
+        for entry in entries:
+            found[name, entry.proto, entry.port].add(entry.cidr)
+    return found
+
+
+def _inside(cidr: Cidr, addresses: Sequence[Address]) -> Sequence[Address]:
+    """Those of the sorted addresses that lie in a prefix."""
+    first = bisect_left(addresses, Address(cidr.family, cidr.value))
+    return addresses[first : bisect_left(addresses, Address(cidr.family, cidr.last + 1))]
 
 
 def _entries(snapshot: MapSnapshot) -> set[str]:

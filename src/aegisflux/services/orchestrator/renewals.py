@@ -9,11 +9,11 @@ from typing import Final
 import msgspec
 from msgspec.structs import replace
 
+from aegisflux.domain import policy_in_force as in_force
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
-from aegisflux.domain.policy import Policy
-from aegisflux.domain.policy_compile import compile_policy
+from aegisflux.domain.policy_in_force import compile_in_force
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.snapshot import MapSnapshot, Mode
 from aegisflux.ports.store import Change, Queries
@@ -71,56 +71,56 @@ class Renewals:
         if row is None:
             return True
         try:
-            compiled = await self._compiled(await asyncio.to_thread(policyfile.read, row["policy"]), here)
+            policy = await asyncio.to_thread(policyfile.read, row["policy"])
+            compiled = await computed(compile_in_force, policy, here.inventory)
         except Unavailable:
             raise
         except Refused as error:
             await self._say(carried, f"not renewed: {error}")
             return True
-        quiet = True
+        quiet, done, notes = True, [], dict[str, None]()
         for part in carried.parts:
-            before, after = here.in_force.get(part.service), compiled.get(part.service)
+            before = here.in_force.get(part.service)
             if before is None or before.version != part.version:
                 continue
-            if after is None or _same(before, after):
+            wanted = in_force.carried(part.service, before, compiled, here.inventory)
+            notes |= dict.fromkeys(wanted.notes if wanted else ())
+            if wanted is None or _same(before, wanted.snapshot):
                 self._wanted.pop(part.service_id, None)
                 continue
             quiet = False
             if await self._core.store.row("rollout_of_service", part.service_id) is not None:
                 continue  # its rollout was planned for the fleet as it is; what it leaves is renewed then
-            carried = await self._renewed_or_stopped(carried, part, before, after)
+            change = renewal.delta(before, wanted.snapshot, here.inventory.addresses(here.inventory.hosts))
+            carried, word = await self._renewed_or_stopped(carried, part, wanted.snapshot, change)
+            done.append(word)
+        await self._say(carried, renewal.told(carried.run.reason, done, tuple(notes)))
         return quiet
 
-    async def _compiled(self, policy: Policy, here: places.Now) -> dict[str, MapSnapshot]:
-        policy = renewal.without_gone(policy, here.inventory.hosts)
-        return dict(await computed(compile_policy, policy, here.inventory))
-
     async def _renewed_or_stopped(
-        self, carried: Carried, part: Part, before: MapSnapshot, after: MapSnapshot
-    ) -> Carried:
+        self, carried: Carried, part: Part, after: MapSnapshot, change: renewal.Delta
+    ) -> tuple[Carried, str]:
+        """The rollout as it is then, and what happened to the part, in words."""
         now, number = self._core.clock.now(), part.service_id
         encoded = msgspec.json.encode(after)
         known, since = self._wanted.get(number, (b"", now))
         if known != encoded:
             since = now
         self._wanted[number] = encoded, since
-        change = renewal.delta(before, after)
         if why := renewal.stopped(change, now - since, self._renewed[number], now):
-            await self._say(carried, f"renewal of {part.service} waits: {why}")
-            return carried
+            return carried, f"renewal of {part.service} waits: {why}"
         try:
             prepared = await self._core.workshop.prepare(encoded)
             changed = await self._renew(carried, part, prepared, str(change))
         except (Conflict, Refused) as error:
             if isinstance(error, Unavailable):
                 raise
-            await self._say(carried, f"renewal of {part.service} is held: {error}")
-            return carried
+            return carried, f"renewal of {part.service} is held: {error}"
         self._renewed[number].append(now)
         self._wanted.pop(number, None)
         self._core.wake()
         log.info("renewed", service=part.service, version=prepared.version, change=str(change))
-        return changed
+        return changed, changed.run.reason
 
     async def _renew(self, carried: Carried, part: Part, prepared: Prepared, words: str) -> Carried:
         now = self._core.now()
@@ -155,7 +155,7 @@ class Renewals:
         )
         parts = tuple(fresh if one.service_id == part.service_id else one for one in held.parts)
         did = f"{part.service}: version {prepared.version}: {words}"
-        reason = "renewed: the fleet has changed"
+        reason = renewal.RENEWED
         run = replace(held.run, reason=reason)
         await db.run("put_rollout_parts", held.id, built(parts), built(run))
         at, name = self._core.clock.now(), SELF.principal.name

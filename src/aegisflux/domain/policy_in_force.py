@@ -1,0 +1,181 @@
+"""A policy in force, compiled with a later inventory: what cannot be said any more stays as it is.
+
+Nobody is asked when a policy in force is compiled again, so it loses no allow that nobody took away:
+
+* a host that is a member of a service by its own report alone stays where it is allowed, and enters nowhere
+  else (ADR 0028: a report widens no allow; ADR 0035: nor does a renewal take one away for it);
+* a rule that cannot be compiled keeps the entries of its ports, and no other rule is affected.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from typing import Any, Final, NamedTuple
+
+from msgspec import UNSET, Struct
+from msgspec.structs import replace
+
+from aegisflux.domain.errors import AegisError
+from aegisflux.domain.net import Cidr, masked
+from aegisflux.domain.policy import Policy, label_of, ports_of
+from aegisflux.domain.policy_compile import Inventory, compile_policy, unlabelled
+from aegisflux.domain.renewal import without_gone
+from aegisflux.domain.snapshot import Deny, Edge, Entry, IngressRule, MapSnapshot, canonical, ruleset
+from aegisflux.domain.spans import Spans
+
+MOST_NAMED: Final = 4
+ACTIONS: Final = ("allow", "allow", "deny")  # of `_lists`
+Key = tuple[str, str, int]  # action, protocol, port
+
+
+class Stuck(NamedTuple):
+    """A rule that cannot be compiled, why, and what it may have entries of."""
+
+    rule: str
+    why: str
+    keys: frozenset[Key]
+
+
+class Compiled(Struct, frozen=True):
+    """The snapshots of a policy: `labelled` as any plan has them, `reported` as if reports were labels."""
+
+    labelled: Mapping[str, MapSnapshot]
+    reported: Mapping[str, MapSnapshot]
+    members: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    stuck: tuple[Stuck, ...] = ()
+
+
+class Carried(Struct, frozen=True):
+    """What a service is to get, and why some of it is not what its policy gives now, in words."""
+
+    snapshot: MapSnapshot
+    notes: tuple[str, ...] = ()
+
+
+def compile_in_force(policy: Policy, inventory: Inventory) -> Compiled:
+    """Compile what can be compiled; raises NotFound, Invalid or OverLimit where nothing can."""
+    known = _registered(policy, inventory)
+    labelled, stuck = _compiled(known, inventory)
+    members = tuple(unlabelled(known, inventory))
+    reported = labelled
+    if members:
+        believed = {name: replace(place, reported=()) for name, place in inventory.services.items()}
+        reported = _compiled(known, replace(inventory, services=believed))[0]
+    return Compiled(labelled, reported, members, stuck)
+
+
+def carried(name: str, before: MapSnapshot, compiled: Compiled, inventory: Inventory) -> Carried | None:
+    """What replaces the snapshot that a service has in force; None where the policy has none for it.
+
+    Each entry is one of the policy compiled now, or lies inside one that is in force.
+    """
+    after, reported = compiled.labelled.get(name), compiled.reported.get(name)
+    if after is None or reported is None:
+        return None
+    kept: list[Cidr] = []
+    lists = []
+    for own, new, wide, action in zip(_lists(before), _lists(after), _lists(reported), ACTIONS, strict=True):
+        stuck = {key for one in compiled.stuck for key in one.keys if key[0] == action}
+        rows, by_report = _merged(own, new, wide, stuck, action)
+        lists.append(rows)
+        kept += by_report
+    made = canonical(
+        replace(
+            after,
+            edges=tuple(Edge(str(e.cidr), e.proto, e.port) for e in lists[0]),
+            ingress=tuple(IngressRule(str(e.cidr), e.proto, e.port) for e in lists[1]),
+            deny=tuple(Deny(str(e.cidr), e.proto, e.port, e.direction) for e in lists[2]),
+        )
+    )
+    words = (f"rule {one.rule} keeps the entries it has: {one.why}" for one in compiled.stuck)
+    return Carried(made, (*_by_report(kept, compiled, inventory), *words))
+
+
+def _lists(snapshot: MapSnapshot) -> tuple[tuple[Entry, ...], ...]:
+    rules = ruleset(snapshot)
+    return rules.edges, () if snapshot.ingress is UNSET else rules.ingress or (), rules.deny
+
+
+def _merged(
+    own: Sequence[Entry], new: Sequence[Entry], wide: Sequence[Entry], stuck: Set[Key], action: str
+) -> tuple[list[Entry], list[Cidr]]:
+    """The new entries with those of our own that stay, and those which a report alone stands for."""
+    held, fresh, believed = _keyed(own), _keyed(new), _keyed(wide)
+    rows = []
+    kept: list[Cidr] = []
+    for place in held.keys() | fresh.keys():
+        mine, now = held.get(place, set()), fresh.get(place, set())
+        key: Key = (action, place[0], place[1])
+        stays = mine if key in stuck else _common(believed.get(place, set()) - now, mine)
+        stays = {cidr for cidr in stays if not _inside(cidr, now)}
+        if key not in stuck:
+            kept += stays
+        all_of_it = stays | {cidr for cidr in now if cidr in mine or not _inside(cidr, stays)}
+        rows += [Entry(cidr, *place) for cidr in all_of_it]
+    return rows, kept
+
+
+def _keyed(entries: Iterable[Entry]) -> dict[Any, set[Cidr]]:
+    found: dict[Any, set[Cidr]] = defaultdict(set)
+    for cidr, *place in entries:
+        found[tuple(place)].add(cidr)
+    return found
+
+
+def _common(some: Set[Cidr], others: Set[Cidr]) -> set[Cidr]:
+    """The prefixes of either that lie inside one of the other: what both hold, in the pieces they have."""
+    ordered = sorted(others)
+    found = set()
+    for cidr in some:
+        if _inside(cidr, others):
+            found.add(cidr)
+            continue
+        at = bisect_left(ordered, Cidr(cidr.family, cidr.value, 0))
+        while at < len(ordered) and _within(ordered[at], cidr):
+            found.add(ordered[at])
+            at += 1
+    return found
+
+
+def _within(inner: Cidr, outer: Cidr) -> bool:
+    return inner.family == outer.family and outer.value <= inner.value and inner.last <= outer.last
+
+
+def _inside(cidr: Cidr, others: Set[Cidr]) -> bool:
+    """Whether a prefix is one of these, or lies inside one."""
+    if not others:
+        return False
+    return any(masked(cidr.family, cidr.value, plen) in others for plen in range(cidr.plen, -1, -1))
+
+
+def _by_report(kept: Sequence[Cidr], compiled: Compiled, inventory: Inventory) -> list[str]:
+    spans, words = Spans(kept), []
+    for service, hosts in compiled.members if kept else ():
+        here = [host for host in hosts if any(spans.has(a) for a in inventory.addresses((host,)))]
+        if here:
+            more = f" and {len(here) - MOST_NAMED} more" if len(here) > MOST_NAMED else ""
+            named = f"host{'s' if len(here) > 1 else ''} {', '.join(here[:MOST_NAMED])}{more}"
+            run = "run" if len(here) > 1 else "runs"
+            words.append(
+                f"{named} {run} {service} by report alone; give {service} host_labels and plan again"
+            )
+    return words
+
+
+def _compiled(policy: Policy, inventory: Inventory) -> tuple[dict[str, MapSnapshot], tuple[Stuck, ...]]:
+    stuck: list[Stuck] = []
+
+    def note(number: int, error: AegisError) -> None:
+        rule = policy.rules[number]
+        keys = frozenset((rule.action, *port) for port in ports_of(rule, ""))
+        stuck.append(Stuck(label_of(rule, number), str(error), keys))
+
+    return compile_policy(policy, inventory, note), tuple(stuck)
+
+
+def _registered(policy: Policy, inventory: Inventory) -> Policy:
+    """The policy without hosts that left its groups, and without governed services that are no more."""
+    left = without_gone(policy, inventory.hosts)
+    if policy.services is None:
+        return left
+    return replace(left, services=tuple(name for name in policy.services if name in inventory.services))
