@@ -197,3 +197,75 @@ def test_a_live_connection_of_the_cgroup_itself_is_kept(lab: Lab) -> None:
             assert talk.say("a") == "a"
             kernel.enforce(SLOT, rules(deny="10.77.0.0/24 any 0 egress", established="cut"))
             assert talk.say("b") == "b"
+
+
+def given(path: Path) -> None:
+    os.chown(path, NOBODY, NOBODY)
+
+
+def groups(path: Path) -> None:
+    path.chmod(path.stat().st_mode | 0o020)
+
+
+@pytest.mark.parametrize(
+    ("above", "file", "give", "when"),
+    [
+        ("all/deep", "", given, "heard at once"),
+        ("all/deep", "", given, "found by drift repair"),
+        ("all/deep", "", groups, "heard at once"),
+        ("all/deep", "cgroup.procs", given, "before the rule"),
+        ("all/deep", "cgroup.procs", given, "heard at once"),
+        ("all/deep", "cgroup.threads", given, "before the rule"),
+        ("all/deep", "cgroup.threads", groups, "found by drift repair"),
+        ("all", "", given, "heard at once"),
+        ("all", "cgroup.procs", groups, "before the rule"),
+        ("all", "cgroup.procs", given, "found by drift repair"),
+        ("all", "cgroup.threads", given, "heard at once"),
+    ],
+)
+def test_who_may_move_processes_there_is_not_exempt_by_it(
+    lab: Lab, above: str, file: str, give: Callable[[Path], None], when: str
+) -> None:
+    """Whoever writes a directory above, or its list of members, moves into the exempt cgroup (ADR 0028)."""
+    with Kernel(lab) as kernel:
+        svc = "all/deep/svc"
+        folder = lab.hosts["app"].below(svc).parents[1 if above == "all" else 0] / file
+        mode = folder.stat().st_mode
+        if when == "before the rule":
+            give(folder)
+            app = closed(kernel, svc)
+            started(app, svc)
+        else:
+            app = closed(kernel, svc)
+            started(app, svc)
+            assert reached(lab) == "connected"
+            give(folder)
+            if when == "heard at once":
+                kernel.datapath.bind(kernel.datapath.bindings())
+            else:
+                assert "cgroups of the failsafe" in kernel.datapath.mend()
+        assert reached(lab) != "connected"
+        assert kernel.datapath.mend() == []
+        stopped(app, svc)
+        started(app, svc)
+        assert reached(lab) != "connected", "nor is one that root makes there later"
+        os.chown(folder, 0, 0)
+        folder.chmod(mode)
+        assert "cgroups of the failsafe" in kernel.datapath.mend()
+        assert reached(lab) == "connected", "who gives it back vouches for it"
+
+
+def test_what_was_accepted_stays_exempt_while_the_directory_above_is_gone(lab: Lab) -> None:
+    """A directory that does not exist gives no name."""
+    with Kernel(lab) as kernel:
+        app = lab.hosts["app"]
+        started(app, "all/deep/svc")
+        closed(kernel, "all/deep/svc")
+        with kernel.talk(lab.hosts["db"], "client", "10.77.0.2", PORT) as session:
+            assert session.say("a") == "a"
+            for pid in (app.cgroup / "all/deep/svc/cgroup.procs").read_text().split():
+                (app.below("all/session") / "cgroup.procs").write_text(pid)
+            (app.cgroup / "all/deep/svc").rmdir()
+            (app.cgroup / "all/deep").rmdir()
+            assert kernel.datapath.mend() == []
+            assert session.say("b") == "b"

@@ -237,6 +237,24 @@ async def test_a_directory_that_was_given_away_loses_what_was_bound_below_it(lab
     assert lab.kernel.bindings() == []
 
 
+async def test_a_directory_that_changes_hands_is_told_to_the_datapath_also_where_nothing_is_bound_below(
+    lab, monkeypatch
+):
+    """The cgroups of failsafe rules are the datapath's; it asks again whose they are when it binds."""
+    await lab.desire(lab.plane.service(content(lab)))
+    bound = []
+    bind = lab.kernel.bind
+    monkeypatch.setattr(lab.kernel, "bind", lambda listed: (bound.append(1), bind(listed)))
+    await lab.runner.bind()
+    assert not bound
+    for delegated in (frozenset({"other"}), frozenset()):
+        lab.cgroups.delegated = delegated
+        await lab.runner.bind()
+        await lab.runner.bind()
+        assert bound.pop()
+        assert not bound
+
+
 async def test_the_host_says_where_units_are():
     lab = await AgentLab(unit_slices=("kubepods.slice",)).begin()
     lab.cgroups.tree = {"kubepods.slice/a.service": 1, "other.slice/a.service": 2, "user.slice/a.service": 3}

@@ -43,6 +43,7 @@ class Binder:
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
         self._literals: dict[str, int] | None = None
+        self._delegated: frozenset[str] | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.cgroups: dict[int, tuple[str, ...]] = {}
         self.conflicts: dict[int, tuple[str, ...]] = {}
@@ -81,12 +82,15 @@ class Binder:
             self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
             every = dict(list(every.items())[:MAX_BINDINGS])
         changed = False
-        if every != self._bound or anew:  # what runs comes before what may come
+        delegated = self._parts.cgroups.delegated  # then failsafe rules are judged again, by `Datapath.bind`
+        if (
+            every != self._bound or delegated != self._delegated or anew
+        ):  # what runs comes before what may come
             await self._each(self._parts.datapath.bind, list(every.values()))
             refused = self._parts.datapath.refusals()
             held = {n: b for n, b in every.items() if b.path not in refused}
             changed = anew or held != self._bound
-            self._bound = held
+            self._bound, self._delegated = held, delegated
         changed |= await self._bind_literals(services, slots, anew=anew)
         self._say(owned, over)
         return changed

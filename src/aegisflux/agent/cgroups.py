@@ -17,9 +17,9 @@ from typing import Final
 
 from aegisflux.agent.nested import Nested
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.selectors import root_only
 from aegisflux.domain.text import is_printable, name_bytes
 from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import given_by_root
 
 IN_ATTRIB: Final = 0x4
 IN_MOVED_FROM: Final = 0x40
@@ -33,7 +33,6 @@ IN_NONBLOCK_CLOEXEC: Final = 0o4000 | 0o2000000
 MAX_CGROUPS: Final = 65_536
 MAX_DELEGATED: Final = 4096  # cgroups below delegated directories that are looked at, only for their names
 MAX_SKIPPED: Final = 1024
-MEMBERS: Final = (b"cgroup.procs", b"cgroup.threads")  # who may write them may move processes
 EVENT: Final = struct.Struct("iIII")
 READ_BYTES: Final = 16_384  # of events at a time: the loop does other work in between
 
@@ -182,15 +181,7 @@ class CgroupTree:
 
     def _given_by_root(self, path: str) -> bool:
         """Whether root alone makes directories in it and moves processes into it."""
-        folder = self._at(path)
-        try:
-            found = [_stat(folder)]
-        except OSError:
-            return False
-        for name in MEMBERS:
-            with suppress(OSError):
-                found.append(_stat(folder + b"/" + name))
-        return all(root_only(one.st_uid, one.st_mode, self._roots) for one in found)
+        return given_by_root(self._at(path), self._roots)
 
     def _read_all(self) -> None:
         self._tree, self._delegated, self._skipped, self._nested = {}, set(), {}, Nested()

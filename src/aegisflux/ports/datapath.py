@@ -164,7 +164,7 @@ class Datapath(Protocol):
         """Make these the mapped cgroups; raises the mapping epoch where anything changed.
 
         Each is taken by itself: where some cannot be bound, all others are before an error is raised, and
-        `refusals` says which and why.
+        `refusals` says which and why. Whose the cgroups of failsafe rules are is looked at again.
         """
         ...
 

@@ -2,9 +2,11 @@
 
 systemd makes a service's cgroup anew at each start, with another number. The kernel adds the new number when
 the path is created (`on_mkdir`), so that a rule follows its service while no agent runs; the agent adds what
-was there before it, and what the kernel could not (the hook was taken away).
+was there before it, and what the kernel could not (the hook was taken away). It takes away what lies below a
+directory that others than root write (ADR 0028): whenever bindings are made, and at each drift repair.
 """
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import sha256
@@ -14,8 +16,8 @@ from typing import Final
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.flow import FailsafeRule
-from aegisflux.domain.selectors import root_only
 from aegisflux.domain.text import name_bytes
+from aegisflux.runtime.cgroupfs import named_by_root
 from aegisflux.wire import layout
 
 MAX_GONE: Final = 1024  # of cgroups that are gone; the map has room for 4,096
@@ -32,37 +34,40 @@ class FollowedCgroups:
     def follow(self, rules: Iterable[FailsafeRule]) -> None:
         """Make these rules' cgroups the followed ones; those that a path had before stay known."""
         self._paths = {path: name_of(path) for rule in rules if (path := path_of(rule))}
-        wanted = {literal_key(path): number.to_bytes(8, "little") for path, number in self._paths.items()}
+        wanted = {literal_key(path) for path in self._paths}
         for key in libbpf.keys(self._paths_fd, layout.MAX_PATH):
             if key not in wanted:
                 libbpf.delete(self._paths_fd, key)
         self.mend()
 
     def mend(self) -> bool:
-        """Put back what is missing, and what the kernel did not see; whether anything was."""
+        """Add what the kernel did not see, take away what not only root names; whether any changed."""
         changed = False
         for path, number in self._paths.items():
-            key, value = literal_key(path), number.to_bytes(8, "little")
-            changed |= _put(self._paths_fd, key, value)
+            found = _number_at(self._root / path)  # whose it is, is asked after it was found
+            if not named_by_root(os.fsencode(self._root), path):
+                changed |= self._exempt_no_more(path, number)
+                continue
+            value = number.to_bytes(8, "little")
+            changed |= _put(self._paths_fd, literal_key(path), value)
             with suppress(OSError):
-                found = (self._root / path).stat().st_ino
-                if self._is_named_by_root(path):
-                    changed |= _put(self._cgroups_fd, found.to_bytes(8, "little"), value)
+                changed |= found is not None and _put(self._cgroups_fd, found.to_bytes(8, "little"), value)
         self._forget_gone()
         return changed
 
-    def _is_named_by_root(self, path: str) -> bool:
-        """Whether only root can have given a directory its name; see `domain.selectors`."""
-        above = [(self._root / path).parents[i].stat() for i in range(path.count("/") + 1)]
-        return all(root_only(one.st_uid, one.st_mode) for one in above)
+    def _exempt_no_more(self, path: str, number: int) -> bool:
+        """Let the kernel add no cgroup of this path, and forget those that it has and had: a user may have
+        been in them. Who gives the directory above back to root brings the rule back."""
+        value, changed = number.to_bytes(8, "little"), libbpf.delete(self._paths_fd, literal_key(path))
+        for key in libbpf.keys(self._cgroups_fd, 8):
+            if libbpf.lookup(self._cgroups_fd, key, 8) == value:
+                changed |= libbpf.delete(self._cgroups_fd, key)
+        return changed
 
     def _forget_gone(self) -> None:
         """Bound the cgroups that are gone: those with the lowest numbers are the oldest."""
         known = sorted(int.from_bytes(key, "little") for key in libbpf.keys(self._cgroups_fd, 8))
-        live = set()
-        for path in self._paths:
-            with suppress(OSError):
-                live.add((self._root / path).stat().st_ino)
+        live = {_number_at(self._root / path) for path in self._paths}
         gone = [number for number in known if number not in live]
         for number in gone[:-MAX_GONE] if len(gone) > MAX_GONE else ():
             libbpf.delete(self._cgroups_fd, number.to_bytes(8, "little"))
@@ -86,6 +91,13 @@ def literal_key(path: str) -> bytes:
     if len(raw) >= layout.MAX_PATH - 1:  # a longer path, cut off by the kernel, must equal none
         raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH - 1}")
     return raw.ljust(layout.MAX_PATH, b"\0")
+
+
+def _number_at(folder: Path) -> int | None:
+    try:
+        return folder.stat().st_ino
+    except OSError:
+        return None
 
 
 def _put(fd: int, key: bytes, value: bytes) -> bool:

@@ -62,7 +62,8 @@ class CgroupMap:
         present = self._present()
         missing = [b for n, b in wanted.items() if present.get(n) != b.slot]
         gone = [n for n, slot in present.items() if n not in wanted and slot != layout.SLOT_AGENT]
-        changed = bool(missing)
+        changed = self._followed.mend()  # the tree may have other owners than before
+        changed |= bool(missing)
         try:
             left = self._put_all(missing)
             changed |= self._unbind(gone, len(present))
