@@ -127,8 +127,12 @@ def test_a_deny_beats_an_allow_at_both_ends():
 @pytest.mark.parametrize(
     ("given", "kind", "words"),
     [
-        (policy(rule("wbe", "db")), NotFound, r"rules\[0\]: no service, group or kind of end is named 'wbe'"),
-        (policy(rule("web", "host:x")), NotFound, r"rules\[0\]: host 'x' is not enrolled"),
+        (
+            policy(rule("wbe", "db")),
+            NotFound,
+            r"rules\[0\].from: no service, group or kind of end is named 'wbe'",
+        ),
+        (policy(rule("web", "host:x")), NotFound, r"rules\[0\].to: host 'x' is not enrolled"),
         (
             policy(rule("web", "db"), services=("nope",)),
             NotFound,

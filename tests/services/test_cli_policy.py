@@ -46,7 +46,13 @@ def files(tmp_path):
     [
         (policy.validate, GOOD, 0, "KIND", "1 rules, 2 services, 2 entries"),
         (policy.validate, WIDE, 1, "too_broad  rules[0]  tcp is every port", "1 rules"),
-        (policy.validate, WRONG, 2, "", "rules[0]: no service, group or kind of end is named 'dbb'"),
+        (
+            policy.validate,
+            WRONG,
+            2,
+            "",
+            "line 3: rules[0].to: no service, group or kind of end is named 'dbb'",
+        ),
         (policy.validate, "policy: [", 2, "", "line 1: expected YAML"),
         (policy.run_tests, GOOD, 0, "NUMBER", "1 of 1 tests hold"),
         (
@@ -77,7 +83,7 @@ def test_programs_get_json(files, capsys):
 
 pytestmark = pytest.mark.filterwarnings("ignore:Cyclopts application invoked without tokens")
 ELSEWHERE = {"id": "0" * 16, "kind": "plan", "step": "", "share": 1.0, "error": "", "result": ""}
-MISTYPED = "rules[0]: no service, group or kind of end is named 'dbb'"
+MISTYPED = "line 3: rules[0].to: no service, group or kind of end is named 'dbb'"
 LINE = {
     "at": "db", "direction": "ingress", "client": "batch", "server": "db", "what": "tcp/1", "records": 3,
     "connections": 5, "since": 2, "hosts": ["d1"], "programs": ["/bin/x"], "reason": "no_match",
@@ -255,6 +261,30 @@ def test_a_proposal_that_says_something_else_is_told_and_re_points_nothing(files
     assert "differs: web-to-db: proposal also allows tcp/8443" in said
     assert [line for line in before.splitlines() if line not in file.read_text().splitlines()] == []
     assert "from: role-1-2" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ("policy", "validate", ""),
+            "expected the path of a policy file, got the directory '.' (which an empty path",
+        ),
+        (("policy", "test", "/"), "expected the path of a policy file, got the directory '/'"),
+        (
+            ("segment", "export", "3", "--into", "/"),
+            "expected the path of a policy file, got the directory '/'",
+        ),
+        (
+            ("panic", "--dry-run"),
+            "expected exactly one of --fleet, --service NUMBER and --host NAME, got none of",
+        ),
+        (("panic", "--fleet", "--host", "a"), "--host NAME, got --fleet and --host"),
+    ],
+)
+def test_what_is_asked_of_nothing_or_too_much_names_what_to_give(typed, words, said):
+    status, _, err = typed(words, plane() | {"GET /segment/proposals/3": (200, KEPT_PROPOSAL)})
+    assert (status, said in err, "Errno" in err) == (2, True, False), err
 
 
 def test_a_kept_plan_is_shown_again_as_it_was_made(files, typed):

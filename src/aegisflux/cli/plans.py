@@ -36,6 +36,11 @@ def text_of(file: Path) -> str:
     """The text of a policy file; raises Invalid for what is no text, or OverLimit."""
     from aegisflux.wire.policyfile import MAX_BYTES
 
+    if file.is_dir():
+        raise Refused(
+            f"expected the path of a policy file, got the directory {str(file)!r}"
+            + (" (which an empty path is too)" if file == Path() else "")
+        )
     with file.open("rb") as opened:
         body = opened.read(MAX_BYTES + 1)
     if len(body) > MAX_BYTES:

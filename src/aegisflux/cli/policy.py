@@ -41,11 +41,14 @@ def validate(file: File, *, inventory: From = None, output: Output = "table") ->
     Example: aegisflux policy validate policy.yaml
     """
     from aegisflux.domain.policy_lint import lint
+    from aegisflux.wire import policyfile
 
     with wrong(file):
-        policy, places = read(file), _inventory(inventory)
-        snapshots = compile_policy(policy, places)
-        found = lint(policy, places)
+        text, policy = read(file)
+        places = _inventory(inventory)
+        with policyfile.lines_of(text):
+            snapshots = compile_policy(policy, places)
+            found = lint(policy, places)
     show(list(msgspec.to_builtins(found)), output, LINT)
     entries = sum(snapshot.entries() for snapshot in snapshots.values())
     say(f"{file}: {len(policy.rules)} rules, {len(snapshots)} services, {entries} entries")
@@ -58,10 +61,13 @@ def run_tests(file: File, *, inventory: From = None, output: Output = "table") -
     observes is tested as if it blocked.
     """
     from aegisflux.domain.policy_tests import outcome
+    from aegisflux.wire import policyfile
 
     with wrong(file):
-        policy, places = read(file), _inventory(inventory)
-        found = outcome(policy, places, compile_policy(policy, places))
+        text, policy = read(file)
+        places = _inventory(inventory)
+        with policyfile.lines_of(text):
+            found = outcome(policy, places, compile_policy(policy, places))
     show(list(msgspec.to_builtins(found.broken)), output, BROKEN)
     say(f"{file}: {found.tests - len(found.broken)} of {found.tests} tests hold")
     if policy.mode == "observe":
@@ -75,12 +81,15 @@ def diff(file: File, *, output: Output = "table") -> None:
     from aegisflux.domain import diff as diffs
     from aegisflux.domain.plan import change_line, settings_changed
     from aegisflux.domain.snapshot import from_builtins, ruleset
+    from aegisflux.wire import policyfile
 
     rows, settings = list[dict[str, object]](), list[str]()
     with wrong(file):
-        policy, places = read(file), _inventory(None)
-        in_force = segmenter("GET", "/segment/in-force")
-        for name, snapshot in compile_policy(policy, places).items():
+        text, policy = read(file)
+        places, in_force = _inventory(None), segmenter("GET", "/segment/in-force")
+        with policyfile.lines_of(text):
+            snapshots = compile_policy(policy, places)
+        for name, snapshot in snapshots.items():
             before = from_builtins(in_force[name]) if name in in_force else None
             changes = diffs.diff(ruleset(before) if before else None, ruleset(snapshot))
             settings += [f"{name}: {said}" for said in settings_changed(before, snapshot)]
@@ -135,11 +144,11 @@ def inventory(*, output: Output = "json") -> None:
     show(rows if columnar(output) else found, output, ("service", "id", "hosts", "version"))
 
 
-def read(file: Path) -> Policy:
-    """The policy of a file; raises a refusal with its line."""
+def read(file: Path) -> tuple[str, Policy]:
+    """Return the text of a file and its policy; raises a refusal with its line."""
     from aegisflux.wire import policyfile
 
-    return policyfile.read(text_of(file))
+    return (text := text_of(file)), policyfile.read(text)
 
 
 def _waits(kept: dict[str, Any], dry_run: bool) -> str:

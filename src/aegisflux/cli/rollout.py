@@ -124,6 +124,11 @@ def panic(
 
     Example: aegisflux panic --service 101 --why "checkout is down"
     """
+    given = ["--fleet"] * fleet + ["--service"] * (service is not None) + ["--host"] * (host is not None)
+    if len(given) != 1:
+        got = " and ".join(given) or "none of them"
+        say(f"panic: expected exactly one of --fleet, --service NUMBER and --host NAME, got {got}")
+        sys.exit(2)
     asked = {"fleet": fleet, "service_id": service, "host_id": host, "why": why}
     found = call("POST", "/api/v1/panic", asked, _asked(dry_run))
     show(found["services"] if columnar(output) else found, output, OBSERVING)

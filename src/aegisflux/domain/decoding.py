@@ -1,10 +1,12 @@
 """Parsed values become values of our types; an error names path, what was expected, and what came."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any, Final
 
 import msgspec
+import msgspec.inspect
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.paths import step
@@ -38,7 +40,9 @@ def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
     path, value = _located(found[2] if found else "", raw, kind, message)
     if of_key:
         key = _culprit(value, lambda part: _with(raw, path, part), kind, message)
-        return Invalid(step(path_text(path), str(key)), f"a key that is {_expected(text)}", key)
+        return Invalid(
+            step(path_text(path), str(key)), f"a key that is {_expected(text, path, key, kind)}", key
+        )
     at = path_text(path)
     for words, expected in (
         ("Object missing required field `", "a value (the field is required)"),
@@ -47,7 +51,52 @@ def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
         if text.startswith(words):
             name = text.removeprefix(words).rpartition("`")[0]
             return Invalid(step(at, name), expected, "nothing" if "missing" in words else name)
-    return Invalid(at, _expected(text), value)
+    return Invalid(at, _expected(text, path, value, kind), value)
+
+
+def _words(path: list[str | int], kind: Any) -> list[str]:
+    """What the type allows at a path of a closed set of words."""
+    found = [msgspec.inspect.type_info(kind)]
+    for part in path:
+        found = [inner for one in found for outer in _choices(one) for inner in _inside(outer, part)]
+    values = [
+        value
+        for one in found
+        for choice in _choices(one)
+        for value in (
+            choice.values
+            if isinstance(choice, msgspec.inspect.LiteralType)
+            else [member.value for member in choice.cls]
+            if isinstance(choice, msgspec.inspect.EnumType)
+            else ()
+        )
+    ]
+    return list(dict.fromkeys(map(str, values)))
+
+
+def _choices(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        yield from _choices(kind.type)
+    elif isinstance(kind, msgspec.inspect.UnionType):
+        for one in kind.types:
+            yield from _choices(one)
+    else:
+        yield kind
+
+
+def _inside(kind: msgspec.inspect.Type, part: str | int) -> Iterator[msgspec.inspect.Type]:
+    """The types of an item or a field of a value."""
+    look = msgspec.inspect
+    if isinstance(kind, look.StructType | look.DataclassType | look.TypedDictType | look.NamedTupleType):
+        for n, field in enumerate(kind.fields):
+            if part in (field.encode_name, n):
+                yield field.type
+    elif isinstance(kind, look.DictType):
+        yield kind.value_type
+    elif isinstance(kind, look.ListType | look.VarTupleType | look.SetType | look.FrozenSetType):
+        yield kind.item_type
+    elif isinstance(kind, look.TupleType) and isinstance(part, int) and part < len(kind.item_types):
+        yield kind.item_types[part]
 
 
 def path_text(parts: list[str | int]) -> str:
@@ -104,9 +153,12 @@ def _with(raw: Any, path: list[str | int], part: Any) -> Any:
     return copy
 
 
-def _expected(text: str) -> str:
+def _expected(text: str, path: list[str | int], value: Any, kind: Any) -> str:
     if text.startswith("Invalid enum value"):
-        return "one of the documented words"
+        words = _words(path, kind)
+        near = get_close_matches(value, words, n=1) if isinstance(value, str) else []
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return (f"one of {', '.join(words)}" if words else "one of the documented words") + hint
     text = text.removeprefix("Expected ").split(", got ")[0]
     for name, plain in _PLAIN:
         text = text.replace(name, plain)

@@ -7,7 +7,8 @@ that names it means it, and is refused where the same word is an end by itself, 
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Final
 
 from aegisflux.domain.errors import Invalid
@@ -96,6 +97,12 @@ def check_label(path: str, name: str, value: str) -> None:
         raise Invalid(path, f"a label with a word as its value, not with what looks like {kind}", value)
     if value != value.strip():
         raise Invalid(path, "a label with a value that has no space around it", value)
+
+
+def close(name: str, names: Iterable[str]) -> str:
+    """Return "; did you mean ...?" for the name that is most like another one; empty: none is."""
+    near = get_close_matches(name, list(names), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def remarks(names: Mapping[str, str], labels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ An end of a rule is one of
 """
 
 import re
+from collections.abc import Iterator
 from typing import Annotated, Final, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
@@ -29,6 +30,16 @@ MAX_GROUPS: Final = 10_000
 MAX_MEMBERS: Final = 10_000
 FLEET, ANYONE = "fleet", "anyone"
 RESERVED: Final = frozenset({FLEET, ANYONE})
+KINDS: Final = (
+    "a service, a group of this policy, fleet, anyone, host:NAME, label:NAME=VALUE, a CIDR such as "
+    "10.0.0.0/8, or an address"
+)
+_ADDRESS: Final = re.compile(r"[\d.]+(?:/.*)?|[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:[%/].*)?")
+_OPERATOR: Final = re.compile(r"[^=]*?(!=|~=|<=|>=|==|=~|=!|!~|^!(?=[^=]*\Z)|[<>](?=[^=]*\Z))")
+_PLAIN: Final = frozenset(
+    {"service", "svc", "group", "cidr", "ip", "ipv4", "ipv6", "net", "subnet", "address"}
+)
+_TAGS: Final = frozenset({"tag", "labels", "role"})
 _PORTS: Final = re.compile(r"(tcp|udp|any)(?:/([1-9][0-9]{0,4}))?")
 NUMBERS: Final[dict[Proto, tuple[int, ...]]] = {"tcp": (TCP,), "udp": (UDP,), "any": (TCP, UDP)}
 
@@ -107,6 +118,13 @@ def ends_of(ends: Ends) -> tuple[str, ...]:
     return (ends,) if isinstance(ends, str) else ends
 
 
+def end_paths(rule: Rule, path: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, end) for each end of a rule."""
+    for name, ends in (("from", rule.from_), ("to", rule.to)):
+        for n, end in enumerate(ends_of(ends)):
+            yield (f"{path}.{name}" if isinstance(ends, str) else f"{path}.{name}[{n}]"), end
+
+
 def label_of(rule: Rule, number: int) -> str:
     """How messages name a rule: by its name, else by its place in the list."""
     return rule.name or f"rules[{number}]"
@@ -144,7 +162,8 @@ def check(policy: Policy) -> None:
     seen: dict[str, int] = {}
     for n, rule in enumerate(policy.rules):
         ports_of(rule, f"rules[{n}]")
-        _check_ends(rule, f"rules[{n}]")
+        for path, end in end_paths(rule, f"rules[{n}]"):
+            _check_end(end, path)
         if rule.name and seen.setdefault(rule.name, n) != n:
             raise Invalid(f"rules[{n}].name", f"a name that rules[{seen[rule.name]}] has not", rule.name)
     for n, test in enumerate(policy.tests):
@@ -161,16 +180,36 @@ def check(policy: Policy) -> None:
                 raise Invalid(f"groups.{name}.cidrs[{n}]", "a CIDR or an address", text)
 
 
-def _check_ends(rule: Rule, path: str) -> None:
-    for name, ends in (("from", rule.from_), ("to", rule.to)):
-        for n, end in enumerate(ends_of(ends)):
-            _check_end(end, f"{path}.{name}" if isinstance(ends, str) else f"{path}.{name}[{n}]")
-
-
 def _check_end(end: str, path: str) -> None:
     if not end.isprintable():
         raise Invalid(path, "an end in which every character can be seen", end)
-    cidr_of(end, path)
     kind, colon, rest = end.partition(":")
-    if kind == "label" and colon and not re.fullmatch(r"[^=]+=.*", rest):
+    if kind == "label" and colon:
+        _check_label_end(rest, end, path)
+        return
+    if kind != "host" and not _ADDRESS.fullmatch(end) and (colon or "/" in end):
+        raise Invalid(path, KINDS + _instead(kind, rest), end)
+    cidr_of(end, path)
+
+
+def _check_label_end(label: str, end: str, path: str) -> None:
+    if sign := _OPERATOR.match(label):
+        raise Invalid(
+            path,
+            f"label:NAME=VALUE, for {sign[1]} is no operator of ends: name each value that you mean, as in "
+            "[label:env=a, label:env=b], or give those hosts a label of their own",
+            end,
+        )
+    if not re.fullmatch(r"[^=]+=.*", label, re.DOTALL):
         raise Invalid(path, "label:NAME=VALUE", end)
+
+
+def _instead(kind: str, rest: str) -> str:
+    """What to write for what other tools call an end."""
+    if rest.isdecimal():
+        return f"; ports have a field of their own: write {kind}, and tcp/{rest} in `ports`"
+    if kind == "autogroup" or not rest:
+        return ""
+    if kind in _PLAIN:
+        return f"; write {rest}"
+    return "; write label:NAME=VALUE" if kind in _TAGS else ""

@@ -22,9 +22,21 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Struct
 
 from aegisflux.domain.errors import AegisError, Invalid, NotFound, OverLimit
-from aegisflux.domain.names import literal_of
+from aegisflux.domain.names import close, literal_of
 from aegisflux.domain.net import Address, Cidr, masked, parse_address
-from aegisflux.domain.policy import ANYONE, FLEET, Policy, Port, Rule, cidr_of, ends_of, ports_of
+from aegisflux.domain.paths import step
+from aegisflux.domain.policy import (
+    ANYONE,
+    FLEET,
+    KINDS,
+    Policy,
+    Port,
+    Rule,
+    cidr_of,
+    end_paths,
+    ends_of,
+    ports_of,
+)  # fmt: skip
 from aegisflux.domain.segment.cidrs import all_but, covering
 from aegisflux.domain.snapshot import MAX_ENTRIES, Deny, Edge, IngressRule, MapSnapshot, canonical
 from aegisflux.domain.spans import FAMILIES, Spans
@@ -211,7 +223,8 @@ class Places:
             return Place(frozenset(inventory.services[end].hosts))
         if end in policy.groups:
             group = policy.groups[end]
-            hosts = {self._host(host, f"groups.{end}.hosts") for host in group.hosts}
+            at = step(step("groups", end), "hosts")
+            hosts = {self._host(host, step(at, n)) for n, host in enumerate(group.hosts)}
             cidrs = (cidr_of(text, f"groups.{end}.cidrs") for text in group.cidrs)
             every = frozenset(hosts) | self._labelled(group.labels)
             return Place(every, tuple(c for c in cidrs if c), unregistered=group.unregistered)
@@ -223,7 +236,7 @@ class Places:
         if kind == "label" and rest:
             name, _, value = rest.partition("=")
             return Place(self._labelled({name: value}))
-        raise NotFound(f"{path}: no service, group or kind of end is named {end!r}")
+        raise NotFound(f"{path}: no service, group or kind of end is named {end!r}{self._near(end)}")
 
     def _check_group(self, name: str) -> None:
         if name in self._inventory.services:
@@ -231,8 +244,13 @@ class Places:
 
     def _host(self, host: str, path: str) -> str:
         if host not in self._inventory.hosts:
-            raise NotFound(f"{path}: host {host!r} is not enrolled")
+            near = close(host, self._inventory.hosts)
+            raise NotFound(f"{path}: host {host!r} is not enrolled{near or '; see aegisflux hosts list'}")
         return host
+
+    def _near(self, end: str) -> str:
+        names = (FLEET, ANYONE, *self._inventory.services, *self._policy.groups)
+        return close(end, names) or f"; expected {KINDS}"
 
     def _labelled(self, labels: Mapping[str, str]) -> frozenset[str]:
         if not labels:
@@ -258,7 +276,9 @@ def governed(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
     if policy.services is not None:
         for n, name in enumerate(policy.services):
             if name not in inventory.services:
-                raise NotFound(f"services[{n}]: no service is named {name!r}")
+                near = close(name, inventory.services)
+                advice = near or "; register it: aegisflux service put"
+                raise NotFound(f"services[{n}]: no service is named {name!r}{advice}")
         return tuple(sorted(set(policy.services)))
     named = {end for rule in policy.rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
     return tuple(sorted(named & set(inventory.services)))
@@ -331,8 +351,8 @@ def _say(rule: Rule, path: str, places: Places, found: Mapping[str, _Entries]) -
     """Say a rule at both of its ends, once all that it names is looked up."""
     ports = tuple(dict.fromkeys(ports_of(rule, path)))
     clients, servers = ends_of(rule.from_), ends_of(rule.to)
-    for end in (*clients, *servers):
-        places.of(end, path)
+    for at, end in end_paths(rule, path):
+        places.of(end, at)
     if rule.action == "deny":
         _check_deny(rule, path, places, found.keys())
     sides: tuple[tuple[Way, tuple[str, ...], tuple[str, ...]], ...] = (

@@ -13,7 +13,8 @@ from typing import Final, Literal, NamedTuple
 
 from msgspec import Struct
 
-from aegisflux.domain.names import remarks
+from aegisflux.domain.errors import Invalid
+from aegisflux.domain.names import check_label, remarks
 from aegisflux.domain.net import TCP, UDP, Address, Cidr
 from aegisflux.domain.policy import (
     ANYONE,
@@ -187,20 +188,27 @@ def _why_nothing(end: str, policy: Policy, inventory: Inventory) -> tuple[str, s
     if end in inventory.services:
         return "no host runs this service", "look at its host_labels"
     if end.startswith("label:"):
-        name, _, _ = end.removeprefix("label:").partition("=")
-        return _why_no_label(name, inventory)
+        name, _, value = end.removeprefix("label:").partition("=")
+        return _why_no_label(name, value, inventory)
     if end in policy.groups:
         labels = policy.groups[end].labels
         for name, value in labels.items():
             if not any(place.labels.get(name) == value for place in inventory.hosts.values()):
-                why, advice = _why_no_label(name, inventory)
+                why, advice = _why_no_label(name, value, inventory)
                 return f"{why} (label {name}={value} of the group)", advice
         words = "no host bears all labels of the group" if labels else "the group is empty"
         return words, "correct the group, or give hosts its labels"
     return "there is no host", "enrol hosts"
 
 
-def _why_no_label(name: str, inventory: Inventory) -> tuple[str, str]:
+def _why_no_label(name: str, value: str, inventory: Inventory) -> tuple[str, str]:
+    try:
+        check_label("", name, value)
+    except Invalid as error:
+        return (
+            f"no host can bear this label: a host can have {error.expected}",
+            "name another label, and give it to hosts (a word as its value, such as v1)",
+        )
     values = sorted({place.labels[name] for place in inventory.hosts.values() if name in place.labels})
     if values:
         cut = ", ..." if len(values) > MOST_NAMED else ""

@@ -4,7 +4,9 @@ Comments hold what hosts reported, such as paths of programs: nothing of it may 
 is read back, and has to mean what was to be written.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from io import StringIO
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from aegisflux.wire.yaml_text import Located, Node, parse
 
 MAX_BYTES: Final = 1 << 20
 MAX_MARKS: Final = 200_000  # what can begin a value: they bound the time that reading takes
+_PATH: Final = re.compile(r'((?:rules|tests|groups|services)(?:\[\d+\]|\["(?:[^"\\]|\\.)*"\]|\.[\w-]+)*): ')
 _MARKS: Final = (",", "\n", "- ", ": ", "? ", "[", "{")
 LEFT_OUT: Final = "# what rules rest on is left out: with it, this file would be too long to be read\n"
 INDENT: Final = 2
@@ -50,6 +53,19 @@ def root_of(text: str) -> Node:
 def line_of(text: str, path: str) -> int:
     """Return the line (from 1) of a path such as `rules[3].to`; of what holds it, when it is not there."""
     return root_of(text).line_of(path)
+
+
+@contextmanager
+def lines_of(text: str | None) -> Iterator[None]:
+    """What is refused by a path while a policy is looked up and compiled is refused with the line of its
+    text, where there is one."""
+    try:
+        yield
+    except Refused as error:
+        found = _PATH.match(str(error))  # a job tells of what it refused in words alone
+        if text is not None and found:
+            error.args = (f"line {line_of(text, found[1])}: {error}",)
+        raise
 
 
 def write(policy: Policy) -> str:

@@ -77,7 +77,9 @@ class Panic:
         """Raises Invalid unless one of the three is named, NotFound for a service or host that is not
         there."""
         if (asked.fleet, asked.service_id is not None, asked.host_id is not None).count(True) != 1:
-            raise Invalid("", "one of fleet, service_id, host_id", f"{asked.fleet}, {asked.service_id}")
+            named = [name for name in ("service_id", "host_id") if getattr(asked, name) is not None]
+            got = ", ".join(["fleet"] * asked.fleet + named) or "none of them"
+            raise Invalid("", "what to return to observing: exactly one of fleet, service_id, host_id", got)
         services = await self._services(asked)
         aborted = [] if asked.host_id else await self._live(None if asked.fleet else services)
         if not dry_run:

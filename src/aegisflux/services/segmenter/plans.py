@@ -95,9 +95,10 @@ class Plans:
         recorded = await self._proposals.read(window, told)
         here = await places.read(self._store)
         told(f"judging {len(recorded.flows)} recorded flows by {len(policy.rules)} rules", 0.6)
-        found = await computed(
-            plan, policy, here.inventory, here.in_force, recorded, asked.strategy, name, now
-        )
+        with policyfile.lines_of(asked.policy):
+            found = await computed(
+                plan, policy, here.inventory, here.in_force, recorded, asked.strategy, name, now
+            )
         body, digest = msgspec.to_builtins(found), digest_of_plan(found)
         versions = {service: snapshot.version for service, snapshot in here.in_force.items()}
         inputs = {"inventory": msgspec.to_builtins(here.inventory), "in_force": versions}
