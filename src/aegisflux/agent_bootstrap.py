@@ -26,6 +26,7 @@ from aegisflux.agent.cgroups import (
     v2_root,
 )
 from aegisflux.agent.control import NO_ROOM, SOCKET, Control
+from aegisflux.agent.failsafes import FailsafeSetting, failsafe_of
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
@@ -46,21 +47,16 @@ from aegisflux.agent.state import FileStore, Locked
 from aegisflux.domain import json_text
 from aegisflux.domain.digits import plain_numbers
 from aegisflux.domain.errors import Invalid, Unavailable
-from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
-from aegisflux.domain.net import parse_cidr
+from aegisflux.domain.flow import DEFAULT_FAILSAFE
 from aegisflux.domain.selectors import slice_of
-from aegisflux.domain.snapshot import Proto
-from aegisflux.domain.text import name_bytes, printable
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
 from aegisflux.runtime import procfs
-from aegisflux.wire.layout import LAYOUT, MAX_FAILSAFE
+from aegisflux.wire.layout import LAYOUT
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
 PREFIX: Final = "AEGISFLUX_AGENT_"
-MAX_PORT: Final = 65_535
-MAX_CGROUP_BYTES: Final = 253  # of a path that the kernel compares
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
@@ -68,27 +64,6 @@ MOUNTS, OWN_CGROUP = procfs.PROC / "self/mountinfo", procfs.PROC / "self/cgroup"
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
 LARGE_BYTES: Final = 128 << 10
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
-
-
-class FailsafeSetting(Struct, frozen=True, forbid_unknown_fields=True):
-    """One line of what no snapshot can deny on this host; `cgroup` narrows it."""
-
-    direction: Literal["egress", "ingress"]
-    proto: Proto
-    port: int
-    cidr: str | None = None
-    cgroup: str | None = None
-
-    def rule(self) -> FailsafeRule:
-        """The rule; raises Invalid."""
-        if not 0 <= self.port <= MAX_PORT:
-            raise Invalid("failsafe.port", f"0 to {MAX_PORT}", self.port)
-        cidr = None if self.cidr is None else parse_cidr(self.cidr, "failsafe.cidr")
-        if self.cgroup is not None:
-            size = len(name_bytes(self.cgroup.strip("/")))
-            if not 0 < size <= MAX_CGROUP_BYTES or "\0" in self.cgroup:
-                raise Invalid("failsafe.cgroup", f"a path of 1 to {MAX_CGROUP_BYTES} bytes", self.cgroup)
-        return FailsafeRule(self.direction, self.proto, self.port, cidr, self.cgroup)
 
 
 class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -136,6 +111,11 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         """Which lines of `failsafe` are not in force, and why."""
         return ()
 
+    @property
+    def failsafe_numbers(self) -> tuple[int, ...]:
+        """Which line of the setting each rule of `failsafe` is; 0 is the default rule."""
+        return tuple(range(1, len(self.failsafe) + 1)) if self.failsafe is not None else (0,)
+
     def settings(self) -> AgentSettings:
         """What the runner reads; raises Invalid."""
         rules = DEFAULT_FAILSAFE if self.failsafe is None else tuple(line.rule() for line in self.failsafe)
@@ -145,6 +125,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
         return AgentSettings(
             failsafe=rules,
             failsafe_refused=self.failsafe_refused,
+            failsafe_numbers=self.failsafe_numbers,
             observe_only=self.observe_only,
             unit_slices=tuple(slice_of(text) for text in self.unit_slices),
             telemetry=self.telemetry,
@@ -153,14 +134,21 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
 
 
 class PartlyRefused(AgentConfig, frozen=True, kw_only=True):
-    """Settings of which some lines of `failsafe` are refused; `refused` says which, and why."""
+    """Settings of which some lines of `failsafe` are refused; `refused` says which, and why;
+    `numbers`, which lines the others are."""
 
     refused: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
 
     @property
     def failsafe_refused(self) -> tuple[str, ...]:
         """Which lines of `failsafe` are not in force, and why."""
         return self.refused
+
+    @property
+    def failsafe_numbers(self) -> tuple[int, ...]:
+        """Which line of the setting each rule of `failsafe` is; 0 is the default rule."""
+        return self.numbers
 
 
 def load_config(path: Path | None = None) -> AgentConfig:
@@ -184,40 +172,15 @@ def load_config(path: Path | None = None) -> AgentConfig:
         if name in ("nats_urls", "unit_slices"):
             found[name] = [item.strip() for item in text.split(",") if item.strip()]
     refused: tuple[str, ...] = ()
+    numbers: tuple[int, ...] = ()
     if isinstance(given := found.get("failsafe"), list):
-        found["failsafe"], refused = failsafe_of(given)
+        found["failsafe"], refused, numbers = failsafe_of(given)
     plain_numbers(found)
     try:
         known = msgspec.convert(found, PartlyRefused if refused else AgentConfig, strict=False)
-        return msgspec.structs.replace(known, refused=refused) if refused else known
+        return msgspec.structs.replace(known, refused=refused, numbers=numbers) if refused else known
     except msgspec.ValidationError as error:
         raise Invalid("agent settings", "known settings of the right type", str(error)) from None
-
-
-def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...]]:
-    """The lines that are well, and what is wrong with the others.
-
-    Where a line is wrong the default rule is in force beside those that are well: the wrong one may have been
-    the administrator's way in, and a host whose agent does not start at all is governed by nothing new.
-    """
-    good: list[Any] = []
-    refused: list[str] = []
-    for number, line in enumerate(given, 1):
-        try:
-            msgspec.convert(line, FailsafeSetting, strict=False).rule()
-            if len(good) >= MAX_FAILSAFE:
-                raise Invalid("failsafe", f"at most {MAX_FAILSAFE} lines", len(given))
-            good.append(line)
-        except (msgspec.ValidationError, Invalid) as error:
-            refused.append(f"failsafe {number}: {printable(str(error))[:300]}")
-    if refused:
-        default = [
-            {"direction": one.direction, "proto": one.proto, "port": one.port} for one in DEFAULT_FAILSAFE
-        ]
-        good = [*default, *(line for line in good if line not in default)]
-        refused += [f"failsafe: no room beside the default rule for {line}" for line in good[MAX_FAILSAFE:]]
-    good = good[:MAX_FAILSAFE]
-    return good, tuple(refused)
 
 
 def _failsafe(name: str, text: str) -> Any:

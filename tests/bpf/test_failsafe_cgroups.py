@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from aegisflux.domain.flow import FailsafeRule
+from aegisflux.domain.flow import FailsafeRule, Flow
+from aegisflux.domain.net import TCP, parse_address
 from tests.bpf.test_sockets import rules
 from tests.support import probes
 from tests.support.kernel import Kernel
@@ -56,6 +57,23 @@ def restart(kernel: Kernel, app: Host) -> None:
     stopped(app)
     started(app)
     assert (app.cgroup / "all/svc").stat().st_ino != before
+
+
+@pytest.mark.parametrize("cgroup", ["all/svc", "all/svc/worker", "all/svc2", "all/other", "all"])
+def test_why_answers_what_the_kernel_does(lab: Lab, cgroup: str) -> None:
+    """And the agent's list of what is alive says which cgroup each connection is of."""
+    with Kernel(lab) as kernel:
+        app = closed(kernel)
+        started(app, cgroup)
+        path = str((app.cgroup / cgroup).relative_to(cgroup_root()))
+        flow = Flow("ingress", TCP, parse_address("10.77.0.3"), PORT, cgroup=path)
+        allowed = kernel.datapath.why(SLOT, flow).action == "allow"
+        assert allowed == cgroup.startswith("all/svc") - cgroup.startswith("all/svc2")
+        assert (reached(lab) == "connected") == allowed
+        if allowed:
+            with kernel.talk(lab.hosts["db"], "client", "10.77.0.2", PORT) as session:
+                assert session.say("a") == "a"
+                assert path in {one.cgroup for one in kernel.datapath.live(SLOT)}
 
 
 def many_restarts(kernel: Kernel, app: Host) -> None:

@@ -341,6 +341,12 @@ async def test_a_damaged_message_is_a_nack(lab):
 
 
 GOOD = {"direction": "ingress", "proto": "tcp", "port": 2222}
+NO_PATHS = (
+    "", "/", "unit:x", "Unit:x", "cgroup:x", "cgroup:/x", "unit:x*", "/unit:x", "0::/x", "1:name=systemd:/x",
+    "x-*", "x?", "x/[ab]", "a//b",
+    "./x", "a/../b", "a/.", " x", "x ", "a/ /b", "a\nb", "a\0b", "/sys/fs/cgroup/unified/x",
+    "/sys/fs/cgroup/x", "sys/fs/cgroup", "x" * 254, "a/" * 31 + "b", 5,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -354,6 +360,7 @@ GOOD = {"direction": "ingress", "proto": "tcp", "port": 2222}
         {"proto": "tcp"},
         "tcp/22",
         {"direction": "ingress\x1b[31m", "proto": "tcp", "port": 22},
+        *({**GOOD, "cgroup": text} for text in NO_PATHS),
     ],
 )
 async def test_a_failsafe_line_that_is_wrong_takes_no_other_with_it(tmp_path, monkeypatch, bad):

@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import stat
 import struct
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -129,6 +130,13 @@ class CgroupTree:
         if self._fd < 0 or self.blind:
             self._read_all()
         return dict(self._tree)
+
+    def exists(self, path: str) -> bool:
+        """See `Cgroups.exists`."""
+        try:
+            return stat.S_ISDIR(_stat(self._at(path)).st_mode)
+        except (OSError, ValueError):
+            return False
 
     def rescan(self) -> bool:
         """See `Cgroups.rescan`: in case an event was missed, and whether watches have come free."""
@@ -326,6 +334,10 @@ class FixedCgroups:
     def scan(self) -> Mapping[str, int]:
         """See `Cgroups.scan`."""
         return dict(self.tree)
+
+    def exists(self, path: str) -> bool:
+        """See `Cgroups.exists`."""
+        return path in self.tree
 
     def rescan(self) -> bool:
         """See `Cgroups.rescan`."""

@@ -151,7 +151,7 @@ def doctor(*, output: Output = "table", instance: Instance = None, config: Confi
 
     with _exits():
         settings = _found(config, instance, new=True)
-        checks = examine(settings.state, lambda: make_datapath(settings), settings.failsafe_refused)
+        checks = examine(settings.state, lambda: make_datapath(settings), settings.settings())
         found: Json = {"checks": [check._asdict() for check in checks], "next": next_step(checks)}
         _print(output, found, _doctor_table)
         if any(not check.ok and check.required for check in checks):
@@ -392,6 +392,7 @@ def _status_table(found: Json) -> list[str]:
     failures = [f"trouble: {text}" for text in found.get("troubles", ())]
     failures += [f"service {i}: {text}" for i, text in found["failures"].items()]
     failures += [f"not in force: {text}" for text in found.get("failsafe_refused", ())]
+    failures += found.get("failsafe_absent", ())
     skipped = _skipped_lines(found)
     return [*head, *_columns(rows), *failures, *skipped, *_telemetry_lines(found.get("telemetry"))]
 
@@ -418,7 +419,14 @@ def _telemetry_lines(found: Json | None) -> list[str]:
 def _why_lines(found: Json) -> list[str]:
     rule = f" by {found['rule']}" if found.get("rule") else ""
     digest = f"  ({found['digest'][:19]})" if found.get("digest") else ""
-    return [f"{found['flow']}: {found['verdict']} ({found['reason']}{rule}){digest}"]
+    lines = [f"{found['flow']}: {found['verdict']} ({found['reason']}{rule}){digest}"]
+    others = found.get("otherwise", ())
+    if others:
+        lines.append(f"this holds for the cgroups {', '.join(found['cgroups'])}")
+    for one in others:
+        rule = f" by {one['rule']}" if one["rule"] else ""
+        lines.append(f"cgroup {one['cgroup']}: {one['verdict']} ({one['reason']}{rule})")
+    return lines
 
 
 def _denied_lines(found: Json) -> list[str]:

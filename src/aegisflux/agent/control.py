@@ -8,17 +8,21 @@ import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
 import msgspec
+from msgspec.structs import replace
 
+from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts
 from aegisflux.agent.runner import Runner
 from aegisflux.domain import json_text
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
+from aegisflux.domain.failsafe_paths import failsafe_path, within
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
 from aegisflux.domain.panic import Panic
@@ -146,6 +150,7 @@ class Control:
             if report["state"] == "pending" and (service is None or service.active is None):
                 report["state"] = "withdrawn"  # known here, and nothing is wanted of it
         found["failsafe_refused"] = list(runner.parts.settings.failsafe_refused)
+        found["failsafe_absent"] = list(absent_failsafes(runner.parts.settings, runner.parts.cgroups.exists))
         if runner.telemetry is not None:
             found["telemetry"] = runner.telemetry.report()
         if runner.panic is not None:
@@ -156,10 +161,14 @@ class Control:
         runner, flow = self._runner, flow_of(question)
         if runner.panic is not None:
             return {"verdict": "allowed", "reason": "panic", "flow": flow_text(flow), "rule": None}
-        holding = runner.applier.book.services.get(self._service(question.service))
+        service_id, cgroups = self._meant(question.service)
+        holding = runner.applier.book.services.get(service_id)
         if holding is None:
             return {"verdict": "allowed", "reason": "unmanaged", "flow": flow_text(flow), "rule": None}
-        verdict = await runner.parts.blocking(runner.parts.datapath.why, holding.slot, flow, question.role)
+        asked = partial(runner.parts.blocking, runner.parts.datapath.why, holding.slot)
+        about = (replace(flow, cgroup=path) for path in cgroups)
+        found = [(one.cgroup, await asked(one, question.role)) for one in (about if cgroups else (flow,))]
+        verdict = next((one for _, one in found if one.reason != "failsafe"), found[0][1])
         return {
             "verdict": verdict.word,
             "reason": verdict.reason,
@@ -167,25 +176,40 @@ class Control:
             "digest": verdict.digest,
             "service_id": holding.service_id,
             "flow": flow_text(flow),
+            "cgroups": [path for path, one in found if one == verdict and path is not None],
+            "otherwise": [
+                {"cgroup": path, "verdict": one.word, "reason": one.reason, "rule": one.rule}
+                for path, one in found
+                if one != verdict
+            ],
         }
 
-    def _service(self, text: str) -> int:
-        """A service by number, name or cgroup; -1 for a cgroup of none."""
+    def _meant(self, text: str) -> tuple[int, list[str]]:
+        """The service that is asked about (by number, name or cgroup; -1: a cgroup of none), and the cgroups
+        for which a failsafe may answer differently."""
         runner = self._runner
-        if (number := whole(text)) is not None:
-            return number
-        manifest = runner.accepted.manifest
-        for service in manifest.services if manifest else ():
-            if service.name == text:
-                return service.service_id
+        if (named := self._named(text)) is not None:
+            own = runner.binder.cgroups.get(named, ())
+            rules = (rule.cgroup.strip("/") for rule in runner.parts.settings.failsafe if rule.cgroup)
+            inside = (path for path in rules if any(within(path, one) for one in own))
+            return named, sorted({*own, *inside})
         paths = {printable(path): i for i, found in runner.binder.cgroups.items() for path in found}
-        parts = text.strip("/").split("/")
+        path = failsafe_path(text, cgroup_mounts(), "service") if text.strip("/") else ""
+        parts = path.split("/")
         for n in range(len(parts), 0, -1):
             if (service_id := paths.get("/".join(parts[:n]))) is not None:
-                return service_id
+                return service_id, [path]
         if "/" in text:
-            return -1
+            return -1, [path]
         raise NotFound(f"no service {text} on this host; expected its number, its name or a cgroup path")
+
+    def _named(self, text: str) -> int | None:
+        """A service by its number or its name."""
+        if (number := whole(text)) is not None:
+            return number
+        manifest = self._runner.accepted.manifest
+        named = (one.service_id for one in (manifest.services if manifest else ()) if one.name == text)
+        return next(named, None)
 
     async def _denied(self, question: Question) -> AsyncIterator[Json]:
         ring, seen = self._runner.reporter.denied, 0

@@ -3,13 +3,16 @@
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from aegisflux.agent import remember
-from aegisflux.agent.cgroups import own_cgroup, v2_root
+from aegisflux.agent.cgroups import CgroupTree, own_cgroup, v2_root
 from aegisflux.agent.control import SOCKET, ask
+from aegisflux.agent.failsafes import absent_failsafes
 from aegisflux.agent.identity import IDENTITY, read_identity
+from aegisflux.agent.parts import AgentSettings
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.ports.datapath import Datapath
@@ -33,9 +36,13 @@ class Finding(NamedTuple):
     about: Literal["host", "agent"] = "host"
 
 
-def examine(state: Path, make_datapath: Callable[[], Datapath], refused: Sequence[str] = ()) -> list[Finding]:
-    """All checks: of the host first, then of its agent. `refused`: lines of `failsafe` that are wrong."""
-    agent = [*_agent(state), *(Finding("failsafe", False, text, True, "agent") for text in refused)]
+def examine(
+    state: Path, make_datapath: Callable[[], Datapath], settings: AgentSettings | None = None
+) -> list[Finding]:
+    """All checks: of the host first, then of its agent. What an agent that runs says of itself counts;
+    `settings` are those that one would begin with."""
+    status = _status(state)
+    agent = [*_agent(state, status), *_failsafe(status, settings or AgentSettings())]
     running = any(found.name == "running" and found.ok for found in agent)
     found = [_permitted(), _cgroups()]
     try:
@@ -74,7 +81,30 @@ def _permitted() -> Finding:
     return Finding("root", False, f"user {os.geteuid()}: the agent must load programs; run as root", True)
 
 
-def _agent(state: Path) -> list[Finding]:
+def _status(state: Path) -> dict[str, Any] | str:
+    """What the running agent says, or why none answers."""
+    try:
+        (status,) = ask(state / SOCKET, {"do": "status"}, 5.0)
+    except (AegisError, ValueError, OSError) as error:
+        return str(error)
+    return status
+
+
+def _failsafe(status: dict[str, Any] | str, settings: AgentSettings) -> list[Finding]:
+    """Lines that are wrong, and those whose cgroup is not there: those of the agent that runs, which may have
+    been started with other settings than this command finds."""
+    if isinstance(status, str):
+        refused: Sequence[str] = settings.failsafe_refused
+        away: Sequence[str] = ()
+        with suppress(AegisError, OSError):
+            away = absent_failsafes(settings, CgroupTree().exists)
+    else:
+        refused, away = status.get("failsafe_refused", ()), status.get("failsafe_absent", ())
+    found = [Finding("failsafe", False, text, True, "agent") for text in refused]
+    return [*found, *(Finding("failsafe", False, text, False, "agent") for text in away)]
+
+
+def _agent(state: Path, status: dict[str, Any] | str) -> list[Finding]:
     try:
         if not (state / IDENTITY).exists():
             return [Finding("enrolment", False, f"no, in {state}", False, "agent")]
@@ -91,7 +121,7 @@ def _agent(state: Path) -> list[Finding]:
         Finding("state", True, f"{state}, last accepted serial {serial}", True, "agent"),
         Finding("panic", panic is None, calm, True, "agent"),
         _clock(accepted),
-        *_running(state, began=accepted is not None),
+        *_running(status, began=accepted is not None),
     ]
 
 
@@ -120,12 +150,10 @@ def _telemetry(found: dict[str, Any]) -> Finding:
     return Finding("telemetry", well, telemetry_text(found), False, "agent")
 
 
-def _running(state: Path, *, began: bool) -> list[Finding]:
+def _running(status: dict[str, Any] | str, *, began: bool) -> list[Finding]:
     """One that never ran is no finding; one that ran and does not is."""
-    try:
-        (status,) = ask(state / SOCKET, {"do": "status"}, 5.0)
-    except (AegisError, ValueError) as error:
-        return [Finding("running", False, str(error) if began else "never yet", began, "agent")]
+    if isinstance(status, str):
+        return [Finding("running", False, status if began else "never yet", began, "agent")]
     link = "connected" if status["connected"] else "not connected to the control plane"
     found = [Finding("running", True, link, True, "agent"), _troubles(status), _services(status)]
     return [*found, _telemetry(status["telemetry"])] if "telemetry" in status else found

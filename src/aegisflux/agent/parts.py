@@ -55,6 +55,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     addresses_seconds: between looks for network namespaces; of their addresses the kernel tells at once
     failsafe:          what no snapshot can deny here
     failsafe_refused:  lines of it that are wrong and not in force, in words
+    failsafe_numbers:  which line each rule of `failsafe` is; 0 is the default rule
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     unit_slices:       slices in which `unit:` looks, beside system.slice and machine.slice
@@ -69,6 +70,7 @@ class AgentSettings(Struct, frozen=True, kw_only=True):
     addresses_seconds: float = 10.0
     failsafe: tuple[FailsafeRule, ...] = DEFAULT_FAILSAFE
     failsafe_refused: tuple[str, ...] = ()
+    failsafe_numbers: tuple[int, ...] = (0,)
     observe_only: bool = False
     max_lease_seconds: float = 0.0
     unit_slices: tuple[str, ...] = ()
@@ -113,6 +115,10 @@ class Cgroups(Protocol):
 
     def scan(self) -> Mapping[str, int]:
         """Id by path (relative, without a leading slash) of every cgroup that root named, but the root."""
+        ...
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a cgroup of this path (relative, without a leading slash) now."""
         ...
 
     def rescan(self) -> bool:

@@ -14,7 +14,7 @@ from aegisflux.domain.net import TCP, parse_address
 
 MOST: Final = 4096
 SECONDS: Final = 600.0
-Key = tuple[int, Direction, int, str, int]
+Key = tuple[int, Direction, int, str, int, str]
 
 
 class Recent:
@@ -30,7 +30,7 @@ class Recent:
                 continue
             if event.proto == TCP and not (event.packets_in and event.packets_out):
                 continue
-            key = (event.service_id, event.direction, event.proto, event.peer, event.port)
+            key = (event.service_id, event.direction, event.proto, event.peer, event.port, event.cgroup)
             self._at[key] = now
             self._at.move_to_end(key)
         while len(self._at) > MOST:
@@ -39,11 +39,11 @@ class Recent:
     def flows(self, service_id: int, now: float) -> list[Flow]:
         """Those of a service, oldest first."""
         found = []
-        for (service, direction, proto, peer, port), at in list(self._at.items()):
+        for (service, direction, proto, peer, port, cgroup), at in list(self._at.items()):
             if service != service_id or now - at > SECONDS:
                 continue
             try:
-                found.append(Flow(direction, proto, parse_address(peer), port))
+                found.append(Flow(direction, proto, parse_address(peer), port, cgroup=cgroup or None))
             except Invalid:
                 continue
         return found

@@ -20,7 +20,7 @@ class Flow(Struct, frozen=True):
     malformed:    headers that cannot be judged
     live:         the flow existed when the snapshot came into force, and was not refused then
     from_agent:   the socket belongs to the agent's own cgroup
-    cgroup:       path of the socket's cgroup below the v2 root, where a failsafe is narrowed to one
+    cgroup:       path of the socket's cgroup below the v2 root; without one no rule that names a cgroup holds
     """
 
     direction: Direction

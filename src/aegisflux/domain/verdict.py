@@ -10,6 +10,7 @@ from typing import Final, Literal
 from msgspec import Struct
 
 from aegisflux.domain.embedded import with_forms
+from aegisflux.domain.failsafe_paths import within
 from aegisflux.domain.flow import FailsafeRule, Flow, Host
 from aegisflux.domain.net import ICMP, ICMPV6, TCP, UDP, Address, Cidr, parse_cidr
 from aegisflux.domain.snapshot import Entry, Mode, Ruleset
@@ -211,6 +212,8 @@ def _is_answer(flow: Flow, _host: Host) -> bool:
 
 
 def _listed(rule: FailsafeRule, flow: Flow) -> bool:
-    if flow.malformed or rule.direction != flow.direction or rule.cgroup is not None:
+    if flow.malformed or rule.direction != flow.direction:
+        return False
+    if rule.cgroup is not None and (flow.cgroup is None or not within(flow.cgroup, rule.cgroup)):
         return False
     return matches(Entry(rule.cidr or Cidr(flow.peer.family, 0, 0), rule.proto, rule.port), flow)

@@ -225,7 +225,11 @@ class BpfDatapath:
     def live(self, slot: int) -> list[Flow]:
         """See `Datapath.live`: TCP and connected UDP, in the namespaces of the service's processes."""
         tops = self._need(self._mapping).paths_of(slot)
-        cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
+        cgroups = {
+            Path(at).stat().st_ino: str(Path(at).relative_to(self._root))
+            for top in tops
+            for at, _, _ in os.walk(top)
+        }
         states = self._pins.maps["states"]
         found = self._each_namespace(slot, lambda: initiations(cgroups, read_own().own(), states))
         return [flow for flows in found for flow in flows]

@@ -6,8 +6,10 @@ process that connected it. Addresses are those that the socket knows, as for a v
 """
 
 import socket
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final
+
+from msgspec.structs import replace
 
 from aegisflux.adapters.datapath.bpf import diag
 from aegisflux.domain.flow import Flow, Own
@@ -19,12 +21,12 @@ BEGUN_BY_PEER: Final = 2
 """I_PEER of bpf/aegis_maps.h."""
 
 
-def initiations(cgroups: Collection[int], own: Own, states: int) -> list[Flow]:
-    """Return the initiations behind sockets of these cgroups (by id), `local` where the peer is an address of
-    the namespace's own; `states` is the map of socket storage."""
+def initiations(cgroups: Mapping[int, str], own: Own, states: int) -> list[Flow]:
+    """Return the initiations behind sockets of these cgroups (path by id), `local` where the peer is an
+    address of the namespace's own; `states` is the map of socket storage."""
     listened = set(_listening())
     return [
-        _initiation(found, listened, own)
+        replace(_initiation(found, listened, own), cgroup=cgroups[found.cgroup_id])
         for proto in (TCP, UDP)
         for found in diag.sockets(proto, states)
         if found.cgroup_id in cgroups
