@@ -34,6 +34,11 @@ def is_printable(name: str) -> bool:
     return name.isprintable() and _UNSEEN.search(name) is None
 
 
+def seen(name: str) -> str:
+    """Return the name without the characters that have no glyph."""
+    return _UNSEEN.sub("", "".join(char for char in name if char.isprintable() or char.isspace()))
+
+
 def paragraph(text: str) -> str:
     """Return a message of several lines with each made `printable`; those after the first are indented, so
     that a text from elsewhere cannot begin a line and pass for one of ours.

@@ -31,12 +31,9 @@ def check_labels(path: str, labels: Mapping[str, str], known: Mapping[str, str] 
     if len(labels) > MAX_LABELS:
         raise Invalid(path, f"at most {MAX_LABELS} labels", len(labels))
     for name, value in labels.items():
-        if not 0 < len(name) <= 63 or len(value) > 255 or not (name + value).isprintable():
-            raise Invalid(
-                f"{path}.{name[:63]}",
-                "a name of 1 to 63 and a value of at most 255 characters, all printable",
-                value,
-            )
+        if not 0 < len(name) <= 63 or len(value) > 255:
+            words = "a label with a name of 1 to 63 and a value of at most 255 characters"
+            raise Invalid(f"{path}.{name[:63]}", words, value)
         if (known or {}).get(name) != value:
             check_label(step(path, name), name, value)
 
