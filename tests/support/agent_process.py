@@ -151,7 +151,7 @@ class AgentProcess:
     def command(self, *words: str) -> list[str]:
         return [sys.executable, "-c", "from aegisflux.agent.cli import app; app()", *words]
 
-    def call(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             self.command(*words),
             env={**self.env, **env},
@@ -159,11 +159,11 @@ class AgentProcess:
             text=True,
             timeout=30,
             check=False,
-            stdin=subprocess.DEVNULL,
+            input=stdin,
         )
 
-    async def acall(self, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-        return await asyncio.to_thread(lambda: self.call(*words, **env))
+    async def acall(self, *words: str, stdin: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(lambda: self.call(*words, stdin=stdin, **env))
 
     async def status(self) -> dict | None:
         done = await self.acall("status", "-o", "json")

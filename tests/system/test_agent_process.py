@@ -117,10 +117,29 @@ async def test_plain_http_beyond_this_machine_is_refused(agent, enrolment):
 
 
 async def test_exit_statuses_without_an_agent(agent):
-    assert (await agent.acall("status", "--instance", "nobody")).returncode == 4
+    assert (await agent.acall("status", "--instance", "nobody")).returncode == 3
     assert (await agent.acall("run")).returncode == 3
     assert (await agent.acall("enroll", "--token-file", "/nonexistent")).returncode == 2
     assert (await agent.acall("panic", "--instance", "nobody")).returncode == 3
+
+
+@pytest.mark.parametrize("name", ["nobody", "", "DEFAULT"])
+@pytest.mark.parametrize(
+    "command", ["status", "why x tcp 10.0.0.1 1", "denied", "doctor", "reset-clock", "resume", "panic"]
+)
+async def test_an_instance_that_is_none_of_this_host_is_never_another_one(agent, enrolment, command, name):
+    await enrolled(agent, enrolment)
+    done = await agent.acall(*command.split(), "--instance", name)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert "--instance: expected an instance of this host" in done.stderr
+    assert agent.env.get("AEGISFLUX_AGENT_INSTANCE", "default") in done.stderr
+
+
+@pytest.mark.parametrize("text", ["", "\n", "  \n"])
+async def test_an_empty_stdin_is_said(agent, text):
+    done = await agent.acall("enroll", "--host-id", "web1", stdin=text)
+    assert done.returncode == 3
+    assert "nothing on stdin" in done.stderr.replace("\n", " ")
 
 
 async def examined(agent) -> tuple[int, str | None, dict[str, tuple[str, bool]]]:

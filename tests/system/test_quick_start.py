@@ -96,7 +96,7 @@ def test_the_quick_start_works_as_written(reader: Reader) -> None:
     running = reader.left_running("agent", prepare + enroll)
     reader.waited(running, "running as demo-host")
     if shutil.which("nats") is None:
-        watch = watch.replace('nats sub "actions.seg.maps" -s nats://localhost:4222', "aegisflux bus watch")
+        watch = watch.replace('nats sub "actions.seg.maps" -s "$NATS_URL"', "aegisflux bus watch")
     watched = reader.left_running("watch", prepare + watch)
 
     typed = reader.typed(

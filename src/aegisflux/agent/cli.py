@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 from cyclopts import App, Parameter
 
-from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.errors import Invalid, Refused, Unavailable
 from aegisflux.domain.text import encodable_all, paragraph, printable
 
 if TYPE_CHECKING:
@@ -190,7 +190,7 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
             raise Unavailable("still enforced: " + "; ".join(done.left))
         there = done.found or done.idle
         if not there and instance is not None:
-            raise Refused(f"nothing of instance {instance} is on this host")
+            raise _unknown(config, instance, about.others, kernel)
         _say(RESUME if there else "panic: nothing of AegisFlux is on this host")
 
 
@@ -207,7 +207,12 @@ def resume(*, instance: Instance = None, config: ConfigFile = None) -> None:
     with _exits():
         kernel = make_kernel()
         about = _meant(config, instance, kernel)
-        done = rescue.resume(about, kernel, marked_pins(_folders(config)))
+        marked = marked_pins(_folders(config))
+        if instance is not None and not about.agents:
+            there = {name for _, name in (*about.pins, *marked)}
+            if instance not in there:
+                raise _unknown(config, instance, there | set(about.others), kernel)
+        done = rescue.resume(about, kernel, marked)
         for note in done.running:
             _say(f"resumed: {note}")
         for note in done.idle:
@@ -291,7 +296,8 @@ def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "Ag
     settings = _config(path)
     if new and instance is None and _said(path) and not notes.is_enrolled(settings.state):
         return settings
-    note = notes.choose(notes.read(), settings.state, instance, said=_said(path))
+    known = notes.read()
+    note = notes.choose(known, settings.state, instance, said=_said(path))
     if note is not None:
         return replace(
             settings,
@@ -301,7 +307,10 @@ def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "Ag
             bpffs=note.bpffs,
             datapath=note.datapath,
         )
-    return settings if instance is None else replace(settings, instance=instance)
+    own = (settings.instance,) if notes.is_enrolled(settings.state) else ()
+    if instance is not None and instance not in own:
+        raise notes.unknown(instance, (*own, *(one.instance for one in known)))
+    return settings
 
 
 def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant":
@@ -314,6 +323,15 @@ def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant"
     with suppress(Unavailable):  # the panic itself says what the kernel refuses
         known = rescue.with_kernel(known, kernel.attached(), kernel.visible(), kernel.marked())
     return rescue.meant(note_of(settings), known, notes.pinned(_folders(path)), instance, said=_said(path))
+
+
+def _unknown(path: Path | None, instance: str, there: Iterable[str], kernel: "Kernel") -> Refused:
+    """What is said of an instance that nothing on this host has; `there` are those that are pinned."""
+    from aegisflux.agent import notes
+
+    agents = _meant(path, None, kernel).agents
+    there = {*there, *(note.instance for note in agents if notes.is_enrolled(note.state))}
+    return notes.unknown(instance, there)
 
 
 def _folders(path: Path | None) -> list[Path]:
@@ -332,7 +350,13 @@ def _token(path: Path | None) -> str:
         return text
     if sys.stdin.isatty():
         _say("token: ")
-    return sys.stdin.readline()
+    if text := sys.stdin.readline().strip():
+        return text
+    raise Invalid(
+        "token",
+        f"one on stdin (aegisflux hosts token | aegisflux agent enroll), by --token-file or {TOKEN_VARIABLE}",
+        "nothing on stdin",
+    )
 
 
 def _asked(settings: "AgentConfig", question: Json, timeout: float | None = 10.0) -> Iterable[Json]:

@@ -16,7 +16,7 @@ from msgspec import Struct
 from aegisflux.agent.control import SOCKET
 from aegisflux.agent.identity import IDENTITY
 from aegisflux.agent.remember import PANIC
-from aegisflux.domain.errors import BROKEN, Refused
+from aegisflux.domain.errors import BROKEN, Refused, shown
 from aegisflux.runtime import procfs
 
 NOTES: Final = Path("/run/aegisflux/agents")
@@ -100,7 +100,8 @@ def choose(
     """The agent that a command means; None: go by the settings. Raises Refused when it could be several.
 
     An instance that is named; else the agent of the settings' state folder, where it runs or where somebody
-    `said` so and one was enrolled there; else the only one that runs; else what there was.
+    `said` so and one was enrolled there; else the only one that runs; else what there was. An instance
+    that is named is never taken for another one: `unknown` is what is said of it.
     """
     known = [note for note in notes if instance is None or note.instance == instance]
     own = next((note for note in known if Path(note.state_dir) == state), None)
@@ -119,6 +120,12 @@ def choose(
     if own is not None or (instance is None and is_enrolled(state)):
         return own
     return known[0] if len(known) == 1 and not said else None
+
+
+def unknown(instance: str, known: Iterable[str]) -> Refused:
+    """What is said of an --instance that is none of this host."""
+    names = ", ".join(sorted(set(known))) or "none"
+    return Refused(f"--instance: expected an instance of this host ({names}), got {shown(instance)}")
 
 
 def is_enrolled(state: Path) -> bool:

@@ -413,7 +413,7 @@ def watch(
 def announced(payload: bytes) -> list[str]:
     """The line of an announced snapshot: JSON of ASCII alone, or what else came."""
     try:
-        return [as_json(json.loads(payload))]
+        return [as_json(json.loads(payload), compact=True)]
     except (ValueError, RecursionError):
         return [payload.decode("utf-8", "backslashreplace")]
 

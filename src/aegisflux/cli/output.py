@@ -93,9 +93,9 @@ def raw(data: bytes) -> None:
     sys.stdout.buffer.flush()
 
 
-def as_json(value: Any, indent: int | None = None) -> str:
+def as_json(value: Any, indent: int | None = None, compact: bool = False) -> str:
     """Return JSON of ASCII alone, without lone surrogates, which are no text to other readers."""
-    return json.dumps(encodable_all(value), indent=indent)
+    return json.dumps(encodable_all(value), indent=indent, separators=(",", ":") if compact else None)
 
 
 def _write(text: str) -> None:
