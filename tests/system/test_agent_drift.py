@@ -168,6 +168,33 @@ async def test_an_upgrade_to_another_layout_opens_nothing(bench):
         await bench.lab.process.start()
 
 
+async def test_what_an_upgrade_does_not_select_is_judged_on_and_told(bench):
+    """Until its lease ends or it can be selected; what is selected is judged in the new maps alone."""
+    given, top = bench.cgroup("given"), Path(f"/sys/fs/bpf/aegisflux/{bench.name}")
+    inner, plain = bench.cgroup("given/inner"), bench.cgroup("plain")
+    async with fleet(bench.lab, bench.plane) as control:
+        second = bench.service(content(bench, service_id=102), "plain", name="second")
+        await control.desire(bench.service(content(bench), "given/inner"), second)
+        bench.agent.start()
+        await eventually(lambda: sum(hasattr(a, "deadline") for a in control.answers) >= 2, 15)
+        assert [await bench.refused(path) for path in (inner, plain)] == [True, True]
+        bench.agent.kill()
+        os.chown(given, 65534, 65534)
+        bench.agent.prelude = UPGRADED
+        bench.agent.start()
+        await eventually(lambda: "below a directory that others than root write" in bench.agent.log(), 15)
+        assert [await bench.refused(path) for path in (inner, plain)] == [True, True]
+        with pinned_map(bench, "cgroups") as fd:
+            held = {int.from_bytes(key, "little") for key in libbpf.keys(fd, 8)}
+        assert (inner.stat().st_ino in held, plain.stat().st_ino in held) == (True, False)
+        found = await bench.agent.acall("doctor")
+        assert (found.returncode, f"{bench.name}/given/inner" in found.stdout) == (1, True)
+        os.chown(given, 0, 0)
+        await eventually(lambda: not (top / f"v{LAYOUT}").exists(), 15)
+        assert [await bench.refused(path) for path in (inner, plain)] == [True, True]
+        assert "trouble is over" in bench.agent.log()
+
+
 JOINED = """
 open({at!r} + "/cgroup.procs", "w").write("0")
 """

@@ -16,6 +16,7 @@ from aegisflux.domain.selectors import (
     literal_paths,
     owners,
     parse_selector,
+    unselected,
 )
 from aegisflux.domain.text import printable
 from aegisflux.ports.datapath import Binding
@@ -43,6 +44,8 @@ class Binder:
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
         self._literals: dict[str, int] | None = None
+        self._slots: dict[int, int] = {}
+        self._first = True
         self._delegated: frozenset[str] | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
         self.cgroups: dict[int, tuple[str, ...]] = {}
@@ -72,7 +75,7 @@ class Binder:
         paths = [p for p in tree if own is None or not (p == own or p.startswith(own + "/"))]
         services = {i: s for i, s in self._selectors.items() if i in holdings}
         owned = owners(paths, services)
-        slots = {i: holdings[i].slot for i in services}
+        slots = self._slots = {i: holdings[i].slot for i in services}
         wanted = {tree[p]: Binding(tree[p], p, slots[i]) for p, i in owned.services.items()}
         self._note(owned.services)
         self._remember_gone(wanted, set(tree.values()), set(slots.values()))
@@ -82,6 +85,7 @@ class Binder:
             self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
             every = dict(list(every.items())[:MAX_BINDINGS])
         changed = False
+        await self._tell_withdrawn(every, tree, set(slots.values()))
         delegated = self._parts.cgroups.delegated  # then failsafe rules are judged again, by `Datapath.bind`
         if (
             every != self._bound or delegated != self._delegated or anew
@@ -94,6 +98,38 @@ class Binder:
         changed |= await self._bind_literals(services, slots, anew=anew)
         self._say(owned, over)
         return changed
+
+    def binds(self, binding: Binding) -> bool:
+        """Whether this cgroup is bound to a service now."""
+        return binding.cgroup_id in self._bound
+
+    def why_not(self, service: int, path: str) -> str:
+        """Why a cgroup that lives is not this service's, and what to do."""
+        chosen, delegated = self._selectors.get(service, ()), self._parts.cgroups.delegated
+        return printable(unselected(path, chosen, delegated))
+
+    async def _tell_withdrawn(
+        self, every: Mapping[int, Binding], tree: Mapping[str, int], slots: set[int]
+    ) -> None:
+        """Tell of each cgroup that lives and that its service, which is here still, selects no more."""
+        before = dict(self._bound)
+        if self._first:
+            self._first = False
+            before |= {b.cgroup_id: b for b in await self._parts.blocking(self._parts.datapath.former, False)}
+            known = set(before)
+        else:
+            known = set(tree.values())
+        delegated = self._parts.cgroups.delegated
+        services = {slot: number for number, slot in self._slots.items()}
+        lines = [
+            f"service {services[b.slot]}: no longer enforced: {self.why_not(services[b.slot], b.path)}"
+            for number, b in before.items()
+            if number not in every and b.slot in slots and (number in known or below(b.path, delegated))
+        ]
+        for line in lines[:LOGGED]:
+            self._parts.log(line)
+        if len(lines) > LOGGED:
+            self._parts.log(f"{len(lines) - LOGGED} more cgroups are no longer enforced")
 
     async def _each(self, call: Callable[[Any], None], items: object) -> None:
         """Give the datapath a list; what it refused of it is said, and the rest holds."""

@@ -16,6 +16,7 @@ from aegisflux.agent import remember
 from aegisflux.agent.addresses import OwnAddresses
 from aegisflux.agent.applier import Applier
 from aegisflux.agent.binder import Binder
+from aegisflux.agent.former import Former
 from aegisflux.agent.panics import Flags, StateMedium
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.remember import Accepted
@@ -57,6 +58,7 @@ class Runner:
         self.applier = Applier(parts, self.reporter, remember.read_book(parts.store))
         self.binder = Binder(parts)
         self.reporter.skipped = self.binder.skipped
+        self.former = Former(parts, self.binder, self.reporter.troubles, self.applier.book.services)
         self.addresses = OwnAddresses(parts, self._guarded)
         self.telemetry = None if parts.senses is None else Telemetry(parts, parts.senses)
         if self.telemetry is not None:
@@ -189,8 +191,8 @@ class Runner:
             done = await self.applier.apply(manifest, self.accepted.trusted)
             done = await self._guarded(self._bind) and done
             await self._guarded(self._keep_only)
-            if self._all_judge(manifest) and await self.parts.blocking(self.parts.datapath.retire):
-                self.parts.log("upgrade: all that was accepted judges in the new layout; the old one is gone")
+            if self._all_judge(manifest):
+                await self.former.settle(manifest)
             done = done and manifest is self.accepted.manifest
         self.applied.set()
         self._beat_now.ring()
@@ -257,7 +259,7 @@ class Runner:
                 self.parts.log("drift: somebody changed which cgroup is whose; bound again")
                 await self._bind(anew=True)
         await self.heed_panic(thorough=True)  # it may have come while programs were attached again
-        if found:
+        if found or self.former.waits:
             await self.converge()
 
     async def refresh(self) -> None:

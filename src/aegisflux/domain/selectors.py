@@ -177,6 +177,24 @@ def literal_paths(
     return dict(owners((path for path in wanted if not below(path, delegated)), services).services)
 
 
+def unselected(path: str, selectors: Sequence[Selector], delegated: Collection[str] = ()) -> str:
+    """Why a path is selected by none of these, and what to do, in words that begin with the path."""
+    parts = path.split("/")
+    folders = ("/".join(parts[:n]) for n in range(1, len(parts)))
+    if (folder := next((f for f in folders if f in delegated), None)) is not None or "" in delegated:
+        what = "it lies below a directory that others than root write"
+        return f"{path}: {what} ({folder or '/'}): give that to root alone, or select the directory itself"
+    units = [s for s in selectors if s.kind == "unit" and _compiled(s)(parts[-1].removeprefix("_"))]
+    if not units:
+        return f"{path}: no selector of the service matches it: correct its selectors"
+    where = " and ".join(units[0].slices)
+    if any(path.startswith(top + "/") for top in units[0].slices):
+        return f"{path}: {units[0]} looks below no other unit: select it by cgroup:{path}"
+    home = next(("/".join(parts[:n]) for n in range(1, len(parts)) if parts[n - 1].endswith(".slice")), "")
+    adds = f"add {home} to unit_slices of this agent, or " if home else ""
+    return f"{path}: {units[0]} looks in {where} only: {adds}select it by cgroup:{path}"
+
+
 def below(path: str, folders: Collection[str]) -> bool:
     """Whether a path lies below (and is not itself) one of these; "" is the root."""
     if not folders:

@@ -114,6 +114,15 @@ class Datapath(Protocol):
         """All that was accepted judges here: take away what an agent of another layout left judging."""
         ...
 
+    def former(self, other: bool) -> list[Binding]:
+        """The living cgroups that are bound and that nobody asked for here: by agents of other layouts, or
+        (not `other`) by an earlier agent of this one."""
+        ...
+
+    def hand_over(self, left: Iterable[Binding]) -> None:
+        """Take from other layouts all cgroups that are bound here; these are left to them."""
+        ...
+
     def close(self) -> None:
         """Let go without ending enforcement."""
         ...

@@ -61,6 +61,8 @@ class SimulatedDatapath:
         self._denied: deque[DeniedFlow] = deque(maxlen=DENIED_KEPT)
         self._next_id = 1
         self.connections: dict[int, list[Flow]] = {}
+        self.left_judging: list[Binding] = []
+        self.left_bound: list[Binding] = []
         self.is_open = False
         self.epoch = 0
         self.cuts: list[int] = []
@@ -79,7 +81,16 @@ class SimulatedDatapath:
     def retire(self) -> bool:
         """See `Datapath.retire`."""
         self._need_open()
-        return False
+        retired, self.left_judging = bool(self.left_judging), []
+        return retired
+
+    def former(self, other: bool) -> list[Binding]:
+        """See `Datapath.former`: what a test put there."""
+        return list(self.left_judging if other else self.left_bound)
+
+    def hand_over(self, left: Iterable[Binding]) -> None:
+        """See `Datapath.hand_over`."""
+        self.left_judging = list(left)
 
     def close(self) -> None:
         """See `Datapath.close`."""

@@ -10,7 +10,7 @@ from functools import reduce
 from pathlib import Path
 from typing import Final, TypeVar
 
-from aegisflux.adapters.datapath.bpf import diag, libbpf
+from aegisflux.adapters.datapath.bpf import diag, former, libbpf
 from aegisflux.adapters.datapath.bpf.addresses import Addresses
 from aegisflux.adapters.datapath.bpf.control import PASS_LISTENERS, PASS_STAMP, Control
 from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
@@ -98,6 +98,20 @@ class BpfDatapath:
         """See `Datapath.retire`."""
         self._need(self._control)
         return self._pins.retire()
+
+    def former(self, other: bool) -> list[Binding]:
+        """See `Datapath.former`."""
+        mapping, homes = self._need(self._mapping), self._pins.others()
+        if not other:
+            return mapping.strangers()
+        return mapping.living(former.bound(homes)) if homes else []
+
+    def hand_over(self, left: Iterable[Binding]) -> None:
+        """See `Datapath.hand_over`."""
+        mapping, homes, listed = self._need(self._mapping), self._pins.others(), list(left)
+        if homes:
+            ids = former.bound(homes).keys() - {binding.cgroup_id for binding in listed}
+            former.hand_over(homes, ids & mapping.ids(), [binding.path for binding in listed])
 
     def close(self) -> None:
         """See `Datapath.close`."""

@@ -1,7 +1,7 @@
 """Which cgroup is whose, which paths are bound at birth, and what no snapshot can deny."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
@@ -96,6 +96,24 @@ class CgroupMap:
             b for b in self._bound.values() if present.get(b.cgroup_id) == b.slot or not self._is_there(b)
         )
         return sorted(held, key=lambda b: b.path)
+
+    def ids(self) -> Set[int]:
+        """The cgroups that the kernel holds for somebody."""
+        return self._present().keys()
+
+    def strangers(self) -> list[Binding]:
+        """Living cgroups that the kernel holds and that nobody asked for yet."""
+        present = self._present()
+        return self.living(
+            {n: s for n, s in present.items() if n not in self._bound and s < layout.SLOT_AGENT}
+        )
+
+    def living(self, slots: Mapping[int, int]) -> list[Binding]:
+        """Those of these cgroups that exist, with their paths."""
+        if not slots:
+            return []
+        top, found = str(self._root), _living(self._root)
+        return [Binding(n, found[n].removeprefix(top).strip("/"), s) for n, s in slots.items() if n in found]
 
     def _is_there(self, binding: Binding) -> bool:
         return _number_of(self._root / binding.path.strip("/")) == binding.cgroup_id

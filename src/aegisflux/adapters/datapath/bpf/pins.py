@@ -158,11 +158,15 @@ class Pinned:
 
     def retire(self) -> bool:
         """Detach and unpin what other layouts left; whether there was anything."""
-        others = [home for home in self.top.glob("v*") if home != self.home]
+        others = self.others()
         for home in others:
             _detach(home)
             erase(home)
         return bool(others)
+
+    def others(self) -> list[Path]:
+        """The homes of other layouts."""
+        return [home for home in self.top.glob("v*") if home != self.home]
 
     def mend(self, may_attach: Callable[[], bool] = lambda: True) -> list[str]:
         """Attach and pin again what somebody took away; its names. `may_attach` is asked at the last moment.
