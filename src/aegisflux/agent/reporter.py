@@ -78,7 +78,10 @@ class Reporter:
         said = f"service {holding.service_id}: version {active.version} is in the kernel{trial}"
         if said != self._said_of.get(holding.service_id):
             self._said_of[holding.service_id] = said
-            self._parts.log(f"{said}; its lease ends in {round(deadline - wall)} s")
+            left = round(deadline - wall)
+            self._parts.log(
+                f"{said}; its lease " + (f"ends in {left} s" if left > 0 else f"ended {-left} s ago")
+            )
         self._answer(
             Ack(
                 self._parts.host_id,

@@ -42,7 +42,7 @@ def main() -> None:
     """Run the command line."""
     from cyclopts.exceptions import CycloptsError
 
-    from aegisflux.domain.errors import Refused, Unavailable
+    from aegisflux.domain.errors import Misused, Refused, Unavailable
     from aegisflux.runtime import terminal
 
     terminal.guard()
@@ -50,6 +50,8 @@ def main() -> None:
         app(exit_on_error=False, error_formatter=_misused)
     except CycloptsError:
         sys.exit(2)
+    except Misused as error:
+        _fail(2, f"error: {error}")
     except Refused as error:
         _fail(3, f"refused: {error}")
     except Unavailable as error:

@@ -10,8 +10,9 @@ from aegisflux.cli.client import facts, quoted
 from aegisflux.cli.following import following
 from aegisflux.cli.output import Output, columnar, line, say, show
 from aegisflux.domain.digits import whole
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Invalid, Misused
 from aegisflux.domain.net import PROTOCOL_NAMES
+from aegisflux.domain.search import EVENT_KINDS
 
 Since = Annotated[str, Parameter(help="a time (RFC 3339), or how long ago: 30s, 15m, 2h, 7d")]
 Until = Annotated[str | None, Parameter(help="up to this time, written like --since")]
@@ -19,6 +20,8 @@ Not = Annotated[tuple[str, ...], Parameter(name="--not", help="field=value terms
 Filter = Annotated[str, Parameter(help="further field=value terms: service=web -port=22")]
 Picture = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_ROWS = 1000
+MAX_NAMED = 20
+PACKAGES = ("deb", "rpm", "apk", "pypi")
 PEOPLES = ("table", "wide")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MARKS = {
@@ -58,10 +61,7 @@ def observe(
     Example: aegisflux flows observe --from web --verdict blocked -f
     """
     given = {"from": from_, "to": to, "port": port, "proto": proto, "verdict": verdict}
-    terms = [
-        f'{name}="{value}"' if " " in value else f"{name}={value}" for name, value in given.items() if value
-    ]
-    text = " ".join([*terms, *(f"-{term}" for term in without), filter])
+    text = " ".join([*_terms(given), *(f"-{term}" for term in without), filter])
     columns = FLOW if output == "table" else FLOW_WIDE
     _pages("/api/v1/flows", text, since, until, follow, limit, output, columns, _flow)
 
@@ -94,10 +94,7 @@ def events(
     Example: aegisflux events --kind exec --host web-1 --since 1h
     """
     given = {"kind": kind, "host": host, "service": service}
-    terms = [
-        f'{name}="{value}"' if " " in value else f"{name}={value}" for name, value in given.items() if value
-    ]
-    text = " ".join([*terms, *(f"-{term}" for term in without), filter])
+    text = " ".join([*_terms(given), *(f"-{term}" for term in without), filter])
     _pages("/api/v1/events", text, since, until, follow, limit, output, EVENT, _event)
 
 
@@ -111,6 +108,9 @@ def packages(
     output: Output = "table",
 ) -> None:
     """Installed packages, of all hosts or by host, name or type."""
+    _given(host=host, name=name, type=type)
+    if type is not None and type not in PACKAGES:
+        raise Misused("--type", " or ".join(PACKAGES), type)
     query = {"host": host, "name": name, "type": type, "limit": min(limit, MAX_ROWS)}
     rows: list[dict[str, Any]] = []
     while len(rows) < limit:
@@ -119,6 +119,7 @@ def packages(
         query["cursor"] = page["next_cursor"]
         if page["next_cursor"] is None:
             break
+    _known_host(host, rows)
     show(
         rows[:limit],
         output,
@@ -131,7 +132,9 @@ def changes(
     *, host: str | None = None, since: Since = "7d", limit: int = 100, output: Output = "table"
 ) -> None:
     """What was installed and removed, newest first."""
+    _given(host=host)
     rows = facts("/api/v1/packages/changes", {"host": host, "since": moment(since), "limit": limit})
+    _known_host(host, rows)
     if columnar(output):
         rows = [row | {"change": "added" if row["added"] else "removed"} for row in rows]
     show(rows, output, ("time", "host_id", "change", "type", "name", "version"))
@@ -191,6 +194,37 @@ FLOW = ("time", "client", "server", "what", "verdict", "reason", "conns", "bytes
 FLOW_WIDE = (*FLOW, "host_id", "direction", "local", "peer", "path", "cgroup", "package")
 SUMMARY = ("client", "server", "what", "verdict", "reason", "flows", "connections", "bytes")
 EVENT = ("time", "host_id", "kind", "service", "what")
+
+
+def _given(**options: str | None) -> None:
+    """Raises Misused for an option that is there and empty: it would mean every value."""
+    for name, value in options.items():
+        if value is not None and not value.strip():
+            raise Misused(f"--{name}", "a value, or the option left out", value)
+
+
+def _terms(options: Mapping[str, str | None]) -> list[str]:
+    """Options as terms of a filter; raises Misused for one that is empty or that nothing can have."""
+    _given(**options)
+    if (kind := options.get("kind")) is not None:
+        for one in kind.split(","):
+            if one not in EVENT_KINDS:
+                raise Misused("--kind", " or ".join(EVENT_KINDS), one)
+    return [
+        f'{name}="{value}"' if " " in value else f"{name}={value}"
+        for name, value in options.items()
+        if value is not None
+    ]
+
+
+def _known_host(host: str | None, rows: list[dict[str, Any]]) -> None:
+    """Raises Misused where nothing was found since no such host is known."""
+    if host is None or rows:
+        return
+    known = sorted(row["host_id"] for row in facts("/api/v1/telemetry/hosts"))
+    if host not in known:
+        told = ", ".join(known[:MAX_NAMED]) + (", and more" if len(known) > MAX_NAMED else "")
+        raise Misused("--host", f"a host that is known ({told or 'none is'})", host)
 
 
 def _pages(

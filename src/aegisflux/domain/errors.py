@@ -43,6 +43,10 @@ class Invalid(Refused):
         )
 
 
+class Misused(Invalid):
+    """An option of a command has a value that nothing can have; the command ends with 2."""
+
+
 class OverLimit(Refused):
     """A limit of contracts §1 is passed; `limit` is its name."""
 

@@ -11,6 +11,7 @@ from msgspec import Struct
 
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.event import KINDS
 from aegisflux.domain.net import PROTOCOLS, parse_address, parse_cidr
 
 MAX_TERMS: Final = 64
@@ -19,6 +20,8 @@ FLOW_FIELDS: Final = (
     "class",
 )  # fmt: skip
 EVENT_FIELDS: Final = ("kind", "host", "service", "path", "user", "peer", "pid")
+EVENT_KINDS: Final = tuple(kind for kind in KINDS if kind != "flow")
+WORDS: Final = {"kind": EVENT_KINDS, "direction": ("egress", "ingress")}
 VERDICTS: Final = {
     "allowed": "allowed",
     "would-block": "would block",
@@ -82,8 +85,8 @@ def _checked(name: str, value: str) -> str:
         if value.replace(" ", "-") not in VERDICTS:
             raise Invalid(path, " or ".join(VERDICTS), value)
         return VERDICTS[value.replace(" ", "-")]
-    if name == "direction" and value not in ("egress", "ingress"):
-        raise Invalid(path, "egress or ingress", value)
+    if name in WORDS and value not in WORDS[name]:
+        raise Invalid(path, " or ".join(WORDS[name]), value)
     return value
 
 

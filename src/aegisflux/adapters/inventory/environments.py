@@ -107,7 +107,9 @@ class Search:
                 continue
             looked += 1
             if looked > MAX_FOLDERS:
-                self.troubles.append(f"{start}: searched {MAX_FOLDERS} folders of more")
+                self.troubles.append(
+                    f"{start}: has more than {MAX_FOLDERS} folders; the rest was not searched"
+                )
                 return
             names = self._folders(path)
             environment = self._at(path) if "lib" in names or "lib64" in names else None
