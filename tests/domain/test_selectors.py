@@ -1,10 +1,9 @@
 """Which cgroup a selector means, who wins, and what is no selector at any layer."""
 
 import time
-from unittest import mock
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aegisflux.domain import globs
@@ -15,11 +14,11 @@ from aegisflux.domain.selectors import (
     MAX_PATH,
     MAX_SELECTOR,
     below,
-    literal_paths,
     owners,
     parse_selector,
     root_only,
     slice_of,
+    unborn_paths,
 )
 from aegisflux.wire import layout
 
@@ -162,21 +161,39 @@ def test_no_glob_takes_long_to_fail():
     """`**a` eighty times against a path of 250 letters would take a regular expression for ever."""
     path = "a" * 250 + "/" + "a" * 250
     began = time.process_time()
-    for text in ("cgroup:" + "**a" * 80 + "b", "cgroup:" + "*" * 400 + "b", "cgroup:" + "*?" * 100 + "/b"):
-        assert not parse_selector(text).matches(path)
-        assert not parse_selector(text).matches("a" * 4000)
+    deep = "/".join(["a"] * 2000)
+    for glob in (
+        "**a" * 80 + "b", "*" * 400 + "b", "*?" * 100 + "/b", "*a" * 200 + "b", "*a" * 200 + "/b",
+        "**a**a**b", "**/*a" * 90 + "/b", "**?*a" * 80 + "/b", "**a*/" + "*/" * 200 + "b",
+        "**" + "a/" * 200 + "b", "*[!b]" * 80 + "b", "**/a**/a**/ab", "**/*/*a*/*a*/*/b",
+    ):  # fmt: skip
+        for one in (path, "a" * 4000, deep, "aa/" * 1300):
+            assert not parse_selector("cgroup:" + glob).matches(one)
     assert time.process_time() - began < 5
 
 
-@given(st.text("ab/*?[!]", min_size=1, max_size=9), st.text("ab/", max_size=9))
-def test_the_automaton_and_the_regular_expression_are_one_meaning(glob, text):
+PIECES = ["a", "b", "ab", "/", "*", "**", "?", "[!a]", "[a-b]", "[!/]", "a*b", "*/", "**a", "*a"]
+GLOBS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=9).map("".join) | st.text(
+    "ab/*?[!]", max_size=9
+)
+
+
+@settings(max_examples=1500)
+@given(GLOBS, st.lists(st.text("ab/", max_size=14), max_size=8))
+def test_the_automaton_and_the_regular_expression_are_one_meaning(glob, texts):
+    """`_automaton` tries all places at once; `plain_runs` are in each text that matches."""
     try:
         few = matcher(glob)
     except Invalid:
         return
-    with mock.patch.object(globs, "MAX_STARS", -1):
-        many = matcher(glob)
-    assert few(text) is many(text)
+    every = globs._automaton(list(globs._tokens(glob)))
+    for text in texts:
+        assert few(text) is every(text)
+        assert all(run in text for run in globs.plain_runs(glob)) or not few(text)
+
+
+def literal_paths(services, seen=(), delegated=()):
+    return dict(owners(unborn_paths(services, seen, delegated), services).services)
 
 
 def services(**texts):

@@ -16,8 +16,9 @@ USER = 65534
 NAMES = [b"\xff", b"a\xc3(", b"\x1b[2J", b"\x80\x80", b"x\x07", b"\xed\xa0\x80", "\u202e".encode(), b"\x7f"]
 LONG = "cgroup:" + "x" * 255
 UNREADABLE = [
-    LONG, "cgroup:" + "é" * 127, "cgroup:" + "x/" * 40 + "x", "unit:" + "x" * 300, "cgroup:[z-a]", "nonsense",
-    "cgroup:/", "cgroup:a//b", "cgroup:\x1b[2J", "", "unit:a/b", "cgroup:" + "?" * 600,
+    LONG, "cgroup:" + "é" * 127, "cgroup:" + "x/" * 40 + "x", "unit:" + "x" * 300, "cgroup:[z-a]",
+    "cgroup:[!][a]", "nonsense", "cgroup:/", "cgroup:a//b", "cgroup:\x1b[2J", "", "unit:a/b",
+    "cgroup:" + "?" * 600,
 ]  # fmt: skip
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root gives directories to others")

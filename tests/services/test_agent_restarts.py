@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from aegisflux.agent import binder
-from aegisflux.domain.selectors import literal_paths, parse_selector
+from aegisflux.domain.selectors import owners, parse_selector, unborn_paths
 from support.agents import AgentLab, body, edges
 
 SELECTORS = [
@@ -40,8 +40,9 @@ async def test_what_was_selected_once_is_bound_at_birth(lab, selector, path):
 
 async def test_what_another_service_took_over_is_not_bound_by_the_first(lab):
     wanted = {1: [parse_selector("cgroup:unit-*")], 2: [parse_selector("cgroup:unit-1")]}
-    assert literal_paths(wanted, ["unit-1", "unit-2", "else"]) == {"unit-1": 2, "unit-2": 1}
-    assert literal_paths({2: wanted[2]}, ["unit-1", "unit-2"]) == {"unit-1": 2}
+    unborn = unborn_paths(wanted, ["unit-1", "unit-2", "else"])
+    assert owners(unborn, wanted).services == {"unit-1": 2, "unit-2": 1}
+    assert owners(unborn, {2: wanted[2]}).services == {"unit-1": 2}
 
 
 async def test_so_many_paths_are_remembered_and_the_oldest_goes(lab, monkeypatch):

@@ -1,21 +1,21 @@
 """Keeps the cgroups of the host bound to services, as selectors and the live tree say."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 from aegisflux.agent.parts import Parts
 from aegisflux.domain.converge import Holding
 from aegisflux.domain.errors import AegisError, Invalid
 from aegisflux.domain.manifest import HostManifest
+from aegisflux.domain.ownership import Ownership
 from aegisflux.domain.selectors import (
     UNIT_SLICES,
     Owners,
     Selector,
     below,
-    literal_paths,
-    owners,
     parse_selector,
+    unborn_paths,
     unselected,
 )
 from aegisflux.domain.text import printable
@@ -24,6 +24,7 @@ from aegisflux.ports.datapath import Binding
 GONE_KEPT: Final = 1024
 SEEN_KEPT: Final = 1024
 MAX_BINDINGS: Final = 8192
+ENDED: Final = object()
 SHOWN, SHOWN_PATH, LOGGED = 80, 255, 8
 
 
@@ -40,6 +41,7 @@ class Binder:
         self._selectors: dict[int, tuple[Selector, ...]] = {}
         self._unreadable: dict[int, tuple[str, ...]] = {}
         self._refused: dict[str, str] = {}
+        self._living, self._to_come = Ownership(), Ownership()
         self._unborn: dict[str, int] = {}
         self._bound: dict[int, Binding] = {}
         self._gone: OrderedDict[int, Binding] = OrderedDict()
@@ -74,7 +76,7 @@ class Binder:
         own = self._parts.cgroups.own
         paths = [p for p in tree if own is None or not (p == own or p.startswith(own + "/"))]
         services = {i: s for i, s in self._selectors.items() if i in holdings}
-        owned = owners(paths, services)
+        owned = await self._owners(self._living, paths, services)
         slots = self._slots = {i: holdings[i].slot for i in services}
         wanted = {tree[p]: Binding(tree[p], p, slots[i]) for p, i in owned.services.items()}
         self._note(owned.services)
@@ -131,6 +133,16 @@ class Binder:
         if len(lines) > LOGGED:
             self._parts.log(f"{len(lines) - LOGGED} more cgroups are no longer enforced")
 
+    async def _owners(
+        self, known: Ownership, paths: Collection[str], services: dict[int, tuple[Selector, ...]]
+    ) -> Owners:
+        """Who owns the paths. Only a little is compared on the loop: a host may have very many cgroups."""
+        steps = known.follow(paths, services)
+        if next(steps, ENDED) is not ENDED:
+            while await self._parts.blocking(next, steps, ENDED) is not ENDED:
+                pass
+        return known.owners()
+
     async def _each(self, call: Callable[[Any], None], items: object) -> None:
         """Give the datapath a list; what it refused of it is said, and the rest holds."""
         try:
@@ -150,7 +162,7 @@ class Binder:
             if self._refused.get(path) != why:
                 fresh.append(line)
             service = owned.services.get(path, self._unborn.get(path))
-            if service is not None:
+            if service in lost:
                 lost[service].append(line)
         for line in fresh[:LOGGED]:
             self._parts.log(line)
@@ -178,7 +190,8 @@ class Binder:
         self, services: dict[int, tuple[Selector, ...]], slots: dict[int, int], *, anew: bool
     ) -> bool:
         delegated = self._parts.cgroups.delegated
-        self._unborn = literal_paths(services, self._seen, delegated)
+        unborn = unborn_paths(services, self._seen, delegated)
+        self._unborn = dict((await self._owners(self._to_come, unborn, services)).services)
         wanted = {p: slots[i] for p, i in self._unborn.items()}
         if wanted == self._literals and not anew:
             return False

@@ -74,6 +74,7 @@ class Runner:
         self._bind_turn = asyncio.Lock()
         self._last_message = b""
         self._tree_changed, self._bound_anew = asyncio.Event(), asyncio.Event()
+        self._tree_bound = True
         self._scanned, self._scan_seconds = 0.0, parts.settings.scan_seconds
         self._beat_now, self._denied_waits = Bell(), Bell()
         self._denied = Watch(self._denied_waits.ring)
@@ -367,8 +368,9 @@ class Runner:
         now = time.monotonic()
         if self.parts.cgroups.blind or now - self._scanned >= self._scan_seconds:
             self._scanned = now
-            self.parts.cgroups.rescan()
-            self._tree_changed.set()
+            changed = self.parts.cgroups.rescan()
+            if changed or self.parts.cgroups.blind or not self._tree_bound:
+                self._tree_changed.set()
 
     async def _heard_manifest(self, message: Message) -> None:
         await self.receive(message.payload)
@@ -406,7 +408,7 @@ class Runner:
         while True:
             await self._tree_changed.wait()
             self._tree_changed.clear()
-            await self._guarded(self.bind)
+            self._tree_bound = await self._guarded(self.bind)
 
     async def _beating(self) -> None:
         while True:

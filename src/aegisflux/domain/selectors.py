@@ -58,6 +58,11 @@ class Selector(NamedTuple):
         found = SPECIAL.search(self.pattern)
         return found.start() if found else len(self.pattern)
 
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The lowest wins: a literal before a glob, then the longer prefix."""
+        return (0 if self.literal else 1, -self.prefix)
+
     def matches(self, path: str) -> bool:
         """Whether the cgroup at `path` (relative to the v2 root) is selected."""
         path = path.strip("/")
@@ -80,6 +85,13 @@ class Owners(NamedTuple):
 
     services: Mapping[str, int]
     conflicts: Mapping[int, tuple[str, ...]]
+
+
+class Verdict(NamedTuple):
+    """Who owns one path, None where nobody can, and which services wanted it and lost it, in words."""
+
+    owner: int | None
+    lost: Sequence[tuple[int, str]]
 
 
 def root_only(uid: int, mode: int, roots: Collection[int] = (0,)) -> bool:
@@ -155,26 +167,33 @@ def owners(paths: Iterable[str], services: Mapping[int, Sequence[Selector]]) -> 
         claims = sorted(claim for claim in (_claim(i, s, path) for i, s in services.items()) if claim)
         if not claims:
             continue
-        if path.count("/") >= MAX_DEPTH:
-            lost.setdefault(claims[0][2], []).append(f"{path}: has more than {MAX_DEPTH} components")
-            continue
-        won[path] = claims[0][2]
-        for _, _, loser in claims[1:]:
-            lost.setdefault(loser, []).append(f"{path}: belongs to service {claims[0][2]}")
+        verdict = settled(path, claims)
+        if verdict.owner is not None:
+            won[path] = verdict.owner
+        for loser, text in verdict.lost:
+            lost.setdefault(loser, []).append(text)
     return Owners(won, {service: tuple(texts) for service, texts in lost.items()})
 
 
-def literal_paths(
+def settled(path: str, claims: Sequence[tuple[int, int, int]]) -> Verdict:
+    """Who gets a path that the services with these claims (rank and id, the first wins) select."""
+    owner = claims[0][2]
+    if path.count("/") >= MAX_DEPTH:
+        return Verdict(None, [(owner, f"{path}: has more than {MAX_DEPTH} components")])
+    return Verdict(owner, [(loser, f"{path}: belongs to service {owner}") for _, _, loser in claims[1:]])
+
+
+def unborn_paths(
     services: Mapping[int, Sequence[Selector]], seen: Iterable[str] = (), delegated: Collection[str] = ()
-) -> dict[str, int]:
-    """Paths to be bound the moment they are created: those of literals, and what is selected of `seen`.
+) -> set[str]:
+    """Paths to be bound to their `owners` the moment they are created: those of literals, and `seen` ones.
 
     So a unit that is restarted runs open at no time, also where a glob selects it. None lies below a
     directory in `delegated`: there somebody else than root creates.
     """
     wanted = {path for chosen in services.values() for selector in chosen for path in selector.paths()}
     wanted.update(seen)
-    return dict(owners((path for path in wanted if not below(path, delegated)), services).services)
+    return {path for path in wanted if not below(path, delegated)}
 
 
 def unselected(path: str, selectors: Sequence[Selector], delegated: Collection[str] = ()) -> str:
@@ -204,7 +223,7 @@ def below(path: str, folders: Collection[str]) -> bool:
 
 
 def _claim(service: int, selectors: Sequence[Selector], path: str) -> tuple[int, int, int] | None:
-    ranks = [(0 if s.literal else 1, -s.prefix) for s in selectors if s.matches(path)]
+    ranks = [s.rank for s in selectors if s.matches(path)]
     return (*min(ranks), service) if ranks else None
 
 
