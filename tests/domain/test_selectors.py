@@ -20,6 +20,7 @@ from aegisflux.domain.selectors import (
     slice_of,
     unborn_paths,
 )
+from aegisflux.domain.units import default_paths
 from aegisflux.wire import layout
 
 UNIT = "system.slice/nginx.service"
@@ -32,7 +33,29 @@ UNIT = "system.slice/nginx.service"
         ("unit:nginx", UNIT, True),
         ("unit:nginx", "system.slice/nginx.socket", True),
         ("unit:nginx.socket", UNIT, False),
-        ("unit:nginx", "machine.slice/x/nginx.service", True),
+        ("unit:nginx", "machine.slice/machine-x.slice/nginx.service", True),
+        ("unit:nginx", "system.slice/a.slice/a-b.slice/nginx.socket", True),
+        ("unit:cpu.x", "system.slice/_cpu.x.service", True),
+        ("unit:cpu.x", "system.slice/cpu.x.service", True),
+        ("unit:app-b.slice", "app.slice/app-b.slice", True),
+        ("unit:app-b.slice", "system.slice/app-b.slice", False),
+        ("unit:app-b.slice", "app-b.slice", False),
+        ("unit:app-b.slice", "app.slice/app-b.slice/x.service", False),
+        ("unit:app.slice", "app.slice", True),
+        ("unit:app.slice", "system.slice/app.slice", False),
+        ("unit:_x.slice", "__x.slice", True),
+        ("unit:memory-a.slice", "_memory.slice/memory-a.slice", True),
+        ("unit:system-web.slice", "system.slice/system-web.slice", True),
+        ("unit:system-*.slice", "system.slice/system-web.slice", True),
+        ("unit:*.slice", "system.slice/system-web.slice", True),
+        ("unit:*.slice", "system.slice/web.slice", False),
+        ("unit:*.slice", "system.slice/x/system-web.slice", False),
+        ("unit:*.slice", "system.slice/system-a-b.slice", False),
+        ("unit:app-*.slice", "app.slice/app-b.slice", False),
+        ("unit:*", "system.slice/docker", False),
+        ("unit:init.scope", "init.scope", True),
+        ("unit:init.scope", "system.slice/init.scope", False),
+        ("unit:app.path.service", "system.slice/app.path.service", True),
         ("unit:nginx", UNIT + "/worker", False),
         ("unit:web@*", "system.slice/system-web.slice/web@1.service", True),
         ("unit:web@?.service", "system.slice/web@12.service", False),
@@ -62,6 +85,16 @@ def test_what_a_selector_selects(text, path, selected):
         "user.slice/nginx.service",
         "user.slice/user-7.slice/user@7.service/app.slice/nginx.service",
         "kubepods.slice/nginx.service",
+        "system.slice/lxc.payload.c1/system.slice/nginx.service",
+        "system.slice/docker/abc/nginx.service",
+        "system.slice/foo.target/nginx.service",
+        "system.slice/foo.timer/nginx.service",
+        "system.slice/foo.service.d/nginx.service",
+        "system.slice/system-a.slice/x/nginx.service",
+        "system.slice/x/system-a.slice/nginx.service",
+        "system.slice/x.slice-2/nginx.service",
+        "machine.slice/c1/init/nginx.service",
+        "machine.slice/x/nginx.service",
         "system.slice/other.service/nginx.service",
         "system.slice/other.service/deep/er/nginx.service",
         "system.slice/other.service/system.slice/nginx.service",
@@ -84,11 +117,36 @@ def test_a_unit_is_looked_for_where_systemd_puts_units_and_nowhere_else(text, pa
         ("kubepods.slice", "kubepods.slice/cri.scope/nginx.service", False),
         ("a.slice/a-b.slice", "a.slice/a-b.slice/nginx.service", True),
         ("a.slice/a-b.slice", "a.slice/nginx.service", False),
+        (
+            "kubepods.slice",
+            "kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod1.slice/nginx.service",
+            True,
+        ),
+        ("kubepods.slice", "kubepods.slice/kubepods-besteffort.slice/pod1/nginx.service", False),
+        ("system.slice/c.scope/system.slice", "system.slice/c.scope/system.slice/nginx.service", True),
     ],
 )
 def test_a_host_adds_slices(added, path, selected):
     selector = parse_selector("unit:nginx", slices=("system.slice", slice_of(added)))
     assert selector.matches(path) is selected
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "selected"),
+    [
+        ("unit:cri-*.scope", "kubepods.slice/kubepods-besteffort.slice/cri-1.scope", True),
+        ("unit:cri-1.scope", "kubepods.slice/kubepods-besteffort.slice/cri-1.scope", True),
+        ("unit:cri-1.scope", "kubepods.slice/kubepods-besteffort/cri-1.scope", False),
+        ("unit:kubepods-*.slice", "kubepods.slice/kubepods-besteffort.slice", True),
+        ("unit:kubepods-*.slice", "kubepods.slice/besteffort.slice", False),
+        ("unit:system-*.slice", "lab/system.slice/system-a.slice", True),
+        ("unit:system-a.slice", "lab/system.slice/system-a.slice", True),
+        ("unit:system-a.slice", "lab/system-a.slice", False),
+    ],
+)
+def test_scopes_and_slices_of_a_slice_that_the_host_adds(text, path, selected):
+    slices = ("system.slice", "kubepods.slice", "lab/system.slice")
+    assert parse_selector(text, slices=slices).matches(path) is selected
 
 
 @pytest.mark.parametrize("text", ["", "/", "kubepods", "*.slice", "a//b.slice", "a b.slice", "x/../y.slice"])
@@ -116,6 +174,27 @@ def test_what_is_no_slice(text):
         ("app@.scope", ["system.slice/app@.scope"]),
         ("memory.scope", ["system.slice/_memory.scope"]),
         ("_x.scope", ["system.slice/__x.scope"]),
+        ("app@.hidden.scope", ["system.slice/system-app.slice/app@.hidden.scope"]),
+        ("app@.hidden", ["system.slice/system-app.slice/app@.hidden.service",
+                         "system.slice/system-app.slice/app@.hidden.socket"]),
+        ("app@..scope", ["system.slice/system-app.slice/app@..scope"]),
+        ("app.v2@.scope", ["system.slice/app.v2@.scope"]),
+        ("app.v2@1.scope", ["system.slice/system-app.v2.slice/app.v2@1.scope"]),
+        ("app@a.slice.scope", ["system.slice/system-app.slice/app@a.slice.scope"]),
+        ("app.slice", ["app.slice"]),
+        ("app-b.slice", ["app.slice/app-b.slice"]),
+        ("app-b-c.slice", ["app.slice/app-b.slice/app-b-c.slice"]),
+        ("system-app.slice", ["system.slice/system-app.slice"]),
+        ("pids-x.slice", ["_pids.slice/pids-x.slice"]),
+        ("init.scope", ["init.scope"]),
+        (".x.scope", ["system.slice/_.x.scope"]),
+        ("cgroup.x.scope", ["system.slice/_cgroup.x.scope"]),
+        ("tasks.scope", ["system.slice/tasks.scope"]),
+        ("cpux.scope", ["system.slice/cpux.scope"]),
+        # versions of systemd escape these in one way or the other
+        ("memory.x.scope", ["system.slice/_memory.x.scope", "system.slice/memory.x.scope"]),
+        ("hugetlb.scope", ["system.slice/_hugetlb.scope", "system.slice/hugetlb.scope"]),
+        ("dmem.x.scope", ["system.slice/_dmem.x.scope", "system.slice/dmem.x.scope"]),
         ("app@*", []),
     ],
 )  # fmt: skip
@@ -135,12 +214,30 @@ def test_where_a_unit_is_before_it_was_ever_seen(unit, paths):
         "cgroup:[z-a]", "unit:[z-a]*", "cgroup:[b--c]", "cgroup:[!]",
         "cgroup:" + "x" * (MAX_PATH + 1), "cgroup:" + "x" * 255, "cgroup:" + "é" * 127, "cgroup:" + "日" * 85,
         "cgroup:" + "x/" * 200, "cgroup:/" + "x/" * MAX_DEPTH + "x", "unit:" + "x" * 240, "unit:" + "é" * 120,
+        "unit:app.path", "unit:app.target", "unit:app.device", "unit:app.automount", "unit:app.timer",
+        "unit:*.timer", "unit:app@1.target", "unit:-.slice", "unit:app@1.slice", "unit:a--b.slice",
+        "unit:-a.slice", "unit:a-.slice",
         "unit:" + "é-" * 20 + "@1", "cgroup:" + "*x" * 256, "cgroup:" + "?" * MAX_SELECTOR,
     ],
 )  # fmt: skip
 def test_what_is_no_selector(text):
     with pytest.raises(Invalid):
         parse_selector(text)
+
+
+def test_what_to_write_for_a_service_with_the_suffix_of_another_unit():
+    with pytest.raises(Invalid, match=r"write unit:app\.path\.service"):
+        parse_selector("unit:app.path")
+    (path, _) = parse_selector("unit:app.path.service").paths()
+    assert path == "system.slice/app.path.service"
+
+
+@pytest.mark.parametrize(
+    ("name", "directory"),
+    [("tasks", "_tasks"), ("notify_on_release", "_notify_on_release"), ("release_agent", "_release_agent")],
+)
+def test_names_of_the_kernels_files_are_escaped(name, directory):
+    assert default_paths(name) == (f"system.slice/{directory}",)
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,10 @@
 
 Selectors:
   unit:<glob>    a systemd unit of `system.slice`, `machine.slice` or a slice that the host adds, in that
-                 slice or in slices inside of it; never a directory below another unit. Without a suffix
+                 slice or in slices inside of it; never below another directory. Without a suffix
                  `.service` is meant; a `.service` also selects the `.socket` of the same name, because
-                 sockets of socket activation belong to that unit
+                 sockets of socket activation belong to that unit. A slice is where its name says:
+                 `unit:app-b.slice` is `app.slice/app-b.slice`; a glob finds those inside of what is searched
   cgroup:<glob>  the whole path below the v2 root; `*` and `?` stay inside a component, `**` crosses them
 
 A name identifies a service only where root alone could give it: callers of `owners` leave out what lies below
@@ -12,7 +13,6 @@ a delegated directory (`root_only`). Two services on one cgroup: a literal beats
 literal prefix, then the lower id; the loser is told. The root cgroup is never selected.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
@@ -20,19 +20,22 @@ from typing import Final, Literal, NamedTuple
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.globs import SPECIAL, matcher
 from aegisflux.domain.text import is_printable, name_bytes
+from aegisflux.domain.units import (
+    WITH_CGROUPS,
+    default_paths,
+    has_place_in,
+    is_slice,
+    own_place,
+    slice_names,
+    suffix_of,
+    unescaped,
+)
 
 MAX_SELECTOR: Final = 512  # bytes of its text
 MAX_PATH: Final = 253  # bytes of a path that the kernel knows before it exists (bpf/aegis_maps.h: MAX_PATH)
 MAX_DEPTH: Final = 31  # components of a path: the kernel looks no deeper (bpf/aegis_maps.h: MAX_DEPTH)
-DEFAULT_SLICE: Final = "system.slice"
-UNIT_SLICES: Final = (DEFAULT_SLICE, "machine.slice")
-_UNIT_SUFFIX: Final = re.compile(r"\.(service|socket|slice|scope|mount|timer|swap)\Z")
-_WITH_PROCESSES: Final = (".service", ".socket", ".scope", ".mount", ".swap")
+UNIT_SLICES: Final = ("system.slice", "machine.slice")
 _OTHERS_WRITE: Final = 0o022
-# systemd puts "_" before names that the kernel uses itself (cg_escape in its cgroup-util.c)
-_TAKEN: Final = re.compile(
-    r"[._]|cgroup\.|(cpu|cpuacct|cpuset|io|blkio|memory|devices|pids|hugetlb|rdma|misc)\."
-)
 
 Kind = Literal["unit", "cgroup"]
 
@@ -68,7 +71,15 @@ class Selector(NamedTuple):
         path = path.strip("/")
         if self.kind == "cgroup":
             return bool(path) and _compiled(self)(path)
-        return (name := _unit_at(path, self.slices)) is not None and _compiled(self)(name)
+        names = tuple(map(unescaped, path.split("/")))
+        if not _compiled(self)(names[-1]):
+            return False
+        place = own_place(names[-1])
+        if not place:
+            return not is_slice(names[-1]) and _is_searched(path, self.slices)
+        if names == place and self.literal:
+            return True
+        return any(has_place_in(names, place, tuple(map(unescaped, top.split("/")))) for top in self.slices)
 
     def paths(self) -> tuple[str, ...]:
         """Paths that a literal selects wherever nothing else is known: those that can be bound unborn."""
@@ -76,8 +87,7 @@ class Selector(NamedTuple):
             return ()
         if self.kind == "cgroup":
             return (self.pattern,)
-        home = _default_slice(self.pattern)
-        return tuple(f"{home}/{_directory(name)}" for name in _unit_names(self.pattern))
+        return tuple(path for name in _unit_names(self.pattern) for path in default_paths(name))
 
 
 class Owners(NamedTuple):
@@ -117,8 +127,7 @@ def parse_selector(text: str, path: str = "selectors", slices: Sequence[str] = U
     if kind == "unit":
         if len(parts) > 1:
             raise Invalid(path, "the name of a unit, without a slash", text)
-        pattern = pattern if _UNIT_SUFFIX.search(pattern) else pattern + ".service"
-        return _checked(Selector("unit", pattern, tuple(slices)), path, text)
+        return _checked(Selector("unit", _unit_pattern(pattern, path, text), tuple(slices)), path, text)
     return _checked(Selector("cgroup", pattern), path, text)
 
 
@@ -128,6 +137,23 @@ def slice_of(text: str, path: str = "unit_slices") -> str:
     if not selector.literal or not selector.pattern.endswith(".slice"):
         raise Invalid(path, "the path of a slice, such as kubepods.slice", text)
     return selector.pattern
+
+
+def _unit_pattern(pattern: str, path: str, text: str) -> str:
+    """With a suffix; raises Invalid for a unit that has no cgroup."""
+    suffix = suffix_of(pattern)
+    if suffix is None:
+        return pattern + ".service"
+    if suffix not in WITH_CGROUPS:
+        kinds, meant = ", ".join(WITH_CGROUPS), f"unit:{pattern}.service"
+        raise Invalid(
+            path, f"a unit with processes ({kinds}; for a service of this name write {meant})", text
+        )
+    if suffix == "slice" and SPECIAL.search(pattern) is None and not slice_names(pattern):
+        raise Invalid(
+            path, "the name of a slice, such as app-web.slice, not that of the root or a template", text
+        )
+    return pattern
 
 
 def _checked(selector: Selector, path: str, text: str) -> Selector:
@@ -233,40 +259,13 @@ def _unit_names(pattern: str) -> tuple[str, ...]:
     return (pattern,)
 
 
-def _unit_at(path: str, slices: Sequence[str]) -> str | None:
-    """The unit whose own directory the path is, in one of the slices and below no other unit."""
-    for top in slices:
-        if path.startswith(top + "/"):
-            *between, name = path[len(top) + 1 :].split("/")
-            if any(folder.endswith(_WITH_PROCESSES) for folder in between):
-                return None
-            return name[1:] if name.startswith("_") else name
-    return None
-
-
-def _default_slice(unit: str) -> str:
-    """Where systemd puts a unit that names no slice: instances of a template have a slice of their own."""
-    template, instance, rest = unit.partition("@")
-    if not (template and instance) or rest.startswith("."):
-        return DEFAULT_SLICE
-    return f"{DEFAULT_SLICE}/system-{_escaped(template)}.slice"
-
-
-def _escaped(name: str) -> str:
-    r"""A part of a unit's name as systemd escapes it: `-` is `\x2d`, since it separates slices."""
-    plain = re.compile(r"[A-Za-z0-9:_.]")
-    return "".join(
-        char if plain.fullmatch(char) and not (at == 0 and char == ".") else _hex(char)
-        for at, char in enumerate(name)
+def _is_searched(path: str, slices: Sequence[str]) -> bool:
+    """Whether nothing but slices is between one of these and the path: what else has directories inside is a
+    unit, or a container with units of its own."""
+    return any(
+        path.startswith(top + "/") and all(map(is_slice, path[len(top) + 1 :].split("/")[:-1]))
+        for top in slices
     )
-
-
-def _hex(char: str) -> str:
-    return "".join(f"\\x{byte:02x}" for byte in char.encode())
-
-
-def _directory(unit: str) -> str:
-    return "_" + unit if _TAKEN.match(unit) else unit
 
 
 @lru_cache(maxsize=4096)
