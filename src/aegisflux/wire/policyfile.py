@@ -24,6 +24,8 @@ MAX_BYTES: Final = 1 << 20
 MAX_MARKS: Final = 200_000  # what can begin a value: they bound the time that reading takes
 _PATH: Final = re.compile(r'((?:rules|tests|groups|services)(?:\[\d+\]|\["(?:[^"\\]|\\.)*"\]|\.[\w-]+)*): ')
 _MARKS: Final = (",", "\n", "- ", ": ", "? ", "[", "{")
+_LISTS: Final = frozenset({"groups", "rules", "tests"})  # with nothing behind the colon: empty
+_EMPTY: Final = {"an array": "[]", "an object": "{}"}
 LEFT_OUT: Final = "# what rules rest on is left out: with it, this file would be too long to be read\n"
 INDENT: Final = 2
 WIDTH: Final = 110
@@ -34,9 +36,13 @@ def read(text: str) -> Policy:
     node = root_of(text)
     try:
         _bounded(node.value.get("rules"))
-        policy: Policy = converted(node.value, Policy)
+        said = {k: v for k, v in node.value.items() if v is not None or k not in _LISTS}
+        policy: Policy = converted(said, Policy)
         check(policy)
     except Invalid as error:
+        if error.got is None and (brackets := _EMPTY.get(error.expected)):
+            words = f"{error.expected} ({brackets} is an empty one; or take the line out)"
+            error = Invalid(error.path, words, None)
         raise node.located(error) from None
     return policy
 

@@ -16,8 +16,10 @@ from aegisflux.domain.errors import Refused
 from aegisflux.domain.policy import Group, Policy, Rule
 from aegisflux.domain.policy_merge import additions
 from aegisflux.wire.policyfile import check_same, dumped_groups, dumped_rules, read, root_of
-from aegisflux.wire.yaml_text import REFUSED, Node
+from aegisflux.wire.yaml_text import REFUSED, Located, Node
 
+_EXPLICIT: Final = re.compile(r"\ufeff?( *)\?[ \t]+")
+_COMMENT: Final = re.compile(r"( *)(#[^\n]*)?(?:\n|\r\n|(?<=[^\n])\Z)")
 _DASH: Final = re.compile(r"^( *)-(?=[ \t\r\n])", re.MULTILINE)
 
 
@@ -47,7 +49,14 @@ def merged(text: str, policy: Policy) -> tuple[str, tuple[str, ...]]:
     # What joins a field that is there ends before a new field begins, also where both are put at one place.
     parts.sort(key=lambda part: part.field not in root.keys)
     found = _applied(text, [edit for part in parts for edit in _edits(text, root, part)])
-    check_same(found, replace(old, groups=old.groups | groups, rules=old.rules + new))
+    try:
+        check_same(found, replace(old, groups=old.groups | groups, rules=old.rules + new))
+    except Located:  # its line would be one of the text that is not written
+        line = root.line_of(parts[0].field)
+        raise Refused(
+            f"line {line}: expected `groups:` and `rules:` as plain blocks, to which something can be "
+            "added, got another form of YAML; nothing was written: write them as blocks"
+        ) from None
     return found, tuple(rule.name for rule in new)
 
 
@@ -85,48 +94,67 @@ def _edits(text: str, root: Node, new: _New) -> list[_Edit]:
         raise Refused(
             f"line {value.line}: {new.field}: expected a list of its own, got an alias; write it out"
         )
-    if not value.flow:
-        indent = _indent(text, value)
-        return [_block(text, value.end, indent, new.block)]
+    least = len(_indent(text, root)) + 1
+    empty = value.value is None
+    if empty and root.flow:
+        return [_Edit(value.start, value.end, f" {_brackets(new)}")]
+    if not value.flow and not empty:
+        return [_block(text, value.end, _indent(text, value), new.block, least)]
     if root.flow or value.items or value.keys or "#" in text[value.start : value.end]:
         return _flow(text, value, new.flow)
     # Empty brackets make room for a block: what else stands in their line stays.
     gap = len(text[: value.start]) - len(text[: value.start].rstrip(" "))
     return [
         _Edit(value.start - gap, value.end, ""),
-        _block(text, value.end, " " * (key.column + 2), new.block),
+        _block(text, value.end, " " * (key.column + 2), new.block, least),
     ]
 
 
 def _field(text: str, root: Node, new: _New) -> list[_Edit]:
     """A field that the file does not have yet, behind all others."""
     if root.flow:
-        one = ", ".join(new.flow)
-        brackets = f"{{{one}}}" if new.field == "groups" else f"[{one}]"
-        return _flow(text, root, (f"{_json(new.field)}: {brackets}",))
-    indent = " " * next(iter(root.keys.values()))[0].column
+        return _flow(text, root, (f"{_json(new.field)}: {_brackets(new)}",))
+    indent = _indent(text, root)
     inner = "".join(f"  {line}\n" for line in new.block.splitlines())
-    return [_block(text, root.end, indent, f"{new.field}:\n{inner}")]
+    return [_block(text, root.end, indent, f"{new.field}:\n{inner}", len(indent) + 1)]
+
+
+def _brackets(new: _New) -> str:
+    one = ", ".join(new.flow)
+    return f"{{{one}}}" if new.field == "groups" else f"[{one}]"
 
 
 def _indent(text: str, node: Node) -> str:
     """Of the items of a block."""
     if node.kind == "map":
-        return " " * next(iter(node.keys.values()))[0].column
+        key = next(iter(node.keys.values()))[0]
+        explicit = _EXPLICIT.fullmatch(text[: key.start].rpartition("\n")[2])
+        return explicit[1] if explicit else " " * key.column
     if not node.anchored:
         return " " * node.column
     dash = _DASH.search(text, node.start, node.items[0].start + 1)
     return dash[1] if dash else " " * node.column
 
 
-def _block(text: str, end: int, indent: str, block: str) -> _Edit:
-    """Lines behind the line in which a value ends; a file without a last line end stays one."""
+def _block(text: str, end: int, indent: str, block: str, least: int) -> _Edit:
+    """Lines behind the line in which a value ends, and behind the comments of it: those that are indented by
+    `least` and as far as what is added. A file without a last line end stays one."""
     at, mark = _line_end(text, end), _mark(text, end)
+    at = _behind_comments(text, at, max(least, len(indent)))
     lines = [(indent + line).rstrip(" ") if not line else indent + line for line in block.splitlines()]
     body = mark.join(lines)
     if at > 0 and text[at - 1] == "\n":
         return _Edit(at, at, body + mark)
     return _Edit(at, at, mark + body)
+
+
+def _behind_comments(text: str, at: int, least: int) -> int:
+    here = at
+    while here < len(text) and (found := _COMMENT.match(text, here)):
+        here = found.end()
+        if found[2] and len(found[1]) >= least:
+            at = here
+    return at
 
 
 def _line_end(text: str, end: int) -> int:

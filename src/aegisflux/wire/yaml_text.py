@@ -153,9 +153,11 @@ class _Builder:
         except MarkedYAMLError as error:
             mark = error.problem_mark or error.context_mark
             line = mark.line + 1 if mark is not None else self._line
-            raise Located(
-                line, Invalid("", "YAML", error.problem or error.context or "something else")
-            ) from None
+            got = error.problem or error.context or "something else"
+            if "'\\t'" in got:
+                words = "spaces, for YAML takes no tab here, nor before a comment or alone in a line"
+                raise Located(line, Invalid("", f"{words}: write spaces, or take it out", "a tab")) from None
+            raise Located(line, Invalid("", "YAML", got)) from None
         except _LIBRARY as error:
             raise Located(self._line, Invalid("", "YAML", f"{type(error).__name__}: {error}")) from None
         if event is not None and not isinstance(event, StreamStartEvent):
