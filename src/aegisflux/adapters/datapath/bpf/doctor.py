@@ -88,7 +88,11 @@ def _bpffs(pins: Pinned) -> Check:
 
 
 def _attached(pins: Pinned) -> Check:
-    missing = [name for name in ORDER if name not in pins.attached()]
+    try:
+        attached = pins.attached()
+    except PermissionError as err:
+        return Check("programs attached", False, f"only root may look: {err.filename}: {err.strerror}")
+    missing = [name for name in ORDER if name not in attached]
     return Check(
         "programs attached", not missing, f"missing: {', '.join(missing)}" if missing else str(pins.attach)
     )

@@ -201,9 +201,10 @@ class Pinned:
         return program == libbpf.prog_id(self.programs[name]) and (name in TRACEPOINTS or cgroup != 0)
 
     def attached(self) -> list[str]:
-        """Names of the links that are pinned."""
-        folder = self.home / "links"
-        return sorted(p.name for p in folder.iterdir()) if folder.exists() else []
+        """Names of the links that are pinned. Raises PermissionError: the folder is root's alone."""
+        with suppress(FileNotFoundError):
+            return sorted(p.name for p in (self.home / "links").iterdir())
+        return []
 
     def _make_home(self) -> None:
         """Our folders, and the locks: ours, and those of agents of other layouts."""
