@@ -128,7 +128,12 @@ def before(scene: Scene) -> None:
     account = scene.account
     with account.step("Traffic before any snapshot: everybody reaches everybody"):
         for service, name in SERVICES.items():
-            body = {"id": service, "name": name, "selectors": [f"unit:{name}"], "host_labels": {"role": name}}
+            body = {
+                "id": service,
+                "name": name,
+                "selectors": [f"cgroup:**/{name}.service"],
+                "host_labels": {"role": name},
+            }
             scene.post(f"service {service} is {name}: the unit {name}.service", "/api/v1/services", body)
         scene.works("web-1", "db", "tcp", SQL)
         scene.works("web-1", "batch", "udp", STATS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 from nacl.signing import SigningKey
+from tests.support.netns import cgroup_root
 
 from aegisflux.agent import remember
 from aegisflux.agent.state import FileStore
@@ -250,10 +252,19 @@ async def test_a_clock_that_was_far_ahead_is_believed_again_by_hand(lab, plane, 
         await eventually(lambda: "nack stale_serial" in agent.log())
 
 
-async def test_the_story_of_a_host(lab, plane, enrolment, agent):
+@pytest.fixture
+def web():
+    """The selector of a cgroup that is there: what selects none is never in force."""
+    path = cgroup_root() / f"aegisflux-web-{os.getpid()}"
+    path.mkdir()
+    yield f"cgroup:{path.name}"
+    path.rmdir()
+
+
+async def test_the_story_of_a_host(lab, plane, enrolment, agent, web):
     await enrolled(agent, enrolment)
     async with fleet(lab, plane) as control:
-        await control.desire(plane.service(content(plane)))
+        await control.desire(plane.service(content(plane), selectors=(web,)))
         agent.start()
         ack = await control.acked(1)
         assert ack.tables_digest == plane.known[ack.digest].tables_digest
@@ -278,10 +289,10 @@ async def _in_force(control, version):
     return beat and any(s.state == "in_force" and s.version == version for s in beat.services)
 
 
-async def test_panic_and_resume_from_the_command_line(lab, plane, enrolment, agent):
+async def test_panic_and_resume_from_the_command_line(lab, plane, enrolment, agent, web):
     await enrolled(agent, enrolment)
     async with fleet(lab, plane) as control:
-        await control.desire(plane.service(content(plane)))
+        await control.desire(plane.service(content(plane), selectors=(web,)))
         agent.start()
         await control.acked(1)
         started = time.monotonic()
