@@ -66,7 +66,7 @@ MUTANTS = {
     "DHCP is IPv4": ("((4, 68, 67), (6, 546, 547))", "((4, 68, 67),)"),
     "DHCP is IPv6": ("((4, 68, 67), (6, 546, 547))", "((6, 546, 547),)"),
     "DHCP has one direction": ("(flow.source_port, flow.port) if flow.direction == \"egress\" else (flow.port, flow.source_port)", "(flow.source_port, flow.port)"),
-    "the host's list has no direction": ("rule.direction != flow.direction or", "False or"),
+    "the host's list has no direction": ("flow.malformed or rule.direction != flow.direction:", "flow.malformed:"),
     "a longer prefix takes away": ("    found = [\n        ((-e", "    entries = [e for e in entries if e.cidr.covers(flow.peer)]\n    entries = [e for e in entries if e.cidr.plen == max(o.cidr.plen for o in entries)]\n    found = [\n        ((-e"),
     "a longer allow beats deny": ("    if denied:", "    longer = best(\"\", (*snapshot.edges, *(snapshot.ingress or ())), flow)\n    if denied and not (longer and longer[0][0] < denied[0][0]):"),
     "deny beats the failsafe": ("    if saved is not None:", "    if saved is not None and not best(\"deny\", snapshot.deny, flow):"),
