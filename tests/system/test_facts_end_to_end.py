@@ -121,12 +121,6 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
         argv = [sys.executable, "-c", calls, peer, str(port)]
         return facts.site.machine("alpha").host.run(argv, "app.service").returncode == 0
 
-    def sensed():
-        """The one call is made by a program that the sensor saw begin."""
-        facts.site.machine("alpha").host.run(["true"], "app.service")
-        return facts.cli("events", "--kind", "exec", "--host", "alpha", "--limit", "1")
-
-    until(sensed, 30)
     until(lambda: connects(5433), 10)
 
     def learned():
@@ -170,6 +164,7 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     assert [one["service"] for one in plan["plan"]["services"]] == ["app", "db"]
     cut = [line for line in plan["plan"]["replay"]["lines"] if line["rule"] == "app -> db tcp/5433"]
     assert {line["direction"] for line in cut} == {"egress", "ingress"}
+    assert cut[0]["programs"] == [os.path.realpath(sys.executable)]
     simulated = facts.run("segment", "simulate", str(plan["id"]))
     assert (simulated.returncode, json.loads(simulated.stdout)) == (1, plan["plan"]["replay"])
     shown = facts.typed("segment", "simulate", str(plan["id"]))

@@ -67,6 +67,11 @@ class _Held:
         self.seen, self.began = 0, float("inf")
         self.idle = False
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether it is read every so many seconds, not as events come."""
+        return self.feed.seconds is not None
+
     def read(self, now: float, count: int, *, more: bool) -> None:
         """A batch came. When all is read: look again when about a batch waits, or a feed's seconds after this
         reading began: a reading that took long must not make the next one longer. A source that wakes us is
@@ -77,13 +82,13 @@ class _Held:
         self.seen += count
         if more:
             return
-        if self.feed.seconds is None:
+        if not self.is_timed:
             if self.seen >= BATCH_EVENTS:
                 self.pause = max(SOONEST, self.pause / 2)
             elif self.seen < BATCH_EVENTS // 2:
                 self.pause = min(BATCH_SECONDS, self.pause * 2)
         self.soonest = max(now, self.began + self.pause)
-        self.idle = self.feed.seconds is None and self.feed.source.fd is not None
+        self.idle = not self.is_timed and self.feed.source.fd is not None
         self.due = now + IDLE_SECONDS if self.idle else self.soonest
         self.seen, self.began = 0, float("inf")
 
@@ -132,10 +137,10 @@ class Collector:
         for held in self._held:
             if held.trouble and now >= held.retry_at:
                 self._open(held, now)
-        more = [held for held in self._held if not held.trouble and now >= held.due]
+        more = self._due(now)
         throttled = False
-        for _ in range(STEP_BATCHES):
-            for held in sorted(more, key=lambda one: one.served):
+        for nth in range(STEP_BATCHES):
+            for held in sorted(more, key=lambda one: (nth == 0 and one.is_timed, one.served)):
                 if throttled := self._bucket.room(now) < self._bucket.enough(held.limit):
                     break
                 if not self._batch(held, wall_ns, now):
@@ -148,6 +153,15 @@ class Collector:
         if more:
             return SOONEST if throttled else 0.0
         return self._pause(now)
+
+    def _due(self, now: float) -> list[_Held]:
+        """Return what is to be read now. Flows name the programs behind them, which the events of processes
+        tell: where a feed of the former kind is due, those that wake us are read too, and first."""
+        open_ones = [held for held in self._held if not held.trouble]
+        due = [held for held in open_ones if now >= held.due]
+        if not any(held.is_timed for held in due):
+            return due
+        return [held for held in open_ones if held in due or not held.is_timed]
 
     def waits_for(self) -> list[int]:
         """The descriptors that are readable when a source that is all read has something. Like `wake`, only
