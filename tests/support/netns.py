@@ -20,8 +20,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -40,6 +40,18 @@ def cgroup_root() -> Path:
         if right.startswith("cgroup2 "):
             return Path(left.split()[4])
     raise RuntimeError("no cgroup v2 tree is mounted")
+
+
+@contextmanager
+def own_cgroup(name: str) -> Iterator[str]:
+    """The path below the v2 root of an empty cgroup that is there meanwhile: what a service selects to be
+    in force."""
+    path = cgroup_root() / f"aegisflux-{name}-{os.getpid()}"
+    path.mkdir()
+    try:
+        yield path.name
+    finally:
+        kill_cgroup(path)
 
 
 def enter(netns: str | None, cgroup: Path | None) -> None:

@@ -7,6 +7,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from tests.support.control import WHO, body, running_plane
+from tests.support.netns import own_cgroup
 
 from aegisflux.wire.token import EnrollRequest
 from support.agent_process import AgentProcess, EnrollServer
@@ -31,8 +32,11 @@ class Door(EnrollServer):
 
 @pytest_asyncio.fixture
 async def plane(tmp_path):
-    async with running_plane(tmp_path / "control", confirm_seconds=WINDOW) as found:
-        yield found
+    """Its service selects a cgroup that is there."""
+    with own_cgroup("web") as path:
+        async with running_plane(tmp_path / "control", confirm_seconds=WINDOW) as found:
+            await found.orchestrator.registry.put(101, "web", [f"cgroup:{path}"], {}, WHO)
+            yield found
 
 
 @pytest_asyncio.fixture
@@ -52,10 +56,6 @@ async def agent(plane, tmp_path):
         door.close()
 
 
-HELD = ("in_force", "matches nothing")
-"""The services here have no selectors: what is held judges nobody, and says so."""
-
-
 async def state_of(plane, version: int) -> str:
     status = await plane.orchestrator.views.status(101)
     hosts = [h for h in status.hosts if h.observed is not None and h.observed.version == version]
@@ -63,7 +63,7 @@ async def state_of(plane, version: int) -> str:
 
 
 async def is_in_force(plane, version: int) -> bool:
-    return await state_of(plane, version) in HELD
+    return await state_of(plane, version) == "in_force"
 
 
 async def post(plane, version: int, **fields) -> None:
@@ -77,8 +77,7 @@ async def test_a_post_is_in_force_confirmed_and_stays(plane, agent):
     await asyncio.sleep(WINDOW + 1)
     assert await is_in_force(plane, 1), "confirmed within the window"
     status = await agent.status()
-    assert [(s["service_id"], s["version"]) for s in status["services"]] == [(101, 1)]
-    assert {s["state"] for s in status["services"]} <= {*HELD}
+    assert [(s["service_id"], s["state"], s["version"]) for s in status["services"]] == [(101, "in_force", 1)]
 
 
 async def test_an_agent_that_was_away_and_one_that_is_killed_converge(plane, agent):
@@ -95,11 +94,18 @@ async def test_an_agent_that_was_away_and_one_that_is_killed_converge(plane, age
     assert await is_in_force(plane, 5)
 
 
-async def test_two_services_are_both_confirmed(plane, agent):
+@pytest_asyncio.fixture
+async def db(plane):
+    """A second service."""
+    with own_cgroup("db") as path:
+        yield await plane.orchestrator.registry.put(102, "db", [f"cgroup:{path}"], {}, WHO)
+
+
+async def test_two_services_are_both_confirmed(plane, agent, db):
     agent.start()
     await post(plane, 1)
     await plane.orchestrator.snapshots.post(body(102, 1), ["web1"], "", WHO)
     await eventually(lambda: is_in_force(plane, 1), 20)
     await asyncio.sleep(WINDOW + 1)
     status = await agent.status()
-    assert [s["state"] in HELD for s in status["services"]] == [True, True]
+    assert [s["state"] for s in status["services"]] == ["in_force", "in_force"]

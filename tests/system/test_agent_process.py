@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 from nacl.signing import SigningKey
-from tests.support.netns import cgroup_root
+from tests.support.netns import own_cgroup
 
 from aegisflux.agent import remember
 from aegisflux.agent.state import FileStore
@@ -254,11 +253,9 @@ async def test_a_clock_that_was_far_ahead_is_believed_again_by_hand(lab, plane, 
 
 @pytest.fixture
 def web():
-    """The selector of a cgroup that is there: what selects none is never in force."""
-    path = cgroup_root() / f"aegisflux-web-{os.getpid()}"
-    path.mkdir()
-    yield f"cgroup:{path.name}"
-    path.rmdir()
+    """The selector of a cgroup that is there."""
+    with own_cgroup("web") as path:
+        yield f"cgroup:{path}"
 
 
 async def test_the_story_of_a_host(lab, plane, enrolment, agent, web):
