@@ -42,7 +42,7 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 		}
 	}
 	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == EGRESS && sk->state == S_SYN_SENT)
-		return judge_call_inside(skb, &v, st);
+		return judge_call_inside(skb, sk, &v, st);
 	if (v.slot >= MAX_SLOTS || skb->ifindex == 1 || (dir == INGRESS && skb->pkt_type == LOOPED)) {
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		if (v.slot == SLOT_NONE && st && st->initiator)

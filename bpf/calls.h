@@ -42,9 +42,8 @@ static __always_inline int on_call(struct bpf_sock_addr *ctx, struct view *v)
 	}
 	v->narrow = st->narrow;
 	v->now = now_ns();
+	v->p.netns = st->netns;
 	if (v->p.proto == P_UDP && v->p.local_port)
-		v->p.netns = bpf_get_netns_cookie(ctx);
-	if (v->p.netns)
 		f = live_flow(v->slot, &v->p, v->now);
 	if (f) {
 		v->dir = (f->initiator - 1) & 1;

@@ -79,7 +79,6 @@ struct rule_search {
 #define F_SAFE 1
 #define F_DEPENDS 2		/* a rule that names a cgroup was asked: another socket may get another answer */
 
-
 static int try_rule(__u32 i, struct rule_search *s)
 {
 	const struct failsafe_rule *r = &s->list->rules[i & (MAX_FAILSAFE - 1)];

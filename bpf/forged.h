@@ -85,6 +85,12 @@ __noinline int is_of_foreign_source(struct __sk_buff *skb, const struct packet *
 	return own_address(netns_of(skb), p->local) != OWN_YES;
 }
 
+static __always_inline int is_forged(struct __sk_buff *skb, const struct bpf_sock *sk, const struct state *st,
+				     const struct packet *p)
+{
+	return is_suspect(sk, st, p) && is_of_foreign_source(skb, p, st);
+}
+
 /* A program asked for an address of its own host, and the host leads it elsewhere: a published port. */
 static __always_inline int is_own_all_the_same(struct __sk_buff *skb, const struct view *v, __u32 forced)
 {

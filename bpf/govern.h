@@ -178,11 +178,11 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 
 /* A call over loopback. From a foreign address its answer would leave the host, to that address, as the
  * answer of whoever listens. */
-static __always_inline int judge_call_inside(struct __sk_buff *skb, struct view *v, const struct state *st)
+static __always_inline int judge_call_inside(struct __sk_buff *skb, const struct bpf_sock *sk, struct view *v,
+						 const struct state *st)
 {
 	parse(skb, EGRESS, &v->p);
-	if (!v->p.malformed && (!st || st->marks & M_ANY_SOURCE) && is_of_foreign_source(skb, &v->p, st))
-		v->p.malformed = 1;
+	v->p.malformed |= is_forged(skb, sk, st, &v->p);
 	if (!v->p.malformed) {
 		count(0, v->slot, FAILSAFE);
 		return PASS;
@@ -203,7 +203,7 @@ static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *
 
 	v->now = now_ns();
 	v->expired = !!(forced & CB_EXPIRED);
-	if (!forced && v->packet_dir == EGRESS && is_suspect(sk, st, &v->p) && is_of_foreign_source(skb, &v->p, st))
+	if (!forced && v->packet_dir == EGRESS && is_forged(skb, sk, st, &v->p))
 		v->p.malformed = 1;
 	if (!st || !st->initiator || v->p.proto != P_TCP || v->p.malformed || state == S_LISTEN || state == S_CLOSE)
 		return judge_anew(skb, sk, v, st, ctl, forced);

@@ -159,9 +159,9 @@ def looped_broadcast() -> str:
         return heard
 
 
-def reflected_handshake(port: int = 4002) -> str:
+def reflected_handshake(port: int = 4002, proto: int = 0) -> str:
     """A call of our own over loopback, from the denied host's address: our listener answers that host."""
-    with tcp(INET6) as listener, tcp(INET6) as caller:
+    with tcp(INET6) as listener, tcp(INET6, proto=proto) as caller:
         listener.bind(("::", port))
         listener.listen()
         caller.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
@@ -322,6 +322,7 @@ TRICKS = {
     "IP_TRANSPARENT": Trick(transparent_source),
     "own broadcast, looped back": Trick(looped_broadcast),
     "handshake over loopback from the peer's address": Trick(reflected_handshake),
+    "the same by a subflow of MPTCP": Trick(lambda: reflected_handshake(proto=MPTCP)),
     "the same to port 22": Trick(reflected_from_port_22, BOTH, sysctls=SPECIAL_PORTS),
     "the same with fast open and data": Trick(reflected_data, sysctls=TFO),
     "a peer made in a private network namespace, IPv4": Trick(private_namespace_4),
