@@ -17,14 +17,7 @@ from msgspec import Struct
 
 from aegisflux import __version__
 from aegisflux.agent import notes
-from aegisflux.agent.cgroups import (
-    CgroupTree,
-    FixedCgroups,
-    leave,
-    own_cgroup,
-    settle,
-    v2_root,
-)
+from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, leave, settle
 from aegisflux.agent.control import NO_ROOM, SOCKET, Control
 from aegisflux.agent.failsafes import FailsafeSetting, failsafe_of
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
@@ -52,7 +45,7 @@ from aegisflux.domain.selectors import slice_of
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
-from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import own_cgroup, v2_mounts, v2_root
 from aegisflux.wire.layout import LAYOUT
 
 CONFIG: Final = Path("/etc/aegisflux/agent.toml")
@@ -60,7 +53,6 @@ PREFIX: Final = "AEGISFLUX_AGENT_"
 SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
-MOUNTS, OWN_CGROUP = procfs.PROC / "self/mountinfo", procfs.PROC / "self/cgroup"
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
 LARGE_BYTES: Final = 128 << 10
 USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
@@ -232,9 +224,9 @@ def note_of(config: AgentConfig, host_id: str = "-") -> Note:
 
 def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
     """The host's tree; without one (only for the simulation) an empty one."""
-    if config.datapath == "simulated" and all(mount.kind != "cgroup2" for mount in procfs.mounts()):
+    if config.datapath == "simulated" and not v2_mounts():
         return FixedCgroups(own=own)
-    tree = CgroupTree(v2_root(procfs.kernel_text(MOUNTS)))
+    tree = CgroupTree()
     tree.own = own
     return tree
 
@@ -242,8 +234,8 @@ def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
 def settled(config: AgentConfig) -> tuple[str | None, Path | None]:
     """The agent's own cgroup, and its path where it had to make one. Raises Unavailable."""
     if config.datapath == "simulated":
-        return own_cgroup(procfs.kernel_text(OWN_CGROUP)), None
-    root = v2_root(procfs.kernel_text(MOUNTS))
+        return own_cgroup(), None
+    root = v2_root()
     return settle(root, Path(config.attach_cgroup or root), f"aegisflux-agent-{config.instance}")
 
 
@@ -256,7 +248,7 @@ def make_feeds(config: AgentConfig) -> tuple[Feed, ...]:
     from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
     from aegisflux.adapters.datapath.bpf.traffic import Traffic
 
-    root = v2_root(procfs.kernel_text(MOUNTS))
+    root = v2_root()
     inside = Path(config.attach_cgroup) if config.attach_cgroup else root
     top, told = Path(config.bpffs) / "aegisflux" / config.instance, config.telemetry
     programs, cgroups = Programs(), CgroupNames(root)

@@ -105,7 +105,7 @@ def bench(request) -> Iterator[Bench]:
 
 def _kernel() -> Iterator[Bench]:
     from aegisflux.adapters.datapath.bpf.datapath import BpfDatapath
-    from aegisflux.adapters.datapath.bpf.mapping import v2_root
+    from aegisflux.runtime.cgroupfs import v2_root
 
     top = v2_root() / f"aegisflux-contract-{os.getpid()}"
     children = [top / "a", top / "b"]

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 
 from aegisflux.adapters.datapath.bpf.programs import CgroupNames
-from aegisflux.agent.cgroups import CgroupTree, own_cgroup, v2_root
+from aegisflux.agent.cgroups import CgroupTree
 from aegisflux.domain import selectors
 from aegisflux.domain.errors import OverLimit
+from aegisflux.runtime.cgroupfs import own_cgroup, v2_root
 from support.agents import AgentLab, body, edges
 
 USER = 65534

@@ -13,7 +13,6 @@ from aegisflux.adapters.datapath.bpf import listeners, namespaces, traffic
 from aegisflux.adapters.inventory.environments import MAX_MOUNTS, Environment, _away, read_environment
 from aegisflux.adapters.inventory.tree import Tree
 from aegisflux.agent import notes
-from aegisflux.agent.cgroups import own_cgroup, v2_root
 from aegisflux.agent.collector import Collector
 from aegisflux.agent.parts import Feed
 from aegisflux.agent.spool import Spool
@@ -22,6 +21,7 @@ from aegisflux.domain.errors import Invalid, OverLimit, Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE
 from aegisflux.domain.manifest import MAX_SERVICES, ActiveRef, ServiceState
 from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import own_cgroup, v2_root
 from aegisflux.wire import envelope
 from support.agents import WALL, AgentLab, body
 from support.hosts import Host

@@ -19,8 +19,7 @@ from typing import Final
 from aegisflux.agent.nested import Nested
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.text import is_printable, name_bytes
-from aegisflux.runtime import procfs
-from aegisflux.runtime.cgroupfs import given_by_root
+from aegisflux.runtime.cgroupfs import given_by_root, own_cgroup, v2_root
 
 IN_ATTRIB: Final = 0x4
 IN_MOVED_FROM: Final = 0x40
@@ -46,29 +45,13 @@ def _stat(path: bytes) -> os.stat_result:
     return os.stat(path)  # noqa: PTH116 - a Path would be text
 
 
-def v2_root(mountinfo: str) -> Path:
-    """The root of the cgroup v2 tree in the text of /proc/self/mountinfo; raises Unavailable."""
-    for mount in procfs.mounts(mountinfo):
-        if mount.kind == "cgroup2" and mount.root == "/":
-            return Path(mount.point)
-    raise Unavailable("no cgroup v2 tree is mounted: expected a cgroup2 line in /proc/self/mountinfo")
-
-
-def own_cgroup(text: str) -> str | None:
-    """The path in the text of /proc/self/cgroup, None in the root of the v2 tree."""
-    for line in text.split("\n"):  # a name may hold what else ends a line of text
-        if line.startswith("0::"):
-            return line[3:].strip("/") or None
-    return None
-
-
 def settle(root: Path, attach: Path, name: str) -> tuple[str | None, Path | None]:
     """The agent's own cgroup, and its path where it was made now.
 
     An agent that lives where the programs are attached cannot be told from its services by that cgroup: it
     moves to one of its own below it. One that lives above is not judged at all. Raises Unavailable.
     """
-    own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
+    own = own_cgroup()
     home = (root / (own or "")).resolve()
     if attach.resolve() != home:
         return (None if home in attach.resolve().parents else own), None
@@ -101,8 +84,8 @@ class CgroupTree:
     """
 
     def __init__(self, root: Path | None = None) -> None:
-        self.root = root or v2_root(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
-        self.own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
+        self.root = root or v2_root()
+        self.own = own_cgroup()
         self._tree: dict[str, int] = {}
         self._delegated: set[str] = set()
         self._skipped: dict[str, None] = {}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from aegisflux.agent import remember
-from aegisflux.agent.cgroups import CgroupTree, own_cgroup, v2_root
+from aegisflux.agent.cgroups import CgroupTree
 from aegisflux.agent.control import SOCKET, ask
 from aegisflux.agent.failsafes import absent_failsafes
 from aegisflux.agent.identity import IDENTITY, read_identity
@@ -16,7 +16,7 @@ from aegisflux.agent.parts import AgentSettings
 from aegisflux.agent.state import FileStore
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.ports.datapath import Datapath
-from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import own_cgroup, v2_root
 
 ATTACHED: Final = "programs attached"
 ENROL: Final = "aegisflux hosts token (on the control plane), then here: aegisflux agent enroll"
@@ -180,9 +180,9 @@ def _panicked(agent: list[Finding]) -> bool:
 
 def _cgroups() -> Finding:
     try:
-        root = v2_root(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
+        root = v2_root()
     except Unavailable as error:
         return Finding("cgroup v2", False, str(error), True)
-    own = own_cgroup(procfs.kernel_text(procfs.PROC / "self/cgroup"))
+    own = own_cgroup()
     where = own or "the root cgroup; the agent moves to one of its own"
     return Finding("cgroup v2", True, f"{root}; this process lives in {where}", True)

@@ -14,7 +14,7 @@ from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
 from aegisflux.domain.net import parse_cidr
 from aegisflux.domain.snapshot import Proto
 from aegisflux.domain.text import printable
-from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import v2_mounts
 from aegisflux.wire.layout import MAX_FAILSAFE
 
 MAX_PORT: Final = 65_535
@@ -72,7 +72,7 @@ def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...], tuple[int
 def cgroup_mounts() -> tuple[str, ...]:
     """Where cgroup v2 trees are mounted; none where that cannot be read."""
     with suppress(OSError):
-        return tuple(mount.point for mount in procfs.mounts() if mount.kind == "cgroup2")
+        return tuple(mount.point for mount in v2_mounts())
     return ()
 
 

@@ -17,7 +17,7 @@ from aegisflux.adapters.datapath.bpf.denied import DeniedFlows, reason_of
 from aegisflux.adapters.datapath.bpf.doctor import examine, own_addresses
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
-from aegisflux.adapters.datapath.bpf.mapping import CgroupMap, v2_root
+from aegisflux.adapters.datapath.bpf.mapping import CgroupMap
 from aegisflux.adapters.datapath.bpf.namespaces import cookie, each_namespace, inside, processes
 from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
 from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, Pinned
@@ -30,6 +30,7 @@ from aegisflux.domain.panic import Owner
 from aegisflux.domain.verdict import Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
 from aegisflux.ports.datapath import Binding, Check, DeniedFlow, Generation, Held, Loaded, Role
+from aegisflux.runtime.cgroupfs import numbered, v2_root
 from aegisflux.wire import layout
 
 T = TypeVar("T")
@@ -215,7 +216,7 @@ class BpfDatapath:
         flows = self._need(self._generations).flows_fd(slot)
         states = self._pins.maps["states"]
         tops = self._need(self._mapping).paths_of(slot)
-        cgroups = {Path(at).stat().st_ino for top in tops for at, _, _ in os.walk(top)}
+        cgroups = {number for top in tops for number, _ in numbered(top)}
 
         def refused(found: diag.Found) -> bool:
             if found.proto == TCP:
@@ -240,9 +241,7 @@ class BpfDatapath:
         """See `Datapath.live`: TCP and connected UDP, in the namespaces of the service's processes."""
         tops = self._need(self._mapping).paths_of(slot)
         cgroups = {
-            Path(at).stat().st_ino: str(Path(at).relative_to(self._root))
-            for top in tops
-            for at, _, _ in os.walk(top)
+            number: str(Path(at).relative_to(self._root)) for top in tops for number, at in numbered(top)
         }
         states = self._pins.maps["states"]
         found = self._each_namespace(slot, lambda: initiations(cgroups, read_own().own(), states))

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
-from aegisflux.adapters.datapath.bpf.mapping import v2_root
 from aegisflux.adapters.datapath.bpf.namespaces import inside
 from aegisflux.adapters.datapath.bpf.pins import ORDER, Pinned, object_path
 from aegisflux.adapters.datapath.bpf.watch import Watch
 from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.datapath import Check
+from aegisflux.runtime.cgroupfs import v2_root
 
 KERNEL: Final = (5, 17)
 SEES_BUFFERS: Final = (6, 2)

@@ -17,7 +17,7 @@ from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.flow import FailsafeRule
 from aegisflux.domain.text import name_bytes
-from aegisflux.runtime.cgroupfs import named_by_root
+from aegisflux.runtime.cgroupfs import named_by_root, number_at
 from aegisflux.wire import layout
 
 MAX_GONE: Final = 1024  # of cgroups that are gone; the map has room for 4,096
@@ -44,7 +44,7 @@ class FollowedCgroups:
         """Add what the kernel did not see, take away what not only root names; whether any changed."""
         changed = False
         for path, number in self._paths.items():
-            found = _number_at(self._root / path)  # whose it is, is asked after it was found
+            found = number_at(self._root / path)  # whose it is, is asked after it was found
             if not named_by_root(os.fsencode(self._root), path):
                 changed |= self._exempt_no_more(path, number)
                 continue
@@ -67,7 +67,7 @@ class FollowedCgroups:
     def _forget_gone(self) -> None:
         """Bound the cgroups that are gone: those with the lowest numbers are the oldest."""
         known = sorted(int.from_bytes(key, "little") for key in libbpf.keys(self._cgroups_fd, 8))
-        live = {_number_at(self._root / path) for path in self._paths}
+        live = {number_at(self._root / path) for path in self._paths}
         gone = [number for number in known if number not in live]
         for number in gone[:-MAX_GONE] if len(gone) > MAX_GONE else ():
             libbpf.delete(self._cgroups_fd, number.to_bytes(8, "little"))
@@ -91,13 +91,6 @@ def literal_key(path: str) -> bytes:
     if len(raw) >= layout.MAX_PATH - 1:  # a longer path, cut off by the kernel, must equal none
         raise Refused(f"cgroup path of {len(raw)} bytes: expected fewer than {layout.MAX_PATH - 1}")
     return raw.ljust(layout.MAX_PATH, b"\0")
-
-
-def _number_at(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except OSError:
-        return None
 
 
 def _put(fd: int, key: bytes, value: bytes) -> bool:

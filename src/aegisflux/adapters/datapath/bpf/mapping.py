@@ -1,8 +1,6 @@
 """Which cgroup is whose, which paths are bound at birth, and what no snapshot can deny."""
 
-import os
 from collections.abc import Iterable, Mapping, Set
-from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
@@ -13,21 +11,13 @@ from aegisflux.adapters.datapath.bpf.followed import FollowedCgroups, literal_ke
 from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import FailsafeRule
 from aegisflux.ports.datapath import Binding
-from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import number_at, numbered
 from aegisflux.wire import layout
 
 MANY: Final = 8192
 LITERALS: Final = 16_384  # bpf/objects.h
 FAILSAFE_SIZE: Final = layout.FAILSAFE_LIST.size + layout.MAX_FAILSAFE * layout.FAILSAFE_RULE.size
 _PROTOS: Final = {"tcp": 6, "udp": 17, "any": 0}
-
-
-def v2_root() -> Path:
-    """Where the cgroup v2 tree is mounted. Raises Unavailable."""
-    for mount in procfs.mounts():
-        if mount.kind == "cgroup2":
-            return Path(mount.point)
-    raise Unavailable("no cgroup v2 tree is mounted")
 
 
 class CgroupMap:
@@ -116,7 +106,7 @@ class CgroupMap:
         return [Binding(n, found[n].removeprefix(top).strip("/"), s) for n, s in slots.items() if n in found]
 
     def _is_there(self, binding: Binding) -> bool:
-        return _number_of(self._root / binding.path.strip("/")) == binding.cgroup_id
+        return number_at(self._root / binding.path.strip("/")) == binding.cgroup_id
 
     def slots(self) -> set[int]:
         """The slots that a cgroup is mapped to, or will be when it is made."""
@@ -277,20 +267,9 @@ class CgroupMap:
         return found
 
 
-def _number_of(folder: Path) -> int | None:
-    try:
-        return folder.stat().st_ino
-    except OSError:
-        return None
-
-
 def _living(root: Path) -> dict[int, str]:
-    """The folder of each cgroup that exists; one that goes meanwhile is left out."""
-    found = {}
-    for folder, _, _ in os.walk(root):
-        with suppress(OSError):
-            found[Path(folder).stat().st_ino] = folder
-    return found
+    """The folder of each cgroup that exists."""
+    return dict(numbered(root))
 
 
 def _raise_first(failed: Mapping[str, AegisError]) -> None:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf
-from aegisflux.adapters.datapath.bpf.mapping import v2_root
 from aegisflux.adapters.datapath.bpf.owner import bind_owner
 from aegisflux.adapters.datapath.bpf.pins import erase, mounted_bpffs, object_path, private_folder
 from aegisflux.adapters.datapath.bpf.programs import Programs
@@ -22,6 +21,7 @@ from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.domain.event import Event, Exec
 from aegisflux.domain.panic import Owner
 from aegisflux.ports.sensor import Reading
+from aegisflux.runtime.cgroupfs import v2_root
 from aegisflux.wire.records import BOUNDS, LOSSES, SENSOR_LAYOUT, decode_record
 
 OBJECT: Final = "sensor.bpf.o"

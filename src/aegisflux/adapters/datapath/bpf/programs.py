@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from aegisflux.runtime.cgroupfs import numbered
 from aegisflux.wire.records import text_of
 
 MOST_PROGRAMS: Final = 16_384
@@ -87,6 +88,4 @@ class CgroupNames:
 
 def _tree(root: Path) -> Iterator[tuple[int, str]]:
     at = len(os.fsencode(root)) + 1
-    for folder, _, _ in os.walk(root):
-        with suppress(OSError):
-            yield Path(folder).stat().st_ino, text_of(os.fsencode(folder)[at:])
+    return ((number, text_of(os.fsencode(folder)[at:])) for number, folder in numbered(root))

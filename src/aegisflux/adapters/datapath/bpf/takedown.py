@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Final
 
 from aegisflux.adapters.datapath.bpf import libbpf, objects
-from aegisflux.adapters.datapath.bpf.mapping import v2_root
 from aegisflux.adapters.datapath.bpf.owner import Marker, owner_of, owners_marked
 from aegisflux.adapters.datapath.bpf.pins import ATTACH, FOLDER, erase
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.panic import Attached, Kind, Owner, describe
 from aegisflux.runtime import procfs
+from aegisflux.runtime.cgroupfs import numbered, v2_root
 
 PREFIX: Final = "aegis_"
 CGROUP_KINDS: Final = {8, 9, 13, 18}  # cgroup_skb, cgroup_sock, sock_ops, cgroup_sock_addr
@@ -113,7 +113,7 @@ class Kernel:
 
     def describe(self, one: Attached) -> str:
         """Name what is left: program, cgroup, and which processes and pins hold it."""
-        root = v2_root()
+        root = v2_root(part=True)
         path = _cgroups().get(one.place, "")
         shown = "/" + path.removeprefix(str(root)).strip("/") if path else ""
         return describe(one, shown, _holders(one))
@@ -121,12 +121,9 @@ class Kernel:
 
 def _cgroups() -> dict[int, str]:
     """Path by number of every cgroup that we see."""
-    found = {}
     with suppress(Unavailable, OSError):
-        for folder, _, _ in os.walk(v2_root()):
-            with suppress(OSError):
-                found[Path(folder).stat().st_ino] = folder
-    return found
+        return dict(numbered(v2_root(part=True)))
+    return {}
 
 
 def _without_links(loose: set[int]) -> Iterator[tuple[int, int, int]]:
