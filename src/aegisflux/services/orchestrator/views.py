@@ -8,11 +8,11 @@ from msgspec import Struct
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.flow import Direction, Flow
-from aegisflux.domain.manifest import Heartbeat
 from aegisflux.domain.net import PROTOCOLS, parse_address
 from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Row
 from aegisflux.services.orchestrator import state
+from aegisflux.services.orchestrator.answers import heartbeat_of
 from aegisflux.services.orchestrator.core import Core
 from aegisflux.services.orchestrator.hosts import is_silent
 from aegisflux.wire.canonical import unpacked
@@ -235,7 +235,6 @@ class Views:
         self, host: Row, rollout: Rollout, digests: dict[int, str], report: Row | None, beside: int | None
     ) -> HostStatus:
         given = rollout.hosts.get(host["host_id"])
-        beat = msgspec.msgpack.decode(host["heartbeat"], type=Heartbeat) if host["heartbeat"] else None
         desired = Named(given.version, digests.get(given.version)) if given else None
         observed = Named(report["version"], report["digest"]) if report else Named(None, None)
         nack = None
@@ -260,7 +259,7 @@ class Views:
             last_nack=nack,
             acked_at=report["ack_stored_at"] if report else None,
             beside=beside,
-            troubles=self._core.troubles(host["host_id"], beat),
+            troubles=self._core.troubles(host["host_id"], heartbeat_of(host)),
         )
 
 
