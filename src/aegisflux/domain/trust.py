@@ -316,10 +316,13 @@ def _wrong(trusted: Trusted, service: ServiceState, now: int, times: int) -> tup
         return "bad_schema", f"service {number} is named twice"
     if service.active and service.active.lease_until > now + TTL_MAX:
         return "over_limit", f"service {number}: a lease of over 30 days"
-    seen = dict(trusted.digests)
+    named = dict[str, str]()
     for ref in (service.active, service.candidate):
-        known = seen.setdefault(f"{number}/{ref.version}", ref.digest) if ref else None
-        if ref and known != ref.digest:
+        if ref is None:
+            continue
+        version = f"{number}/{ref.version}"
+        known = trusted.digests.get(version, named.setdefault(version, ref.digest))
+        if known != ref.digest:
             return "equivocation", f"service {number} version {ref.version}: {ref.digest} after {known}"
     return None
 
