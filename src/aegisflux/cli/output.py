@@ -14,7 +14,7 @@ from typing import Annotated, Any, Final, Literal
 from cyclopts import Parameter
 
 from aegisflux.domain.errors import Refused
-from aegisflux.domain.text import encodable_all, printable
+from aegisflux.domain.text import encodable_all, is_printable, printable
 
 Output = Annotated[
     Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"], Parameter(name=("--output", "-o"))
@@ -107,17 +107,16 @@ def _table(rows: Sequence[Row], columns: tuple[str, ...]) -> None:
     cells += [[printable(_cell(row.get(name), TIMES.get(name))) for name in columns] for row in rows]
     widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
     for row in cells:
-        line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _write("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n")
 
 
 def _yaml(value: Any) -> None:
     from ruamel.yaml import YAML
 
     # The writer leaves characters that turn or hide text as they are: then it writes ASCII alone.
-    unicode = _is_plain(json.dumps(value, ensure_ascii=False))
+    unicode = is_printable(json.dumps(value, ensure_ascii=False))
     writer: Any = YAML(typ="safe", pure=True)
-    writer.default_flow_style, writer.allow_unicode, writer.width = False, False, 110
-    writer.allow_unicode = unicode
+    writer.default_flow_style, writer.allow_unicode, writer.width = False, unicode, 110
     writer.sort_base_mapping_type_on_output = False
     writer.dump(value, sys.stdout)
 
@@ -138,10 +137,6 @@ def _field(value: Any) -> str:
     if not isinstance(value, str):
         return as_json(value)
     return f"'{value}" if len(value) > 1 and value.startswith(FORMULA) else value
-
-
-def _is_plain(text: str) -> bool:
-    return printable(text) == text
 
 
 def _cell(value: Any, per_second: int | None = None) -> str:
