@@ -43,7 +43,9 @@ def warnings_of(snapshot: MapSnapshot) -> list[str]:
     rules = ruleset(snapshot)
     allowed = [e.cidr for e in (*rules.edges, *rules.peers) if e.cidr.family == 6]
     denied = [e.cidr for e in rules.deny if e.proto == "any" and e.port == 0]
-    passing = [form for form in UNCOVERED if _meets(form, allowed) and not _is_within(form, denied)]
+    passing = [
+        form for form in UNCOVERED if _meets(form, allowed) and not any(c.contains(form) for c in denied)
+    ]
     if not passing:
         return []
     text = (
@@ -56,7 +58,3 @@ def warnings_of(snapshot: MapSnapshot) -> list[str]:
 
 def _meets(form: Cidr, cidrs: Iterable[Cidr]) -> bool:
     return any(c.value <= form.last and form.value <= c.last for c in cidrs)
-
-
-def _is_within(form: Cidr, cidrs: Iterable[Cidr]) -> bool:
-    return any(c.family == form.family and c.value <= form.value and form.last <= c.last for c in cidrs)

@@ -53,6 +53,10 @@ class Cidr(NamedTuple):
     def covers(self, address: Address) -> bool:
         return address.family == self.family and self.value <= address.value <= self.last
 
+    def contains(self, inner: "Cidr") -> bool:
+        """Whether every address of another prefix is one of this."""
+        return inner.family == self.family and self.value <= inner.value and inner.last <= self.last
+
     def __str__(self) -> str:
         return cidr_text(self.family, self.value, self.plen)
 

@@ -131,14 +131,10 @@ def _common(some: Set[Cidr], others: Set[Cidr]) -> set[Cidr]:
             found.add(cidr)
             continue
         at = bisect_left(ordered, Cidr(cidr.family, cidr.value, 0))
-        while at < len(ordered) and _within(ordered[at], cidr):
+        while at < len(ordered) and cidr.contains(ordered[at]):
             found.add(ordered[at])
             at += 1
     return found
-
-
-def _within(inner: Cidr, outer: Cidr) -> bool:
-    return inner.family == outer.family and outer.value <= inner.value and inner.last <= outer.last
 
 
 def _inside(cidr: Cidr, others: Set[Cidr]) -> bool:
