@@ -94,7 +94,7 @@ def told(said: str, parts: Sequence[str], held: Sequence[str]) -> str:
         words.append(HELD + "; ".join(held))
     if words:
         return "; ".join(words)
-    return "in force as its policy says" if said.startswith((HELD, WAITS)) or HELD in said else said
+    return "in force as its policy says" if said.startswith(WAITS) or HELD in said else said
 
 
 def without_gone(policy: Policy, hosts: Container[str]) -> Policy:
