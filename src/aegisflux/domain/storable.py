@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.paths import step
 
 MAX_INT = 1 << 63
 
@@ -31,11 +32,11 @@ def check_storable(value: object, path: str = "") -> None:
 def _parts(value: object, path: str) -> Iterator[tuple[str, object]]:
     if isinstance(value, Struct):
         for name in value.__struct_fields__:
-            yield (f"{path}.{name}" if path else name), getattr(value, name)
+            yield step(path, name), getattr(value, name)
     elif isinstance(value, dict):
         for key, one in value.items():
             yield path, key
             yield path, one
     elif isinstance(value, list | tuple):
         for place, one in enumerate(value):
-            yield f"{path}[{place}]", one
+            yield step(path, place), one
