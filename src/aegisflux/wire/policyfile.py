@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
 from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule, check
+from aegisflux.domain.text import printable
 from aegisflux.wire.yaml_text import Located, Node, parse
 
 MAX_BYTES: Final = 1 << 20
@@ -138,14 +139,10 @@ def _rules(rules: Sequence[Rule], indent: int) -> CommentedSeq:
         found.append(one)
     for n, rule in enumerate(rules):
         if rule.why:
-            lines = "\n".join(map(_printable, rule.why.split("; ")))
+            # On one line each, whatever a host said: YAML ends a comment at more than line feeds.
+            lines = "\n".join(map(printable, rule.why.split("; ")))
             found.yaml_set_comment_before_after_key(n, before=lines, indent=indent)
     return found
-
-
-def _printable(text: str) -> str:
-    """On one line, whatever a host said: YAML ends a comment at more than line feeds."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _limited(text: str) -> None:
