@@ -14,7 +14,7 @@ An end of a rule is one of
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Final, Literal, NamedTuple
 
 from msgspec import Meta, Struct, field
@@ -123,6 +123,11 @@ def end_paths(rule: Rule, path: str) -> Iterator[tuple[str, str]]:
     for name, ends in (("from", rule.from_), ("to", rule.to)):
         for n, end in enumerate(ends_of(ends)):
             yield (f"{path}.{name}" if isinstance(ends, str) else f"{path}.{name}[{n}]"), end
+
+
+def ends_named(rules: Iterable[Rule]) -> set[str]:
+    """Every end that one of these rules names."""
+    return {end for rule in rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
 
 
 def label_of(rule: Rule, number: int) -> str:

@@ -34,6 +34,7 @@ from aegisflux.domain.policy import (
     Rule,
     cidr_of,
     end_paths,
+    ends_named,
     ends_of,
     ports_of,
 )  # fmt: skip
@@ -280,8 +281,12 @@ def governed(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
                 advice = near or "; register it: aegisflux service put"
                 raise NotFound(f"services[{n}]: no service is named {name!r}{advice}")
         return tuple(sorted(set(policy.services)))
-    named = {end for rule in policy.rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
-    return tuple(sorted(named & set(inventory.services)))
+    return _named(policy, inventory)
+
+
+def _named(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
+    """The services that a rule names, sorted."""
+    return tuple(sorted(ends_named(policy.rules) & inventory.services.keys()))
 
 
 class _Entries:
@@ -426,8 +431,7 @@ def partial(policy: Policy, inventory: Inventory, places: Places) -> Iterator[tu
 def unlabelled(policy: Policy, inventory: Inventory) -> Iterator[tuple[str, tuple[str, ...]]]:
     """Yield (service, hosts) where a service that a rule names runs on hosts by their own report alone: no
     peer is allowed to call them, or be called by them, in its name."""
-    named = {end for rule in policy.rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
-    for service in sorted(named & set(inventory.services)):
+    for service in _named(policy, inventory):
         if hosts := inventory.services[service].reported:
             yield service, hosts
 

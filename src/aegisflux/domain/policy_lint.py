@@ -22,6 +22,7 @@ from aegisflux.domain.policy import (
     Policy,
     Port,
     Rule,
+    ends_named,
     cidr_of,
     ends_of,
     label_of,
@@ -322,8 +323,7 @@ def _never_hit(reaches: Sequence[_Reach], seen: Iterable[Seen]) -> Iterator[Lint
 
 
 def _unused(policy: Policy) -> Iterator[Lint]:
-    named = {end for rule in policy.rules for end in (*ends_of(rule.from_), *ends_of(rule.to))}
-    named |= {end for test in policy.tests for end in (test.from_, test.to)}
+    named = ends_named(policy.rules) | {end for test in policy.tests for end in (test.from_, test.to)}
     for name in policy.groups:
         if name not in named:
             yield Lint("unused_group", f"groups.{name}", "no rule names it", "take it out")

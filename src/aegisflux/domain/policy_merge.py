@@ -5,12 +5,12 @@ comes under a new name, and its rules with it; a rule that the file words in ano
 file's owner decided on it.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
-from aegisflux.domain.policy import RESERVED, Ends, Group, Policy, Rule, ends_of
+from aegisflux.domain.policy import RESERVED, Ends, Group, Policy, Rule, ends_named, ends_of
 from aegisflux.domain.segment.export import rule_name
 
 MOST: Final = 63  # characters of a name
@@ -29,14 +29,14 @@ def additions(old: Policy, proposal: Policy) -> Additions:
     """Return what a proposal adds to a policy without changing what anything in it means."""
     taken = _names(old) | _names(proposal)
     renamed, differs = dict[str, str](), list[str]()
-    used = _ends(proposal.rules)
+    used = ends_named(proposal.rules)
     for name, group in proposal.groups.items():
         if name in used and not _fits(name, group, old):
             renamed[name] = new = _free_group(name, group, old, taken)
             taken.add(new)
             differs.append(_group_words(name, group, old, new))
     rules, told = _rules(old, proposal, renamed)
-    named = _ends(rules)
+    named = ends_named(rules)
     groups = {renamed.get(name, name): group for name, group in proposal.groups.items()}
     new_groups = {n: g for n, g in groups.items() if n in named and n not in old.groups}
     return Additions(new_groups, rules, (*differs, *told, *_services(old, proposal)))
@@ -50,7 +50,7 @@ def _rules(
     taken = by_name.keys() | {rule.name for rule in proposal.rules}
     found, differs = list[Rule](), list[str]()
     for rule in proposal.rules:
-        ends = _ends((rule,))
+        ends = ends_named((rule,))
         if foreign := sorted(end for end in ends if end in old.groups and end not in proposal.groups):
             told = ", ".join(foreign)
             differs.append(
@@ -70,12 +70,8 @@ def _rules(
 
 
 def _names(policy: Policy) -> set[str]:
-    ends = _ends(policy.rules) | {end for test in policy.tests for end in (test.from_, test.to)}
+    ends = ends_named(policy.rules) | {end for test in policy.tests for end in (test.from_, test.to)}
     return ends | set(policy.services or ()) | policy.groups.keys() | RESERVED
-
-
-def _ends(rules: Iterable[Rule]) -> set[str]:
-    return {end for rule in rules for ends in (rule.from_, rule.to) for end in ends_of(ends)}
 
 
 def _fits(name: str, group: Group, old: Policy) -> bool:
