@@ -5,7 +5,6 @@ Rules are compared two by two: a rule that only several others together make nee
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence, Set
-from difflib import get_close_matches
 from functools import reduce
 from itertools import islice
 from operator import or_
@@ -14,7 +13,7 @@ from typing import Final, Literal, NamedTuple
 from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.names import check_label, remarks
+from aegisflux.domain.names import check_label, close, remarks
 from aegisflux.domain.net import TCP, UDP, Address, Cidr
 from aegisflux.domain.policy import (
     ANYONE,
@@ -22,8 +21,8 @@ from aegisflux.domain.policy import (
     Policy,
     Port,
     Rule,
-    ends_named,
     cidr_of,
+    ends_named,
     ends_of,
     label_of,
     ports_of,
@@ -216,9 +215,8 @@ def _why_no_label(name: str, value: str, inventory: Inventory) -> tuple[str, str
         told = ", ".join(f"{name}={value}" for value in values[:MOST_NAMED])
         return "no host bears this label", f"correct its value; hosts bear {told}{cut}"
     names = sorted({label for place in inventory.hosts.values() for label in place.labels})
-    near = get_close_matches(name, names, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    return f"no host bears a label {name}", f"correct its name, or give hosts the label{hint}"
+    advice = f"correct its name, or give hosts the label{close(name, names)}"
+    return f"no host bears a label {name}", advice
 
 
 def _ambiguous(inventory: Inventory) -> Iterator[Lint]:
