@@ -132,7 +132,6 @@ def export(
     """
     import msgspec
 
-    from aegisflux.domain.policy_merge import additions
     from aegisflux.domain.segment.export import policy_of
     from aegisflux.domain.segment.propose import Proposal
     from aegisflux.wire import policyfile, policymerge
@@ -143,10 +142,9 @@ def export(
     if into is None:
         document(policyfile.write(policy))
         return
+    differs = list[str]()
     with wrong(into):
-        before = text_of(into)
-        text, new = policymerge.merged(before, policy)
-        differs = additions(policyfile.read(before), policy).differs
+        text, new = policymerge.merged(text_of(into), policy, differs.append)
     if dry_run:
         document(text)
     else:

@@ -34,7 +34,11 @@ WIDTH: Final = 110
 
 def read(text: str) -> Policy:
     """Return the policy of a text; raises Located by path, or OverLimit."""
-    node = root_of(text)
+    return policy_of(root_of(text))
+
+
+def policy_of(node: Node) -> Policy:
+    """Return the policy of the root of a text; raises as `read`."""
     try:
         _bounded(node.value.get("rules"))
         said = {k: v for k, v in node.value.items() if v is not None or k not in _LISTS}

@@ -6,7 +6,7 @@ the indentation and the line ends of what stands there, as blocks into blocks an
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.policy import Group, Policy, Rule
 from aegisflux.domain.policy_merge import additions
-from aegisflux.wire.policyfile import check_same, dumped_groups, dumped_rules, read, root_of
+from aegisflux.wire.policyfile import check_same, dumped_groups, dumped_rules, policy_of, root_of
 from aegisflux.wire.yaml_text import REFUSED, Located, Node
 
 _EXPLICIT: Final = re.compile(r"\ufeff?( *)\?[ \t]+")
@@ -40,11 +40,19 @@ class _New(NamedTuple):
     flow: tuple[str, ...]
 
 
-def merged(text: str, policy: Policy) -> tuple[str, tuple[str, ...]]:
+def merged(
+    text: str, policy: Policy, differs: Callable[[str], None] = lambda _words: None
+) -> tuple[str, tuple[str, ...]]:
     """Return the text with what a policy adds to it (see `additions`), and the names of the new rules; raises
-    as `policyfile.read`, or Refused where nothing can be added."""
-    old, root = read(text), root_of(text)
-    groups, new, _ = additions(old, policy)
+    as `policyfile.read`, or Refused where nothing can be added.
+
+    `differs` is called with the words of each thing that the policy says in another way.
+    """
+    root = root_of(text)
+    old = policy_of(root)
+    groups, new, words = additions(old, policy)
+    for one in words:
+        differs(one)
     parts = [part for part in (_of_groups(groups), _of_rules(new)) if part.flow]
     # What joins a field that is there ends before a new field begins, also where both are put at one place.
     parts.sort(key=lambda part: part.field not in root.keys)
