@@ -4,15 +4,13 @@ The library rounds: `snapshot withdraw 101.6` would withdraw service 102. It als
 scripts, underscores, and `0x`.
 """
 
-import re
 from collections.abc import Sequence
 from typing import Any, Final, get_args
 
 from cyclopts import Token, convert
 
-from aegisflux.domain.digits import decimal
+from aegisflux.domain.digits import decimal, integer
 
-_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 WHOLE: Final = "expected an integer in ASCII digits without leading zeros"
 
 
@@ -21,7 +19,7 @@ def converted(kind: Any, tokens: Sequence[Token]) -> Any:
     one."""
     kinds = {kind, *get_args(kind)}
     for token in tokens:
-        if int in kinds and not _INTEGER.fullmatch(token.value):
+        if int in kinds and integer(token.value) is None:
             raise ValueError(f"{WHOLE}, got {token.value!r}")
         if float in kinds and decimal(token.value) is None:
             raise ValueError(f"expected a number such as 0.25, got {token.value!r}")

@@ -8,6 +8,7 @@ from typing import Any, Final
 from aegisflux.domain.errors import Invalid
 
 _WHOLE: Final = re.compile(r"0|[1-9][0-9]{0,17}")
+_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _LENIENT: Final = re.compile(r"\s*[+-]?(?:\d[\d_]*\.?[\d_]*|\.\d+)(?:[eE][+-]?\d+)?\s*")
 _DECIMAL: Final = re.compile(r"(?:0|[1-9][0-9]{0,17})(?:\.[0-9]{1,18})?")
 
@@ -18,6 +19,11 @@ def whole(text: str, most: int = 10**18 - 1) -> int | None:
         return None
     value = int(text)
     return value if value <= most else None
+
+
+def integer(text: str) -> int | None:
+    """Return the number, which may be below 0, that a text spells, None for anything else."""
+    return int(text) if _INTEGER.fullmatch(text) else None
 
 
 def decimal(text: str) -> float | None:

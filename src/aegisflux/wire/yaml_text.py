@@ -24,6 +24,7 @@ from ruamel.yaml.events import (
     StreamStartEvent,
 )
 
+from aegisflux.domain.digits import integer
 from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.paths import step, steps
 
@@ -34,7 +35,6 @@ _CONSTANTS: Final = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
-_INTEGER: Final = re.compile(r"0|-?[1-9][0-9]{0,17}")
 _DIRECTIVE: Final = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\r\n]*)?\r?\n)*%")
 # Line breaks of YAML 1.1 alone, a carriage return alone, a byte order mark inside, marks of direction
 # (https://trojansource.codes), and what YAML itself does not allow.
@@ -264,4 +264,5 @@ def _value(event: Any) -> Any:
         return event.value
     if event.value in _CONSTANTS:
         return _CONSTANTS[event.value]
-    return int(event.value) if _INTEGER.fullmatch(event.value) else event.value
+    number = integer(event.value)
+    return event.value if number is None else number
