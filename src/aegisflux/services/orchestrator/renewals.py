@@ -13,6 +13,7 @@ from aegisflux.domain import policy_in_force as in_force
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
+from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.policy_in_force import compile_in_force
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.snapshot import MapSnapshot, Mode
@@ -83,7 +84,7 @@ class Renewals:
             before = here.in_force.get(part.service)
             if before is None or before.version != part.version:
                 continue
-            wanted = in_force.carried(part.service, before, compiled, here.inventory)
+            wanted = await asyncio.to_thread(in_force.carried, part.service, before, compiled, here.inventory)
             notes |= dict.fromkeys(wanted.notes if wanted else ())
             if wanted is None or _same(before, wanted.snapshot):
                 self._wanted.pop(part.service_id, None)
@@ -91,7 +92,7 @@ class Renewals:
             quiet = False
             if await self._core.store.row("rollout_of_service", part.service_id) is not None:
                 continue  # its rollout was planned for the fleet as it is; what it leaves is renewed then
-            change = renewal.delta(before, wanted.snapshot, here.inventory.addresses(here.inventory.hosts))
+            change = await asyncio.to_thread(_change, before, wanted.snapshot, here.inventory)
             carried, word = await self._renewed_or_stopped(carried, part, wanted.snapshot, change)
             done.append(word)
         await self._say(carried, renewal.told(carried.run.reason, done, tuple(notes)))
@@ -179,6 +180,10 @@ async def _others(db: Queries, rollout: Rollout, part: Part, mode: Mode) -> set[
         if row is None or (row["copy_of"], row["mode"]) != (part.version, mode):
             theirs.add(version)
     return {host for host, given in rollout.hosts.items() if given.version in theirs}
+
+
+def _change(before: MapSnapshot, after: MapSnapshot, inventory: Inventory) -> renewal.Delta:
+    return renewal.delta(before, after, inventory.addresses(inventory.hosts))
 
 
 def _same(before: MapSnapshot, after: MapSnapshot) -> bool:
