@@ -8,7 +8,7 @@ few times an hour. What is more than that is stopped, and said: it wants a plan.
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Collection, Container, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Final
 
 from msgspec import Struct
@@ -28,6 +28,8 @@ MOST_WORDS: Final = 4
 RENEWED: Final = "renewed: the fleet has changed"
 HELD: Final = "not renewed: "
 WAITS: Final = "renewal of "
+DENY: Final = "deny"
+Row = tuple[str, Cidr, str, int]  # list, prefix, protocol, port
 
 
 class Delta(Struct, frozen=True):
@@ -51,7 +53,7 @@ class Delta(Struct, frozen=True):
 def delta(before: MapSnapshot, after: MapSnapshot, fleet: Collection[Address] = ()) -> Delta:
     """What differs between the entries of two snapshots of a service; `fleet`: the addresses of all hosts."""
     old, new = _entries(before), _entries(after)
-    had, has = _allows(before), _allows(after)
+    had, has = _allows(old), _allows(new)
     held = {key: Spans(cidrs) for key, cidrs in has.items()}
     nothing = Spans(())
     here = sorted(fleet)
@@ -61,7 +63,7 @@ def delta(before: MapSnapshot, after: MapSnapshot, fleet: Collection[Address] = 
         for cidr in cidrs - has[key]
     )
     allows, left = (sum(map(len, one.values())) for one in (had, has))
-    return Delta(tuple(sorted(new - old)), tuple(sorted(old - new)), len(old), allows, left, cut)
+    return Delta(_words(new - old), _words(old - new), len(old), allows, left, cut)
 
 
 def stopped(change: Delta, settled_seconds: float, renewals: Sequence[float], now: float) -> str:
@@ -106,13 +108,12 @@ def without_gone(policy: Policy, hosts: Container[str]) -> Policy:
     return replace(policy, groups=groups)
 
 
-def _allows(snapshot: MapSnapshot) -> dict[tuple[str, str, int], set[Cidr]]:
+def _allows(entries: Iterable[Row]) -> dict[tuple[str, str, int], set[Cidr]]:
     """The prefixes of allows, by list, protocol and port."""
-    rules = ruleset(snapshot)
     found: dict[tuple[str, str, int], set[Cidr]] = defaultdict(set)
-    for name, entries in (("to", rules.edges), ("peer", rules.peers), ("from", rules.ingress or ())):
-        for entry in entries:
-            found[name, entry.proto, entry.port].add(entry.cidr)
+    for name, cidr, proto, port in entries:
+        if name != DENY:
+            found[name, proto, port].add(cidr)
     return found
 
 
@@ -122,14 +123,14 @@ def _inside(cidr: Cidr, addresses: Sequence[Address]) -> Sequence[Address]:
     return addresses[first : bisect_left(addresses, Address(cidr.family, cidr.last + 1))]
 
 
-def _entries(snapshot: MapSnapshot) -> set[str]:
+def _entries(snapshot: MapSnapshot) -> set[Row]:
     rules = ruleset(snapshot)
-    lists = (("to", rules.edges), ("peer", rules.peers), ("from", rules.ingress or ()), ("deny", rules.deny))
-    return {
-        f"{name} {entry.cidr} {entry.proto}/{entry.port or '*'}"
-        for name, entries in lists
-        for entry in entries
-    }
+    lists = (("to", rules.edges), ("peer", rules.peers), ("from", rules.ingress or ()), (DENY, rules.deny))
+    return {(name, entry.cidr, entry.proto, entry.port) for name, entries in lists for entry in entries}
+
+
+def _words(entries: Iterable[Row]) -> tuple[str, ...]:
+    return tuple(sorted(f"{name} {cidr} {proto}/{port or '*'}" for name, cidr, proto, port in entries))
 
 
 def _some(sign: str, entries: Sequence[str]) -> str:
