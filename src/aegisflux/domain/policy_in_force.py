@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence, Set
 from typing import Any, Final, NamedTuple
 
-from msgspec import UNSET, Struct
+from msgspec import Struct
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import AegisError
@@ -74,7 +74,9 @@ def carried(name: str, before: MapSnapshot, compiled: Compiled, inventory: Inven
         return None
     kept: list[Cidr] = []
     lists = []
-    for own, new, wide, action in zip(_lists(before), _lists(after), _lists(reported), ACTIONS, strict=True):
+    now = _lists(after)
+    believed = now if reported is after else _lists(reported)
+    for own, new, wide, action in zip(_lists(before), now, believed, ACTIONS, strict=True):
         stuck = {key for one in compiled.stuck for key in one.keys if key[0] == action}
         rows, by_report = _merged(own, new, wide, stuck, action)
         lists.append(rows)
@@ -93,7 +95,7 @@ def carried(name: str, before: MapSnapshot, compiled: Compiled, inventory: Inven
 
 def _lists(snapshot: MapSnapshot) -> tuple[tuple[Entry, ...], ...]:
     rules = ruleset(snapshot)
-    return rules.edges, () if snapshot.ingress is UNSET else rules.ingress or (), rules.deny
+    return rules.edges, rules.ingress or (), rules.deny
 
 
 def _merged(
