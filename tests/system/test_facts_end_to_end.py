@@ -139,10 +139,8 @@ def test_real_traffic_becomes_a_proposal_a_policy_and_a_plan(facts, tmp_path):
     assert f"({os.path.realpath(sys.executable)})" in file.read_text()
     valid = facts.run("policy", "validate", str(file))
     remarks = {remark["kind"] for remark in json.loads(valid.stdout)}
-    assert (valid.returncode, remarks) == (
-        1,
-        {"shared_host", "unlabelled"},
-    )  # both hosts see one tree of cgroups here
+    # both hosts see one tree of cgroups here
+    assert (valid.returncode, remarks) == (1, {"shared_host", "unlabelled"})
     assert facts.run("policy", "diff", str(file)).returncode == 1
     tried = facts.typed("policy", "apply", str(file), "--dry-run")
     assert (tried.returncode, "nothing was begun: aegisflux rollout begin" in tried.stderr) == (1, True)
