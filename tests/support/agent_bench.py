@@ -5,10 +5,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from support.agent_process import AgentProcess, EnrollServer
 from support.agents import Plane, body, edges
+from support.engines import running_nats
 from tests.support.netns import cgroup_root, kill_cgroup
 
 FAST = {"heartbeat_seconds": "0.5", "tick_seconds": "0.2", "refresh_seconds": "2", "drift_seconds": "0.5"}
@@ -90,3 +93,15 @@ class Bench:
 
 def content(bench, version=1, allow=(), **fields):
     return bench.plane.content(body(version, edges=edges(*allow), **fields))
+
+
+@asynccontextmanager
+async def enrolled_bench(directory: Path) -> AsyncIterator[Bench]:
+    """A bench on a NATS of its own, whose agent is enrolled and not started; it is closed in any case."""
+    async with running_nats(directory / "nats") as lab:
+        bench = Bench(directory, lab, Plane())
+        try:
+            await bench.enroll()
+            yield bench
+        finally:
+            await asyncio.to_thread(bench.close)

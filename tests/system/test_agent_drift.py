@@ -14,23 +14,17 @@ from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.mapping import FAILSAFE_SIZE
 from aegisflux.adapters.datapath.bpf.pins import ORDER, TRACEPOINTS
 from aegisflux.wire.layout import LAYOUT
-from support.agent_bench import FORBIDDEN, Bench, content
+from support.agent_bench import FORBIDDEN, content, enrolled_bench
 from support.agent_process import fleet
-from support.agents import Plane
-from support.engines import eventually, running_nats
+from support.engines import eventually
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
 
 
 @pytest_asyncio.fixture
 async def bench(tmp_path):
-    async with running_nats(tmp_path / "nats") as lab:
-        found = Bench(tmp_path, lab, Plane())
-        try:
-            await found.enroll()
-            yield found
-        finally:
-            await asyncio.to_thread(found.close)
+    async with enrolled_bench(tmp_path) as found:
+        yield found
 
 
 @contextmanager

@@ -15,10 +15,9 @@ import pytest_asyncio
 from tests.support.kernel import Pinned
 
 from aegisflux.domain.manifest import Ack
-from support.agent_bench import ALLOWED, FORBIDDEN, Bench, content
+from support.agent_bench import ALLOWED, FORBIDDEN, content, enrolled_bench
 from support.agent_process import fleet
-from support.agents import Plane
-from support.engines import eventually, running_nats
+from support.engines import eventually
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
 DAY = 86_400
@@ -27,13 +26,8 @@ KILLS = int(os.environ.get("AEGISFLUX_KILLS", "3"))
 
 @pytest_asyncio.fixture
 async def bench(tmp_path):
-    async with running_nats(tmp_path / "nats") as lab:
-        found = Bench(tmp_path, lab, Plane())
-        try:
-            await found.enroll()
-            yield found
-        finally:
-            await asyncio.to_thread(found.close)
+    async with enrolled_bench(tmp_path) as found:
+        yield found
 
 
 async def test_a_post_ends_as_a_verdict_and_panic_ends_it(bench):

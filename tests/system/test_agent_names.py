@@ -11,10 +11,10 @@ import pytest_asyncio
 from tests.support.netns import cgroup_root
 from tests.support.unprivileged import delegate, drop
 
-from support.agent_bench import Bench, content
+from support.agent_bench import content, enrolled_bench
 from support.agent_process import fleet
-from support.agents import Plane, body
-from support.engines import eventually, running_nats
+from support.agents import body
+from support.engines import eventually
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
 NAMES = [b"\xff", b"a\xc3(", b"\x1b]0;owned\x07", b"\xed\xa0\x80", "\u202eecivres".encode()]
@@ -22,15 +22,12 @@ NAMES = [b"\xff", b"a\xc3(", b"\x1b]0;owned\x07", b"\xed\xa0\x80", "\u202eecivre
 
 @pytest_asyncio.fixture
 async def bench(tmp_path):
-    async with running_nats(tmp_path / "nats") as lab:
-        found = Bench(tmp_path, lab, Plane())
+    async with enrolled_bench(tmp_path) as found:
         try:
-            await found.enroll()
             yield found
         finally:
             print(found.agent.log())
             print(found.agent.call("status").stdout)
-            await asyncio.to_thread(found.close)
 
 
 def as_user(act) -> None:

@@ -9,10 +9,9 @@ import time
 import pytest
 import pytest_asyncio
 
-from support.agent_bench import CONNECT, Bench, content
+from support.agent_bench import CONNECT, content, enrolled_bench
 from support.agent_process import fleet
-from support.agents import Plane
-from support.engines import eventually, running_nats
+from support.engines import eventually
 from support.netns import NETNS, enter
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns, pytest.mark.engines, pytest.mark.asyncio]
@@ -25,13 +24,8 @@ ADDED = {
 
 @pytest_asyncio.fixture
 async def bench(tmp_path):
-    async with running_nats(tmp_path / "nats") as lab:
-        bench = Bench(tmp_path, lab, Plane())
-        try:
-            await bench.enroll()
-            yield bench
-        finally:
-            await asyncio.to_thread(bench.close)
+    async with enrolled_bench(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
