@@ -3,7 +3,7 @@
 import pytest
 import pytest_asyncio
 
-from support.agents import AgentLab, body, edges
+from support.agents import AgentLab
 
 pytestmark = pytest.mark.asyncio
 
@@ -11,10 +11,6 @@ pytestmark = pytest.mark.asyncio
 @pytest_asyncio.fixture
 async def lab():
     return await AgentLab().begin()
-
-
-def content(lab, version=1, **fields):
-    return lab.plane.content(body(version, edges=edges("10.0.0.1/32 tcp/443"), **fields))
 
 
 def states(lab) -> list[str]:
@@ -26,7 +22,7 @@ def states(lab) -> list[str]:
     "selectors", [("cgroup:other",), ("unit:absent.service",), ("cgroup:we",), ("cgroup:other/**",), ()]
 )
 async def test_a_service_that_matches_no_cgroup_is_not_in_force(lab, mode, selectors):
-    await lab.desire(lab.plane.service(content(lab, mode=mode), selectors=selectors))
+    await lab.desire(lab.plane.service(lab.one_edge(mode=mode), selectors=selectors))
     assert states(lab) == ["matches nothing"]
     (ack,) = lab.answers()
     assert not ack.matches
@@ -41,14 +37,14 @@ async def test_a_service_that_matches_no_cgroup_is_not_in_force(lab, mode, selec
 
 
 async def test_what_stands_in_the_way_comes_before_what_matches_nothing(lab):
-    made = content(lab)
+    made = lab.one_edge()
     await lab.desire(lab.plane.service(made, selectors=("cgroup:other",)))
     lab.clocks.advance(601)
     assert states(lab) == ["expired"]
 
 
 async def test_a_second_agent_with_this_identity_is_reported_until_it_ends(lab):
-    await lab.desire(lab.plane.service(content(lab)))
+    await lab.desire(lab.plane.service(lab.one_edge()))
     await lab.runner.beat()
     await lab.runner.refresh()
     assert lab.heartbeat().troubles == ()

@@ -5,11 +5,12 @@ import socket
 
 import pytest
 
-from aegisflux.agent.control import SOCKET, Control, ask
+from aegisflux.agent.control import ask
 from aegisflux.agent.notify import systemd
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.flow import Flow
 from aegisflux.domain.net import TCP, parse_address
+from support.agent_socket import asked, listening
 from support.agents import AgentLab, body, edges
 
 
@@ -23,14 +24,8 @@ async def lab():
 
 @pytest.fixture
 async def path(lab, tmp_path):
-    control = Control(lab.runner, tmp_path / SOCKET)
-    await control.open()
-    yield tmp_path / SOCKET
-    await control.close()
-
-
-async def asked(path, **question):
-    return await asyncio.to_thread(lambda: list(ask(path, question, 5)))
+    async with listening(lab.runner, tmp_path) as found:
+        yield found
 
 
 def deny(lab, address="192.0.2.1"):

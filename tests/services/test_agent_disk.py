@@ -10,7 +10,7 @@ from msgspec.structs import replace
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, ServiceState
 from aegisflux.domain.trust import only_renews
-from support.agents import WALL, AgentLab, body, edges
+from support.agents import WALL, AgentLab
 
 pytestmark = pytest.mark.asyncio
 
@@ -18,10 +18,6 @@ pytestmark = pytest.mark.asyncio
 @pytest_asyncio.fixture
 async def lab():
     return await AgentLab().begin()
-
-
-def content(lab, version=1, **fields):
-    return lab.plane.content(body(version, edges=edges("10.0.0.1/32 tcp/443"), **fields))
 
 
 def broken(lab, monkeypatch, number=errno.ENOSPC):
@@ -50,7 +46,7 @@ def deadline(lab):
     ],
 )
 async def test_a_renewal_moves_the_deadline_and_what_is_new_waits(lab, monkeypatch, number, word, reason):
-    one, two = content(lab), content(lab, 2)
+    one, two = lab.one_edge(), lab.one_edge(2)
     await lab.desire(lab.plane.service(one))
     lab.answers()
     before, known = deadline(lab), dict(lab.store.blobs)
@@ -78,7 +74,7 @@ async def test_a_renewal_moves_the_deadline_and_what_is_new_waits(lab, monkeypat
 
 
 async def test_a_restart_on_a_full_disk_goes_on_with_what_the_kernel_holds(lab, monkeypatch):
-    one = content(lab)
+    one = lab.one_edge()
     await lab.desire(lab.plane.service(one))
     lab.clocks.advance(60)
     broken(lab, monkeypatch)
@@ -95,7 +91,7 @@ async def test_a_restart_on_a_full_disk_goes_on_with_what_the_kernel_holds(lab, 
 
 
 async def test_what_was_not_written_is_written_once_there_is_room(lab, monkeypatch):
-    one = content(lab)
+    one = lab.one_edge()
     await lab.desire(lab.plane.service(one))
     lab.clocks.advance(60)
     with monkeypatch.context() as disk:
@@ -108,7 +104,7 @@ async def test_what_was_not_written_is_written_once_there_is_room(lab, monkeypat
 
 
 async def test_a_content_that_cannot_be_kept_is_in_force_and_kept_later(lab, monkeypatch):
-    made = content(lab)
+    made = lab.one_edge()
     with monkeypatch.context() as disk:
 
         def refuse(digest, _):

@@ -96,6 +96,14 @@ class Waking(FakeSource):
     fd = 0
 
 
+def looked_at(folder):
+    """Such a source, and a bench that has just found nothing in it."""
+    source = Waking(Kernel())
+    bench = Bench(folder, source)
+    bench.step()
+    return source, bench
+
+
 async def test_a_source_that_wakes_us_is_not_looked_at_before(tmp_path):
     source = Waking(Kernel())
     bench = Bench(tmp_path, source)
@@ -111,9 +119,7 @@ async def test_a_source_that_wakes_us_is_not_looked_at_before(tmp_path):
 
 
 async def test_a_burst_is_read_in_batches_however_often_it_wakes_us(tmp_path):
-    source = Waking(Kernel())
-    bench = Bench(tmp_path, source)
-    bench.step()
+    source, bench = looked_at(tmp_path)
     source.kernel.happen(1)
     assert bench.collector.wake(bench.now + 0.25) == 0.75, "no sooner than a second after the last reading"
     assert bench.step(0.25) == 0.75
@@ -124,9 +130,7 @@ async def test_a_burst_is_read_in_batches_however_often_it_wakes_us(tmp_path):
 
 
 async def test_a_wake_up_that_was_missed_costs_seconds_and_no_event(tmp_path):
-    source = Waking(Kernel())
-    bench = Bench(tmp_path, source)
-    bench.step()
+    source, bench = looked_at(tmp_path)
     source.kernel.happen(1)
     assert bench.step(5) == 5.0
     assert bench.paths() == numbered(1)
@@ -141,9 +145,7 @@ async def test_above_the_rate_a_source_does_not_wake_us_for_what_we_know(tmp_pat
 
 
 async def test_after_a_panic_everything_is_looked_at(tmp_path):
-    source = Waking(Kernel())
-    bench = Bench(tmp_path, source)
-    bench.step()
+    source, bench = looked_at(tmp_path)
     source.refuse["read"] = AWAY
     bench.collector.again(bench.now)
     assert bench.step(0) == 1.0

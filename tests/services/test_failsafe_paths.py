@@ -8,7 +8,6 @@ import pytest
 
 from aegisflux.adapters.datapath.simulated import SimulatedDatapath
 from aegisflux.agent.cgroups import CgroupTree
-from aegisflux.agent.control import SOCKET, Control, ask
 from aegisflux.agent.doctor import examine
 from aegisflux.agent.failsafes import failsafe_of
 from aegisflux.agent.identity import IDENTITY
@@ -19,6 +18,7 @@ from aegisflux.domain.flow import FailsafeRule, Flow, Host
 from aegisflux.domain.net import TCP, parse_address
 from aegisflux.domain.snapshot import from_builtins, ruleset
 from aegisflux.domain.verdict import judge
+from support.agent_socket import asked, listening
 from support.agents import AgentLab, body, edges
 
 MOUNTS = ("/sys/fs/cgroup/unified", "/mnt/c", "/")
@@ -103,14 +103,8 @@ async def lab():
 
 @pytest.fixture
 async def path(lab, tmp_path):
-    control = Control(lab.runner, tmp_path / SOCKET)
-    await control.open()
-    yield tmp_path / SOCKET
-    await control.close()
-
-
-async def asked(path, **question):
-    return await asyncio.to_thread(lambda: list(ask(path, question, 5)))
+    async with listening(lab.runner, tmp_path) as found:
+        yield found
 
 
 ABSENT = "failsafe 3 (later.service): no such cgroup yet"

@@ -227,6 +227,10 @@ class AgentLab:
         self.runner = self.agent()
         await self.runner.start()
 
+    def one_edge(self, version: int = 1, **fields) -> Content:
+        """A version of a snapshot that allows one address."""
+        return self.plane.content(body(version, edges=edges("10.0.0.1/32 tcp/443"), **fields))
+
     async def desire(self, *services: ServiceState, **changes) -> None:
         """Give the agent a manifest and let it converge."""
         await self.give(self.plane.desired(*services, **changes))
