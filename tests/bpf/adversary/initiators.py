@@ -18,7 +18,8 @@ from tests.bpf.adversary.trick import (
     PAL4,
     PAL6,
     Trick,
-    disconnect,
+    calls_denied,
+    emptied_calls_denied,
     tcp,
     udp,
 )
@@ -246,8 +247,7 @@ def from_a_listening_port() -> str:
             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             s.bind(("", 4006))
         listener.listen()
-        caller.connect((DB4, 5432))
-        return str(caller.send(MARK))
+        return calls_denied(caller, 5432)
 
 
 def listener_that_calls() -> str:
@@ -257,9 +257,7 @@ def listener_that_calls() -> str:
         s.listen()
         caller.connect(("127.0.0.1", 4007))
         s.accept()[0].close()
-        disconnect(s)
-        s.connect((DB4, 5432))
-        return str(s.send(MARK))
+        return emptied_calls_denied(s, 5432)
 
 
 def accepted_that_calls() -> str:
@@ -270,34 +268,27 @@ def accepted_that_calls() -> str:
         caller.connect((APP4, 4008))
         accepted = listener.accept()[0]
         accepted.settimeout(0.3)
-        disconnect(accepted)
-        accepted.connect((DB4, 5432))
-        return str(accepted.send(MARK))
+        return emptied_calls_denied(accepted, 5432)
 
 
 def allowed_then_another() -> str:
     """A TCP socket that talked to an allowed host is emptied, and calls the denied one."""
     with tcp() as s:
         s.connect((PAL4, 5432))
-        disconnect(s)
-        s.connect((DB4, 5432))
-        return str(s.send(MARK))
+        return emptied_calls_denied(s, 5432)
 
 
 def self_connected() -> str:
     with tcp() as s:
         s.bind((APP4, 4009))
         s.connect((APP4, 4009))
-        disconnect(s)
-        s.connect((DB4, 5432))
-        return str(s.send(MARK))
+        return emptied_calls_denied(s, 5432)
 
 
 def from_port_22() -> str:
     with tcp() as s:
         s.bind(("", 22))
-        s.connect((DB4, 5432))
-        return str(s.send(MARK))
+        return calls_denied(s, 5432)
 
 
 def datagram_from_port_22() -> str:

@@ -27,7 +27,8 @@ from tests.bpf.adversary.trick import (
     PAL4,
     PAL6,
     Trick,
-    disconnect,
+    calls_denied,
+    emptied_calls_denied,
     marked_at_db,
     rules,
     tcp,
@@ -113,9 +114,8 @@ def other_than_connected(how: str) -> str:
         if how == "sendto":
             return str(s.sendto(MARK, (DB4, 9)))
         if how == "reconnect":
-            disconnect(s)
-        s.connect((DB4, 9))
-        return str(s.send(MARK))
+            return emptied_calls_denied(s, 9)
+        return calls_denied(s, 9)
 
 
 def sent_after_a_refusal() -> str:

@@ -78,3 +78,15 @@ def disconnect(s: socket.socket) -> None:
     """connect(AF_UNSPEC): the socket may connect anew."""
     if ctypes.CDLL(None, use_errno=True).connect(s.fileno(), bytes(16), 16):
         raise OSError(ctypes.get_errno(), "disconnect")
+
+
+def calls_denied(s: socket.socket, port: int) -> str:
+    """Connect the socket to the denied host, and send what shows that it got there."""
+    s.connect((DB4, port))
+    return str(s.send(MARK))
+
+
+def emptied_calls_denied(s: socket.socket, port: int) -> str:
+    """The same by a socket that was connected to something else until now."""
+    disconnect(s)
+    return calls_denied(s, port)
