@@ -1,10 +1,8 @@
 """Each rule of the meaning, dropped in a copy of the oracle, must differ from the kernel on some probe."""
 # ruff: noqa: E501  (a mutant is one line of the oracle, however long)
 
-import inspect
 import random
 from collections.abc import Callable, Iterator
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +15,7 @@ from aegisflux.domain.snapshot import Entry, Ruleset
 from aegisflux.ports.datapath import Binding
 from tests.bpf.bench_kernel import SLOT, Bench, same
 from tests.bpf.frames import CB_EXPIRED, frame
+from tests.support.mutants import mutant
 from tests.support.snapshots import random_flow, random_ruleset
 
 pytestmark = pytest.mark.bpf
@@ -78,14 +77,6 @@ MUTANTS = {
     "any protocol is named before one": ("e.proto == \"any\", name", "e.proto != \"any\", name"),
     "live flows are never kept": ("flow.live and snapshot.established == \"keep\"", "False"),
 }  # fmt: skip
-
-
-def mutant(old: str, new: str) -> ModuleType:
-    source = inspect.getsource(oracle)
-    assert source.count(old) == 1, f"the oracle changed: {old!r} is in it {source.count(old)} times"
-    module = ModuleType("mutant")
-    exec(compile(source.replace(old, new), "mutant", "exec"), module.__dict__)
-    return module
 
 
 def allowed(*edges: str, deny: str = "", **more: Any) -> Ruleset:
@@ -201,7 +192,7 @@ def test_the_oracle_itself_agrees(answers: list[tuple[Probe, Seen]]) -> None:
 
 @pytest.mark.parametrize("name", [n for n in MUTANTS if "kept" not in n])
 def test_a_mutant_is_caught(answers: list[tuple[Probe, Seen]], name: str) -> None:
-    assert differs(mutant(*MUTANTS[name]).judge, answers)
+    assert differs(mutant(oracle, *MUTANTS[name]).judge, answers)
 
 
 def test_a_service_without_a_snapshot_is_unmanaged() -> None:
@@ -216,7 +207,7 @@ OWN = Host(frozenset({TEN}))
 
 def test_the_mutant_that_judges_own_addresses_is_caught() -> None:
     """The kernel knows them by the device (`local`), the hooks by a map: real sockets are in test_sockets."""
-    judged = mutant("        or host.owns(flow.peer)\n", "")
+    judged = mutant(oracle, "        or host.owns(flow.peer)\n", "")
     with Bench() as bench:
         bench.use(allowed())
         seen = bench.judge(replace(WEB, local=True))
@@ -242,4 +233,4 @@ def test_the_mutant_that_keeps_nothing_is_caught() -> None:
     live = replace(flow, live=True)
     assert (bool(passed), bool(other)) == (True, False)
     assert oracle.judge(closed, live, Host()).action == "allow"
-    assert mutant(*MUTANTS["live flows are never kept"]).judge(closed, live, Host()).action == "deny"
+    assert mutant(oracle, *MUTANTS["live flows are never kept"]).judge(closed, live, Host()).action == "deny"

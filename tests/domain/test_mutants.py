@@ -5,7 +5,6 @@ A case is a function of the module under test: it holds for the real one and for
 # ruff: noqa: E501  (a mutant is one line of its module, however long)
 
 import importlib
-import inspect
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -22,6 +21,7 @@ from aegisflux.domain.snapshot import TTL_MAX
 from aegisflux.wire import envelope
 from support.agents import FOREVER, WALL, Plane, sha, verify
 from tests.support.facts import flow
+from tests.support.mutants import mutant
 
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 A, B = ("sha256:" + c * 64 for c in "ab")
@@ -239,15 +239,6 @@ MUTANTS = {
         for name in ("connections", "packets_out", "packets_in", "bytes_out", "bytes_in")
     },
 }  # fmt: skip
-
-
-def mutant(module: ModuleType, old: str, new: str) -> ModuleType:
-    """A copy of a module with one place changed. Whatever it imports is the real one."""
-    source = inspect.getsource(module)
-    assert source.count(old) == 1, f"{module.__name__} changed: {old!r} is in it {source.count(old)} times"
-    found = ModuleType(module.__name__)
-    exec(compile(source.replace(old, new), module.__name__, "exec"), found.__dict__)
-    return found
 
 
 @pytest.mark.parametrize("name", CASES)
