@@ -9,15 +9,13 @@ in random order; `new_flow_hot_ratio` repeats one, `new_flow_cold_ratio` is of s
 work. Needs root and BPF. Leaves nothing behind.
 """
 
-import argparse
-import signal
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.lib import addresses, agent, apply, flows
-from bench.lib.report import Report
+from bench.lib.report import Report, add_only, parser, run
 
 PARTS = {
     "flows": flows.measure,
@@ -28,25 +26,15 @@ PARTS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="short runs, to see that everything works")
-    parser.add_argument("--only", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - set(PARTS):
-        parser.error(f"expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    report = Report("datapath", quick=args.quick)
-    try:
-        for name in args.only.split(","):
+    arguments = parser(__doc__)
+    add_only(arguments, PARTS)
+    args = arguments.parse_args()
+
+    def measure(report: Report) -> None:
+        for name in args.only:
             PARTS[name](report)
-    except KeyboardInterrupt:
-        report.say("interrupted")
-        return 130
-    finally:
-        report.print()
-    return 0
+
+    return run(Report("datapath", quick=args.quick), measure)
 
 
 if __name__ == "__main__":

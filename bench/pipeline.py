@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import asyncpg
 from bench.lib.pipeline_source import BASE, EVENTS, Template
 from bench.lib.plane import CONTROL, Plane
-from bench.lib.report import Report
+from bench.lib.report import Report, parser, run
 from tests.support.netns import Lab
 
 from aegisflux.bootstrap import existing
@@ -137,24 +137,17 @@ async def measure(report: Report, plane: Plane, args: argparse.Namespace) -> Non
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="short runs, to see that everything works")
-    parser.add_argument("--rate", type=float, default=51_000, help="events a second")
-    parser.add_argument("--seconds", type=float, default=120, help="how long")
-    args = parser.parse_args()
-    report = Report("pipeline", quick=args.quick)
-    try:
+    arguments = parser(__doc__)
+    arguments.add_argument("--rate", type=float, default=51_000, help="events a second")
+    arguments.add_argument("--seconds", type=float, default=120, help="how long")
+    args = arguments.parse_args()
+
+    def all_of_it(report: Report) -> None:
         decode_validate(report, 1 if args.quick else 5)
         with Lab() as lab, tempfile.TemporaryDirectory() as folder, Plane(lab, Path(folder)) as plane:
             asyncio.run(measure(report, plane, args))
-    except KeyboardInterrupt:
-        report.say("interrupted")
-        return 130
-    finally:
-        report.print()
-    return 0
+
+    return run(Report("pipeline", quick=args.quick), all_of_it)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ the kernel refuses until it lets the same call through again: event, ingest, enr
 manifest, flip. Leaves nothing behind.
 """
 
-import argparse
-import signal
 import statistics
 import sys
 import time
@@ -18,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from bench.lib.report import Report, Target
+from bench.lib.report import Report, Target, parser, run
 from tests.support.site import SERVICE, Site, until
 from tests.support.staged import Staged
 
@@ -73,22 +71,11 @@ def measure(report: Report, times: int) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="twice")
-    parser.add_argument("--times", type=int, default=5, help="how many rollouts")
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    arguments = parser(__doc__, quick="twice")
+    arguments.add_argument("--times", type=int, default=5, help="how many rollouts")
+    args = arguments.parse_args()
     report = Report("rollout", quick=args.quick, targets=OURS)
-    try:
-        measure(report, 2 if args.quick else args.times)
-    except KeyboardInterrupt:
-        report.say("interrupted")
-        return 130
-    finally:
-        report.print()
-    return 0
+    return run(report, lambda report: measure(report, 2 if args.quick else args.times))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ Fleets are made by `aegisflux.domain.segment.fleets`; those on which community d
 settings, does better than an adjusted Rand index of 0.4 are passed over, and named.
 """
 
-import argparse
-import signal
 import sys
 import time
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.lib import mining, simulation
-from bench.lib.report import TARGETS, Report, Target
+from bench.lib.report import TARGETS, Report, Target, add_only, parser, run
 
 from aegisflux.domain.segment.fleets import Plan, make
 from aegisflux.domain.segment.propose import propose
@@ -98,29 +96,19 @@ PARTS = {"quality": quality, "forecast": forecasts, "poison": poison, "speed": s
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="one seed, fewer records")
-    parser.add_argument("--only", default=",".join(PARTS), help="some of: " + ", ".join(PARTS))
-    parser.add_argument("--seeds", type=int, default=5, help="how many fleets")
-    parser.add_argument("--first", type=int, default=0, help="the first seed")
-    args = parser.parse_args()
-    if unknown := set(args.only.split(",")) - set(PARTS):
-        parser.error(f"expected some of {', '.join(PARTS)}, got {', '.join(sorted(unknown))}")
+    arguments = parser(__doc__, quick="one seed, fewer records")
+    add_only(arguments, PARTS)
+    arguments.add_argument("--seeds", type=int, default=5, help="how many fleets")
+    arguments.add_argument("--first", type=int, default=0, help="the first seed")
+    args = arguments.parse_args()
     if args.quick:
         args.seeds = 1
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    report = Report("segment", quick=args.quick, targets=OURS)
-    try:
-        for name in args.only.split(","):
+
+    def measure(report: Report) -> None:
+        for name in args.only:
             PARTS[name](report, args)
-    except KeyboardInterrupt:
-        report.say("interrupted")
-        return 130
-    finally:
-        report.print()
-    return 0
+
+    return run(Report("segment", quick=args.quick, targets=OURS), measure)
 
 
 if __name__ == "__main__":

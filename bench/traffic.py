@@ -19,10 +19,8 @@ its core's ksoftirqd, less what its loop costs with calls that do nothing. Each 
 the ratios of interleaved rounds. Needs root, BPF and nft. Leaves nothing behind.
 """
 
-import argparse
 import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Mapping
@@ -34,7 +32,7 @@ from typing import Final
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from bench.lib.between import Policy, load_nft, pair, place, policy
-from bench.lib.report import Report
+from bench.lib.report import Report, parser, run
 from bench.lib.talkers import BURST, Place, Talker
 from tests.support.kernel import Kernel
 from tests.support.netns import Lab, cgroup_root
@@ -49,25 +47,17 @@ Costs = dict[str, dict[str, list[float]]]
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--quick", action="store_true", help="short runs, to see that everything works")
-    parser.add_argument(
+    arguments = parser(__doc__)
+    arguments.add_argument(
         "--seed", type=int, default=1, help="of the entries, the peers and the order of rounds"
     )
-    args = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    report = Report("traffic", quick=args.quick)
-    try:
+    args = arguments.parse_args()
+
+    def measure(report: Report) -> None:
         with ExitStack() as stack:
             _measure(report, stack, args.seed)
-    except KeyboardInterrupt:
-        report.say("interrupted")
-        return 130
-    finally:
-        report.print()
-    return 0
+
+    return run(Report("traffic", quick=args.quick), measure)
 
 
 def _measure(report: Report, stack: ExitStack, seed: int) -> None:

@@ -1,16 +1,19 @@
 """What a benchmark prints: progress on stderr, a table, and one JSON object as the last line."""
 
+import argparse
 import json
 import os
+import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 from msgspec import Struct
 
 Better = Literal["<=", ">="]
+QUICK: Final = "short runs, to see that everything works"
 
 
 class Target(Struct, frozen=True):
@@ -103,6 +106,41 @@ class Report:
             "cores_used_elsewhere": round(self.elsewhere(), 2),
             "unmeasured": {name: remark for name, v, remark in self._rows if v is None},
         }
+
+
+def parser(said: str | None, quick: str = QUICK) -> argparse.ArgumentParser:
+    """The arguments of every benchmark, whose docstring is its help."""
+    found = argparse.ArgumentParser(description=said, formatter_class=argparse.RawDescriptionHelpFormatter)
+    found.add_argument("--quick", action="store_true", help=quick)
+    return found
+
+
+def add_only(to: argparse.ArgumentParser, parts: Collection[str]) -> None:
+    """Let `--only` name some of these parts; it is a list of names, all of them where it is absent."""
+
+    def chosen(text: str) -> list[str]:
+        if unknown := set(text.split(",")) - set(parts):
+            got = ", ".join(sorted(unknown))
+            raise argparse.ArgumentTypeError(f"expected some of {', '.join(parts)}, got {got}")
+        return text.split(",")
+
+    to.add_argument("--only", type=chosen, default=list(parts), help="some of: " + ", ".join(parts))
+
+
+def run(report: Report, measure: Callable[[Report], object]) -> int:
+    """Measure, and print what was measured however that ends; the exit status of the benchmark.
+
+    SIGTERM ends it as an exception, so that whatever it started and made is taken away.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        measure(report)
+    except KeyboardInterrupt:
+        report.say("interrupted")
+        return 130
+    finally:
+        report.print()
+    return 0
 
 
 def _busy_seconds() -> float:
