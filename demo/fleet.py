@@ -4,7 +4,6 @@ Everything lives below one cgroup and one temporary folder, and pins have our na
 """
 
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.support import leftovers
 from tests.support.netns import Host, Lab, cgroup_root
 from tests.support.probes import echo_argv
 
@@ -23,7 +23,6 @@ from demo.logs import drop_postgres, tail
 from demo.talking import Talking, finish
 
 ROOT = product.ROOT
-PINS = Path("/sys/fs/bpf/aegisflux")
 TALKER = (sys.executable, "-S", "-m", "demo.talker")
 Popen = subprocess.Popen
 
@@ -122,7 +121,6 @@ class RealFleet:
 
     def open(self) -> None:
         """Build namespaces, links and cgroups."""
-        sweep_pins()
         self.lab.__enter__()
         self.hub = self._machine("hub", self.lab.hub)
         for name in self.names:
@@ -189,7 +187,7 @@ class RealFleet:
             self.lab.close()
             for machine in self.machines.values():
                 machine.reap()
-                remove_pins(PINS / machine.pins)
+                leftovers.remove([leftovers.PINS / machine.pins])
             drop_postgres(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -197,7 +195,7 @@ class RealFleet:
         """What of ours is still on this machine: for the last expectation."""
         found = [str(p) for p in cgroup_root().glob(f"aegisflux-{self.lab.name}*")]
         found += [str(p) for p in Path("/run/netns").glob(f"{self.lab.name}-*")]
-        found += [str(p) for p in PINS.glob(f"{self.lab.name}-*")]
+        found += [str(p) for p in leftovers.PINS.glob(f"{self.lab.name}-*")]
         return found + ([str(self.folder)] if self.folder.exists() else [])
 
     def _machine(self, name: str, host: Host) -> Machine:
@@ -222,19 +220,3 @@ def _started(
             cwd="/",
             start_new_session=True,
         )
-
-
-def remove_pins(folder: Path) -> None:
-    """Remove one datapath's pins; its programs are detached with them."""
-    if folder.is_dir():
-        for path in sorted(folder.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
-        folder.rmdir()
-
-
-def sweep_pins() -> None:
-    """Remove the pins of demos that were killed."""
-    for folder in PINS.glob("demo*-*-*") if PINS.is_dir() else ():
-        found = re.match(r"demo(\d+)-\d+-", folder.name)
-        if found and not Path("/proc", found.group(1)).exists():
-            remove_pins(folder)

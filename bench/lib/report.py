@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from msgspec import Struct
+from tests.support import leftovers
 
 Better = Literal["<=", ">="]
 QUICK: Final = "short runs, to see that everything works"
@@ -130,7 +131,8 @@ def add_only(to: argparse.ArgumentParser, parts: Collection[str]) -> None:
 def run(report: Report, measure: Callable[[Report], object]) -> int:
     """Measure, and print what was measured however that ends; the exit status of the benchmark.
 
-    SIGTERM ends it as an exception, so that whatever it started and made is taken away.
+    SIGTERM ends it as an exception, so that whatever it started and made is taken away. What is still there
+    after that is a failure; it is named and removed.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -139,8 +141,12 @@ def run(report: Report, measure: Callable[[Report], object]) -> int:
         report.say("interrupted")
         return 130
     finally:
+        left = leftovers.of_this_process()
+        leftovers.remove(left)
+        if left:
+            report.say(f"left behind, and removed now: {', '.join(map(str, left))}")
         report.print()
-    return 0
+    return 1 if left else 0
 
 
 def _busy_seconds() -> float:

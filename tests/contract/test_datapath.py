@@ -113,7 +113,7 @@ def _kernel() -> Iterator[Bench]:
         folder.mkdir()
     try:
         paths = {str(p.relative_to(v2_root())): p.stat().st_ino for p in children}
-        bench = KernelBench(lambda: BpfDatapath(attach=top, instance=f"contract-{os.getpid()}"), paths)
+        bench = KernelBench(lambda: BpfDatapath(attach=top, instance=f"test-contract-{os.getpid()}"), paths)
         try:
             bench.lives_apart(f"af{os.getpid()}-0-contract", children[0])
             yield bench

@@ -1,33 +1,78 @@
-"""What agents of tests leave on this host beside their folders: notes, panics, markers in the kernel."""
+"""What tests, benchmarks and demos leave on this host beside their folders: notes, panics, pins, markers.
+
+All of them name an instance after the process that made it, so that it is known whose it is.
+"""
 
 import json
 import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 NOTES, PANICS = Path("/run/aegisflux/agents"), Path("/run/aegisflux/panic")
-MARKERS = Path("/sys/fs/bpf/aegisflux-panic")
+MARKERS, PINS = Path("/sys/fs/bpf/aegisflux-panic"), Path("/sys/fs/bpf/aegisflux")
+
+# Names of labs, of their cgroups and of instances; never what somebody may call an agent of this host.
+_MADE = re.compile(
+    r"(?:(?:aegisflux-|test-|bench-)?(?:af|demo)|test-(?:bench|contract)-|aegisflux-(?:agent|contract|web|db)-)(\d+)(?:-|$)"
+)
+
+
+def maker(name: str) -> int | None:
+    """The process that made something of this name; None where it is none of ours."""
+    found = _MADE.match(name)
+    return int(found.group(1)) if found else None
+
+
+def of_the_dead(name: str) -> bool:
+    """Whether a process made something of this name and did not live to take it away."""
+    pid = maker(name)
+    return pid is not None and not Path("/proc", str(pid)).exists()
 
 
 def below(folder: Path) -> list[Path]:
     """Notes and panics of agents whose state folder lies below this one."""
-    found = []
-    for path in [*NOTES.glob("*.json"), *PANICS.glob("*.json")]:
-        try:
-            state = Path(json.loads(path.read_bytes())["state_dir"])
-        except (OSError, ValueError, KeyError):
-            continue
-        if folder in (state, *state.parents):
-            found.append(path)
-    return found
+    return [path for path, told in _told() if folder in (told, *told.parents)]
 
 
 def of_this_process() -> list[Path]:
-    """Markers of instances that this process named: its number is a part of their names."""
-    names = os.listdir(MARKERS) if MARKERS.is_dir() else []
-    return [MARKERS / name for name in names if f"{os.getpid()}-" in name]
+    """Markers and pins of instances that this process made."""
+    return _of_instances(lambda name: maker(name) == os.getpid())
+
+
+def of_dead_processes() -> list[Path]:
+    """Markers and pins of instances whose maker was killed, and what was told in /run of these instances."""
+    return [path for path, _ in _told(of_the_dead)] + _of_instances(of_the_dead)
 
 
 def remove(paths: list[Path]) -> None:
-    """Take them away; no agent of theirs runs any more."""
+    """Take them away; no agent of theirs runs any more. Programs are detached with their pins."""
     for path in paths:
-        path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another process sweeps too
+            for inner in sorted(path.rglob("*"), reverse=True) if path.is_dir() else ():
+                inner.rmdir() if inner.is_dir() else inner.unlink()
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def _of_instances(wanted: Callable[[str], bool]) -> list[Path]:
+    names = [(at, name) for at in (MARKERS, PINS) if at.is_dir() for name in os.listdir(at)]
+    return [at / name for at, name in names if wanted(name)]
+
+
+def _told(wanted: Callable[[str], bool] = lambda _: True) -> list[tuple[Path, Path]]:
+    """Notes and panics in /run with the state folder that each names. A panic does not name its instance:
+    it is called like the note of the same folder.
+    """
+    found: list[tuple[Path, Path]] = []
+    names: dict[str, str] = {}
+    for path in [*NOTES.glob("*.json"), *PANICS.glob("*.json")]:
+        try:
+            told = json.loads(path.read_bytes())
+            names.setdefault(path.name, told.get("instance", ""))
+            state = Path(told["state_dir"])
+        except (OSError, ValueError, KeyError):
+            continue
+        if wanted(names[path.name]):
+            found.append((path, state))
+    return found

@@ -14,7 +14,6 @@ import ctypes
 import itertools
 import os
 import pickle
-import re
 import signal
 import subprocess
 import sys
@@ -25,6 +24,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
+
+from tests.support import leftovers
 
 T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
@@ -247,16 +248,14 @@ def kill_cgroup(path: Path, timeout: float = 10) -> None:
 
 
 def sweep() -> None:
-    """Remove what labs of dead processes left behind."""
-    pattern = re.compile(r"(?:aegisflux-)?(af|demo)(\d+)-\d+")
+    """Remove what labs and agents of dead processes left behind; their processes end first."""
     for path in cgroup_root().glob("aegisflux-*"):
-        found = pattern.match(path.name)
-        if found and not Path("/proc", found.group(2)).exists():
+        if leftovers.of_the_dead(path.name):
             kill_cgroup(path)
     for path in NETNS.glob("*") if NETNS.exists() else ():
-        found = pattern.match(path.name)
-        if found and not Path("/proc", found.group(2)).exists():
+        if leftovers.of_the_dead(path.name):
             subprocess.run(["ip", "netns", "del", path.name], check=False, capture_output=True)
+    leftovers.remove(leftovers.of_dead_processes())
 
 
 def _ip(*args: str) -> None:
