@@ -6,7 +6,7 @@ slot) and `controls` (whose epoch voids what sockets remember). A map of another
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +22,9 @@ def bound(homes: Collection[Path]) -> dict[int, int]:
     """The slot of each cgroup that one of these layouts binds; the agent's own cgroup is none."""
     found: dict[int, int] = {}
     for home in homes:
-        with _pinned(home, "cgroups", ID_SIZE) as fd:
-            for key in libbpf.keys(fd, ID_SIZE) if fd is not None else ():
-                value = libbpf.lookup(fd, key, SLOT_SIZE) if fd is not None else None
+        for fd in _pinned(home, "cgroups", ID_SIZE, SLOT_SIZE):
+            for key in libbpf.keys(fd, ID_SIZE):
+                value = libbpf.lookup(fd, key, SLOT_SIZE)
                 slot = int.from_bytes(value or b"", "little")
                 if value is not None and slot < layout.SLOT_AGENT:
                     found[int.from_bytes(key, "little")] = slot
@@ -36,13 +36,12 @@ def hand_over(homes: Collection[Path], ids: Collection[int], kept: Collection[st
     names = {b"/" + os.fsencode(path.strip("/")) for path in kept}
     for home in homes:
         changed = False
-        with _pinned(home, "cgroups", ID_SIZE) as fd:
-            if fd is not None:
-                for number in ids:
-                    changed |= libbpf.delete(fd, number.to_bytes(ID_SIZE, "little"))
-        with _pinned(home, "literals", layout.MAX_PATH) as fd:
-            for key in libbpf.keys(fd, layout.MAX_PATH) if fd is not None else ():
-                if fd is not None and key.rstrip(b"\0") not in names:
+        for fd in _pinned(home, "cgroups", ID_SIZE, SLOT_SIZE):
+            for number in ids:
+                changed |= libbpf.delete(fd, number.to_bytes(ID_SIZE, "little"))
+        for fd in _pinned(home, "literals", layout.MAX_PATH, SLOT_SIZE):
+            for key in libbpf.keys(fd, layout.MAX_PATH):
+                if key.rstrip(b"\0") not in names:
                     libbpf.delete(fd, key)
         if changed:
             _void(home)
@@ -50,21 +49,21 @@ def hand_over(homes: Collection[Path], ids: Collection[int], kept: Collection[st
 
 def _void(home: Path) -> None:
     """Void what sockets remember of their slot."""
-    with _pinned(home, "controls", SLOT_SIZE) as fd:
-        if fd is not None and libbpf.map_info(fd)[3] == layout.CONTROL.size:
-            control = Control(fd)
-            control.raise_epoch()
-            control.close()
+    for fd in _pinned(home, "controls", SLOT_SIZE, layout.CONTROL.size):
+        control = Control(fd)
+        control.raise_epoch()
+        control.close()
 
 
-@contextmanager
-def _pinned(home: Path, name: str, key_size: int) -> Iterator[int | None]:
-    """A pinned map, None where there is none of this form."""
+def _pinned(home: Path, name: str, key_size: int, value_size: int) -> Iterator[int]:
+    """Yield the pinned map of this name, nothing where there is none of this form."""
     fd = None
     with suppress(OSError):
         fd = libbpf.obj_get(str(home / "maps" / name))
+    if fd is None:
+        return
     try:
-        yield fd if fd is not None and libbpf.map_info(fd)[2] == key_size else None
+        if libbpf.map_info(fd)[2:4] == (key_size, value_size):
+            yield fd
     finally:
-        if fd is not None:
-            os.close(fd)
+        os.close(fd)

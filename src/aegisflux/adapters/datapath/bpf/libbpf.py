@@ -3,6 +3,7 @@
 import ctypes
 import ctypes.util
 import os
+import struct
 from collections.abc import Callable
 from ctypes import byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
@@ -165,24 +166,17 @@ def map_fd_by_id(number: int) -> int:
     return bpf(BPF_MAP_GET_FD_BY_ID, {0: number})
 
 
+def object_info(fd: int, info: bytes) -> bytes:
+    """What the kernel says of an object, as large as `info`, which holds what the kernel is asked for."""
+    buffer = ctypes.create_string_buffer(info, len(info))
+    bpf(BPF_OBJ_GET_INFO_BY_FD, {0: fd, 1: len(info)}, {1: ctypes.addressof(buffer)})
+    return buffer.raw
+
+
 def map_info(fd: int) -> tuple[int, int, int, int, int]:
     """(type, id, key size, value size, entries)."""
-    info = (c_uint32 * 32)()
-    bpf(BPF_OBJ_GET_INFO_BY_FD, {0: fd, 1: ctypes.sizeof(info)}, {1: ctypes.addressof(info)})
-    return info[0], info[1], info[2], info[3], info[4]
-
-
-def prog_id(fd: int) -> int:
-    info = (c_uint32 * 64)()
-    bpf(BPF_OBJ_GET_INFO_BY_FD, {0: fd, 1: ctypes.sizeof(info)}, {1: ctypes.addressof(info)})
-    return info[1]
-
-
-def link_info(fd: int) -> tuple[int, int]:
-    """(number of the program, of the cgroup: 0 for a detached link, and for one of another kind)."""
-    info = (c_uint32 * 32)()
-    bpf(BPF_OBJ_GET_INFO_BY_FD, {0: fd, 1: ctypes.sizeof(info)}, {1: ctypes.addressof(info)})
-    return info[2], info[4] | info[5] << 32
+    kind, number, key, value, entries = struct.unpack_from("=5I", object_info(fd, bytes(80)))
+    return kind, number, key, value, entries
 
 
 def lookup(fd: int, key: bytes, size: int) -> bytes | None:

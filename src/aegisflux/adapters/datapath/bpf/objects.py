@@ -10,8 +10,8 @@ from aegisflux.adapters.datapath.bpf import libbpf
 
 PROG_DETACH: Final = 9
 PROG_GET_NEXT_ID, MAP_GET_NEXT_ID, LINK_GET_NEXT_ID = 11, 12, 31
-PROG_GET_FD_BY_ID, MAP_GET_FD_BY_ID, LINK_GET_FD_BY_ID = 13, 14, 30
-OBJ_GET_INFO_BY_FD, PROG_QUERY, LINK_DETACH, PROG_BIND_MAP = 15, 16, 34, 35
+PROG_GET_FD_BY_ID, LINK_GET_FD_BY_ID = 13, 30
+PROG_QUERY, LINK_DETACH, PROG_BIND_MAP = 16, 34, 35
 CGROUP: Final = 3  # of enum bpf_link_type
 MAX_MAPS: Final = 256
 MAX_ATTACHED: Final = 64
@@ -50,7 +50,7 @@ def program(fd: int) -> Program:
     info = bytearray(232)
     info[52:56] = MAX_MAPS.to_bytes(4, "little")
     info[56:64] = ctypes.addressof(maps).to_bytes(8, "little")
-    found = _info(fd, bytes(info))
+    found = libbpf.object_info(fd, bytes(info))
     count = min(_u32(found, 52), MAX_MAPS)
     return Program(_u32(found, 4), _u32(found, 0), _text(found[64 : 64 + NAME]), tuple(maps[:count]))
 
@@ -64,7 +64,7 @@ def links() -> Iterator[Link]:
 
 def link(fd: int) -> Link:
     """The link behind a descriptor."""
-    found = _info(fd, bytes(64))
+    found = libbpf.object_info(fd, bytes(64))
     kind = _u32(found, 0)
     of_cgroup = kind == CGROUP
     cgroup = int.from_bytes(found[16:24], "little") if of_cgroup else 0
@@ -74,14 +74,14 @@ def link(fd: int) -> Link:
 def maps_named(name: str) -> Iterator[int]:
     """Yield a descriptor of each map of that name, closed when the next is asked for. Raises OSError."""
     for number in _numbers(MAP_GET_NEXT_ID):
-        with suppress(FileNotFoundError), by_number(MAP_GET_FD_BY_ID, number) as fd:
+        with suppress(FileNotFoundError), by_number(libbpf.BPF_MAP_GET_FD_BY_ID, number) as fd:
             if map_name(fd) == name:
                 yield fd
 
 
 def map_name(fd: int) -> str:
     """The name of a map, at most 15 characters."""
-    return _text(_info(fd, bytes(80))[24 : 24 + NAME])
+    return _text(libbpf.object_info(fd, bytes(80))[24 : 24 + NAME])
 
 
 def bind_map(prog: int, map_fd: int) -> None:
@@ -135,12 +135,6 @@ def _numbers(command: int) -> Iterator[int]:
             return
         number = attr.words[1]
         yield number
-
-
-def _info(fd: int, info: bytes) -> bytes:
-    buffer = ctypes.create_string_buffer(info, len(info))
-    libbpf.bpf(OBJ_GET_INFO_BY_FD, {0: fd, 1: len(info)}, {1: ctypes.addressof(buffer)})
-    return buffer.raw
 
 
 def _u32(raw: bytes, at: int) -> int:

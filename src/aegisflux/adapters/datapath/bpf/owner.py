@@ -21,7 +21,6 @@ from aegisflux.domain.panic import DAMAGED, Owner, Panic
 OWNER: Final = "aegis_instance"
 MARKER: Final = "aegis_panic"
 SIZE: Final = 4096
-MAP: Final = objects.MAP_GET_FD_BY_ID
 MARKERS: Final = "aegisflux-panic"
 FIRST: Final = bytes(4)
 
@@ -51,7 +50,7 @@ def owner_of(maps: tuple[int, ...], known: dict[int, Owner | None]) -> Owner | N
     for number in maps:
         if number not in known:
             known[number] = None
-            with suppress(OSError, *BROKEN), objects.by_number(MAP, number) as fd:
+            with suppress(OSError, *BROKEN), objects.by_number(libbpf.BPF_MAP_GET_FD_BY_ID, number) as fd:
                 if objects.map_name(fd) == OWNER:
                     known[number] = msgspec.json.decode(_value(fd), type=Owner)
         if (owner := known[number]) is not None:
@@ -104,24 +103,12 @@ class Marker:
             self._pin.parent.rmdir()
 
     def _found(self) -> Iterator[tuple[int, Panic]]:
-        with suppress(OSError):
-            for fd in objects.maps_named(MARKER):
-                with suppress(*BROKEN):
-                    marked = msgspec.json.decode(_value(fd), type=Marked)
-                    if marked.instance == self._instance:
-                        yield fd, Panic(marked.at, marked.why, marked.ended)
+        return ((fd, _panic(one)) for fd, one in _markers() if one.instance == self._instance)
 
 
 def owners_marked() -> list[Owner]:
     """Whose panics are marked in this kernel, wherever the markers are pinned."""
-    found = []
-    with suppress(OSError):
-        for fd in objects.maps_named(MARKER):
-            with suppress(*BROKEN):
-                one = msgspec.json.decode(_value(fd), type=Marked)
-                if not one.ended:
-                    found.append(Owner(one.instance, one.bpffs, one.state_dir))
-    return found
+    return [Owner(one.instance, one.bpffs, one.state_dir) for _, one in _markers() if not one.ended]
 
 
 def marked(folder: Path) -> list[str]:
@@ -131,11 +118,23 @@ def marked(folder: Path) -> list[str]:
     return []
 
 
+def _markers() -> Iterator[tuple[int, Marked]]:
+    """Every marker of this kernel with its descriptor, which is closed when the next is asked for. A map that
+    is none of ours, of the same name, hides no other."""
+    with suppress(OSError):
+        for fd in objects.maps_named(MARKER):
+            with suppress(OSError, *BROKEN):
+                yield fd, msgspec.json.decode(_value(fd), type=Marked)
+
+
 def _word(fd: int) -> Panic:
     try:
-        found = msgspec.json.decode(_value(fd), type=Marked)
+        return _panic(msgspec.json.decode(_value(fd), type=Marked))
     except BROKEN:
         return Panic(DAMAGED, "the marker in the kernel is damaged")
+
+
+def _panic(found: Marked) -> Panic:
     return Panic(found.at, found.why, found.ended)
 
 

@@ -15,7 +15,7 @@ from ctypes import c_void_p
 from pathlib import Path
 from typing import Final
 
-from aegisflux.adapters.datapath.bpf import libbpf
+from aegisflux.adapters.datapath.bpf import libbpf, objects
 from aegisflux.domain.errors import Unavailable
 from aegisflux.wire.layout import LAYOUT
 
@@ -195,10 +195,11 @@ class Pinned:
         except OSError:
             return False
         try:
-            program, cgroup = libbpf.link_info(link)
+            found = objects.link(link)
         finally:
             os.close(link)
-        return program == libbpf.prog_id(self.programs[name]) and (name in TRACEPOINTS or cgroup != 0)
+        ours = objects.program(self.programs[name]).number
+        return found.program == ours and (name in TRACEPOINTS or found.cgroup != 0)
 
     def attached(self) -> list[str]:
         """Names of the links that are pinned. Raises PermissionError: the folder is root's alone."""

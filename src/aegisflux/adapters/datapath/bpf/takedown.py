@@ -37,7 +37,7 @@ class Kernel:
         ours = {p.number: p for p in objects.programs() if p.name.startswith(PREFIX)}
         if not ours:
             return []
-        pinned = dict(_pinned_links())
+        pinned = {number: folder.name for number, folder in _pinned_folders()}
         owners = {number: owner_of(p.maps, known) for number, p in ours.items()}
         found, linked = [], set[int]()
         for link in objects.links():
@@ -148,11 +148,6 @@ def _detach_legacy(folder: str, one: Attached) -> None:
         objects.detach_program(fd, one.program_id, one.attach_type)
     finally:
         os.close(fd)
-
-
-def _pinned_links() -> Iterator[tuple[int, str]]:
-    """(link, instance) of everything that is pinned in a folder of ours."""
-    return ((number, folder.name) for number, folder in _pinned_folders())
 
 
 def _pinned_folders() -> Iterator[tuple[int, Path]]:
