@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import tree
+
 READERS = {"compile", "match", "search", "fullmatch", "sub", "split", "findall", "finditer"}
 SCHEMAS = {"Meta", "Parameter", "Body"}
 END = r"$(?!\n)"
@@ -20,7 +22,7 @@ def early_ends(paths: list[Path]) -> Iterator[str]:
     """Name each pattern in src whose end a line break can follow, or that a schema does not anchor at all."""
     for path in paths:
         if path.suffix == ".py" and path.parts[0] == "src":
-            for line, words in of_source(path.read_text()):
+            for line, words in of_source(tree.text(path)):
                 yield f"{path}:{line}: {words}"
 
 

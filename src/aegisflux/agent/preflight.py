@@ -9,6 +9,7 @@ from aegisflux.domain.address_class import address_class
 from aegisflux.domain.flow import FailsafeRule, Flow, Host, Own
 from aegisflux.domain.manifest import HostContent
 from aegisflux.domain.net import PROTOCOL_NAMES
+from aegisflux.domain.text import first_of
 from aegisflux.domain.verdict_of_tables import judge_tables
 
 MOST_NAMED: Final = 5
@@ -34,8 +35,7 @@ def would_cut(
 def refusal(cut: Iterable[Flow]) -> str:
     """The same as one line, each kind once."""
     kinds = list(dict.fromkeys(map(_words, cut)))
-    more = f" and {len(kinds) - MOST_NAMED} more" if len(kinds) > MOST_NAMED else ""
-    return f"it would cut what is alive on this host: {'; '.join(kinds[:MOST_NAMED])}{more}"
+    return f"it would cut what is alive on this host: {first_of(kinds, MOST_NAMED, '; ')}"
 
 
 def _words(flow: Flow) -> str:

@@ -51,7 +51,7 @@ def call(
         url = base + path + (f"?{urlencode(given, doseq=True)}" if given else "")
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own URL
     except UnicodeEncodeError as error:
-        raise Refused(f"expected text that is UTF-8, got {shown(error.object)}") from None
+        raise _no_text(error) from None
     except ValueError:
         raise Refused(f"AEGISFLUX_URL: expected http://host:port, got {shown(base)}") from None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -76,7 +76,11 @@ def quoted(name: str) -> str:
     try:
         return quote(name, safe="")
     except UnicodeEncodeError as error:
-        raise Refused(f"expected text that is UTF-8, got {shown(error.object)}") from None
+        raise _no_text(error) from None
+
+
+def _no_text(error: UnicodeEncodeError) -> Refused:
+    return Refused(f"expected text that is UTF-8, got {shown(error.object)}")
 
 
 def _url() -> str:
@@ -94,7 +98,7 @@ def _encoded(body: object) -> bytes:
     try:
         return json.dumps(body, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise Refused(f"expected text that is UTF-8, got {shown(error.object)}") from None
+        raise _no_text(error) from None
 
 
 def _token() -> str:

@@ -13,6 +13,7 @@ from aegisflux.cli.facts import PEOPLES
 from aegisflux.cli.output import Output, columnar, line, say, show
 from aegisflux.cli.output import screen as output_screen
 from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.text import first_of
 
 Number = Annotated[int, Parameter(help="of a rollout, as `rollout list` shows it")]
 Why = Annotated[str, Parameter(help="for the history and the audit log")]
@@ -225,8 +226,7 @@ def _hosts(run: dict[str, Any]) -> str:
         count = sum(len(hosts) for hosts in (*run["canary"], *run["waves"]))
         return f"judged beside what is in force on {count} hosts, blocking nothing"
     turn = run[run["stage"]][run["at"]]
-    more = f" and {len(turn) - MOST_HOSTS} more" if len(turn) > MOST_HOSTS else ""
-    return ", ".join(turn[:MOST_HOSTS]) + more
+    return first_of(turn, MOST_HOSTS)
 
 
 def _way(way: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ from aegisflux.domain.policy_compile import Inventory, compile_policy, unlabelle
 from aegisflux.domain.renewal import without_gone
 from aegisflux.domain.snapshot import Deny, Edge, Entry, IngressRule, MapSnapshot, canonical, ruleset
 from aegisflux.domain.spans import Spans
+from aegisflux.domain.text import first_of
 
 MOST_NAMED: Final = 4
 ACTIONS: Final = ("allow", "allow", "deny")  # of `_lists`
@@ -151,8 +152,7 @@ def _by_report(kept: Sequence[Cidr], compiled: Compiled, inventory: Inventory) -
     for service, hosts in compiled.members if kept else ():
         here = [host for host in hosts if any(spans.has(a) for a in inventory.addresses((host,)))]
         if here:
-            more = f" and {len(here) - MOST_NAMED} more" if len(here) > MOST_NAMED else ""
-            named = f"host{'s' if len(here) > 1 else ''} {', '.join(here[:MOST_NAMED])}{more}"
+            named = f"host{'s' if len(here) > 1 else ''} {first_of(here, MOST_NAMED)}"
             run = "run" if len(here) > 1 else "runs"
             words.append(
                 f"{named} {run} {service} by report alone; give {service} host_labels and plan again"

@@ -30,6 +30,7 @@ from aegisflux.domain.policy import (
 from aegisflux.domain.policy_compile import Inventory, Places, governed, partial, reached, shared, unlabelled
 from aegisflux.domain.policy_ranges import Ranges, holders, numbers
 from aegisflux.domain.snapshot import Proto
+from aegisflux.domain.text import first_of
 
 WIDE: Final = {4: 16, 6: 48}  # prefixes shorter than these are called too broad
 NAMES: Final[dict[int, Proto]] = {TCP: "tcp", UDP: "udp"}
@@ -138,12 +139,11 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
             )
         )
     for service, hosts in unlabelled(policy, inventory):
-        more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
         found.append(
             Lint(
                 "unlabelled",
                 f"service {service}",
-                f"{', '.join(hosts[:MOST_NAMED])}{more} run it by their own report alone, "
+                f"{first_of(hosts, MOST_NAMED)} run it by their own report alone, "
                 "so that no rule allows their addresses to others",
                 f"give {service} host_labels and these hosts the labels",
             )

@@ -5,13 +5,14 @@ comes under a new name, and its rules with it; a rule that the file words in ano
 file's owner decided on it.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from msgspec.structs import replace
 
 from aegisflux.domain.policy import RESERVED, Ends, Group, Policy, Rule, ends_named, ends_of
 from aegisflux.domain.segment.export import rule_name
+from aegisflux.domain.text import first_of
 
 MOST: Final = 63  # characters of a name
 SHOWN: Final = 10  # names in one message
@@ -137,10 +138,8 @@ def _told(group: Group) -> str:
     return "; ".join(parts) or "empty"
 
 
-def _cut(names: Collection[str]) -> str:
-    listed = list(names)
-    more = f" and {len(listed) - SHOWN} more" if len(listed) > SHOWN else ""
-    return ", ".join(listed[:SHOWN]) + more
+def _cut(names: Sequence[str]) -> str:
+    return first_of(names, SHOWN)
 
 
 def _rule_words(there: Rule, rule: Rule) -> Iterator[str]:

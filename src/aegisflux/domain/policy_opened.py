@@ -12,6 +12,7 @@ from aegisflux.domain.policy import RESERVED, Policy, ends_of
 from aegisflux.domain.policy_compile import Inventory, Places
 from aegisflux.domain.policy_lint import WIDE
 from aegisflux.domain.policy_ranges import Ranges
+from aegisflux.domain.text import first_of
 
 MOST_ENDS: Final = 8
 
@@ -40,5 +41,4 @@ def _everybody(places: Places, ends: Sequence[str], path: str) -> bool:
 
 
 def _words(ends: Sequence[str]) -> str:
-    more = len(ends) - MOST_ENDS
-    return ", ".join(ends[:MOST_ENDS]) + (f" and {more} more" if more > 0 else "")
+    return first_of(ends, MOST_ENDS)

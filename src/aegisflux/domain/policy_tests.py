@@ -25,6 +25,7 @@ from aegisflux.domain.policy import NUMBERS, Expectation, Policy, parse_port
 from aegisflux.domain.policy_compile import Inventory, Place, Places
 from aegisflux.domain.snapshot import MapSnapshot, Ruleset, ruleset
 from aegisflux.domain.tables import Tables
+from aegisflux.domain.text import first_of
 from aegisflux.domain.verdict import LOOPBACK_V4, LOOPBACK_V6, UNSPECIFIED, Verdict
 from aegisflux.domain.verdict_of_tables import judge_tables
 
@@ -244,8 +245,7 @@ def _empty(end: str, place: Place) -> str:
     hosts = sorted(place.hosts)
     if not hosts:
         return f"{end} names no host: check how it is written, or what the inventory says of it"
-    more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
-    return f"{end} is {', '.join(hosts[:MOST_NAMED])}{more}: no address of it is known yet"
+    return f"{end} is {first_of(hosts, MOST_NAMED)}: no address of it is known yet"
 
 
 def _parts(cidr: Cidr, cuts: Iterable[Address]) -> tuple[Address, ...]:

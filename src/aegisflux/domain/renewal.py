@@ -18,6 +18,7 @@ from aegisflux.domain.net import Address, Cidr
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.snapshot import MapSnapshot, ruleset
 from aegisflux.domain.spans import Spans
+from aegisflux.domain.text import first_of
 
 SETTLED_SECONDS: Final = 15.0
 MOST_SHARE: Final = 0.25
@@ -134,7 +135,4 @@ def _words(entries: Iterable[Row]) -> tuple[str, ...]:
 
 
 def _some(sign: str, entries: Sequence[str]) -> str:
-    if not entries:
-        return ""
-    more = f" and {len(entries) - MOST_WORDS} more" if len(entries) > MOST_WORDS else ""
-    return f"{sign} {', '.join(entries[:MOST_WORDS])}{more}"
+    return f"{sign} {first_of(entries, MOST_WORDS)}" if entries else ""

@@ -28,6 +28,7 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import Conflict
+from aegisflux.domain.text import first_of
 
 Stage = Literal[
     "draft", "observe", "canary", "waves", "promoted", "superseded", "rolled_back", "expired", "aborted"
@@ -269,8 +270,7 @@ def missing(run: Run, look: Look) -> str:
 
 
 def _named(hosts: Sequence[str]) -> str:
-    more = f" and {len(hosts) - MOST_NAMED} more" if len(hosts) > MOST_NAMED else ""
-    return ", ".join(hosts[:MOST_NAMED]) + more
+    return first_of(hosts, MOST_NAMED)
 
 
 def _begin(run: Run, event: Begin) -> Step:

@@ -5,6 +5,7 @@ so that the same bytes reach the kernel again; whatever leaves the process is ma
 """
 
 import re
+from collections.abc import Sequence
 from typing import Any, Final
 
 _BYTES: Final = range(0xDC80, 0xDD00)  # what surrogateescape makes of a byte that is not UTF-8
@@ -47,6 +48,12 @@ def paragraph(text: str) -> str:
     return "\n".join(
         [printable(first), *(f"  {printable(line.rstrip())}" for line in others if line.strip())]
     )
+
+
+def first_of(names: Sequence[str], most: int, mark: str = ", ") -> str:
+    """Return the first of these names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return mark.join(names[:most]) + more
 
 
 def encodable(text: str) -> str:

@@ -15,6 +15,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import (
     AliasEvent,
+    CollectionEndEvent,
     DocumentStartEvent,
     MappingStartEvent,
     NodeEvent,
@@ -141,7 +142,7 @@ class _Builder:
                     raise self._refusal("", "one YAML document", "another one")
             elif isinstance(event, NodeEvent):
                 self._node(event)
-            elif type(event).__name__ in ("MappingEndEvent", "SequenceEndEvent"):
+            elif isinstance(event, CollectionEndEvent):
                 self._close(event)
         if self._root is None:
             raise Located(1, Invalid("", "a YAML document", "nothing"))
