@@ -61,7 +61,7 @@ def agent_settings(state: Path, datapath: str, cgroup: Path | None, instance: st
     found = {"STATE_DIR": str(state), "DATAPATH": datapath, "INSTANCE": instance}
     found |= {"HEARTBEAT_SECONDS": "2", "TICK_SECONDS": "0.5", "TELEMETRY_FLOW_SECONDS": "1"}
     if cgroup is not None:
-        found |= {"ATTACH_CGROUP": str(cgroup), "CGROUP_ROOT": str(cgroup)}
+        found |= {"ATTACH_CGROUP": str(cgroup)}
     return {f"AEGISFLUX_AGENT_{name}": text for name, text in found.items()}
 
 

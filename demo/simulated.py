@@ -144,6 +144,8 @@ class SimulatedFleet:
         """A host with settings of its own."""
         folder.mkdir(mode=0o700, exist_ok=True)
         settings = product.agent_settings(folder / "agent", "simulated", None, name)
+        if served := self.served.get(name):
+            settings["AEGISFLUX_AGENT_SIMULATED_CGROUPS"] = f"system.slice/{served}.service"
         return SimulatedMachine(name, address, folder, self, None, settings)
 
     def start_control(self, argv: Sequence[str], environment: Mapping[str, str]) -> None:

@@ -70,6 +70,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     unit_slices:       slices in which `unit:` looks for units, beside system.slice and machine.slice
+    simulated_cgroups: the cgroups of this host where `datapath` is simulated; empty is the tree of this machine
     telemetry:         what is told of the host, see below
     """
 
@@ -89,6 +90,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     observe_only: bool = False
     max_lease_seconds: float = 0.0
     unit_slices: tuple[str, ...] = ()
+    simulated_cgroups: tuple[str, ...] = ()
     telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
@@ -161,7 +163,7 @@ def load_config(path: Path | None = None) -> AgentConfig:
         if text is None:
             continue
         found[name] = _failsafe(name, text) if name == "failsafe" else text
-        if name in ("nats_urls", "unit_slices"):
+        if name in ("nats_urls", "unit_slices", "simulated_cgroups"):
             found[name] = [item.strip() for item in text.split(",") if item.strip()]
     refused: tuple[str, ...] = ()
     numbers: tuple[int, ...] = ()
@@ -223,9 +225,9 @@ def note_of(config: AgentConfig, host_id: str = "-") -> Note:
 
 
 def make_cgroups(config: AgentConfig, own: str | None) -> Cgroups:
-    """The host's tree; without one (only for the simulation) an empty one."""
-    if config.datapath == "simulated" and not v2_mounts():
-        return FixedCgroups(own=own)
+    """The host's tree; for the simulation the one that the settings give, or an empty one."""
+    if config.datapath == "simulated" and (config.simulated_cgroups or not v2_mounts()):
+        return FixedCgroups({path: n for n, path in enumerate(config.simulated_cgroups, 1)}, own)
     tree = CgroupTree()
     tree.own = own
     return tree

@@ -202,6 +202,20 @@ def test_a_kernel_that_lists_nothing_is_no_success(one):
     assert remember.read_panic(FileStore(Path(one.state_dir))) is not None
 
 
+def test_a_named_simulation_needs_no_kernel(tmp_path, one, run_folder):
+    kernel = FakeKernel()
+    kernel.refuses = "the kernel does not list its BPF programs: Operation not permitted; run as root"
+    simulated = note(tmp_path, "sim", datapath="simulated")
+    for known, instance, left in (
+        ([simulated], "sim", ()),  # a simulation has nothing in the kernel
+        ([simulated], None, (kernel.refuses,)),  # every one of this host: who knows what else there is
+        ([simulated, replace(one, instance="sim")], "sim", (kernel.refuses,)),
+    ):
+        settings = replace(simulated, state_dir="/nowhere")
+        about = rescue.meant(settings, known, [], instance, said=False)
+        assert (instance, rescue.panic(about, "x", kernel).left) == (instance, left)
+
+
 def test_only_what_is_there_is_found(tmp_path, one):
     """Nothing is attached, nothing runs: only an agent that is enrolled could enforce later."""
     never = note(tmp_path, "never", enrolled=False)

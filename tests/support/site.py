@@ -166,7 +166,6 @@ class Site:
 
     def _enrol(self, host: str) -> None:
         machine = self.machine(host)
-        machine.environment.pop("AEGISFLUX_AGENT_CGROUP_ROOT")
         answer = self.api.post("/api/v1/hosts/tokens", {"labels": {"role": UNIT}})
         assert answer.status in (200, 201), answer
         done = product.agent(machine, "enroll", "--host-id", host, stdin=answer.body["token"] + "\n")

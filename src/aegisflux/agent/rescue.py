@@ -78,6 +78,12 @@ class Meant(NamedTuple):
     others: tuple[str, ...] = ()
     instances: frozenset[str] | None = None
 
+    @property
+    def simulated(self) -> bool:
+        """Whether this is about named agents whose datapaths are simulated, and about nothing else."""
+        named = self.instances is not None and bool(self.agents) and not self.pins
+        return named and all(note.datapath == "simulated" for note in self.agents)
+
 
 class Outcome(NamedTuple):
     """What a panic came to.
@@ -151,7 +157,7 @@ def with_kernel(
 
 def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = time.time) -> Outcome:
     """Remove every enforcement of these, and keep it so until it is resumed."""
-    view = _View(kernel, about.instances)
+    view = _View(kernel, about)
     there = view.attached()
     flags = {note.state_dir: flags_of(note, kernel) for note in about.agents}
     panics = {state: found.standing() or Panic(wall(), why) for state, found in flags.items()}
@@ -187,16 +193,18 @@ def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = ti
 class _View:
     """What of these instances the kernel has attached, where this process may see it."""
 
-    def __init__(self, kernel: Kernel, instances: frozenset[str] | None) -> None:
-        self.kernel, self._instances = kernel, instances
+    def __init__(self, kernel: Kernel, about: Meant) -> None:
+        self.kernel, self._instances = kernel, about.instances
         self._visible = kernel.visible()
+        self._simulated = about.simulated
         self.trouble: tuple[str, ...] = ()
 
     def attached(self) -> list[Attached]:
         try:
             found = self.kernel.attached()
         except Unavailable as error:
-            self.trouble = (str(error),)
+            # a simulation runs where the kernel refuses everything, and has nothing in it
+            self.trouble = () if self._simulated else (str(error),)
             return []
         self.trouble = ()
         return chosen(found, self._instances, self._visible)
