@@ -70,7 +70,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
     unit_slices:       slices in which `unit:` looks for units, beside system.slice and machine.slice
-    simulated_cgroups: the cgroups of this host where `datapath` is simulated; empty is the tree of this machine
+    simulated_cgroups: the cgroups of this host where `datapath` is simulated, instead of its own
     telemetry:         what is told of the host, see below
     """
 
