@@ -176,8 +176,16 @@ static __always_inline int on_test(struct __sk_buff *skb, __u32 dir)
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		return PASS;
 	}
+	if (st && st->epoch == epoch_of(ctl)) {
+		v.narrow = st->narrow;
+	} else {
+		v.narrow = narrow_bits(skb);
+		if (st) {
+			st->epoch = epoch_of(ctl);
+			st->narrow = v.narrow;
+		}
+	}
 	parse(skb, dir, &v.p);
-	v.narrow = narrow_bits(skb);
 	answer = judge_packet(skb, sk, &v, st, ctl, flags | CB_GIVEN);
 	if (is_accounting())
 		account(skb, &v, st);
