@@ -4,6 +4,7 @@ import asyncio
 import os
 import random
 import signal
+from datetime import UTC, datetime
 
 import pytest
 import pytest_asyncio
@@ -16,11 +17,11 @@ from aegisflux.adapters.store import postgres
 from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain.enriched import Context, PackageRef
-from aegisflux.domain.errors import Conflict, Unavailable
+from aegisflux.domain.errors import Conflict, Invalid, Unavailable
 from aegisflux.domain.event import Auth, Exit, File, Log, VerdictSeen
 from aegisflux.domain.inventory import Package, PackageInventory, System, digest_of
 from aegisflux.runtime.supervise import Process
-from aegisflux.services.enrich.readers import Readers
+from aegisflux.services.enrich.readers import Asked, Readers
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 DAY = 86_400
@@ -243,6 +244,45 @@ async def test_packages_come_in_pages_without_one_missing(facts):
         if (cursor := page.next_cursor) is None:
             break
     assert (sorted(found), cursor) == (sorted(where), None)
+
+
+UNKNOWN = {
+    "flows": ("host", "service", "from", "to"),
+    "events": ("host", "service"),
+}
+
+
+@pytest.mark.parametrize("minus", ["", "-"])
+@pytest.mark.parametrize(
+    ("query", "field"), [(query, field) for query, fields in UNKNOWN.items() for field in fields]
+)
+async def test_a_filter_by_a_name_that_nothing_has_is_refused(facts, query, field, minus):
+    await facts.commit([enriched(flow(1))])
+    readers = Readers(facts)
+
+    def asked(name):
+        return Asked(now=NOON / 1e9, filter=f"{minus}{field}={name}")
+
+    with pytest.raises(Invalid, match=rf'filter\.{field}: .*got "nosuch"'):
+        await getattr(readers, query)(asked("nosuch"))
+    if field != "service":
+        await getattr(readers, query)(
+            asked("web-1")
+        )  # no host of that name is enrolled: it told of itself once
+
+
+async def test_packages_of_a_host_that_nobody_knows_are_refused(facts):
+    await facts.commit([enriched(flow(1))])
+    readers, long_ago = Readers(facts), datetime.fromtimestamp(0, UTC)
+    for ask in (
+        lambda host: readers.packages(host, None, None, None, 1),
+        lambda host: readers.package_changes(host, long_ago, 1),
+    ):
+        with pytest.raises(Invalid, match=r'^host: expected a host that is known .*got "nosuch"'):
+            await ask("nosuch")
+        await ask("web-1")
+    with pytest.raises(Invalid, match=r"^type: expected deb or rpm"):
+        await readers.packages(None, None, "debian", None, 1)
 
 
 async def test_one_writer_only(facts, server):

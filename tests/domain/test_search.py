@@ -5,7 +5,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.search import EVENT_FIELDS, FLOW_FIELDS, MAX_TERMS, Search, parse_search
+from aegisflux.domain.search import (
+    EVENT_FIELDS,
+    FLOW_FIELDS,
+    MAX_TERMS,
+    Names,
+    Search,
+    not_known,
+    parse_search,
+    unknown,
+)
 
 
 def wanted(**fields):
@@ -35,6 +44,8 @@ def wanted(**fields):
         ('verdict="would block"', wanted(verdict=["would block"])),
         ("direction=egress", wanted(direction=["egress"])),
         ("port=0,65535", wanted(port=["0", "65535"])),
+        ("from=web to=2001:DB8::0:1", wanted(**{"from": ["web"], "to": ["2001:db8::1"]})),
+        ("class=private,own", wanted(**{"class": ["private", "own"]})),
     ],
 )
 def test_what_a_filter_means(text, found):
@@ -54,6 +65,9 @@ def test_what_a_filter_means(text, found):
         ("pid=1", "one of the fields"),
         ("service=", "filter.service"),
         ("service=a,,b", "filter.service"),
+        ("from=10.0.0.0/8", "filter.from"),
+        ("to=10.0.0.0/8", "filter.to"),
+        ("class=privat", "filter.class"),
         ("port=http", "filter.port"),
         ("port=65536", "filter.port"),
         ("port=-1", "filter.port"),
@@ -89,7 +103,7 @@ def test_events_have_fields_of_their_own():
 PLAIN = st.text(st.characters(categories=("L", "N"), include_characters=' "\\,=-/'), min_size=1, max_size=20)
 
 
-@given(st.lists(st.tuples(st.booleans(), st.sampled_from(("from", "to", "path")), PLAIN), max_size=10))
+@given(st.lists(st.tuples(st.booleans(), st.sampled_from(("service", "host", "path")), PLAIN), max_size=10))
 def test_what_is_quoted_comes_back_as_it_was(terms):
     expected = Search({}, {})
     text = ""
@@ -109,3 +123,38 @@ def test_no_text_is_more_than_a_search_or_invalid(text):
         return
     assert set(found.wanted) | set(found.unwanted) <= set(FLOW_FIELDS)
     assert all(value for values in (*found.wanted.values(), *found.unwanted.values()) for value in values)
+
+
+KNOWN = Names(frozenset({"web-1", "db-1"}), frozenset({"web"}))
+
+
+@pytest.mark.parametrize("minus", ["", "-"])
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("host=web-1", None),
+        ("host=web-1,nosuch", ("host", "nosuch")),
+        ("host=web", ("host", "web")),
+        ("service=web", None),
+        ("service=web-1", ("service", "web-1")),
+        ("from=web,web-1,10.0.0.1", None),
+        ("from=nosuch", ("from", "nosuch")),
+        ("to=db-1,FE80::1", None),
+        ("to=10.0.0.256", ("to", "10.0.0.256")),
+        ("port=1 path=/nosuch reason=nosuch", None),
+    ],
+)
+def test_a_name_that_nothing_has_is_found(text, minus, found):
+    assert unknown(parse_search(minus + text, FLOW_FIELDS), KNOWN) == found
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("host", "web-2", 'filter.host: expected a host that is known; did you mean web-1?, got "web-2"'),
+        ("host", "x", 'filter.host: expected a host that is known (db-1, web-1), got "x"'),
+        ("from", "wbe", "a service that is known or a host that is known, or an address; did you mean web"),
+    ],
+)
+def test_the_refusal_of_an_unknown_name_names_known_ones(field, value, told):
+    assert told in str(not_known(f"filter.{field}", field, value, KNOWN))

@@ -201,7 +201,10 @@ async def test_letters_come_in_pages(lab):
     assert second["next_cursor"] is None
     assert await lab.letters(stream="acks") == []
     assert len(await lab.letters(stream="telemetry")) == 5
-    assert (await lab.get("/api/v1/dead", stream="a.b")).status_code == 422
+    for unknown in ("a.b", "nosuch", "TELEMETRY", "dead"):
+        answer = await lab.get("/api/v1/dead", stream=unknown)
+        assert answer.status_code == 422
+        assert "stream: expected maps or " in answer.json()["detail"]
 
 
 async def test_a_letter_that_is_still_wrong_comes_back_and_a_dry_run_says_so(lab):

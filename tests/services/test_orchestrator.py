@@ -402,6 +402,8 @@ async def test_why_tells_desired_and_observed(plane):
         "edges 10.1.0.0/16 tcp/443",
         False,
     )
+    with pytest.raises(NotFound, match="service 122 has no snapshot on host nosuch"):
+        await core.views.why(122, "nosuch", Asked("10.1.2.3", "tcp", 443))
     agent.answer = False
     await core.snapshots.post(body(122, 2, edges=[]), ["why-1"], "", WHO)
     found = await core.views.why(122, None, Asked("10.1.2.3", "tcp", 443))

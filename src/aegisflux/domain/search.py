@@ -5,14 +5,18 @@ Words are joined by "and"; several values of one field (`port=80,443`, or the fi
 """
 
 import re
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, get_args
 
 from msgspec import Struct
 
 from aegisflux.domain.digits import whole
+from aegisflux.domain.enriched import AddressClass
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.event import KINDS
+from aegisflux.domain.names import close
 from aegisflux.domain.net import PROTOCOLS, parse_address, parse_cidr
+from aegisflux.domain.text import first_of
 
 MAX_TERMS: Final = 64
 FLOW_FIELDS: Final = (
@@ -21,7 +25,14 @@ FLOW_FIELDS: Final = (
 )  # fmt: skip
 EVENT_FIELDS: Final = ("kind", "host", "service", "path", "user", "peer", "pid")
 EVENT_KINDS: Final = tuple(kind for kind in KINDS if kind != "flow")
-WORDS: Final = {"kind": EVENT_KINDS, "direction": ("egress", "ingress")}
+WORDS: Final = {
+    "kind": EVENT_KINDS,
+    "direction": ("egress", "ingress"),
+    "class": get_args(AddressClass),
+}
+ENDS: Final = ("from", "to")
+NAMING: Final = {"host": ("host",), "service": ("service",), **dict.fromkeys(ENDS, ("service", "host"))}
+MOST_NAMED: Final = 20
 VERDICTS: Final = {
     "allowed": "allowed",
     "would-block": "would block",
@@ -36,6 +47,38 @@ class Search(Struct, frozen=True):
 
     wanted: dict[str, tuple[str, ...]] = {}
     unwanted: dict[str, tuple[str, ...]] = {}
+
+
+class Names(Struct, frozen=True):
+    """Hosts that are or were enrolled or told something that is still stored, and registered services."""
+
+    host: frozenset[str] = frozenset()
+    service: frozenset[str] = frozenset()
+
+
+def names_of(search: Search) -> Iterator[tuple[str, str]]:
+    """Yield (field, value) for each value that is to be the name of a host or of a service."""
+    for values in (search.wanted, search.unwanted):
+        for field in NAMING.keys() & values.keys():
+            yield from ((field, value) for value in values[field] if not (field in ENDS and _address(value)))
+
+
+def unknown(search: Search, known: Names) -> tuple[str, str] | None:
+    """Return (field, value) of the first value that is no known name; None: each of them is known."""
+    for field, value in sorted(names_of(search)):
+        if not any(value in getattr(known, kind) for kind in NAMING[field]):
+            return field, value
+    return None
+
+
+def not_known(path: str, field: str, value: str, known: Names) -> Invalid:
+    """Return the refusal of a name that nothing has, which would otherwise find nothing and seem to say that
+    nothing happened."""
+    names = sorted(name for kind in NAMING[field] for name in getattr(known, kind))
+    some = f" ({first_of(names, MOST_NAMED) or 'none is'})"
+    what = " or ".join(f"a {kind} that is known" for kind in NAMING[field])
+    more = ", or an address" if field in ENDS else ""
+    return Invalid(path, f"{what}{more}{close(value, names) or some}", value)
 
 
 def parse_search(text: str, fields: tuple[str, ...]) -> Search:
@@ -87,7 +130,21 @@ def _checked(name: str, value: str) -> str:
         return VERDICTS[value.replace(" ", "-")]
     if name in WORDS and value not in WORDS[name]:
         raise Invalid(path, " or ".join(WORDS[name]), value)
-    return value
+    return _end(value, path) if name in ENDS else value
+
+
+def _end(value: str, path: str) -> str:
+    if "/" in value:
+        raise Invalid(path, "a service, a host or an address (peer=10.0.0.0/8 is a CIDR)", value)
+    return _address(value) or value
+
+
+def _address(text: str) -> str:
+    """The address as the store writes it; empty: it is none."""
+    try:
+        return str(parse_address(text))
+    except Invalid:
+        return ""
 
 
 def _frozen(found: dict[str, list[str]]) -> dict[str, tuple[str, ...]]:

@@ -98,6 +98,10 @@ STREAMS: tuple[Stream, ...] = (
     Stream("DEAD", ("dead.*",), 0, 256 << 20, 30 * DAY),
 )
 
+HTTP = "http"
+# Whose letters there can be: those of each stream, and what came over HTTP.
+DEAD_STREAMS = (*(stream.name.lower() for stream in STREAMS if stream.name != "DEAD"), HTTP)
+
 
 def host_token(host: str) -> str:
     """The host's name when it may stand in a subject and in a JWT; raises Invalid otherwise."""

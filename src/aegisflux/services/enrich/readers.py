@@ -4,13 +4,23 @@ import base64
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.search import EVENT_FIELDS, FLOW_FIELDS, Search, parse_search
+from aegisflux.domain.inventory import PackageType
+from aegisflux.domain.search import (
+    EVENT_FIELDS,
+    FLOW_FIELDS,
+    Names,
+    Search,
+    names_of,
+    not_known,
+    parse_search,
+    unknown,
+)
 from aegisflux.ports.facts import Facts, Row
 
 MAX_PAGE: Final = 1000
@@ -52,6 +62,7 @@ class Readers:
         search = parse_search(asked.filter, fields)
         start, end = asked.window()
         place = asked.place()
+        await self._check_names(search, "filter.")
         values = [part for name in fields for part in _arrays(search, name)]
         rows = await self._facts.rows(
             query, start, end, *place, asked.follow, *values, _page_size(asked.limit)
@@ -73,6 +84,9 @@ class Readers:
         self, host: str | None, name: str | None, kind: str | None, cursor: str | None, limit: int
     ) -> Page:
         """Installed packages of all hosts, or those of one host, name or type."""
+        if kind is not None and kind not in get_args(PackageType):
+            raise Invalid("type", " or ".join(get_args(PackageType)), kind)
+        await self._check_host(host)
         after = _decoded(cursor, tuple[str, str, str, str, str, str]) if cursor else (None,) * 6
         rows = await self._facts.rows("packages", host, name, kind, *after, _page_size(limit))
         last = rows[-1] if len(rows) == _page_size(limit) else None
@@ -81,9 +95,24 @@ class Readers:
 
     async def package_changes(self, host: str | None, since: datetime, limit: int) -> list[dict[str, Any]]:
         """What was installed and removed, newest first."""
+        await self._check_host(host)
         return [
             shown(row) for row in await self._facts.rows("package_changes", host, since, _page_size(limit))
         ]
+
+    async def _check_host(self, host: str | None) -> None:
+        if host is not None:
+            await self._check_names(Search({"host": (host,)}), "")
+
+    async def _check_names(self, search: Search, prefix: str) -> None:
+        """Raise Invalid for a name of a host or service that nothing has."""
+        names = sorted({value for _, value in names_of(search)})
+        if not names:
+            return
+        found = unknown(search, _names(await self._facts.rows("names_known", names)))
+        if found is not None:
+            field, value = found
+            raise not_known(prefix + field, field, value, _names(await self._facts.rows("names")))
 
 
 PACKAGE_KEY = ("host_id", "type", "name", "version", "arch", "place")
@@ -122,6 +151,11 @@ class Asked(Struct, frozen=True, kw_only=True):
 def shown(row: Row) -> dict[str, Any]:
     """A row as JSON shows it."""
     return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def _names(rows: Sequence[Row]) -> Names:
+    kinds = ("host", "service")
+    return Names(*(frozenset(row["name"] for row in rows if row["kind"] == kind) for kind in kinds))
 
 
 def _arrays(search: Search, name: str) -> tuple[list[Any] | None, list[Any]]:

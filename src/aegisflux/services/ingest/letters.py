@@ -8,7 +8,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from aegisflux.domain.errors import BROKEN, AegisError, NotFound, Refused
+from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused
 from aegisflux.ports.bus import Bus, Message
 from aegisflux.runtime import metrics
 from aegisflux.services.ingest.intake import check
@@ -16,7 +16,7 @@ from aegisflux.wire import subjects
 from aegisflux.wire.foreign import FORMATS
 
 STREAM = subjects.stream_of(subjects.dead("x")).name
-HTTP = "http"
+HTTP = subjects.HTTP
 REASON, SUBJECT, HOST, TIME = "Aegisflux-Reason", "Aegisflux-Subject", "Aegisflux-Host", "Aegisflux-Time"
 FORMAT, FORM, BOOT, INDEX = "Aegisflux-Format", "Aegisflux-Form", "Aegisflux-Boot", "Aegisflux-Index"
 REASON_CHARS = 500
@@ -85,8 +85,10 @@ class Letters:
         metrics.dead_letters.inc()
 
     async def page(self, stream: str | None, after: int, limit: int) -> Page:
-        """Letters above an id, of one stream or all."""
-        subject = subjects.dead(subjects.host_token(stream)) if stream else ">"
+        """Letters above an id, of one stream or all; raises Invalid for a stream that is none."""
+        if stream is not None and stream not in subjects.DEAD_STREAMS:
+            raise Invalid("stream", " or ".join(subjects.DEAD_STREAMS), stream)
+        subject = subjects.dead(stream) if stream is not None else ">"
         found = await self._bus.read(STREAM, after, limit, subject)
         more = len(found) == limit or (found and await self._bus.read(STREAM, found[-1].sequence, 1, subject))
         return Page(tuple(map(letter_of, found)), found[-1].sequence if more else None)

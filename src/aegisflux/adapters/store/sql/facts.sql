@@ -197,6 +197,16 @@ select payload from contents where service_id = $1 and version = $2
 -- name: service_named
 select id from services where name = $1
 
+-- Which of these names are those of hosts, also of hosts that are gone and whose events are stored still, and of services.
+-- name: names_known
+select 'host' as kind, host_id as name from hosts where host_id = any($1::text[])
+union select 'host', host_id from sources where host_id = any($1)
+union select 'service', name from services where name = any($1)
+
+-- name: names
+(select 'host' as kind, host_id as name from hosts where released_at is null order by host_id limit 10000)
+union all (select 'service', name from services order by name limit 10000)
+
 -- What the graph is filled from when it is empty: what is stored so far, added up. Services -1: none.
 -- name: graph_flows
 select s.host_id, f.service_id, coalesce(a.name, 'service-' || f.service_id, '') as service, f.direction, f.peer_service_id,
