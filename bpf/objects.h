@@ -70,7 +70,7 @@ ARRAY_OF(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u64, 2 * SLOT_ROWS * COUNTERS);
 HASH_OF(cgroups, __u64, __u32, 16384);
 HASH_OF(literals, struct literal_key, __u32, 16384);	/* 256 services, 32 selectors, 2 paths */
 /* Cgroups that failsafe rules name: path -> the agent's name for it, and every cgroup that had this path ->
- * the same. A cgroup that is gone stays: its sockets may live. */
+ * the same. A cgroup that was removed stays until its last socket is gone (on_release). */
 HASH_OF(failsafe_paths, struct literal_key, __u64, 16);
 HASH_OF(failsafe_cgroups, __u64, __u64, 4096);
 HASH_OF(listeners, struct listener_key, __u8, 65536);

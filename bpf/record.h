@@ -166,7 +166,8 @@ static __always_inline int on_mkdir(struct bpf_raw_tracepoint_args *ctx)
 }
 
 /* The last reference to a removed cgroup is gone, and each of its sockets held one: nobody will ask for its
- * mapping. Services that restart would fill the map with these, also while no agent runs. */
+ * mapping or for its exemption. Services that restart would fill the maps with these, also while no agent
+ * runs. */
 static __always_inline int on_release(struct bpf_raw_tracepoint_args *ctx)
 {
 	struct cgroup *c = (struct cgroup *)ctx->args[0];
@@ -176,6 +177,7 @@ static __always_inline int on_release(struct bpf_raw_tracepoint_args *ctx)
 		return 0;
 	id = BPF_CORE_READ(c, kn, id);
 	bpf_map_delete_elem(&cgroups, &id);
+	bpf_map_delete_elem(&failsafe_cgroups, &id);
 	return 0;
 }
 

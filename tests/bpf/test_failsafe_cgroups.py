@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.domain.flow import FailsafeRule, Flow
 from aegisflux.domain.net import TCP, parse_address
+from tests.bpf.test_removed_cgroups import eventually
 from tests.bpf.test_sockets import rules
 from tests.support import probes
 from tests.support.kernel import Kernel
@@ -17,6 +19,7 @@ from tests.support.netns import Host, Lab, cgroup_root, kill_cgroup
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
 SLOT, PORT, NOBODY = 4, 6000, 65_534
+ROOM = 4096  # of `failsafe_cgroups`, bpf/objects.h
 
 
 @pytest.fixture
@@ -215,6 +218,44 @@ def test_a_live_connection_of_the_cgroup_itself_is_kept(lab: Lab) -> None:
             assert talk.say("a") == "a"
             kernel.enforce(SLOT, rules(deny="10.77.0.0/24 any 0 egress", established="cut"))
             assert talk.say("b") == "b"
+
+
+def followed(kernel: Kernel) -> set[int]:
+    """Numbers of the cgroups that the kernel holds for failsafe rules."""
+    (pin,) = Path("/sys/fs/bpf/aegisflux", f"test-{kernel.lab.name}").glob("v*/maps/failsafe_cgroups")
+    fd = libbpf.obj_get(str(pin))
+    try:
+        return {int.from_bytes(key, "little") for key in libbpf.keys(fd, 8)}
+    finally:
+        os.close(fd)
+
+
+def test_restarts_without_an_agent_fill_nothing_and_cut_off_nobody(lab: Lab) -> None:
+    """More than the kernel has room for; what was accepted before the first of them stays exempt."""
+    with Kernel(lab) as kernel:
+        started(lab.hosts["app"])
+        app = closed(kernel)
+        home, db = app.cgroup / "all/svc", lab.hosts["db"]
+        with kernel.talk(db, "client", "10.77.0.2", PORT) as session:
+            assert session.say("a") == "a"
+            first = home.stat().st_ino
+            for pid in (home / "cgroup.procs").read_text().split():
+                (app.below("all/session") / "cgroup.procs").write_text(pid)
+            home.rmdir()
+            kernel.datapath.close()
+            for _ in range(ROOM // 256 + 1):
+                for _ in range(256):
+                    home.mkdir()
+                    home.rmdir()
+                assert eventually(lambda: followed(kernel) == {first}), "the kernel lets go in its own time"
+            assert session.say("b") == "b"
+            kill_cgroup(app.cgroup / "all/session")
+        assert eventually(lambda: not followed(kernel)), "the last socket is gone"
+        started(app)
+        assert reached(lab) == "connected"
+        kernel.datapath.open()
+        assert "cgroups of the failsafe" not in kernel.datapath.mend()
+        assert reached(lab) == "connected"
 
 
 def given(path: Path) -> None:
