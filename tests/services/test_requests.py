@@ -197,8 +197,11 @@ BODILESS = [r for r in ROUTES if "requestBody" not in r[3]]
 def test_a_body_that_a_route_does_not_read_is_refused(clients, route):
     """`DELETE /seg/maps/101` with the target hosts in a body withdrew from all hosts."""
     assert "no body" in refused(asked(clients, route, "", b'{"target_host":["c1"]}'), "/body")
+    needed = [
+        f"{p['name']}=7" for p in route[3].get("parameters", ()) if p["in"] == "query" and p["required"]
+    ]
     for empty in (b"", b"{}", b" {}\n"):
-        assert asked(clients, route, "", empty).status_code != 422
+        assert asked(clients, route, "?" * bool(needed) + "&".join(needed), empty).status_code != 422
 
 
 NUMBERED = [r for r in ROUTES if any(p["in"] == "path" and p["schema"].get("type") == "integer"
@@ -213,6 +216,76 @@ def test_numbers_in_paths_are_ascii_digits(clients, route, text):
     headers = {"Authorization": "Bearer admin"}
     answer = clients[name].request(method, path.replace("{" + number + "}", text), headers=headers)
     refused(answer, f"/{number}")
+
+
+URN = "urn:aegisflux:problem:invalid"
+
+
+def said(schema: dict[str, Any], key: str) -> Any:
+    """A limit of a schema, or of one of its alternatives."""
+    return next((one[key] for one in (schema, *schema.get("oneOf", ())) if key in one), None)
+
+
+def limited(where: str) -> list[Any]:
+    """(route, name, schema) of every parameter in a place that can have a value which it cannot hold."""
+    found = []
+    for route in ROUTES:
+        for one in route[3].get("parameters", ()):
+            schema = one["schema"]
+            if one["in"] == where and ("integer" in kinds(schema) or said(schema, "maxLength")
+                                       or said(schema, "enum") or said(schema, "pattern")):  # fmt: skip
+                name = f"{route[0]} {route[1]} {route[2]} {one['name']}"
+                found.append(pytest.param(route, one["name"], schema, id=name))
+    return found
+
+
+def beyond(schema: dict[str, Any]) -> tuple[str, ...]:
+    """Values that the schema of a parameter does not allow."""
+    if "integer" in kinds(schema):
+        least, most = int(said(schema, "minimum") or 0), int(said(schema, "maximum"))
+        return str(least - 1), "-1", str(most + 1), str(2**64), "9" * 4000
+    if longest := said(schema, "maxLength"):
+        return ("x" * (longest + 1),)
+    return ("Egress", "0123456789abcdeg")
+
+
+def ours(answer, name: str, value: str) -> None:
+    """The answer is a problem as all of ours are: by its type, with what came."""
+    detail = refused(answer, f"/{name}")
+    assert answer.json()["type"] == URN
+    assert f'got "{value[:20]}' in detail
+
+
+@pytest.mark.parametrize(("route", "name", "schema"), limited("query"))
+def test_a_value_beyond_its_limits_is_told_with_the_limits_and_the_value(clients, route, name, schema):
+    for value in beyond(schema):
+        ours(asked(clients, route, f"?{name}={value}"), name, value)
+
+
+@pytest.mark.parametrize(("route", "name", "schema"), limited("path"))
+def test_a_part_of_a_path_beyond_its_limits_is_told_with_the_value(clients, route, name, schema):
+    service, method, path, _ = route
+    for value in beyond(schema):
+        answer = clients[service].request(
+            method, path.replace("{" + name + "}", value), headers={"Authorization": "Bearer admin"}
+        )
+        ours(answer, name, value)
+
+
+@pytest.mark.parametrize(("route", "name", "schema"), limited("header"))
+def test_a_header_beyond_its_limits_is_told_with_the_value(clients, route, name, schema):
+    for value in beyond(schema):
+        ours(asked(clients, route, "", **{name: value}), name, value)
+
+
+def test_the_limits_of_parameters_are_walked_and_every_number_has_some():
+    assert [len(limited(where)) for where in ("query", "path", "header")] == [32, 23, 2]
+
+
+def test_a_parameter_that_has_to_come_is_asked_for_as_all_else_is(clients):
+    answer = clients["orchestrator"].get("/seg/maps/7/why", headers={"Authorization": "Bearer admin"})
+    assert "this route needs it" in refused(answer, "/peer")
+    assert answer.json()["type"] == URN
 
 
 READ = [r for r in ROUTES if "requestBody" in r[3] and r[2] not in ("/seg/maps", "/api/v1/events")]

@@ -5,7 +5,7 @@ a name in other letters, or the second of two values where one is read.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from datetime import datetime
 from difflib import get_close_matches
 from typing import Final
@@ -15,6 +15,8 @@ from msgspec import Struct
 from aegisflux.domain.errors import Invalid
 
 MAX_PARAMETERS: Final = 1_000
+MAX_DIGITS: Final = 40
+END_OF_TEXT: Final = r"(?!\n)"  # the guard against a last line break is of Python's $
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BROKEN: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
@@ -26,16 +28,29 @@ BOOLEANS: Final = ("true", "false", "1", "0")
 
 
 class Parameter(Struct, frozen=True):
-    """A query parameter that a route reads: `kind` is integer, boolean, time or text; `many`: it may
-    come more than once."""
+    """A parameter that a route reads: `kind` is integer, boolean, time or text.
+
+    many:        it may come more than once
+    required:    it has to come
+    least, most: of an integer
+    longest:     how many characters a text has at most
+    words:       all texts that it can be, where these are few
+    form:        a regular expression of a text
+    """
 
     kind: str = "text"
     many: bool = False
+    required: bool = False
+    least: int | None = None
+    most: int | None = None
+    longest: int | None = None
+    words: tuple[str, ...] = ()
+    form: str = ""
 
 
-def check(query: bytes, known: Mapping[str, Parameter]) -> None:
-    """Raise Invalid, by the name of the parameter, where a query string says something that these parameters
-    do not read, or that they would read as something else."""
+def check(query: bytes, known: Mapping[str, Parameter]) -> Set[str]:
+    """Return the names of the parameters that come in a query string; raise Invalid, by the name of the
+    parameter, where it says something that these do not read, or that they would read as something else."""
     seen: set[str] = set()
     parts = query.split(b"&", MAX_PARAMETERS) if query else []
     if len(parts) > MAX_PARAMETERS:
@@ -55,7 +70,15 @@ def check(query: bytes, known: Mapping[str, Parameter]) -> None:
         value = _text(rest, path)
         if not equals or not value.strip():
             raise Invalid(path, "a value; leave the parameter out to say nothing", value)
-        _check_value(value, parameter.kind, path)
+        check_value(value, parameter, path)
+    return seen
+
+
+def check_required(seen: Set[str], known: Mapping[str, Parameter]) -> None:
+    """Raise Invalid for a parameter that has to come and is not among those that came."""
+    for name, parameter in known.items():
+        if parameter.required and name not in seen:
+            raise Invalid(name, "a value: this route needs it")
 
 
 def _text(raw: bytes, path: str) -> str:
@@ -83,14 +106,41 @@ def _bare(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name[:128].lower())
 
 
-def _check_value(value: str, kind: str, path: str) -> None:
-    if kind == "integer" and not _INTEGER.fullmatch(value):
-        raise Invalid(path, "an integer in ASCII digits, without leading zeros", value)
-    if kind == "boolean" and value not in BOOLEANS:
+def check_value(value: str, parameter: Parameter, path: str) -> None:
+    """Raise Invalid by path for a value that this parameter cannot have."""
+    if parameter.kind == "integer":
+        if not _INTEGER.fullmatch(value):
+            raise Invalid(path, "an integer in ASCII digits, without leading zeros", value)
+        _check_bounds(value, parameter, path)
+    elif parameter.kind == "boolean" and value not in BOOLEANS:
         raise Invalid(path, "true or false", value)
-    if kind == "time":
-        try:
-            datetime.fromisoformat(value if _TIME.fullmatch(value) else "")
-        except ValueError:
-            hint = " (write + as %2B)" if " " in value else ""
-            raise Invalid(path, f"a time of RFC 3339 with its zone{hint}", value) from None
+    elif parameter.kind == "time":
+        _check_time(value, path)
+    else:
+        _check_text(value, parameter, path)
+
+
+def _check_bounds(value: str, parameter: Parameter, path: str) -> None:
+    least, most = parameter.least, parameter.most
+    number = int(value) if len(value) <= MAX_DIGITS else None
+    if number is None or (least is not None and number < least) or (most is not None and number > most):
+        low = f" from {least}" if least is not None else ""
+        high = f" to {most}" if most is not None else ""
+        raise Invalid(path, f"an integer{low}{high}" if low or high else "a shorter integer", value)
+
+
+def _check_text(value: str, parameter: Parameter, path: str) -> None:
+    if parameter.words and value not in parameter.words:
+        raise Invalid(path, " or ".join(parameter.words), value)
+    if parameter.longest is not None and len(value) > parameter.longest:
+        raise Invalid(path, f"at most {parameter.longest} characters, not {len(value)}", value)
+    if parameter.form and not re.search(parameter.form, value):
+        raise Invalid(path, f"a text that matches {parameter.form.removesuffix(END_OF_TEXT)}", value)
+
+
+def _check_time(value: str, path: str) -> None:
+    try:
+        datetime.fromisoformat(value if _TIME.fullmatch(value) else "")
+    except ValueError:
+        hint = " (write + as %2B)" if " " in value else ""
+        raise Invalid(path, f"a time of RFC 3339 with its zone{hint}", value) from None

@@ -206,7 +206,9 @@ async def list_maps(request: Handler) -> tuple[ServiceMaps, ...]:
 async def get_maps(
     service_id: ServiceNumber,
     request: Handler,
-    version: Annotated[int | None, Parameter(ge=1, description="also this version's snapshot")] = None,
+    version: Annotated[
+        int | None, Parameter(ge=1, le=2**53 - 1, description="also this version's snapshot")
+    ] = None,
 ) -> ServiceMaps:
     """A service's stable and candidate version, and the hosts of each; `version` adds that snapshot."""
     return await orchestrator_of(request).views.one(service_id, version)
