@@ -41,6 +41,7 @@ def test_events_lead_where_a_new_reading_leads(tmp_path, steps, between):
     async def live() -> None:
         tree = CgroupTree(tmp_path)
         assert tree.on_change(lambda: None)
+        await tree.scan()
         try:
             for kind, path in steps:
                 step(tmp_path, kind, path)
@@ -50,10 +51,11 @@ def test_events_lead_where_a_new_reading_leads(tmp_path, steps, between):
             for _ in range(4):
                 await asyncio.sleep(0)
             fresh = CgroupTree(tmp_path)
-            assert dict(tree.scan()) == dict(fresh.scan())
+            assert dict(await tree.scan()) == dict(await fresh.scan())
             assert tree.delegated == fresh.delegated
-            assert set(tree._tree) <= set(tree._numbers), "all that is known is watched"
-            assert {tree._numbers[path]: path for path in tree._numbers} == tree._watches
+            now = tree._now
+            assert set(now.tree) <= set(now.numbers), "all that is known is watched"
+            assert {now.numbers[path]: path for path in now.numbers} == now.watches
         finally:
             tree.close()
             prune(tmp_path)
@@ -77,12 +79,13 @@ async def test_a_removed_cgroup_costs_its_own_subtree(tmp_path, removed):
     tree = CgroupTree(tmp_path)
     assert tree.on_change(lambda: None)
     try:
-        tree._tree, tree._watches = Unwalked(tree._tree), Unwalked(tree._watches)
-        tree._skipped = Unwalked(tree._skipped)
+        await tree.scan()
+        now = tree._now
+        now.tree, now.watches, now.skipped = Unwalked(now.tree), Unwalked(now.watches), Unwalked(now.skipped)
         parent, _, name = removed.rpartition("/")
-        assert tree._event(tree._numbers[parent], 0x40000200, name), "IN_DELETE | IN_ISDIR"
-        assert removed not in tree._tree
-        assert removed not in tree._numbers
+        assert now.event(now.numbers[parent], 0x40000200, name), "IN_DELETE | IN_ISDIR"
+        assert removed not in now.tree
+        assert removed not in now.numbers
     finally:
         tree.close()
 

@@ -34,6 +34,7 @@ async def lab():
 async def tree(tmp_path):
     tree = CgroupTree(tmp_path)
     assert tree.on_change(lambda: None)
+    await tree.scan()
     yield tree
     tree.close()
 
@@ -62,11 +63,11 @@ async def test_a_name_that_is_no_text_breaks_nothing(tree, tmp_path, name):
     os.mkdir(os.path.join(os.fsencode(tmp_path), name))
     made(tmp_path, "after")
     await turns()
-    assert list(tree.scan()) == ["after"]
+    assert list(await tree.scan()) == ["after"]
     assert [os.fsencode(path) for path in tree.skipped] == [name]
-    tree.rescan()
-    assert list(tree.scan()) == ["after"]
-    assert [os.fsencode(path) for path in CgroupTree(tmp_path).scan()] == [b"after"]
+    await tree.rescan()
+    assert list(await tree.scan()) == ["after"]
+    assert [os.fsencode(path) for path in await CgroupTree(tmp_path).scan()] == [b"after"]
     os.rmdir(os.path.join(os.fsencode(tmp_path), name))
     await turns()
     assert tree.skipped == ()
@@ -98,8 +99,8 @@ async def test_below_a_directory_of_others_nothing_is_named(tree, tmp_path):
         made(tmp_path, f"{folder}/web")
         made(tmp_path, folder, mode=mode)
     made(tmp_path, "roots/web")
-    tree.rescan()
-    assert sorted(tree.scan()) == ["all", "given", "given/user", "group", "roots", "roots/web"]
+    await tree.rescan()
+    assert sorted(await tree.scan()) == ["all", "given", "given/user", "group", "roots", "roots/web"]
     assert tree.delegated == {"given/user", "group", "all"}
 
 
@@ -111,8 +112,8 @@ async def test_who_may_move_processes_into_it_is_asked_too(tree, tmp_path, name,
     (tmp_path / "a" / name).touch(mode=mode)
     (tmp_path / "a" / name).chmod(mode)
     os.chown(tmp_path / "a" / name, USER if mode == 0o644 else 0, 0)
-    tree.rescan()
-    assert (sorted(tree.scan()), tree.delegated) == (["a"], {"a"})
+    await tree.rescan()
+    assert (sorted(await tree.scan()), tree.delegated) == (["a"], {"a"})
 
 
 @needs_root
@@ -123,7 +124,7 @@ async def test_a_change_of_owner_is_heard(tree, tmp_path):
     (folder / "cgroup.procs").touch()
     await turns()
     everything = ["slice", "slice/user", "slice/user/web", "slice/user/web/deep"]
-    assert sorted(tree.scan()) == everything
+    assert sorted(await tree.scan()) == everything
     changes = [
         (lambda: os.chown(folder, USER, USER), lambda: os.chown(folder, 0, 0)),
         (lambda: folder.chmod(0o777), lambda: folder.chmod(0o755)),
@@ -133,11 +134,11 @@ async def test_a_change_of_owner_is_heard(tree, tmp_path):
         give()
         made(tmp_path, "slice/user/later", USER)
         await turns()
-        assert (sorted(tree.scan()), tree.delegated) == (["slice", "slice/user"], {"slice/user"})
+        assert (sorted(await tree.scan()), tree.delegated) == (["slice", "slice/user"], {"slice/user"})
         (folder / "later").rmdir()
         take()
         await turns()
-        assert (sorted(tree.scan()), tree.delegated) == (everything, frozenset())
+        assert (sorted(await tree.scan()), tree.delegated) == (everything, frozenset())
 
 
 @needs_root
@@ -146,14 +147,15 @@ async def test_users_wake_nobody_by_what_they_do_in_their_own_directory(tmp_path
     made(tmp_path, "user", USER)
     tree = CgroupTree(tmp_path)
     assert tree.on_change(lambda: calls.append(True))
+    await tree.scan()
     try:
         for n in range(50):
             made(tmp_path, f"user/{n}/deep", USER)
         os.mkdir(os.path.join(os.fsencode(tmp_path), b"user", b"\xff"))
         await turns()
         assert not calls
-        assert list(tree.scan()) == ["user"]
-        assert len(tree._watches) == 2, "they cost no watches either"
+        assert list(await tree.scan()) == ["user"]
+        assert len(tree._now.watches) == 2, "they cost no watches either"
         assert [os.fsencode(path) for path in tree.skipped] == [b"user/\xff"]
     finally:
         tree.close()
@@ -161,13 +163,13 @@ async def test_users_wake_nobody_by_what_they_do_in_their_own_directory(tmp_path
 
 @needs_root
 async def test_a_users_cgroups_take_no_room_from_others(tmp_path, monkeypatch):
-    monkeypatch.setattr("aegisflux.agent.cgroups.MAX_CGROUPS", 8)
-    monkeypatch.setattr("aegisflux.agent.cgroups.MAX_DELEGATED", 4)
+    monkeypatch.setattr("aegisflux.agent.reading.MAX_CGROUPS", 8)
+    monkeypatch.setattr("aegisflux.agent.reading.MAX_DELEGATED", 4)
     for n in range(30):
         made(tmp_path, f"user/{n}/deep", USER)
     made(tmp_path, "user", USER)
     made(tmp_path, "web/worker")
-    assert sorted(CgroupTree(tmp_path).scan()) == ["user", "web", "web/worker"]
+    assert sorted(await CgroupTree(tmp_path).scan()) == ["user", "web", "web/worker"]
 
 
 @pytest.mark.parametrize("name", ["\udcff", "a\x0bb", "a\u2028b", "a\x85b", "\x1b"])

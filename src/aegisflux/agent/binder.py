@@ -72,7 +72,7 @@ class Binder:
 
     async def bind(self, holdings: dict[int, Holding], *, anew: bool = False) -> bool:
         """Compare the tree with what is bound, and bind; whether anything changed. `anew` binds again all."""
-        tree = self._parts.cgroups.scan()
+        tree = await self._parts.cgroups.scan()
         own = self._parts.cgroups.own
         paths = [p for p in tree if own is None or not (p == own or p.startswith(own + "/"))]
         services = {i: s for i, s in self._selectors.items() if i in holdings}

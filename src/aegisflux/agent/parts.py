@@ -99,8 +99,10 @@ class Cgroups(Protocol):
     own: str | None
     """The agent's own cgroup, None where it lives in the root."""
 
-    blind: bool
-    """Whether the kernel does not tell of all changes."""
+    @property
+    def blind(self) -> bool:
+        """Whether the kernel does not tell of all changes."""
+        ...
 
     @property
     def delegated(self) -> frozenset[str]:
@@ -113,7 +115,7 @@ class Cgroups(Protocol):
         """Paths that are no printable text (with `surrogateescape`), as far as there is room for them."""
         ...
 
-    def scan(self) -> Mapping[str, int]:
+    async def scan(self) -> Mapping[str, int]:
         """Id by path (relative, without a leading slash) of every cgroup that root named, but the root."""
         ...
 
@@ -121,7 +123,7 @@ class Cgroups(Protocol):
         """Whether there is a cgroup of this path (relative, without a leading slash) now."""
         ...
 
-    def rescan(self) -> bool:
+    async def rescan(self) -> bool:
         """Read the whole tree, whatever events told; whether it differed."""
         ...
 

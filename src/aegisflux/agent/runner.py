@@ -75,6 +75,7 @@ class Runner:
         self._last_message = b""
         self._tree_changed, self._bound_anew = asyncio.Event(), asyncio.Event()
         self._tree_bound = True
+        self._rescanning: asyncio.Task[bool] | None = None
         self._scanned, self._scan_seconds = 0.0, parts.settings.scan_seconds
         self._beat_now, self._denied_waits = Bell(), Bell()
         self._denied = Watch(self._denied_waits.ring)
@@ -317,7 +318,13 @@ class Runner:
     async def run(self, stop: asyncio.Event, ready: Callable[[], None] = lambda: None) -> None:
         """Live until `stop`. `ready` is called once the last accepted manifest is in force."""
         parts, settings = self.parts, self.parts.settings
-        await self.start()
+        told = parts.cgroups.on_change(self._tree_changed.set)  # what comes after the first reading is told
+        try:
+            await self.start()
+        except BaseException:
+            parts.cgroups.close()
+            raise
+        self._scanned = time.monotonic()
         ready()
         host = parts.host_id
         watches = [
@@ -325,7 +332,6 @@ class Runner:
             await parts.bus.watch(subjects.confirm(host), self._heard_confirm),
         ]
         parts.bus.on_connect(self._connected)
-        told = parts.cgroups.on_change(self._tree_changed.set)
         if not told:
             self._scan_seconds = min(settings.scan_seconds, SCAN_SECONDS)
         tasks = [
@@ -354,6 +360,8 @@ class Runner:
             for task in (ended, *running):
                 task.cancel()
             await asyncio.gather(ended, *running, return_exceptions=True)
+            if self._rescanning is not None:
+                self._rescanning.cancel()
             for watch in watches:
                 await watch.close()
             self._denied.close()
@@ -361,16 +369,21 @@ class Runner:
 
     async def _look_around(self) -> None:
         await self._guarded(self.look)
-        await self.rescan()
+        # a panic does not wait for a large tree
+        if self._is_scan_due() and (self._rescanning is None or self._rescanning.done()):
+            self._rescanning = asyncio.create_task(self._guarded(self.rescan))
 
     async def rescan(self) -> None:
         """Read the tree in case an event was missed: now and then, or always where not all is told."""
-        now = time.monotonic()
-        if self.parts.cgroups.blind or now - self._scanned >= self._scan_seconds:
-            self._scanned = now
-            changed = self.parts.cgroups.rescan()
-            if changed or self.parts.cgroups.blind or not self._tree_bound:
+        if self.parts.cgroups.blind:  # who binds reads the tree
+            self._tree_changed.set()
+        elif self._is_scan_due():
+            self._scanned = time.monotonic()
+            if await self.parts.cgroups.rescan() or not self._tree_bound:
                 self._tree_changed.set()
+
+    def _is_scan_due(self) -> bool:
+        return self.parts.cgroups.blind or time.monotonic() - self._scanned >= self._scan_seconds
 
     async def _heard_manifest(self, message: Message) -> None:
         await self.receive(message.payload)

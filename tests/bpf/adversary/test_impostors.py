@@ -57,7 +57,7 @@ class Host:
 
     async def look(self) -> None:
         """The agent reads the tree of cgroups, whatever events told."""
-        self.lab.cgroups.rescan()
+        await self.lab.cgroups.rescan()
         await self.lab.runner.bind()
 
 
