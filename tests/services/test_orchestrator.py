@@ -542,5 +542,13 @@ async def test_what_had_such_a_name_before_keeps_it(plane):
         await db.audit(WHO.did("service.put", "service/190"))
     kept = await orchestrator.registry.put(190, "443", ["unit:x.service"], {"tier": "1"}, WHO)
     assert (kept.name, kept.host_labels) == ("443", {"tier": "1"})
+    async with orchestrator.core.store.change() as db:
+        await db.run("put_host", "443", b"k" * 32, {"env!": "prod", "tier": "1"}, 1)
+        await db.audit(WHO.did("host.enroll", "host/443"))
+    assert await orchestrator.hosts.token({"env!": "prod", "tier": "1"}, "443", 600, WHO)
+    with pytest.raises(
+        Invalid, match=r'labels\["env!"\]: expected a label that does not read as a comparison'
+    ):
+        await orchestrator.hosts.token({"env!": "prod"}, None, 600, WHO)
     with pytest.raises(Invalid, match="name: expected a name, not what looks like a number"):
         await orchestrator.registry.put(190, "444", [], {}, WHO)

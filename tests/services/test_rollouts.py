@@ -365,6 +365,29 @@ async def test_a_policy_in_force_stays_true_as_hosts_come_and_go(fleet, monkeypa
     assert (await fleet.rollouts.one(number)).rollout.run.stage == "promoted"
 
 
+async def test_a_stored_policy_is_renewed_although_a_new_one_like_it_is_refused(fleet, monkeypatch):
+    orchestrator, service = fleet.plane.orchestrator, f"s{fleet.service}"
+    told = await fleet.promoted(rules=f"\n  - {{from: {service}, to: {service}, ports: [tcp/7000]}}")
+    plan = told.rollout.plan
+    odd = f"rules:\n  - {{from: 'label:env!=prod', to: {service}, ports: [tcp/07001]}}\n"
+    text = (await fleet.plane.store.row("plan", plan))["policy"]
+    change = "update plans set policy = $1 where id = $2"
+    await fleet.plane.store._runner.execute(change, text.replace("rules:\n", odd), plan)
+    assert (await fleet.segmenter.plans.one(plan)).id == plan
+    fresh = await fleet.plane.agent(
+        f"w6-{fleet.service}", {"role": service}, tables=Tables(fleet), addresses=("10.9.9.8",)
+    )
+    fleet.agents[fresh.host] = fresh
+    fleet.beating[fresh.host] = asyncio.create_task(fleet._beats(fresh))
+    monkeypatch.setattr(renewal, "SETTLED_SECONDS", 0.0)
+
+    async def renewed():
+        await orchestrator.renewals.look()
+        return (await fleet.rollouts.one(told.rollout.id)).rollout.run.reason == renewal.RENEWED
+
+    await eventually(renewed)
+
+
 async def test_an_upgrade_takes_no_host_away_that_is_a_member_by_report_alone(fleet, monkeypatch):
     """Before ADR 28 a report was as good as a label; what was promoted then stays in force as it is."""
     plane, other = fleet.plane, 900_000 + fleet.service

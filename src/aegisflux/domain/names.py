@@ -45,6 +45,8 @@ KINDS: Final = KEYWORDS | {"cidr", "address", "service", "group", "unit", "cgrou
 _ALIKE: Final = str.maketrans(
     "\u3002\u2215\u2044\u2217\u2010\u2012\u2013\u2014\u2212\u2236\ua789", ".//*-----::"
 )
+# What is a comparison of labels elsewhere, and would be a label here: `env!=prod` is no label `env!`.
+OPERATOR: Final = re.compile(r"[^=]*?(!=|~=|<=|>=|==|=~|=!|!~|^!(?=[^=]*\Z)|[<>](?=[^=]*\Z))")
 _PUNCTUATION: Final = string.punctuation + string.whitespace
 _PART: Final = r"(?:0[x][0-9a-f]+|\d+)"
 _NUMBER: Final = re.compile(
@@ -151,6 +153,8 @@ def check_label(path: str, name: str, value: str) -> None:
         raise Invalid(path, f"a label with a name, not with what looks like {kind}", name)
     if "=" in name or name != name.strip():
         raise Invalid(path, "a label with a name that has no = in it and no space around it", name)
+    if sign := OPERATOR.match(f"{name}={value}"):
+        raise Invalid(path, f"a label that does not read as a comparison by {sign[1]}", f"{name}={value}")
     if kind := literal_of(value, constants=False):
         raise Invalid(path, f"a label with a word as its value, not with what looks like {kind}", value)
     if value != value.strip():

@@ -14,13 +14,14 @@ An end of a rule is one of
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from typing import Annotated, Final, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, Final, Literal, NamedTuple, NoReturn
 
 from msgspec import Meta, Struct, field
+from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.names import check_name
+from aegisflux.domain.names import OPERATOR, check_name
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr
 from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
@@ -35,12 +36,12 @@ KINDS: Final = (
     "10.0.0.0/8, or an address"
 )
 _ADDRESS: Final = re.compile(r"[\d.]+(?:/.*)?|[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:[%/].*)?")
-_OPERATOR: Final = re.compile(r"[^=]*?(!=|~=|<=|>=|==|=~|=!|!~|^!(?=[^=]*\Z)|[<>](?=[^=]*\Z))")
 _PLAIN: Final = frozenset(
     {"service", "svc", "group", "cidr", "ip", "ipv4", "ipv6", "net", "subnet", "address"}
 )
 _TAGS: Final = frozenset({"tag", "labels", "role"})
 _PORTS: Final = re.compile(r"(tcp|udp|any)(?:/([1-9][0-9]{0,4}))?")
+_FORMER_PORT: Final = re.compile(r"(tcp|udp|any)/(\d{1,5})")
 NUMBERS: Final[dict[Proto, tuple[int, ...]]] = {"tcp": (TCP,), "udp": (UDP,), "any": (TCP, UDP)}
 
 Name = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$(?!\n)")]
@@ -161,49 +162,89 @@ def cidr_of(text: str, path: str) -> Cidr | None:
     return masked(address.family, address.value, address.bits)
 
 
-def check(policy: Policy) -> None:
+Odd = Callable[[Invalid], None]
+
+
+def _refuse(error: Invalid) -> NoReturn:
+    raise error
+
+
+def check(policy: Policy, odd: Odd = _refuse) -> None:
     """What the schema cannot say: ports, CIDRs, doubled names; raises Invalid by path. Names of services and
-    hosts are looked up when it is compiled."""
+    hosts are looked up when it is compiled.
+
+    odd: what happens to a name that could be read as something else, which a policy that was stored before
+    such names were refused may have; by default it is refused
+    """
     seen: dict[str, int] = {}
     for n, rule in enumerate(policy.rules):
         ports_of(rule, f"rules[{n}]")
         for path, end in end_paths(rule, f"rules[{n}]"):
-            _check_end(end, path)
+            _check_end(end, path, odd)
         if rule.name and seen.setdefault(rule.name, n) != n:
             raise Invalid(f"rules[{n}].name", f"a name that rules[{seen[rule.name]}] has not", rule.name)
     for n, test in enumerate(policy.tests):
         if parse_port(test.port, f"tests[{n}].port").port == 0:
             raise Invalid(f"tests[{n}].port", "one port, as in tcp/443", test.port)
-        _check_end(test.from_, f"tests[{n}].from")
-        _check_end(test.to, f"tests[{n}].to")
+        _check_end(test.from_, f"tests[{n}].from", odd)
+        _check_end(test.to, f"tests[{n}].to", odd)
+    _check_groups(policy, odd)
+
+
+def _check_groups(policy: Policy, odd: Odd) -> None:
     for name, group in policy.groups.items():
         if name in RESERVED:
             raise Invalid(f"groups.{name}", f"a name other than {FLEET} and {ANYONE}", name)
-        check_name(step("groups", name), name)
+        try:
+            check_name(step("groups", name), name)
+        except Invalid as error:
+            odd(error)
         for n, text in enumerate(group.cidrs):
             if cidr_of(text, f"groups.{name}.cidrs[{n}]") is None:
                 raise Invalid(f"groups.{name}.cidrs[{n}]", "a CIDR or an address", text)
 
 
-def _check_end(end: str, path: str) -> None:
+def ports_rewritten(policy: Policy, odd: Odd) -> Policy:
+    """Return a stored policy with its ports in the one spelling that is read: `tcp/022` was 22 once."""
+
+    def one(text: str, path: str) -> str:
+        found = _FORMER_PORT.fullmatch(text)
+        written = f"{found[1]}/{int(found[2])}" if found else text
+        if written != text:
+            odd(Invalid(path, written, text))
+        return written
+
+    rules = tuple(
+        replace(rule, ports=tuple(one(port, f"rules[{n}].ports[{m}]") for m, port in enumerate(rule.ports)))
+        for n, rule in enumerate(policy.rules)
+    )
+    tests = tuple(
+        replace(test, port=one(test.port, f"tests[{n}].port")) for n, test in enumerate(policy.tests)
+    )
+    return replace(policy, rules=rules, tests=tests)
+
+
+def _check_end(end: str, path: str, odd: Odd) -> None:
     if not end.isprintable():
-        raise Invalid(path, "an end in which every character can be seen", end)
+        odd(Invalid(path, "an end in which every character can be seen", end))
     kind, colon, rest = end.partition(":")
     if kind == "label" and colon:
-        _check_label_end(rest, end, path)
+        _check_label_end(rest, end, path, odd)
         return
     if kind != "host" and not _ADDRESS.fullmatch(end) and (colon or "/" in end):
         raise Invalid(path, KINDS + _instead(kind, rest), end)
     cidr_of(end, path)
 
 
-def _check_label_end(label: str, end: str, path: str) -> None:
-    if sign := _OPERATOR.match(label):
-        raise Invalid(
-            path,
-            f"label:NAME=VALUE, for {sign[1]} is no operator of ends: name each value that you mean, as in "
-            "[label:env=a, label:env=b], or give those hosts a label of their own",
-            end,
+def _check_label_end(label: str, end: str, path: str, odd: Odd) -> None:
+    if sign := OPERATOR.match(label):
+        odd(
+            Invalid(
+                path,
+                f"label:NAME=VALUE, for {sign[1]} is no operator of ends: name each value that you mean, as "
+                "in [label:env=a, label:env=b], or give those hosts a label of their own",
+                end,
+            )
         )
     if not re.fullmatch(r"[^=]+=.*", label, re.DOTALL):
         raise Invalid(path, "label:NAME=VALUE", end)

@@ -125,7 +125,7 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
     looked at); without them nothing is said to be never hit."""
     places = Places(policy, inventory)
     reaches = _reaches(policy, places, frozenset(governed(policy, inventory)))
-    found = [*_matchless(policy, inventory, places), *_ambiguous(inventory)]
+    found = [*_matchless(policy, inventory, places), *_ambiguous(policy, inventory)]
     found += [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
     if seen is not None:
         found += _never_hit(reaches, seen)
@@ -219,8 +219,9 @@ def _why_no_label(name: str, value: str, inventory: Inventory) -> tuple[str, str
     return f"no host bears a label {name}", advice
 
 
-def _ambiguous(inventory: Inventory) -> Iterator[Lint]:
+def _ambiguous(policy: Policy, inventory: Inventory) -> Iterator[Lint]:
     names = {f"service {name}": name for name in inventory.services}
+    names |= {f"group {name}": name for name in policy.groups}
     names |= {f"host {host}": host for host in inventory.hosts}
     for whose, detail in remarks(
         names, {}

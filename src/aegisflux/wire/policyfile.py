@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import StringIO
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
-from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule, check
+from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule, check, ports_rewritten
 from aegisflux.domain.text import printable
 from aegisflux.wire.yaml_text import Located, Node, parse
 
@@ -37,13 +37,39 @@ def read(text: str) -> Policy:
     return policy_of(root_of(text))
 
 
+class Stored(NamedTuple):
+    """A policy that was stored, and what of it is refused in a new one, in words."""
+
+    policy: Policy
+    odd: tuple[str, ...]
+
+
+def read_stored(text: str) -> Stored:
+    """Return the policy of a text that was taken once: what is refused in a new one since is said, and means
+    what it did. Raises as `read` for a text that never was a policy."""
+    node = root_of(text, strict=False)
+    found: list[Invalid] = []
+    policy = ports_rewritten(_policy(node), found.append)
+    check(policy, found.append)
+    return Stored(policy, tuple(str(node.located(error)) for error in found))
+
+
 def policy_of(node: Node) -> Policy:
     """Return the policy of the root of a text; raises as `read`."""
+    policy = _policy(node)
+    try:
+        check(policy)
+    except Invalid as error:
+        raise node.located(error) from None
+    return policy
+
+
+def _policy(node: Node) -> Policy:
+    """The policy of the root of a text by its schema alone."""
     try:
         _bounded(node.value.get("rules"))
         said = {k: v for k, v in node.value.items() if v is not None or k not in _LISTS}
         policy: Policy = converted(said, Policy)
-        check(policy)
     except Invalid as error:
         if error.got is None and (brackets := _EMPTY.get(error.expected)):
             words = f"{error.expected} ({brackets} is an empty one; or take the line out)"
@@ -52,10 +78,10 @@ def policy_of(node: Node) -> Policy:
     return policy
 
 
-def root_of(text: str) -> Node:
-    """Return the root of a text, which is a mapping; raises Located or OverLimit."""
+def root_of(text: str, strict: bool = True) -> Node:
+    """Return the root of a text, which is a mapping; raises Located or OverLimit. `strict` as in `parse`."""
     _limited(text)
-    node = parse(text)
+    node = parse(text, strict)
     if node.kind != "map":
         raise Located(node.line, Invalid("", "a mapping with policy, rules, ...", node.value))
     return node

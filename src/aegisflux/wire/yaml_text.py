@@ -99,9 +99,11 @@ class Node:
         return error if isinstance(error, Located) else Located(self.line_of(error.path), error)
 
 
-def parse(text: str) -> Node:
-    """Return the root of the one document of a text; raises Located or OverLimit."""
-    _check_text(text)
+def parse(text: str, strict: bool = True) -> Node:
+    """Return the root of the one document of a text; raises Located or OverLimit. Without `strict` characters
+    that do not read as they look are taken, as they were once."""
+    if strict:
+        _check_text(text)
     return _Builder(text).root()
 
 

@@ -73,11 +73,15 @@ class Hosts:
 
     async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
         """A token for one host, at most an hour old when it is used; `host` binds it to a name."""
-        if host is not None and not await self._enrolled_already(host):
-            check_name("host_id", subjects.host_token(host))
+        known = None
+        if (
+            host is not None
+            and (known := await self._core.store.row("host", subjects.host_token(host))) is None
+        ):
+            check_name("host_id", host)
         if not 1 <= ttl <= MAX_TOKEN_SECONDS:
             raise Invalid("ttl_seconds", f"1 to {MAX_TOKEN_SECONDS}", ttl)
-        state.check_labels("labels", labels)
+        state.check_labels("labels", labels, known["labels"] if known else None)
         options, now = self._core.options, self._core.now()
         text = token_text(
             EnrollToken(
@@ -138,9 +142,6 @@ class Hosts:
             check_name("host_id", host)
         if known is not None and known["released_at"] is None and known["public_key"] != public:
             raise Conflict(f"host {host} is enrolled with another key; an admin releases the name first")
-
-    async def _enrolled_already(self, host: str) -> bool:
-        return await self._core.store.row("host", subjects.host_token(host)) is not None
 
     def _answer(self, host: str, public: bytes, now: int) -> EnrollAnswer:
         core = self._core

@@ -17,6 +17,7 @@ from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.policy_in_force import compile_in_force
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.snapshot import MapSnapshot, Mode
+from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.jobs import computed
@@ -28,6 +29,7 @@ from aegisflux.services.orchestrator.snapshots import store_and_tell
 from aegisflux.wire import policyfile
 
 EVERY: Final = 5.0
+MOST_ODD: Final = 5
 SELF: Final = Who()
 log = logs.get("renewals")
 
@@ -38,6 +40,7 @@ class Renewals:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._reported: set[int] = set()
         self._quiet = ""  # the digest of a fleet for which nothing is due
         self._wanted: dict[int, tuple[bytes, float]] = {}
         self._renewed: dict[int, list[float]] = defaultdict(list)
@@ -72,8 +75,9 @@ class Renewals:
         if row is None:
             return True
         try:
-            policy = await asyncio.to_thread(policyfile.read, row["policy"])
-            compiled = await computed(compile_in_force, policy, here.inventory)
+            stored = await asyncio.to_thread(policyfile.read_stored, row["policy"])
+            self._report(carried, stored.odd)
+            compiled = await computed(compile_in_force, stored.policy, here.inventory)
         except Unavailable:
             raise
         except Refused as error:
@@ -97,6 +101,13 @@ class Renewals:
             done.append(word)
         await self._say(carried, renewal.told(carried.run.reason, done, tuple(notes)))
         return quiet
+
+    def _report(self, carried: Carried, odd: tuple[str, ...]) -> None:
+        """Say once what of a policy in force would be refused in a new one."""
+        if odd and carried.id not in self._reported:
+            self._reported.add(carried.id)
+            words = first_of(odd, MOST_ODD, "; ")
+            log.warning("a policy in force has what new ones may not", rollout=carried.id, odd=words)
 
     async def _renewed_or_stopped(
         self, carried: Carried, part: Part, after: MapSnapshot, change: renewal.Delta

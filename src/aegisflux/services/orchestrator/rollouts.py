@@ -175,7 +175,7 @@ class Rollouts:
         why = [*plan.held]
         here = await places.read(db)
         if here.digest != row["inventory_digest"]:
-            policy = await asyncio.to_thread(policyfile.read, row["policy"])
+            policy = (await asyncio.to_thread(policyfile.read_stored, row["policy"])).policy
             old = await asyncio.to_thread(stale, plan, policy, here.inventory, here.in_force)
             why += [f"{one}: plan again" for one in old]
         if plan.approval and not row["approved_by"]:

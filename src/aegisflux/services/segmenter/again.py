@@ -54,7 +54,7 @@ class Again:
         digest = await asyncio.to_thread(digest_of, recorded)
         if digest != row["flows_digest"]:
             raise Conflict(_flows(f"plan {number}", row["flows_digest"], digest))
-        policy = await asyncio.to_thread(policyfile.read, row["policy"])
+        policy = (await asyncio.to_thread(policyfile.read_stored, row["policy"])).policy
         inventory = msgspec.convert(row["inputs"]["inventory"], Inventory)
         told(f"judging {len(recorded.flows)} recorded flows by {len(policy.rules)} rules", 0.6)
         in_force = await self._in_force(number, inventory, row["inputs"]["in_force"])

@@ -197,4 +197,4 @@ def digest_of_plan(made: Plan) -> str:
 def _stale(row: Mapping[str, Any], made: Plan, here: places.Now) -> tuple[str, ...]:
     if row["inventory_digest"] == here.digest:
         return ()
-    return stale(made, policyfile.read(row["policy"]), here.inventory, here.in_force)
+    return stale(made, policyfile.read_stored(row["policy"]).policy, here.inventory, here.in_force)
