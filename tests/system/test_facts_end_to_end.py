@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 
 import pytest
 from demo import product
-from demo.fleet import PINS
 from tests.support import probes
+from tests.support.leftovers import PINS
 from tests.support.netns import cgroup_root
 from tests.support.site import SERVICE, Site, until
 
