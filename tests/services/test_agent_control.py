@@ -9,6 +9,7 @@ from aegisflux.agent.control import ask
 from aegisflux.agent.notify import systemd
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.flow import Flow
+from aegisflux.domain.manifest import CandidateRef
 from aegisflux.domain.net import TCP, parse_address
 from support.agent_socket import asked, listening
 from support.agents import AgentLab, body, edges
@@ -40,6 +41,32 @@ async def test_status(lab, path):
     (found,) = await asked(path, do="status")
     assert (found["host_id"], found["serial"], found["panicked"]) == ("web1", 1, False)
     assert [(s["name"], s["state"]) for s in found["services"]] == [("web", "in_force")]
+
+
+@pytest.mark.parametrize("anew", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "state"),
+    [
+        (["nothing"], "no snapshot"),
+        (["candidate"], "no snapshot"),
+        (["active"], "in_force"),
+        (["active", "nothing"], "withdrawn"),
+        (["nothing", "active", "nothing"], "withdrawn"),
+    ],
+)
+async def test_status_tells_what_never_had_a_snapshot_from_what_was_withdrawn(tmp_path, steps, state, anew):
+    """Also after a restart: the agent remembers the versions that it was given."""
+    lab = await AgentLab().begin()
+    made = lab.plane.content(body(1, edges=edges("10.0.0.0/8 tcp/443")))
+    for step in steps:
+        active, candidate = (made if step == name else None for name in ("active", "candidate"))
+        given = {} if candidate is None else {"candidate": CandidateRef(made.version, made.digest)}
+        await lab.desire(lab.plane.service(active, service_id=101, **given))
+    if anew:
+        await lab.restart()
+    async with listening(lab.runner, tmp_path) as path:
+        (found,) = await asked(path, do="status")
+    assert [s["state"] for s in found["services"]] == [state]
 
 
 @pytest.mark.parametrize("service", ["101", "web", "web/worker/3"])

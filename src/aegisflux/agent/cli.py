@@ -28,6 +28,7 @@ Output = Annotated[Literal["table", "json", "jsonl"], Parameter(name=["--output"
 ConfigFile = Annotated[Path | None, Parameter(name="--config", help="settings, instead of agent.toml")]
 Instance = Annotated[str | None, Parameter(help="which agent, where several are on this host")]
 FINDINGS, ERROR, REFUSED, UNAVAILABLE = 1, 2, 3, 4
+FINE = ("in_force", "observing", "withdrawn", "no snapshot")  # the last two: nothing is wanted of it
 RESUME = "aegisflux agent resume ends it"
 TOKEN_VARIABLE = "AEGISFLUX_ENROLL_TOKEN"  # noqa: S105 - the name of a variable
 
@@ -76,7 +77,7 @@ def status(*, output: Output = "table", instance: Instance = None, config: Confi
     with _exits():
         (found,) = _asked(_found(config, instance), {"do": "status"})
         _print(output, found, _status_table)
-        bad = [s for s in found["services"] if s["state"] not in ("in_force", "observing", "withdrawn")]
+        bad = [s for s in found["services"] if s["state"] not in FINE]
         trouble = found.get("troubles") or found.get("failsafe_refused")
         if bad or trouble or found["panicked"] or not found["connected"]:
             sys.exit(FINDINGS)

@@ -27,6 +27,7 @@ from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
 from aegisflux.domain.panic import Panic
 from aegisflux.domain.text import encodable_all, printable
+from aegisflux.domain.trust import versions_seen
 from aegisflux.ports.datapath import DeniedFlow, Role
 
 SOCKET: Final = "agent.sock"
@@ -144,11 +145,14 @@ class Control:
         found["failures"] = {str(i): f"{r}: {d}" for i, (r, d) in runner.applier.failures.items()}
         manifest = runner.accepted.manifest
         services = {s.service_id: s for s in manifest.services} if manifest else {}
+        ever = versions_seen(runner.accepted.trusted)
         for report in found["services"]:
             service = services.get(report["service_id"])
             report["name"] = service.name if service else ""
             if report["state"] == "pending" and (service is None or service.active is None):
-                report["state"] = "withdrawn"  # known here, and nothing is wanted of it
+                tried = service is not None and service.candidate is not None
+                had = report["service_id"] in ever and not tried
+                report["state"] = "withdrawn" if had else "no snapshot"  # and nothing is wanted of it
         found["failsafe_refused"] = list(runner.parts.settings.failsafe_refused)
         found["failsafe_absent"] = list(absent_failsafes(runner.parts.settings, runner.parts.cgroups.exists))
         if runner.telemetry is not None:

@@ -90,6 +90,11 @@ class Trusted(Struct, frozen=True):
     digests: dict[str, str] = {}
 
 
+def versions_seen(trusted: Trusted) -> frozenset[int]:
+    """Return the services of which this host was ever given a version."""
+    return frozenset(int(key.partition("/")[0]) for key in trusted.digests)
+
+
 def now_of(trusted: Trusted, wall: float) -> int:
     """The time by which leases and expiries are judged: it never runs backwards."""
     return max(int(wall), trusted.clock_floor)
