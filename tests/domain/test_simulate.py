@@ -23,6 +23,7 @@ HOSTS = (
             FailsafeRule("ingress", "any", 0),
         )
     ),
+    Host(failsafe=(FailsafeRule("egress", "any", 0, cgroup="system.slice/backup.service"),)),
     Host(expired=True),
 )
 

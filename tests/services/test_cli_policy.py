@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from aegisflux.cli import main, policy
+from aegisflux.cli.plans import replay_told
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 
 PLACES = Inventory(
@@ -319,3 +320,11 @@ def test_show_is_asked_for_a_proposal_or_for_a_plan(typed, words, got):
 def test_since_when_flows_are_blocked_is_a_time_for_people(typed, output, shown):
     status, out, _ = typed(("segment", "simulate", 5, "-o", output), plane())
     assert (status, shown in out) == (1, True), out
+
+
+@pytest.mark.parametrize(("blocked", "said"), [(0, False), (3, True)])
+def test_a_replay_says_which_failsafes_it_does_not_know(capsys, blocked, said):
+    replay = {"judged": 9, "blocked": blocked, "unplaced": 0, "lines": []}
+    replay_told({"plan": {"replay": replay}}, "table")
+    told = capsys.readouterr()
+    assert ("known to its agent alone" in told.out + told.err) is said

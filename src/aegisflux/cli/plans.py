@@ -160,4 +160,8 @@ def _next(kept: dict[str, Any]) -> list[str]:
 def _replayed(replay: dict[str, Any]) -> str:
     judged, blocked = replay["judged"], replay["blocked"]
     words = f"{blocked} of {judged} recorded flows would have been blocked"
+    if blocked:
+        words += (
+            " (but for what a host's own [[failsafe]] lines let through, which are known to its agent alone)"
+        )
     return words + (f"; {replay['unplaced']} could not be judged" if replay["unplaced"] else "")

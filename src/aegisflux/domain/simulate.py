@@ -1,7 +1,9 @@
 """Many recorded flows against the snapshots of a fleet, by columns; agrees with `domain.verdict` on each.
 
 The compiled tables of all services lie in one set of arrays, searched for all flows at once. What recorded
-flows do not say (ICMP types, source ports, malformed headers, the agent's own socket) is not judged here.
+flows do not say (ICMP types, source ports, malformed headers, the agent's own socket, the cgroup of a socket)
+is not judged here: a failsafe rule that names a cgroup covers none of them, as in `verdict` it covers no flow
+whose cgroup is not known.
 """
 
 from collections.abc import Sequence

@@ -58,7 +58,8 @@ class BlockedFlows(Struct, frozen=True, kw_only=True):
 class Replay(Struct, frozen=True, kw_only=True):
     """What a candidate would do to the flows of a window; counts are of flow records.
 
-    judged: records of which an end is governed; blocked: at one end or both
+    judged: records of which an end is governed; blocked: at one end or both, by the failsafe that every host
+            has (SSH to it): the lines of a host's own list, and what cgroup they name, its agent alone knows
     unplaced: records that could not be judged, since a host has no known address
     lines: what is blocked, most often first; cut: kinds beyond `MOST_LINES`
     """
