@@ -45,6 +45,10 @@ def reached(lab: Lab) -> str:
     return str(lab.hosts["db"].call(probes.tcp, "10.77.0.2", PORT))
 
 
+def path_of(app: Host, cgroup: str) -> str:
+    return str((app.cgroup / cgroup).relative_to(cgroup_root()))
+
+
 def closed(kernel: Kernel, cgroup: str = "all/svc") -> Host:
     """Everything below `all` is governed and answers nobody, but for what the failsafe rule names."""
     app = kernel.lab.hosts["app"]
@@ -304,6 +308,8 @@ def test_who_may_move_processes_there_is_not_exempt_by_it(
             else:
                 assert "cgroups of the failsafe" in kernel.datapath.mend()
         assert reached(lab) != "connected"
+        flow = Flow("ingress", TCP, parse_address("10.77.0.3"), PORT, cgroup=path_of(app, svc))
+        assert kernel.datapath.why(SLOT, flow).action == "deny"
         assert kernel.datapath.mend() == []
         stopped(app, svc)
         started(app, svc)
@@ -312,6 +318,7 @@ def test_who_may_move_processes_there_is_not_exempt_by_it(
         folder.chmod(mode)
         assert "cgroups of the failsafe" in kernel.datapath.mend()
         assert reached(lab) == "connected", "who gives it back vouches for it"
+        assert kernel.datapath.why(SLOT, flow).action == "allow"
 
 
 def test_what_was_accepted_stays_exempt_while_the_directory_above_is_gone(lab: Lab) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from aegisflux.adapters.datapath.simulated import SimulatedDatapath
 from aegisflux.agent.cgroups import CgroupTree
+from aegisflux.agent.cli import _why_lines
 from aegisflux.agent.doctor import examine
 from aegisflux.agent.failsafes import failsafe_of
 from aegisflux.agent.identity import IDENTITY
@@ -158,6 +159,29 @@ async def test_why_answers_for_the_cgroup_that_was_asked_about(
     (found,) = await asked(path, **question)
     assert (found["verdict"], found["cgroups"]) == (verdict, cgroups)
     assert [one["cgroup"] for one in found["otherwise"]] == otherwise
+
+
+VOID = "failsafe 2 (/web/sshd): exempts nothing: it lies below a directory that others than root write"
+
+
+@pytest.mark.parametrize(
+    ("delegated", "service", "port", "void"),
+    [
+        ((), "web", 6000, []),
+        (("web",), "web", 6000, [f"{VOID} (web): give that to root alone"]),
+        (("web",), "web/sshd/session", 6000, [f"{VOID} (web): give that to root alone"]),
+        (("",), "web/sshd", 6000, [f"{VOID} (/): give that to root alone"]),
+        (("web",), "web", 7000, []),
+        (("web",), "web/other", 6000, []),
+        (("web/sshd",), "web/sshd", 6000, []),
+    ],
+)
+async def test_why_says_which_failsafe_exempts_nothing_and_why(lab, path, delegated, service, port, void):
+    lab.cgroups.delegated = frozenset(delegated)
+    question = {"do": "why", "service": service, "peer": "10.0.0.1", "port": port, "direction": "ingress"}
+    (found,) = await asked(path, **question)
+    assert found.get("void", []) == void
+    assert _why_lines(found)[-len(void) :] == void or not void
 
 
 def test_a_tree_knows_what_exists(tmp_path):

@@ -451,7 +451,7 @@ def _why_lines(found: Json) -> list[str]:
     for one in others:
         rule = f" by {one['rule']}" if one["rule"] else ""
         lines.append(f"cgroup {one['cgroup']}: {one['verdict']} ({one['reason']}{rule})")
-    return lines
+    return [*lines, *found.get("void", ())]
 
 
 def _denied_lines(found: Json) -> list[str]:

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
@@ -16,18 +16,19 @@ from typing import Any, Final
 import msgspec
 from msgspec.structs import replace
 
-from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts
+from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts, numbered
 from aegisflux.agent.runner import Runner
 from aegisflux.domain import json_text
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
-from aegisflux.domain.failsafe_paths import failsafe_path, within
+from aegisflux.domain.failsafe_paths import failsafe_path, void, within
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
 from aegisflux.domain.panic import Panic
 from aegisflux.domain.text import encodable_all, printable
 from aegisflux.domain.trust import versions_seen
+from aegisflux.domain.verdict import is_listed
 from aegisflux.ports.datapath import DeniedFlow, Role
 
 SOCKET: Final = "agent.sock"
@@ -186,7 +187,15 @@ class Control:
                 for path, one in found
                 if one != verdict
             ],
+            **_given(void=self._void(flow, cgroups)),
         }
+
+    def _void(self, flow: Flow, cgroups: Collection[str]) -> list[str]:
+        """Failsafe rules that would cover the flow of one of these cgroups and exempt nothing, in words."""
+        about = [replace(flow, cgroup=path) for path in cgroups]
+        lines = numbered(self._runner.parts.settings)
+        covering = ((n, rule.cgroup) for n, rule in lines if any(is_listed(rule, one) for one in about))
+        return list(void(covering, self._runner.parts.cgroups.delegated))
 
     def _meant(self, text: str) -> tuple[int, list[str]]:
         """The service that is asked about (by number, name or cgroup; -1: a cgroup of none), and the cgroups

@@ -78,6 +78,9 @@ def cgroup_mounts() -> tuple[str, ...]:
 
 def absent_failsafes(settings: AgentSettings, exists: Callable[[str], bool]) -> tuple[str, ...]:
     """Rules whose cgroup is not there now, in words, by the number of their line."""
-    numbers = settings.failsafe_numbers
-    lines = [(n, rule.cgroup) for n, rule in zip(numbers, settings.failsafe, strict=False)]
-    return absent(lines, exists)
+    return absent([(n, rule.cgroup) for n, rule in numbered(settings)], exists)
+
+
+def numbered(settings: AgentSettings) -> list[tuple[int, FailsafeRule]]:
+    """The rules, each with the number of its line."""
+    return list(zip(settings.failsafe_numbers, settings.failsafe, strict=False))

@@ -10,7 +10,7 @@ from typing import Final
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.globs import SPECIAL
-from aegisflux.domain.selectors import too_long
+from aegisflux.domain.selectors import named_by_others, too_long
 from aegisflux.domain.text import is_printable, printable
 
 MOUNT: Final = "sys/fs/cgroup"  # where cgroups are mounted, on every distribution
@@ -56,6 +56,16 @@ def absent(lines: Sequence[tuple[int, str | None]], exists: Callable[[str], bool
         f"failsafe {number} ({printable(path)}): no such cgroup yet"
         for number, path in lines
         if path is not None and not exists(path.strip("/"))
+    )
+
+
+def void(lines: Iterable[tuple[int, str | None]], delegated: Collection[str]) -> tuple[str, ...]:
+    """Lines (number in the setting, cgroup) that exempt nothing now, since others than root give what they
+    name its name (ADR 0028), in words."""
+    return tuple(
+        printable(f"failsafe {number} ({path}): exempts nothing: {why}")
+        for number, path in lines
+        if path is not None and (why := named_by_others(path.strip("/"), delegated))
     )
 
 

@@ -225,10 +225,8 @@ def unborn_paths(
 def unselected(path: str, selectors: Sequence[Selector], delegated: Collection[str] = ()) -> str:
     """Why a path is selected by none of these, and what to do, in words that begin with the path."""
     parts = path.split("/")
-    folders = ("/".join(parts[:n]) for n in range(1, len(parts)))
-    if (folder := next((f for f in folders if f in delegated), None)) is not None or "" in delegated:
-        what = "it lies below a directory that others than root write"
-        return f"{path}: {what} ({folder or '/'}): give that to root alone, or select the directory itself"
+    if why := named_by_others(path, delegated):
+        return f"{path}: {why}, or select the directory itself"
     units = [s for s in selectors if s.kind == "unit" and _compiled(s)(parts[-1].removeprefix("_"))]
     if not units:
         return f"{path}: no selector of the service matches it: correct its selectors"
@@ -238,6 +236,17 @@ def unselected(path: str, selectors: Sequence[Selector], delegated: Collection[s
     home = next(("/".join(parts[:n]) for n in range(1, len(parts)) if parts[n - 1].endswith(".slice")), "")
     adds = f"add {home} to unit_slices of this agent, or " if home else ""
     return f"{path}: {units[0]} looks in {where} only: {adds}select it by cgroup:{path}"
+
+
+def named_by_others(path: str, delegated: Collection[str]) -> str | None:
+    """Why a path names no cgroup that root vouches for, and what to do; None where root alone names it."""
+    if not below(path, delegated):
+        return None
+    parts = path.split("/")
+    folders = ("/".join(parts[:n]) for n in range(len(parts)))
+    folder = next(f for f in folders if f in delegated)
+    what = "it lies below a directory that others than root write"
+    return f"{what} ({folder or '/'}): give that to root alone"
 
 
 def below(path: str, folders: Collection[str]) -> bool:

@@ -158,7 +158,7 @@ def failsafe(flow: Flow, host: Host) -> str | None:
         ("failsafe DHCP", _is_dhcp),
         ("failsafe agent", lambda f, _: f.from_agent),
         ("failsafe ICMP answer", _is_answer),
-        ("failsafe host list", lambda f, h: any(_listed(rule, f) for rule in h.failsafe)),
+        ("failsafe host list", lambda f, h: any(is_listed(rule, f) for rule in h.failsafe)),
     )
     return next((name for name, holds in checks if holds(flow, host)), None)
 
@@ -211,7 +211,7 @@ def _is_answer(flow: Flow, _host: Host) -> bool:
     )
 
 
-def _listed(rule: FailsafeRule, flow: Flow) -> bool:
+def is_listed(rule: FailsafeRule, flow: Flow) -> bool:
     if flow.malformed or rule.direction != flow.direction:
         return False
     if rule.cgroup is not None and (flow.cgroup is None or not within(flow.cgroup, rule.cgroup)):

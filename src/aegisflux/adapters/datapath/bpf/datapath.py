@@ -404,7 +404,7 @@ class BpfDatapath:
             raise Unavailable(f"slot {slot}: the tables in the kernel are broken")
         own = self.own(slot)
         expired = role == "active" and self.boot_ns() >= generations.deadline(head)
-        host = Host(own.addresses, self._need(self._mapping).rules, expired, own.prefixes)
+        host = Host(own.addresses, self._need(self._mapping).rules(), expired, own.prefixes)
         return judge_tables(tables, head, flow, host, head.digest)
 
     def test_run(

@@ -40,6 +40,11 @@ class FollowedCgroups:
                 libbpf.delete(self._paths_fd, key)
         self.mend()
 
+    def holds(self, rule: FailsafeRule) -> bool:
+        """Whether the kernel exempts what the rule names, which root alone may have named."""
+        path = path_of(rule)
+        return not path or libbpf.lookup(self._paths_fd, literal_key(path), 8) is not None
+
     def mend(self) -> bool:
         """Add what the kernel did not see, take away what not only root names; whether any changed."""
         changed = False

@@ -34,7 +34,7 @@ class CgroupMap:
         self._failsafe = b""
         self._unbound: dict[str, AegisError] = {}
         self._unlisted: dict[str, AegisError] = {}
-        self.rules: tuple[FailsafeRule, ...] = ()
+        self._rules: tuple[FailsafeRule, ...] = ()
 
     def bind(
         self, bindings: Iterable[Binding], failed: Mapping[int, AegisError] = MappingProxyType({})
@@ -186,9 +186,13 @@ class CgroupMap:
         self._failsafe = (head + b"".join(raw)).ljust(FAILSAFE_SIZE, b"\0")
         self._followed.follow(listed)
         libbpf.update(self._maps["failsafes"], bytes(4), self._failsafe)
-        self.rules = listed
+        self._rules = listed
         self._agent_is(agent_cgroup)
         self._control.raise_epoch()
+
+    def rules(self) -> tuple[FailsafeRule, ...]:
+        """The failsafe rules that the kernel goes by now."""
+        return tuple(rule for rule in self._rules if self._followed.holds(rule))
 
     def _agent_is(self, path: str | None) -> None:
         for number, slot in self._present().items():
