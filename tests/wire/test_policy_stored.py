@@ -32,6 +32,20 @@ ODD = {
         policy("from: any, to: web, ports: [tcp/1]", "groups:\n  any: {hosts: [w1]}\n"),
         "groups.any",
     ),
+    "a mapped prefix": (
+        policy("from: web, to: '::ffff:172.16.0.0/12', ports: [tcp/1], action: deny"), "rules[0].to",
+    ),
+    "a mapped prefix of a group": (
+        policy("from: web, to: near, ports: [tcp/1]", "groups:\n  near: {cidrs: ['::ffff:10.0.0.0/8']}\n"),
+        "groups.near.cidrs[0]",
+    ),
+    "a mapped prefix of a test": (
+        policy(
+            "from: web, to: db, ports: [tcp/1]",
+            "tests:\n  - {from: web, to: '::ffff:10.0.0.0/24', port: tcp/1, expect: blocked}\n",
+        ),
+        "tests[0].to",
+    ),
     "a test": (
         policy(
             "from: web, to: db, ports: [tcp/1]",

@@ -14,6 +14,7 @@ ICMP: Final = 1
 ICMPV6: Final = 58
 PROTOCOLS: Final = {"icmp": ICMP, "tcp": TCP, "udp": UDP, "icmpv6": ICMPV6, "gre": 47, "esp": 50, "sctp": 132}
 PROTOCOL_NAMES: Final = {number: name for name, number in PROTOCOLS.items()}
+MAPPED_BITS: Final = 96  # of ::ffff:0:0/96, inside of which an address is one of IPv4
 _OCTETS: Final = {str(number): number for number in range(256)}
 _LENGTHS: Final = {str(number): number for number in range(129)}
 
@@ -61,6 +62,9 @@ class Cidr(NamedTuple):
         return cidr_text(self.family, self.value, self.plen)
 
 
+_MAPPED: Final = Address(6, 0xFFFF << 32)
+
+
 def unmapped(value: int) -> Address:
     """The address of a 128-bit number, turned into IPv4 where it is mapped."""
     if value >> 32 == 0xFFFF:
@@ -82,7 +86,17 @@ def parse_address(text: str, path: str = "") -> Address:
 
 
 def parse_cidr(text: str, path: str = "") -> Cidr:
-    """Read `address/length` and mask its host bits; raises Invalid. A bare address is refused."""
+    """Read `address/length` and mask its host bits; raises Invalid. A bare address is refused, and so is a
+    mapped one of fewer than 96 bits: it looks like IPv4, and would match IPv6 alone."""
+    cidr = parse_former_cidr(text, path)
+    if cidr.family == 6 and cidr.covers(_MAPPED) and (why := _cut_mapped(text, cidr)):
+        raise Invalid(path, why, text)
+    return cidr
+
+
+def parse_former_cidr(text: str, path: str = "") -> Cidr:
+    """As `parse_cidr`, and what was stored before mapped addresses of fewer than 96 bits were refused: it
+    means the prefix of IPv6 that it meant."""
     expected = "an IPv4 or IPv6 CIDR"
     base, _, length = text.partition("/")
     plen = _LENGTHS.get(length)
@@ -93,9 +107,24 @@ def parse_cidr(text: str, path: str = "") -> Cidr:
             raise Invalid(path, expected, text)
         return masked(4, _v4_value(base, path, text, expected), plen)
     value = _v6_value(base, path, text, expected)
-    if plen >= 96 and value >> 32 == 0xFFFF:
-        return masked(4, value & 0xFFFFFFFF, plen - 96)
+    if plen >= MAPPED_BITS and value >> 32 == 0xFFFF:
+        return masked(4, value & 0xFFFFFFFF, plen - MAPPED_BITS)
     return masked(6, value, plen)
+
+
+def _cut_mapped(text: str, cidr: Cidr) -> str:
+    """What was expected where this prefix was written as a mapped address, empty where it was not."""
+    value = int(IPv6Address(text.partition("/")[0]))
+    if value >> 32 != 0xFFFF:
+        return ""
+    if cidr.plen <= 32:
+        meant = masked(4, value & 0xFFFFFFFF, cidr.plen)
+        mapped = f"::ffff:{address_text(4, meant.value)}/{MAPPED_BITS + meant.plen}"
+        return f"an IPv4 CIDR, for which write {meant} or {mapped} (to mean IPv6 peers alone, {cidr})"
+    return (
+        f"an IPv4 CIDR such as {address_text(4, value & 0xFFFFFFFF)}/32, or a mapped address with a length "
+        f"of {MAPPED_BITS} to 128 (to mean IPv6 peers alone, {cidr})"
+    )
 
 
 def address_text(family: int, value: int) -> str:

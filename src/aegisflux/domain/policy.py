@@ -22,7 +22,7 @@ from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.names import OPERATOR, check_name
-from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr
+from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr, parse_former_cidr
 from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
 
@@ -204,24 +204,72 @@ def _check_groups(policy: Policy, odd: Odd) -> None:
                 raise Invalid(f"groups.{name}.cidrs[{n}]", "a CIDR or an address", text)
 
 
-def ports_rewritten(policy: Policy, odd: Odd) -> Policy:
-    """Return a stored policy with its ports in the one spelling that is read: `tcp/022` was 22 once."""
+def rewritten(policy: Policy, odd: Odd) -> Policy:
+    """Return a stored policy in the spellings that are read now, each with its former meaning: `tcp/022` was
+    22 once, and `::ffff:10.0.0.0/8` was ::/8. `odd` is told of each."""
 
-    def one(text: str, path: str) -> str:
+    def port(text: str, path: str) -> str:
         found = _FORMER_PORT.fullmatch(text)
-        written = f"{found[1]}/{int(found[2])}" if found else text
-        if written != text:
-            odd(Invalid(path, written, text))
-        return written
+        return _told(text, f"{found[1]}/{int(found[2])}" if found else text, path, odd)
+
+    def end(text: str, path: str) -> str:
+        return _former_end(text, path, odd)
+
+    def ends(given: Ends, path: str) -> Ends:
+        if isinstance(given, str):
+            return end(given, path)
+        return tuple(end(one, f"{path}[{n}]") for n, one in enumerate(given))
 
     rules = tuple(
-        replace(rule, ports=tuple(one(port, f"rules[{n}].ports[{m}]") for m, port in enumerate(rule.ports)))
+        replace(
+            rule,
+            from_=ends(rule.from_, f"rules[{n}].from"),
+            to=ends(rule.to, f"rules[{n}].to"),
+            ports=tuple(port(one, f"rules[{n}].ports[{m}]") for m, one in enumerate(rule.ports)),
+        )
         for n, rule in enumerate(policy.rules)
     )
     tests = tuple(
-        replace(test, port=one(test.port, f"tests[{n}].port")) for n, test in enumerate(policy.tests)
+        replace(
+            test,
+            from_=end(test.from_, f"tests[{n}].from"),
+            to=end(test.to, f"tests[{n}].to"),
+            port=port(test.port, f"tests[{n}].port"),
+        )
+        for n, test in enumerate(policy.tests)
     )
-    return replace(policy, rules=rules, tests=tests)
+    groups = {
+        name: replace(
+            group,
+            cidrs=tuple(
+                end(text, f"{step('groups', name)}.cidrs[{n}]") for n, text in enumerate(group.cidrs)
+            ),
+        )
+        for name, group in policy.groups.items()
+    }
+    return replace(policy, rules=rules, tests=tests, groups=groups)
+
+
+def _former_end(text: str, path: str, odd: Odd) -> str:
+    """The CIDR that an end was where it is one that is refused in a new policy, else the end."""
+    if "/" not in text or ":" not in text:
+        return text
+    try:
+        former = parse_former_cidr(text, path)
+    except Invalid:  # it is a name, or no CIDR: `check` says so
+        return text
+    try:
+        parse_cidr(text, path)
+    except Invalid as error:
+        odd(error)
+        return str(former)
+    return text
+
+
+def _told(text: str, written: str, path: str, odd: Odd) -> str:
+    if written != text:
+        odd(Invalid(path, written, text))
+    return written
 
 
 def _check_end(end: str, path: str, odd: Odd) -> None:

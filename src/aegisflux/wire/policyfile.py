@@ -17,7 +17,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid, OverLimit, Refused
-from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule, check, ports_rewritten
+from aegisflux.domain.policy import MAX_RULES, Group, Policy, Rule, check, rewritten
 from aegisflux.domain.text import printable
 from aegisflux.wire.yaml_text import Located, Node, parse
 
@@ -49,7 +49,7 @@ def read_stored(text: str) -> Stored:
     what it did. Raises as `read` for a text that never was a policy."""
     node = root_of(text, strict=False)
     found: list[Invalid] = []
-    policy = ports_rewritten(_policy(node), found.append)
+    policy = rewritten(_policy(node), found.append)
     check(policy, found.append)
     return Stored(policy, tuple(str(node.located(error)) for error in found))
 
