@@ -79,6 +79,16 @@ def test_a_change_looks_only_at_what_changed():
         assert asks(paths, services) == []
 
 
+def test_a_pattern_is_taken_apart_once():
+    """Not for each cgroup that comes: a host may have thousands of selectors."""
+    known = Ownership()
+    services = {n: (parse_selector(f"cgroup:p{n}*"), parse_selector(f"unit:p{n}")) for n in range(10)}
+    with mock.patch.object(ownership, "plain_runs", side_effect=ownership.plain_runs) as taken:
+        for count in (1, 2, 5, 3):
+            assert list(known.follow([f"p{n}" for n in range(count)], services)) or count == 3
+        assert taken.call_count == 20
+
+
 def test_a_slice_of_work_is_small():
     """What is compared between two stops has a bound, whatever the number of cgroups and services."""
     known = Ownership()

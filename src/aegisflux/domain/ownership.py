@@ -21,6 +21,7 @@ class Ownership:
 
     def __init__(self) -> None:
         self._services: dict[int, tuple[Selector, ...]] = {}
+        self._searched: dict[int, list[tuple[Selector, list[str]]]] = {}
         self._paths: set[str] = set()
         self._claims: dict[str, dict[int, tuple[int, int]]] = {}
         self._claimed: dict[int, set[str]] = {}
@@ -40,7 +41,8 @@ class Ownership:
         for service, selectors in wanted.items():
             if service in self._services:
                 continue
-            self._claim(service, selectors, self._paths)
+            self._searched[service] = [(selector, _runs(selector)) for selector in selectors]
+            self._claim(service, self._paths)
             self._services[service] = selectors
             work += len(self._paths) * len(selectors)
             if work >= PAIRS:
@@ -70,22 +72,22 @@ class Ownership:
         rest = iter(fresh)
         size = max(1, PAIRS // max(1, sum(map(len, self._services.values()))))
         while some := list(islice(rest, size)):
-            for service, selectors in self._services.items():
-                self._claim(service, selectors, some)
+            for service in self._services:
+                self._claim(service, some)
             self._paths.update(some)
             yield
 
-    def _claim(self, service: int, selectors: Iterable[Selector], paths: Collection[str]) -> None:
-        for selector in selectors:
+    def _claim(self, service: int, paths: Collection[str]) -> None:
+        for selector, runs in self._searched[service]:
             rank = selector.rank
-            for path in _selected(selector, paths):
+            for path in _selected(selector, runs, paths):
                 known = self._claims.setdefault(path, {})
                 known[service] = min(rank, known.get(service, rank))
                 self._claimed.setdefault(service, set()).add(path)
                 self._changed(path)
 
     def _drop_service(self, service: int) -> None:
-        del self._services[service]
+        del self._services[service], self._searched[service]
         for path in self._claimed.pop(service, ()):
             del self._claims[path][service]
             if not self._claims[path]:
@@ -102,11 +104,16 @@ class Ownership:
         self._owners = None
 
 
-def _selected(selector: Selector, paths: Collection[str]) -> Iterator[str]:
-    """The paths that a selector matches: those only that hold what each of its matches holds are tried."""
+def _runs(selector: Selector) -> list[str]:
+    """What each path holds that the selector matches. The first one, a slice that most have, comes last."""
     a_unit = selector.kind == "unit"  # a service also means its socket
     pattern = _SUFFIX.sub("", selector.pattern) if a_unit else selector.pattern
+    return plain_runs(pattern)[::-1]
+
+
+def _selected(selector: Selector, runs: Iterable[str], paths: Collection[str]) -> Iterator[str]:
+    """The paths that a selector matches: those only that hold what each of its matches holds are tried."""
     tried: Collection[str] = paths
-    for run in reversed(plain_runs(pattern)):  # most paths have the first one: a slice
+    for run in runs:
         tried = [path for path in tried if run in path]
     return (path for path in tried if selector.matches(path) and is_printable(path))
