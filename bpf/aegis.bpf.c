@@ -3,6 +3,7 @@
  * sendmsg), record.h (what sockets and cgroups tell us), passes.h (over live flows). */
 #include "account.h"
 #include "calls.h"
+#include "inside.h"
 #include "passes.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";
@@ -41,8 +42,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 			count(0, SLOT_NONE, C_NO_STORAGE);
 		}
 	}
-	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == EGRESS && sk->state == S_SYN_SENT)
-		return judge_call_inside(skb, sk, &v, st);
+	if (v.slot < MAX_SLOTS && skb->ifindex == 1 && dir == EGRESS)
+		return on_loopback(skb, &v, st);
 	if (v.slot >= MAX_SLOTS || skb->ifindex == 1 || (dir == INGRESS && skb->pkt_type == LOOPED)) {
 		count(0, v.slot < SLOT_ROWS ? v.slot : SLOT_NONE, v.slot == SLOT_NONE ? UNMANAGED : FAILSAFE);
 		if (v.slot == SLOT_NONE && st && st->initiator)

@@ -176,22 +176,6 @@ static __always_inline int judge_anew(struct __sk_buff *skb, struct bpf_sock *sk
 	return conclude(v, st, f);
 }
 
-/* A call over loopback. From a foreign address its answer would leave the host, to that address, as the
- * answer of whoever listens. */
-static __always_inline int judge_call_inside(struct __sk_buff *skb, const struct bpf_sock *sk, struct view *v,
-						 const struct state *st)
-{
-	parse(skb, EGRESS, &v->p);
-	v->p.malformed |= is_forged(skb, sk, st, &v->p);
-	if (!v->p.malformed) {
-		count(0, v->slot, FAILSAFE);
-		return PASS;
-	}
-	v->now = now_ns();
-	v->remote = 1;
-	return judge_flow(v, 0) ? conclude(v, 0, 0) : PASS;
-}
-
 /* A cached verdict may answer: an unbroken record of this very connection in this very generation. */
 static __always_inline int judge_packet(struct __sk_buff *skb, struct bpf_sock *sk, struct view *v, struct state *st,
 					const struct control *ctl, __u32 forced)

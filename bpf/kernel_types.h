@@ -145,6 +145,7 @@ struct tcp_sock {
 
 struct udp_sock {
 	int pending;
+	int (*encap_rcv)(struct sock *sk, struct sk_buff *skb);	/* 0: datagrams are for programs */
 } AEGIS_CORE;
 
 struct seq_file {

@@ -15,6 +15,9 @@
 #define MAX_EXTENSIONS 8
 #define MAPPED bpf_htonl(0xffff)
 
+#define O_ANY 1
+#define O_ROUTE 2		/* options of IPv4, or a routing header: the destination may be a hop of a source route */
+
 struct packet {
 	__u64 netns;		/* cookie of the socket's network namespace; 0 until somebody needs it */
 	__u32 peer[4];		/* network order; IPv4 as ::ffff:a.b.c.d */
@@ -27,7 +30,7 @@ struct packet {
 	__u8 icmp_type;
 	__u8 hop_limit;
 	__u8 has_ports;
-	__u8 options;		/* IP options or extension headers: its destination may be a hop of a source route */
+	__u8 options;		/* O_*: what stands between the header and the transport's */
 	__u8 zero;
 };
 

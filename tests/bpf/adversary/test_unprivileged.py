@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 from _pytest.mark import ParameterSet
 
-from tests.bpf.adversary import escapes, exemptions, initiators, paths, records, surfaces
+from tests.bpf.adversary import escapes, exemptions, initiators, inside, paths, records, surfaces
 from tests.bpf.adversary.trick import APP4, Trick
 from tests.support.unprivileged import SLOT, Arena, Seen, within
 
 pytestmark = [pytest.mark.bpf, pytest.mark.netns]
-TABLE = {**initiators.TRICKS, **paths.TRICKS, **exemptions.TRICKS, **escapes.TRICKS, **records.TRICKS}
+ROOMS = (initiators, inside, paths, exemptions, escapes, records)
+TABLE = {title: trick for room in ROOMS for title, trick in room.TRICKS.items()}
 SECURITY = " ".join((Path(__file__).parents[3] / "SECURITY.md").read_text().replace("**", "").split())
 
 
