@@ -97,7 +97,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 dir, struct pac
 		}
 		if (i == MAX_EXTENSIONS || at + 8 > end || bpf_skb_load_bytes(skb, at, x, 4))
 			return 1;
-		p->options |= next == 43 ? O_ROUTE : next != 44;
+		p->options |= next == 43 ? O_ROUTE : next == 44 ? 0 : O_ANY;
 		length = next == 44 ? 8 : next == 51 ? (x[1] + 2) * 4 : (x[1] + 1) * 8;
 		if (next == 44 && (x[2] | (x[3] & 0xf8)))
 			return 1;
