@@ -18,7 +18,7 @@ from aegisflux.adapters.datapath.bpf.doctor import examine, own_addresses
 from aegisflux.adapters.datapath.bpf.generations import UDP_FLOWS, Generations
 from aegisflux.adapters.datapath.bpf.live import initiations
 from aegisflux.adapters.datapath.bpf.mapping import CgroupMap
-from aegisflux.adapters.datapath.bpf.namespaces import cookie, each_namespace, inside, processes
+from aegisflux.adapters.datapath.bpf.namespaces import cookie, each_namespace, has_tcp, inside_each, processes
 from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
 from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
@@ -190,11 +190,19 @@ class BpfDatapath:
 
     def rejudge(self, slot: int) -> None:
         """Judge every live flow of the service once by what is in force now. Best effort: namespaces
-        without a process are not reached; their flows are judged at their next packet."""
+        without a process are not reached; their flows are judged at their next packet.
+
+        The kernel's iterator is of one namespace, and each walks through the table of all of them, for about
+        two milliseconds; so only namespaces that have sockets are looked into.
+        """
         self._need(self._control).begin_pass(slot)
-        self._each_namespace(slot, lambda: libbpf.run_iterator(self._pins.program("aegis_pass_tcp")))
+        self._each_namespace(slot, self._pass_tcp)
         with suppress(OSError):
             libbpf.run_program(self._pins.programs["aegis_pass_flows"], NO_PACKET)
+
+    def _pass_tcp(self) -> None:
+        if has_tcp():
+            libbpf.run_iterator(self._pins.program("aegis_pass_tcp"))
 
     def cut(self, slot: int) -> int:
         """See `Datapath.cut`: TCP and connected UDP, in the namespaces of the service's processes."""
@@ -255,9 +263,11 @@ class BpfDatapath:
         """What each namespace of these processes answers; one that cannot be entered (it went, or we may not)
         is left out."""
         answers = []
-        for fd in each_namespace(pids):
-            with suppress(OSError):
-                answers.append(inside(fd, call))
+        for answer in inside_each(each_namespace(pids), call):
+            if not isinstance(answer, Exception):
+                answers.append(answer)
+            elif not isinstance(answer, OSError):
+                raise answer
         return answers
 
     def _stamp_existing(self) -> None:
