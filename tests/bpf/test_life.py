@@ -4,7 +4,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -252,13 +252,13 @@ def test_what_is_broken_in_the_kernel_is_seen(lab: Lab) -> None:
 def test_a_namespace_that_cannot_be_entered_stops_no_flip(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     """It went away, or we may not: its live flows are judged at their next packet."""
 
-    def refused(_fd: int, _call: object) -> None:
-        raise OSError(1, "setns")
+    def refused(fds: Iterable[int], _call: object) -> list[OSError]:
+        return [OSError(1, "setns") for _ in fds]
 
     with Kernel(lab) as kernel:
         app = governed(kernel)
         kernel.enforce(SLOT, rules(edges="0.0.0.0/0 any 0"))
-        monkeypatch.setattr("aegisflux.adapters.datapath.bpf.datapath.inside", refused)
+        monkeypatch.setattr("aegisflux.adapters.datapath.bpf.datapath.inside_each", refused)
         with kernel.talk(app, "svc", "10.77.0.3", 5432) as talk:
             assert talk.say("x") == "x"
             kernel.enforce(SLOT, rules(established="cut"))
