@@ -16,6 +16,7 @@ from aegisflux.domain.selectors import (
     below,
     owners,
     parse_selector,
+    parse_stored_selector,
     root_only,
     slice_of,
     unborn_paths,
@@ -201,7 +202,7 @@ def test_what_is_no_slice(text):
 def test_where_a_unit_is_before_it_was_ever_seen(unit, paths):
     """As systemd names directories: a slice for each template, escaped (systemd-escape), `_` before names
     that the kernel uses."""
-    selector = parse_selector(f"unit:{unit}")
+    selector = parse_stored_selector(f"unit:{unit}")
     assert list(selector.paths()) == paths
     assert all(selector.matches(path) for path in paths)
 

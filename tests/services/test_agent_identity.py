@@ -194,6 +194,16 @@ async def test_a_selector_that_is_none_costs_its_own_service_only(lab, text):
     assert sum("selects nothing" in line for line in lab.logs) == 1
 
 
+async def test_a_stored_selector_that_never_matches_is_said_and_the_others_bind(lab):
+    wanted = ("cgroup:/sys/fs/cgroup/web", "unit:web@", "cgroup:web")
+    await lab.desire(lab.plane.service(content(lab), selectors=wanted))
+    assert [b.path for b in lab.kernel.bindings()] == ["web"]
+    (report,) = lab.heartbeat().services
+    assert [line.partition(": ")[0] for line in report.conflicts] == list(wanted[:2])
+    assert "(write cgroup:web)" in report.conflicts[0]
+    assert all("new services may not have it" in line for line in report.conflicts)
+
+
 @pytest.mark.parametrize("refused", ["cgroup", "literal"])
 async def test_what_the_kernel_refuses_is_said_by_its_service_and_the_rest_is_bound(
     lab, monkeypatch, refused

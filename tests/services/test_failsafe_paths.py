@@ -13,8 +13,9 @@ from aegisflux.agent.doctor import examine
 from aegisflux.agent.failsafes import failsafe_of
 from aegisflux.agent.identity import IDENTITY
 from aegisflux.agent.parts import AgentSettings
+from aegisflux.domain.cgroup_paths import within
 from aegisflux.domain.errors import Invalid
-from aegisflux.domain.failsafe_paths import failsafe_path, within
+from aegisflux.domain.failsafe_paths import failsafe_path
 from aegisflux.domain.flow import FailsafeRule, Flow, Host
 from aegisflux.domain.net import TCP, parse_address
 from aegisflux.domain.snapshot import from_builtins, ruleset

@@ -552,3 +552,17 @@ async def test_what_had_such_a_name_before_keeps_it(plane):
         await orchestrator.hosts.token({"env!": "prod"}, None, 600, WHO)
     with pytest.raises(Invalid, match="name: expected a name, not what looks like a number"):
         await orchestrator.registry.put(190, "444", [], {}, WHO)
+
+
+async def test_a_selector_that_never_matches_is_kept_where_it_is_stored(plane):
+    registry, bad = plane.orchestrator.registry, "cgroup:/sys/fs/cgroup/web"
+    async with plane.orchestrator.core.store.change() as db:
+        await db.run("put_service", 191, "old", [bad], {}, 1)
+        await db.audit(WHO.did("service.put", "service/191"))
+    kept = await registry.put(191, "older", ["unit:web", bad], {"role": "web"}, WHO)
+    assert list(kept.selectors) == ["unit:web", bad]
+    for number in (191, 192):
+        with pytest.raises(Invalid, match=r"selectors\[0\]: expected .* not a template"):
+            await registry.put(number, "older" if number == 191 else "new", ["unit:web@", bad], {}, WHO)
+    with pytest.raises(Invalid, match=r"selectors\[0\]: expected .* \(write cgroup:web\)"):
+        await registry.put(192, "new", [bad], {}, WHO)

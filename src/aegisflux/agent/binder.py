@@ -14,7 +14,8 @@ from aegisflux.domain.selectors import (
     Owners,
     Selector,
     below,
-    parse_selector,
+    never_matches,
+    parse_stored_selector,
     unborn_paths,
     unselected,
 )
@@ -62,7 +63,11 @@ class Binder:
             unreadable: list[str] = []
             for text in service.selectors:
                 try:
-                    chosen.append(parse_selector(text, slices=slices))
+                    chosen.append(parse_stored_selector(text, slices=slices))
+                    if why := never_matches(text):
+                        unreadable.append(
+                            f"{printable(text)[:SHOWN]}: new services may not have it: expected {why}"
+                        )
                 except Invalid as error:
                     unreadable.append(f"{printable(text)[:SHOWN]}: selects nothing: {error}")
             self._selectors[service.service_id] = tuple(chosen)

@@ -19,10 +19,11 @@ from msgspec.structs import replace
 from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts, numbered
 from aegisflux.agent.runner import Runner
 from aegisflux.domain import json_text
+from aegisflux.domain.cgroup_paths import within
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
-from aegisflux.domain.failsafe_paths import failsafe_path, void, within
+from aegisflux.domain.failsafe_paths import failsafe_path, void
 from aegisflux.domain.flow import Direction, Flow
 from aegisflux.domain.net import PROTOCOL_NAMES, PROTOCOLS, TCP, UDP, parse_address
 from aegisflux.domain.panic import Panic

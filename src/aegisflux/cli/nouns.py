@@ -15,6 +15,7 @@ from aegisflux.cli.control import Config, DataDir, PortBase, loaded
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.names import remarks
+from aegisflux.domain.selectors import never_matches
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -162,6 +163,9 @@ def list_services(*, output: Output = "table") -> None:
     names = {f"service {row['id']}": row["name"] for row in found}
     _remark(names, {f"service {row['id']}": row["host_labels"] for row in found})
     for row in found:
+        for text in row["selectors"]:
+            if why := never_matches(text):
+                say(f"warning: service {row['id']} ({row['name']}): {text!r} selects nothing: expected {why}")
         if not row["host_labels"]:
             say(
                 f"warning: service {row['id']} ({row['name']}) has no host_labels: no new allow of others "

@@ -4,21 +4,16 @@ The kernel compares it with the path of each new cgroup. A selector, a glob or a
 be compared too and never match: whoever wrote it would be locked out without a word.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Final
 
+from aegisflux.domain.cgroup_paths import EXPECTED, misread
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.globs import SPECIAL
 from aegisflux.domain.selectors import named_by_others, too_long
 from aegisflux.domain.text import is_printable, printable
 
-MOUNT: Final = "sys/fs/cgroup"  # where cgroups are mounted, on every distribution
 EXAMPLE: Final = "system.slice/ssh.service"
-EXPECTED: Final = "the path of a cgroup below the root of the cgroup v2 tree"
-_PREFIX: Final = re.compile(r"(unit|cgroup|service|slice|scope|path|systemd|docker|pod|\d*):", re.IGNORECASE)
-_PROC_LINE: Final = re.compile(r"\d+:[^/:]*:")  # a line of /proc/<pid>/cgroup
-_SUFFIX: Final = re.compile(r"\.[a-z]+\Z")
 
 
 def failsafe_path(text: str, mounts: Iterable[str] = (), name: str = "failsafe.cgroup") -> str:
@@ -29,10 +24,9 @@ def failsafe_path(text: str, mounts: Iterable[str] = (), name: str = "failsafe.c
     path = text.strip("/")
     if not path:
         raise Invalid(name, f"{EXPECTED}, such as {EXAMPLE} (leave `cgroup` out for every cgroup)", text)
-    if inside := _below_mount(path, mounts):
-        raise Invalid(name, f"{EXPECTED}, not of the file system (write {inside[0] or EXAMPLE})", text)
-    if _PREFIX.match(path):
-        raise Invalid(name, f"{EXPECTED}, not a selector (write {_meant(path)})", text)
+    if wrong := misread(path, mounts):
+        write = wrong.meant if wrong.meant and not SPECIAL.search(wrong.meant) else EXAMPLE
+        raise Invalid(name, f"{EXPECTED}, not {wrong.kind} (write {write})", text)
     if SPECIAL.search(path):
         raise Invalid(name, f"{EXPECTED}, not a glob (one line for each, such as {EXAMPLE})", text)
     if any(part in ("", ".", "..") for part in path.split("/")):
@@ -42,12 +36,6 @@ def failsafe_path(text: str, mounts: Iterable[str] = (), name: str = "failsafe.c
     if why := too_long(path):
         raise Invalid(name, why, text)
     return path
-
-
-def within(path: str, folder: str) -> bool:
-    """Whether a cgroup is another, or lies below it; slashes around either do not count."""
-    inner, outer = path.strip("/"), folder.strip("/")
-    return inner == outer or inner.startswith(outer + "/")
 
 
 def absent(lines: Sequence[tuple[int, str | None]], exists: Callable[[str], bool]) -> tuple[str, ...]:
@@ -67,25 +55,3 @@ def void(lines: Iterable[tuple[int, str | None]], delegated: Collection[str]) ->
         for number, path in lines
         if path is not None and (why := named_by_others(path.strip("/"), delegated))
     )
-
-
-def _below_mount(path: str, mounts: Iterable[str]) -> tuple[str] | None:
-    """What is meant below a mount of cgroups, None where the path lies below none."""
-    folders: Collection[str] = {*(mount.strip("/") for mount in mounts), MOUNT} - {""}
-    for folder in sorted(folders, key=len, reverse=True):
-        if within(path, folder):
-            return (path[len(folder) :].strip("/"),)
-    return None
-
-
-def _meant(path: str) -> str:
-    """The path that a selector, or a line of /proc/<pid>/cgroup, stands for."""
-    kind, _, rest = path.partition(":")
-    rest = rest.strip("/ ")
-    if found := _PROC_LINE.match(path):
-        rest = path[found.end() :].strip("/ ")
-    if not rest or SPECIAL.search(rest) or not is_printable(rest):
-        return EXAMPLE
-    if kind.lower() in ("unit", "service"):
-        return f"system.slice/{rest if _SUFFIX.search(rest) else rest + '.service'}"
-    return rest

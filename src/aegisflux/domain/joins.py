@@ -35,7 +35,7 @@ from aegisflux.domain.event import (
 )
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
-from aegisflux.domain.selectors import Selector, owners, parse_selector
+from aegisflux.domain.selectors import Selector, owners, parse_stored_selector
 
 MAX_PROCESSES: Final = 16_384  # of a host and boot
 MAX_BOOTS: Final = 16  # of a host whose processes are known; each request of a third party is one
@@ -409,6 +409,6 @@ _USER_MANAGER: Final = re.compile(r"user@[0-9]+\.service")
 def _selectors(texts: Iterable[str]) -> Iterable[Selector]:
     for text in texts:
         try:
-            yield parse_selector(text)
+            yield parse_stored_selector(text)
         except Invalid:
             continue

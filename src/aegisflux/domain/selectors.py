@@ -13,10 +13,12 @@ a delegated directory (`root_only`). Two services on one cgroup: a literal beats
 literal prefix, then the lower id; the loser is told. The root cgroup is never selected.
 """
 
+import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final, Literal, NamedTuple
 
+from aegisflux.domain.cgroup_paths import EXPECTED, below_mount, misread
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.globs import SPECIAL, matcher
 from aegisflux.domain.text import is_printable, name_bytes
@@ -36,6 +38,9 @@ MAX_PATH: Final = 253  # bytes of a path that the kernel knows before it exists 
 MAX_DEPTH: Final = 31  # components of a path: the kernel looks no deeper (bpf/aegis_maps.h: MAX_DEPTH)
 UNIT_SLICES: Final = ("system.slice", "machine.slice")
 _OTHERS_WRITE: Final = 0o022
+_PREFIXED: Final = re.compile(r"(unit|cgroup):.")
+_SET: Final = re.compile(r"\[.[^\]]*\]")  # of a glob, as `globs` reads it
+_NO_UNIT: Final = re.compile(r"[^A-Za-z0-9:_.\\@*?-]")  # of systemd's `unit_name_is_valid`, and wildcards
 
 Kind = Literal["unit", "cgroup"]
 
@@ -113,10 +118,19 @@ def root_only(uid: int, mode: int, roots: Collection[int] = (0,)) -> bool:
 
 
 def parse_selector(text: str, path: str = "selectors", slices: Sequence[str] = UNIT_SLICES) -> Selector:
-    """Read `unit:<glob>` or `cgroup:<glob>`; raises Invalid.
+    """Read `unit:<glob>` or `cgroup:<glob>`; raises Invalid, also for what can never match.
 
     Its limits are the kernel's, in bytes: what this accepts can be bound on a host.
     """
+    selector = parse_stored_selector(text, path, slices)
+    _check_matchable(selector, path, text)
+    return selector
+
+
+def parse_stored_selector(
+    text: str, path: str = "selectors", slices: Sequence[str] = UNIT_SLICES
+) -> Selector:
+    """As `parse_selector`, and what was stored before selectors that never match were refused."""
     kind, colon, pattern = text.partition(":")
     pattern = pattern.strip("/")
     if not colon or kind not in ("unit", "cgroup") or not pattern:
@@ -131,12 +145,61 @@ def parse_selector(text: str, path: str = "selectors", slices: Sequence[str] = U
     return _checked(Selector("cgroup", pattern), path, text)
 
 
+def never_matches(text: str) -> str:
+    """What was expected instead of a stored selector that a new service may not have, else empty."""
+    try:
+        parse_selector(text)
+    except Invalid as error:
+        return error.expected
+    return ""
+
+
 def slice_of(text: str, path: str = "unit_slices") -> str:
-    """A slice in which `unit:` is to look, by its path; raises Invalid."""
-    selector = parse_selector(f"cgroup:{text}", path)
-    if not selector.literal or not selector.pattern.endswith(".slice"):
+    """A slice in which `unit:` is to look, by its path below the v2 root; raises Invalid.
+
+    A path of the file system is that of its cgroup, and a slice at the root is where systemd has it:
+    `kubepods-burstable.slice` is `kubepods.slice/kubepods-burstable.slice`.
+    """
+    inside = below_mount(text)
+    selector = parse_selector(f"cgroup:{text if inside is None else inside}", path)
+    *folders, name = selector.pattern.split("/")
+    place = slice_names(name)
+    if not selector.literal or not is_slice(name) or not place:
         raise Invalid(path, "the path of a slice, such as kubepods.slice", text)
-    return selector.pattern
+    if folders and is_slice(folders[-1]) and folders[-1] != (place[-2:-1] or folders[-1:])[0]:
+        raise Invalid(path, f"the path of a slice, which systemd has at {'/'.join(place)}", text)
+    return selector.pattern if folders else "/".join(place)
+
+
+def _check_matchable(selector: Selector, path: str, text: str) -> None:
+    """Raises Invalid for a selector that no cgroup can ever have, with what to write."""
+    pattern = selector.pattern
+    if selector.kind == "cgroup":
+        if wrong := misread(pattern):
+            selected = _PREFIXED.match(pattern)
+            write = pattern if selected else f"cgroup:{wrong.meant}" if wrong.meant else ""
+            raise Invalid(
+                path, f"{EXPECTED}, not {wrong.kind}" + (f" (write {write})" if write else ""), text
+            )
+        return
+    if odd := _NO_UNIT.search(_SET.sub("", pattern)):
+        raise Invalid(
+            path,
+            f"the name of one unit as systemctl shows it, in which no {odd[0]} can be: write a selector for "
+            "each unit, and as wildcards * ? [a-z] or [!a-z]",
+            text,
+        )
+    name, _, suffix = pattern.rpartition(".")
+    template = name.removesuffix("@")
+    if not template or template.startswith("@"):
+        raise Invalid(path, "the name of a unit, such as nginx or web@1", text)
+    if template != name:
+        raise Invalid(
+            path,
+            f"a unit that runs, not a template: write unit:{template}@*.{suffix} for all its instances, or "
+            f"unit:{template}@1.{suffix} for one",
+            text,
+        )
 
 
 def _unit_pattern(pattern: str, path: str, text: str) -> str:

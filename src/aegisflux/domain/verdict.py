@@ -9,8 +9,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from aegisflux.domain.cgroup_paths import within
 from aegisflux.domain.embedded import with_forms
-from aegisflux.domain.failsafe_paths import within
 from aegisflux.domain.flow import FailsafeRule, Flow, Host
 from aegisflux.domain.net import ICMP, ICMPV6, TCP, UDP, Address, Cidr, parse_cidr
 from aegisflux.domain.snapshot import Entry, Mode, Ruleset

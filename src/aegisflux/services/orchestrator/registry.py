@@ -1,7 +1,7 @@
 """The register of services: it owns their numbers."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import Struct
 
@@ -10,7 +10,7 @@ from aegisflux.domain.manifest import HostId
 from aegisflux.domain.names import check_name
 from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.rollout import runs
-from aegisflux.domain.selectors import parse_selector
+from aegisflux.domain.selectors import parse_selector, parse_stored_selector
 from aegisflux.ports.store import Change
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
@@ -45,11 +45,11 @@ class Registry:
         who: Who,
     ) -> Service:
         """Register a service, or change the one of that number; without one it gets the next."""
-        _check(name, selectors)
         core, now = self._core, self._core.now()
         async with core.store.change() as db:
             number = await self._number(db, service_id, name)
             before = await db.row("service", number)
+            _check(name, selectors, before["selectors"] if before else ())
             if before is None or before["name"] != name:
                 check_name("name", name)
             state.check_labels("host_labels", host_labels, before["host_labels"] if before else None)
@@ -124,7 +124,8 @@ class Registry:
         return service_of(row)
 
 
-def _check(name: str, selectors: Sequence[str]) -> None:
+def _check(name: str, selectors: Sequence[str], stored: Collection[str] = ()) -> None:
+    """Raise Invalid for a name or a selector that is none, or that can never match and is not stored."""
     if not NAME.fullmatch(name):
         raise Invalid("name", NAME.pattern, name)
     if name in RESERVED:
@@ -132,7 +133,8 @@ def _check(name: str, selectors: Sequence[str]) -> None:
     if len(selectors) > MAX_SELECTORS:
         raise Invalid("selectors", f"at most {MAX_SELECTORS}", len(selectors))
     for index, selector in enumerate(selectors):
-        parse_selector(selector, f"selectors[{index}]")
+        read = parse_stored_selector if selector in stored else parse_selector
+        read(selector, f"selectors[{index}]")
 
 
 def _said(service: Service | None) -> str:
