@@ -13,7 +13,7 @@ static __always_inline __u32 begins(struct bpf_sock *sk, const struct view *v, s
 		return !v->live && !(v->word & W_REFUSED);
 	if (!st || st->marks & M_COUNTED || (v->p.proto != P_TCP && v->p.proto != P_UDP) || sk->state == S_LISTEN)
 		return 0;
-	st->marks |= M_COUNTED;
+	mark(st, M_COUNTED);
 	return 1;
 }
 
@@ -78,7 +78,7 @@ static __always_inline __u32 side_of_free(struct __sk_buff *skb, struct bpf_sock
 	else
 		side = v->packet_dir;
 	if (st)
-		st->marks |= 1 + side;
+		mark(st, 1 + side);
 	return side;
 }
 

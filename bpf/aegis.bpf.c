@@ -32,7 +32,8 @@ static __always_inline int on_packet(struct __sk_buff *skb, __u32 dir)
 			st = bpf_sk_storage_get(&states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 			if (st) {
 				st->netns = netns_of(skb);
-				st->marks |= may_have_named_any_source(skb) ? M_ANY_SOURCE : 0;
+				if (may_have_named_any_source(skb))
+					mark(st, M_ANY_SOURCE);
 			}
 		}
 		if (st) {

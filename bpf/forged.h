@@ -57,7 +57,7 @@ static __always_inline int on_option(struct bpf_sockopt *ctx)
 	st = bpf_sk_storage_get(&states, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
 	if (!st)
 		return DROP;
-	st->marks |= M_ANY_SOURCE;
+	mark(st, M_ANY_SOURCE);
 	return PASS;
 }
 

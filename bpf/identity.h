@@ -60,6 +60,16 @@ static __always_inline void give_slot(struct state *st, __u32 slot, __u32 epoch)
 	st->epoch = epoch;
 }
 
+/* A socket may have an option set while its first packet is counted: neither may lose what the other notes.
+ * The kernel has no atomic operation on bytes; the marks are the highest byte of a little-endian word. */
+#define MARKS_WORD __builtin_offsetof(struct state, peer_port)
+_Static_assert(MARKS_WORD % 4 == 0 && __builtin_offsetof(struct state, marks) == MARKS_WORD + 3, "marks");
+
+static __always_inline void mark(struct state *st, __u32 bits)
+{
+	__sync_fetch_and_or((__u32 *)((void *)st + MARKS_WORD), bits << 24);
+}
+
 #define SOCK_BINDADDR_LOCK 4
 #define SOCK_BINDPORT_LOCK 8
 
