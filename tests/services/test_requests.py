@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from litestar.testing import TestClient
 
+from aegisflux.domain import json_text, snapshot
+from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.roles import Principal
 from aegisflux.runtime import access, requests
 from aegisflux.services.enrich import api as enrich
@@ -335,6 +337,45 @@ def test_json_that_two_readers_could_understand_differently_is_refused(clients, 
     for name, body in BROKEN.items():
         answer = asked(clients, route, "", body)
         assert answer.status_code == 422, (name, answer.text)
+
+
+BODIES = {"/segment/propose": 2 << 20, "/segment/plan": 4 << 20}
+MANY = {
+    "lists": (b"[", b"[],", b"[]]"),
+    "objects": (b"[", b"{},", b"{}]"),
+    "nested objects": (b'{"a":[', b'{"a":{}},', b"0]}"),
+    "numbers": (b"[", b"1,", b"1]"),
+    "with an escape": (b'["\\\\",', b"[],", b"[]]"),
+}
+
+
+@pytest.mark.parametrize("route", READ, ids=lambda r: f"{r[1]} {r[2]}")
+def test_a_body_is_as_long_as_its_route_needs(clients, route):
+    most = BODIES.get(route[2], 256 << 10)
+    assert asked(clients, route, "", b'{"a":"' + b"x" * most + b'"}').status_code == 413
+    assert asked(clients, route, "", b'{"a":"' + b"x" * (most - 100) + b'"}').status_code == 422
+
+
+@pytest.mark.parametrize("kind", MANY)
+@pytest.mark.parametrize("route", READ, ids=lambda r: f"{r[1]} {r[2]}")
+def test_many_values_in_few_bytes_are_refused_before_they_are_read(clients, route, kind, monkeypatch):
+    """16 MiB of `[],` took 800 MB and held the event loop for seconds."""
+    first, each, last = MANY[kind]
+    most = BODIES.get(route[2], 256 << 10)
+    monkeypatch.setattr(json_text, "_surely_single", None)  # none is read
+    body = first + each * ((most - 100) // len(each)) + last
+    answer = asked(clients, route, "", body)
+    assert answer.status_code == 422
+    assert " values, got" in answer.json()["detail"]
+
+
+def test_a_snapshot_has_as_many_values_as_its_entries_need():
+    edge = b'{"dst_cidr":"10.0.0.0/8","proto":"tcp","port":1}'
+    body = b'{"service_id":1,"version":1,"ttl_seconds":600,"edges":[' + b",".join([edge] * 100_001) + b"]}"
+    with pytest.raises(OverLimit, match="entries"):
+        snapshot.decode(body)
+    with pytest.raises(Invalid, match="at most 1000000 values"):
+        snapshot.decode(b"[" + b"[]," * 1_000_000 + b"[]]")
 
 
 @pytest.mark.parametrize("value", ['"101"', "101.0", "1.01e2", "true", "[101]", "null", '"١٠١"'])

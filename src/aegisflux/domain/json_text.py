@@ -23,8 +23,14 @@ class _Doubled(dict[str, Any]):
     key = ""
 
 
-def parse(body: bytes, path: str = "", what: str = "a JSON document") -> Any:
-    """Return what a JSON text says; raises Invalid by the path of what is wrong in it, below `path`."""
+def parse(body: bytes, path: str = "", what: str = "a JSON document", most: int | None = None) -> Any:
+    """Return what a JSON text says; raises Invalid by the path of what is wrong in it, below `path`.
+
+    most: how many values it may have. Values take up to 50 times the room of their text, and the time in
+    which they are read is one in which nothing else runs, so that a bound of bytes alone bounds neither.
+    """
+    if most is not None and _marks(body) > most:
+        raise Invalid(path, f"{what} of at most {most} values", "more")
     if body.startswith(_BOM):
         raise Invalid(path, f"{what} in UTF-8 without a byte order mark", body[:3].hex(" "))
     try:
@@ -34,6 +40,11 @@ def parse(body: bytes, path: str = "", what: str = "a JSON document") -> Any:
     if not _surely_single(body, found):
         _check_keys(body, path, what)
     return found
+
+
+def _marks(body: bytes) -> int:
+    """No less than how many values there are but one; marks in texts count too."""
+    return body.count(b",") + body.count(b"[") + body.count(b"{")
 
 
 def _surely_single(body: bytes, found: Any) -> bool:

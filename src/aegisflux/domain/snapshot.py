@@ -15,6 +15,7 @@ from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.net import Cidr, cidr_text, parse_cidr
 
 MAX_ENTRIES: Final = 100_000
+MAX_VALUES: Final = 10 * MAX_ENTRIES  # of its JSON: an entry is five
 MAX_META_BYTES: Final = 65_536
 MAX_META_DEPTH: Final = 16
 TTL_MIN: Final = 60
@@ -106,7 +107,7 @@ class Ruleset(Struct, frozen=True):
 
 def decode(body: bytes) -> MapSnapshot:
     """Read JSON into a canonical snapshot; raises Invalid with the field's path, or OverLimit."""
-    return from_builtins(json_text.parse(body, what="a JSON object"))
+    return from_builtins(json_text.parse(body, what="a JSON object", most=MAX_VALUES))
 
 
 def from_builtins(raw: object) -> MapSnapshot:

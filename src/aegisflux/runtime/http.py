@@ -44,7 +44,8 @@ from aegisflux.domain.errors import (
 from aegisflux.domain.paths import pointer
 from aegisflux.runtime import logs, metrics
 
-MAX_BODY: Final = 16 << 20
+MAX_BODY: Final = 16 << 20  # of snapshots and events
+USUAL_BODY: Final = 256 << 10  # of every route that says nothing else
 MAX_CONNECTIONS: Final = 8192
 HEADER_MILLISECONDS: Final = 10_000
 SCOPE_KEY: Final = "aegisflux.request_id"

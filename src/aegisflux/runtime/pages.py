@@ -72,7 +72,7 @@ def application(
         before_request=requests.check,
         exception_handlers={AegisError: http.refused, HTTPException: http.failed, Exception: http.broken},
         openapi_config=http.openapi(f"AegisFlux {name}", words),
-        request_max_body_size=http.MAX_BODY,
+        request_max_body_size=http.USUAL_BODY,
         response_class=http.Line,
         debug=False,
         logging_config=None,

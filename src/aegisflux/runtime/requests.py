@@ -21,6 +21,7 @@ from aegisflux.wire.query import Parameter
 
 STATE: Final = "query_parameters"
 LARGE: Final = 64 << 10
+BYTES_OF_A_VALUE: Final = 16  # at least, of a body that is as long as its route takes
 _PART: Final = re.compile(r"\{([A-Za-z_]+):(?:int|str)\}")
 SINGLE: Final = ("authorization", "content-type", "content-encoding", "idempotency-key")
 _LIMITS: Final = ("minimum", "maximum", "max_length", "enum", "pattern")
@@ -41,6 +42,7 @@ class Read:
         self.body = bool(operation and operation.request_body)
         data = handler.parsed_fn_signature.parameters.get("data")
         self.data = data.annotation if data is not None else None
+        self.values = (handler.resolve_request_max_body_size() or 0) // BYTES_OF_A_VALUE
         parts = enumerate(path.strip("/").split("/"))
         named = ((place, found[1]) for place, part in parts if (found := _PART.fullmatch(part)))
         self.path = {place: (name, inside.get(name, Parameter())) for place, name in named}
@@ -68,9 +70,9 @@ async def check(request: Request[Any, Any, Any]) -> None:
     if found.data is not None:
         body = await request.body()
         if len(body) > LARGE:
-            await asyncio.to_thread(_check_body, body, found.data)
+            await asyncio.to_thread(_check_body, body, found)
         else:
-            _check_body(body, found.data)
+            _check_body(body, found)
     elif not found.body and _announced(request):
         body = await request.body()
         if body.strip() not in (b"", b"{}"):
@@ -82,8 +84,8 @@ def _announced(request: Request[Any, Any, Any]) -> bool:
     return "transfer-encoding" in request.headers or request.headers.get("content-length", "0") != "0"
 
 
-def _check_body(body: bytes, kind: Any) -> None:
-    converted(json_text.parse(body, what="a JSON object"), kind)
+def _check_body(body: bytes, found: Read) -> None:
+    converted(json_text.parse(body, what="a JSON object", most=found.values), found.data)
 
 
 def _check_path(path: str, known: Mapping[int, tuple[str, Parameter]]) -> None:

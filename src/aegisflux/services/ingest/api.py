@@ -11,6 +11,7 @@ from litestar.params import Parameter
 from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.runtime import logs, pages
 from aegisflux.runtime.access import Who, needs, needs_source, who
+from aegisflux.runtime.http import MAX_BODY
 from aegisflux.services.ingest import body as bodies
 from aegisflux.services.ingest.app import Ingest
 from aegisflux.services.ingest.letters import Page, Replayed, Whole
@@ -50,7 +51,13 @@ async def _whole(request: Handler) -> bytes:
         raise HTTPException("body: expected as long as was said, it ended before", status_code=400) from None
 
 
-@post("/api/v1/events", status_code=202, guards=[needs_source], operation_class=_Body)
+@post(
+    "/api/v1/events",
+    status_code=202,
+    guards=[needs_source],
+    operation_class=_Body,
+    request_max_body_size=MAX_BODY,
+)
 async def post_events(
     request: Handler,
     form: Annotated[

@@ -17,6 +17,7 @@ from aegisflux.domain.policy import Name
 from aegisflux.domain.roles import Role
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.runtime.access import needs, who
+from aegisflux.runtime.http import MAX_BODY
 from aegisflux.services.orchestrator.access import NewToken, TokenView
 from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.changes import Changed
@@ -153,7 +154,13 @@ class _PostOperation(Operation):
         )
 
 
-@post("/seg/maps", status_code=200, guards=[needs("operator")], operation_class=_PostOperation)
+@post(
+    "/seg/maps",
+    status_code=200,
+    guards=[needs("operator")],
+    operation_class=_PostOperation,
+    request_max_body_size=MAX_BODY,
+)
 async def post_maps(
     request: Handler, target_host: Targets = None, idempotency_key: Key = None, beside: Beside = False
 ) -> Accepted:

@@ -22,6 +22,8 @@ from aegisflux.wire import policyfile
 
 Handler = Request[Any, Any, Any]
 SERVICE = "segmenter"
+MAX_ASKED = 2 << 20  # two lists of 10,000 names
+MAX_PLANNED = 4 * policyfile.MAX_BYTES  # in JSON a line break and a quotation mark of a policy are longer
 Number = Annotated[int, Parameter(ge=1, le=2**62)]
 Limit = Annotated[int, Parameter(ge=1, le=1000, description="rows a page")]
 Before = Annotated[int, Parameter(ge=1, le=2**62, description="only those below this number")]
@@ -50,7 +52,7 @@ def segmenter_of(request: Handler) -> Segmenter:
     return found
 
 
-@post("/segment/propose", status_code=202, guards=[needs("operator")])
+@post("/segment/propose", status_code=202, guards=[needs("operator")], request_max_body_size=MAX_ASKED)
 async def propose(data: Asked, request: Handler) -> Operation:
     """Learn from the flows of a window: a proposal with rules and their evidence. Answers with an operation;
     its `result` is where the proposal lies.
@@ -95,7 +97,7 @@ async def policy(number: Number, request: Handler) -> str:
     return await asyncio.to_thread(policyfile.write, found)
 
 
-@post("/segment/plan", status_code=202, guards=[needs("operator")])
+@post("/segment/plan", status_code=202, guards=[needs("operator")], request_max_body_size=MAX_PLANNED)
 async def plan(data: PlanAsked, request: Handler) -> Operation:
     """What a proposal or a policy would change, on whom first, what of the recorded flows it would have cut,
     and who has to approve it. Changes nothing. Answers with an operation, whose `result` is where it lies.
