@@ -67,6 +67,14 @@ def test_relative_links_lead_somewhere(page: Path) -> None:
     assert dead == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_decisions_are_named_in_one_form_with_a_link(page: Path) -> None:
+    """`[ADR 0028](docs/adr/0028-...)`; headings name no decision."""
+    text = page.read_text(encoding="utf-8")
+    linked = re.compile(r"\[ADR ([0-9]{4})\]\((?:[^)\s]*/)?\1-[a-z0-9-]+\.md\)")
+    assert re.findall(r"\bADRs? [0-9]+", linked.sub("", text)) == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=_name)
 def test_commands_in_pages_exist(page: Path) -> None:
     wrong = []
