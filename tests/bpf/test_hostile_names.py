@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from aegisflux.adapters.datapath.bpf import libbpf, takedown
+from aegisflux.adapters.datapath.bpf import elsewhere, libbpf, takedown
 from aegisflux.adapters.datapath.bpf.pins import mounted_bpffs
 from aegisflux.domain.errors import AegisError
 from aegisflux.runtime import procfs
@@ -28,7 +28,7 @@ def odd(tmp_path):
 
 
 def test_a_mount_that_is_no_text_is_found_with_all_others(odd):
-    found = takedown.bpf_file_systems()
+    found = elsewhere.everywhere(elsewhere.Budget())
     assert odd.stat().st_dev in {path.stat().st_dev for path in found}
     assert str(odd) in {mount.point for mount in procfs.mounts()}
 
@@ -50,10 +50,9 @@ def test_folders_of_a_user_stop_no_search_and_links_to_our_pins_are_not_followed
     (top / "mine" / "v1" / "links").mkdir(parents=True)
     (top / "mine" / "v1" / "links" / "egress").symlink_to("/sys/fs/bpf/elsewhere")
     (top / "away").symlink_to("/")
-    monkeypatch.setattr(takedown, "bpf_file_systems", lambda: [odd])
     asked = []
-    monkeypatch.setattr(takedown, "_link_number", lambda path: asked.append(path) or 1)
-    assert list(takedown._pinned_folders()) == []
+    monkeypatch.setattr(elsewhere, "link_number", lambda path: asked.append(path) or 1)
+    assert list(elsewhere.pinned_links([odd])) == []
     assert asked == []
 
 
@@ -73,7 +72,7 @@ def test_one_attachment_that_cannot_be_ended_leaves_the_others(monkeypatch, bad)
         ended.append(number)
 
     monkeypatch.setattr(takedown.objects, "detach_link", end)
-    monkeypatch.setattr(takedown, "_cgroups", dict)
+    monkeypatch.setattr(takedown, "paths_of", lambda _: {})
     takedown.Kernel().detach([attached(1), attached(2, bad), attached(3)])
     assert ended == [1, 3]
 

@@ -138,7 +138,13 @@ class FakeKernel:
             raise Unavailable(self.refuses)
         return list(self.there)
 
-    def visible(self):
+    def linked(self):
+        return self.attached()
+
+    def cut(self):
+        return []
+
+    def visible(self, _places):
         return None
 
     def detach(self, attached):
@@ -173,8 +179,9 @@ def test_panic_and_resume_of_all_without_any_agent(one, two, run_folder):
     about = rescue.meant(one, [one, two], pinned(one, two), None, said=False)
     done = rescue.panic(about, "locked out", kernel, lambda: 5.0)
     assert done == rescue.Outcome(("one", "two"), (), ())
-    assert kernel.acts[0] == ("detach", {name: Panic(5.0, "locked out") for name in ("one", "two")}), (
-        "marked first, so that no agent attaches again"
+    assert kernel.acts[0] == ("detach", {}), "before anything that could take long"
+    assert kernel.acts[1] == ("detach", {name: Panic(5.0, "locked out") for name in ("one", "two")}), (
+        "and marked before the last time, so that no agent attaches again"
     )
     assert {act[1] for act in kernel.acts if act[0] == "erase"} == {"one", "two"}
     for each in (one, two):

@@ -20,6 +20,7 @@ from aegisflux.domain.text import encodable_all, paragraph, printable
 if TYPE_CHECKING:
     from aegisflux.agent.rescue import Kernel, Meant
     from aegisflux.agent_bootstrap import AgentConfig
+    from aegisflux.domain.panic import Attached, Owner
 
 app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, stop its enforcement.")
 
@@ -173,8 +174,11 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
 
     with _exits():
         kernel = make_kernel()
-        about = _meant(config, instance, kernel)
-        done = rescue.panic(about, why, kernel)
+        ended: list[Attached] = []
+        about = _meant(
+            config, instance, kernel, lambda meant: ended.extend(rescue.end_at_once(meant, kernel))
+        )
+        done = rescue.panic(about, why, kernel, ended=ended)
         names = {note.instance: str(note) for note in about.agents}
         for name in () if done.left else done.found:
             known = names.get(name, f"{name or 'no name'} (of no known agent)")
@@ -185,6 +189,8 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
             _say(f"panic: {name and name + ': '}could not be written to {text}")
         for name in done.fleeting:
             _say(f"panic: {name}: kept by its running agent alone; it ends with that agent")
+        for text in done.cut:
+            _say(f"panic: {text}")
         for name in about.others:
             _say(f"still enforced: instance {name}; aegisflux agent panic --instance {name}")
         if done.left:
@@ -314,16 +320,34 @@ def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "Ag
     return settings
 
 
-def _meant(path: Path | None, instance: str | None, kernel: "Kernel") -> "Meant":
+def _meant(
+    path: Path | None,
+    instance: str | None,
+    kernel: "Kernel",
+    first: "Callable[[Meant], object]" = lambda _: None,
+) -> "Meant":
+    """Whom a command is about. `first` is called as soon as that is known, before the kernel's maps are
+    looked through for markers: there are as many as others like."""
     from contextlib import suppress
 
     from aegisflux.agent import notes, rescue
     from aegisflux.agent_bootstrap import note_of
 
-    known, settings = notes.read(), _config(path)
+    known, settings = notes.read(), note_of(_config(path))
+    there: list[Attached] = []
     with suppress(Unavailable):  # the panic itself says what the kernel refuses
-        known = rescue.with_kernel(known, kernel.attached(), kernel.visible(), kernel.marked())
-    return rescue.meant(note_of(settings), known, notes.pinned(_folders(path)), instance, said=_said(path))
+        there = kernel.linked()
+    visible, pinned = kernel.visible({one.place for one in there}), notes.pinned(_folders(path))
+
+    def who(marked: "Iterable[Owner]") -> "Meant":
+        found = rescue.with_kernel(known, there, visible, marked)
+        return rescue.meant(settings, found, pinned, instance, said=_said(path))
+
+    about = who(())
+    if about.instances is None and _said(path):  # a marker may tell of the agent that was named
+        about = who(kernel.marked())
+    first(about)
+    return who(kernel.marked())
 
 
 def _unknown(path: Path | None, instance: str, there: Iterable[str], kernel: "Kernel") -> Refused:

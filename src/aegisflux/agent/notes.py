@@ -136,11 +136,13 @@ def is_enrolled(state: Path) -> bool:
 
 
 def pinned(folders: Iterable[Path]) -> list[tuple[Path, str]]:
-    """(BPF file system, instance) of everything of ours that is pinned."""
+    """(BPF file system, instance) of everything of ours that is pinned. By the kernel's defaults any user may
+    make folders in a BPF file system: one that is not ours holds no instances."""
     found = set()
     for folder in {folder.resolve() for folder in folders}:
         with suppress(OSError):
-            found |= {(folder, one.name) for one in (folder / PINS).iterdir() if one.is_dir()}
+            if (folder / PINS).lstat().st_uid == os.geteuid():
+                found |= {(folder, one.name) for one in (folder / PINS).iterdir() if one.is_dir()}
     return sorted(found)
 
 

@@ -2,17 +2,19 @@
 
 Panic acts first and writes afterwards:
 
-1. each instance is marked in the kernel's memory, so that no agent attaches its programs again;
-2. the agents that run are told, and nobody waits for one that is stuck;
-3. everything of these instances that the kernel holds is detached, by the kernel's own list;
-4. the kernel is asked again: what is still attached is an error that names it;
-5. the panic is written to /run and to the state folders, as far as they can be written.
+1. what links of these instances attach is detached, by the kernel's own list: before anything whose cost a
+   user of this host chooses (processes, mounts, cgroups, other programs and maps);
+2. each instance is marked in the kernel's memory, so that no agent attaches its programs again;
+3. the agents that run are told, and nobody waits for one that is stuck;
+4. everything else of these that the kernel holds is detached and unpinned;
+5. the kernel is asked again: what is still attached is an error that names it;
+6. the panic is written to /run and to the state folders, as far as they can be written.
 
 Nothing of it waits for a network, and one failure does not stop the rest.
 """
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -34,12 +36,20 @@ Pin = tuple[Path, str]
 class Kernel(Protocol):
     """What the kernel holds of ours, whoever attached it."""
 
+    def linked(self) -> list[Attached]:
+        """What is attached by links, at a cost that no user chooses; raises Unavailable as `attached`."""
+        ...
+
     def attached(self) -> list[Attached]:
         """Everything of ours that is attached; raises Unavailable where the kernel does not list it."""
         ...
 
-    def visible(self) -> set[int] | None:
-        """The cgroups that this process sees, None where it sees all of the host's."""
+    def cut(self) -> list[str]:
+        """Which searches were too large to be ended, in words."""
+        ...
+
+    def visible(self, places: Collection[int]) -> set[int] | None:
+        """Which of these cgroups this process sees, None where it sees all of the host's."""
         ...
 
     def detach(self, attached: Iterable[Attached]) -> None:
@@ -93,6 +103,7 @@ class Outcome(NamedTuple):
     unwritten: (instance, medium and reason) of what could not be written
     fleeting:  instances whose panic no medium holds: it lasts as long as their agent runs, if one does
     idle:      instances that are enrolled here, of which nothing runs or is attached: they stay so
+    cut:       what was not searched to its end, in words
     """
 
     found: tuple[str, ...]
@@ -100,6 +111,7 @@ class Outcome(NamedTuple):
     unwritten: tuple[tuple[str, str], ...]
     fleeting: tuple[str, ...] = ()
     idle: tuple[str, ...] = ()
+    cut: tuple[str, ...] = ()
 
 
 def meant(
@@ -155,10 +167,27 @@ def with_kernel(
     return list(found.values())
 
 
-def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = time.time) -> Outcome:
-    """Remove every enforcement of these, and keep it so until it is resumed."""
+def end_at_once(about: Meant, kernel: Kernel) -> list[Attached]:
+    """Detach what links of these instances attach, and nothing else; what that was. It may be attached again
+    by an agent that runs: `panic` sees to that."""
     view = _View(kernel, about)
-    there = view.attached()
+    there = [one for one in view.linked() if one.judges]
+    kernel.detach(there)
+    return there
+
+
+def panic(
+    about: Meant,
+    why: str,
+    kernel: Kernel,
+    wall: Callable[[], float] = time.time,
+    ended: Iterable[Attached] = (),
+) -> Outcome:
+    """Remove every enforcement of these, and keep it so until it is resumed. `ended` is what of them was
+    detached already."""
+    view = _View(kernel, about)
+    before = [*ended, *end_at_once(about, kernel)]
+    there = list(dict.fromkeys([*before, *view.attached()]))
     flags = {note.state_dir: flags_of(note, kernel) for note in about.agents}
     panics = {state: found.standing() or Panic(wall(), why) for state, found in flags.items()}
     unwritten = _marked(about, there, kernel, Panic(wall(), why), panics)
@@ -187,6 +216,7 @@ def panic(about: Meant, why: str, kernel: Kernel, wall: Callable[[], float] = ti
         (*unwritten, *unpinned),
         tuple(fleeting),
         tuple(sorted(idle)),
+        tuple(kernel.cut()),
     )
 
 
@@ -195,19 +225,24 @@ class _View:
 
     def __init__(self, kernel: Kernel, about: Meant) -> None:
         self.kernel, self._instances = kernel, about.instances
-        self._visible = kernel.visible()
         self._simulated = about.simulated
         self.trouble: tuple[str, ...] = ()
 
+    def linked(self) -> list[Attached]:
+        return self._chosen(self.kernel.linked)
+
     def attached(self) -> list[Attached]:
+        return self._chosen(self.kernel.attached)
+
+    def _chosen(self, listed: Callable[[], list[Attached]]) -> list[Attached]:
         try:
-            found = self.kernel.attached()
+            found = listed()
         except Unavailable as error:
             # a simulation runs where the kernel refuses everything, and has nothing in it
             self.trouble = () if self._simulated else (str(error),)
             return []
         self.trouble = ()
-        return chosen(found, self._instances, self._visible)
+        return chosen(found, self._instances, self.kernel.visible({one.place for one in found}))
 
     def judging(self) -> list[Attached]:
         return [one for one in self.attached() if one.judges]

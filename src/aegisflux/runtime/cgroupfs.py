@@ -1,7 +1,11 @@
 """The cgroup v2 tree: where it is mounted, what is in it, and who writes in a directory of it (ADR 0028)."""
 
+import ctypes
+import errno
 import os
-from collections.abc import Collection, Iterator
+import struct
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -13,6 +17,7 @@ from aegisflux.runtime import procfs
 from aegisflux.runtime.procfs import Mount
 
 MEMBERS: Final = (b"cgroup.procs", b"cgroup.threads")  # who may write them may move processes
+KERNFS_HANDLE: Final = 0xFE
 
 
 def v2_mounts(mountinfo: str | None = None) -> list[Mount]:
@@ -53,6 +58,60 @@ def numbered(top: Path) -> Iterator[tuple[int, str]]:
     for folder, _, _ in os.walk(top):
         with suppress(OSError):
             yield os.stat(folder).st_ino, folder  # noqa: PTH116 - there are many, and a Path is slow
+
+
+def shallow_first(top: Path, go_on: Callable[[], bool]) -> Iterator[tuple[int, str]]:
+    """Yield number and folder of each cgroup while `go_on` says so: those near the top first, and those that
+    users made after all of root's. A user has cgroups as many and as deep as they like."""
+    roots, users = deque([str(top)]), deque[str]()
+    while (roots or users) and go_on():
+        folder = (roots or users).popleft()
+        with suppress(OSError):
+            yield os.stat(folder).st_ino, folder  # noqa: PTH116 - there are many, and a Path is slow
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if not go_on():
+                        return
+                    if entry.is_dir(follow_symlinks=False):
+                        (users if entry.stat(follow_symlinks=False).st_uid else roots).append(entry.path)
+
+
+def paths_of(numbers: Collection[int]) -> dict[int, str]:
+    """Folder of each of these cgroups that is seen from here, by its number. The kernel finds each by a
+    handle, so that it costs nothing how many others there are."""
+    try:
+        top = v2_root(part=True)
+        fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except (Unavailable, OSError):
+        return {}
+    try:
+        found = {number: _path_of(fd, number) for number in numbers}
+    except OSError:  # a kernel, or a sandbox, without handles of cgroups
+        wanted = set(numbers)
+        return {number: folder for number, folder in numbered(top) if number in wanted}
+    finally:
+        os.close(fd)
+    return {number: path for number, path in found.items() if path is not None}
+
+
+def _path_of(mount: int, number: int) -> str | None:
+    """None where the cgroup went or lies outside of this mount. Raises OSError without handles."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    fd = libc.open_by_handle_at(mount, struct.pack("=IiQ", 8, KERNFS_HANDLE, number), flags)
+    if fd < 0:
+        if ctypes.get_errno() in (errno.ESTALE, errno.ENOENT):
+            return None
+        raise OSError(ctypes.get_errno(), "open_by_handle_at")
+    try:
+        path = os.readlink(f"/proc/self/fd/{fd}")  # noqa: PTH115 - it is text of the kernel
+        same = os.stat(path)  # noqa: PTH116 - as above
+        is_here = (same.st_ino, same.st_dev) == (number, os.fstat(mount).st_dev)
+    except OSError:
+        return None
+    finally:
+        os.close(fd)
+    return path if is_here else None
 
 
 def given_by_root(folder: bytes, roots: Collection[int] = (0,)) -> bool:

@@ -44,6 +44,13 @@ def programs() -> Iterator[Program]:
             yield program(fd)
 
 
+def numbered(number: int) -> Program | None:
+    """The program of this number, None where it went. Raises OSError."""
+    with suppress(FileNotFoundError), by_number(PROG_GET_FD_BY_ID, number) as fd:
+        return program(fd)
+    return None
+
+
 def program(fd: int) -> Program:
     """The program behind a descriptor."""
     maps = (ctypes.c_uint32 * MAX_MAPS)()
