@@ -5,12 +5,11 @@ import os
 
 import pytest
 import pytest_asyncio
-from msgspec.structs import replace
 
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, ServiceState
-from aegisflux.domain.trust import only_renews
-from support.agents import WALL, AgentLab
+from aegisflux.domain.manifest import CandidateRef, ServiceState
+from aegisflux.wire import subjects
+from support.agents import AgentLab, body
 
 pytestmark = pytest.mark.asyncio
 
@@ -59,11 +58,10 @@ async def test_a_renewal_moves_the_deadline_and_what_is_new_waits(lab, monkeypat
         assert any(text.startswith(word) for text in lab.heartbeat().troubles)
         newer = lab.plane.desired(lab.plane.service(two))
         for _ in range(2):
-            with pytest.raises(Unavailable, match=os.strerror(number)):
-                await lab.give(newer)
-        assert (lab.held(), lab.said()) == (["active 101 v1"], [f"nack {reason}"])
-        with pytest.raises(Unavailable):
-            await lab.desire()
+            await lab.give(newer)
+        assert (lab.held(), lab.said()) == (["active 101 v1"], [f"nack {reason} 101 vNone"])
+        assert os.strerror(number) in lab.runner.applier.failures[101][1]
+        await lab.desire()
         assert lab.held() == ["active 101 v1"], "nor is anything taken away that a replay would bring back"
         lab.answers()
         assert lab.store.blobs == known
@@ -120,32 +118,133 @@ async def test_a_content_that_cannot_be_kept_is_in_force_and_kept_later(lab, mon
     assert lab.heartbeat().troubles == ()
 
 
-REF = ActiveRef(1, "sha256:" + "0" * 64, WALL)
-SERVICE = ServiceState(101, "web", ("cgroup:web",), REF)
-MANIFEST = HostManifest("web1", 7, WALL, WALL + 9, (SERVICE,))
+def held_deadlines(lab):
+    return {held.service_id: held.deadline_ns for held in lab.kernel.held()}
 
 
-def with_service(**changes):
-    return replace(MANIFEST, services=(replace(SERVICE, **changes),))
+CHANGES = {
+    "only leases": lambda lab, one, two, new: (lab.plane.service(one), lab.plane.service(two)),
+    "another service is registered": lambda lab, one, two, new: (
+        lab.plane.service(one),
+        lab.plane.service(two),
+        ServiceState(103, "new", ("unit:new",)),
+    ),
+    "another service begins": lambda lab, one, two, new: (
+        lab.plane.service(one),
+        lab.plane.service(two),
+        lab.plane.service(lab.plane.content(body(1, service_id=103, ttl_seconds=600))),
+    ),
+    "another service is promoted": lambda lab, one, two, new: (
+        lab.plane.service(one),
+        lab.plane.service(new),
+    ),
+    "another service is withdrawn": lambda lab, one, two, new: (
+        lab.plane.service(one),
+        ServiceState(102, "db", ("cgroup:db",)),
+    ),
+    "another service leaves": lambda lab, one, two, new: (lab.plane.service(one),),
+    "another order": lambda lab, one, two, new: (lab.plane.service(two), lab.plane.service(one)),
+    "it has a selector more": lambda lab, one, two, new: (
+        lab.plane.service(one, selectors=("cgroup:web", "cgroup:web2")),
+        lab.plane.service(two),
+    ),
+    "it is renamed": lambda lab, one, two, new: (lab.plane.service(one, name="www"), lab.plane.service(two)),
+    "it has a candidate": lambda lab, one, two, new: (
+        lab.plane.service(one, candidate=CandidateRef(2, "sha256:" + "1" * 64)),
+        lab.plane.service(two),
+    ),
+    "it has a probe": lambda lab, one, two, new: (
+        lab.plane.service(one, probes=("127.0.0.1:1",)),
+        lab.plane.service(two),
+    ),
+    "it has a window to confirm": lambda lab, one, two, new: (
+        lab.plane.service(one, confirm=30),
+        lab.plane.service(two),
+    ),
+}
 
 
-@pytest.mark.parametrize(
-    ("after", "renews"),
-    [
-        (replace(MANIFEST, serial=8), True),
-        (with_service(active=replace(REF, lease_until=WALL + 60)), True),
-        (with_service(active=replace(REF, lease_until=WALL - 1)), False),
-        (with_service(active=replace(REF, version=2)), False),
-        (with_service(active=replace(REF, digest="sha256:" + "1" * 64)), False),
-        (with_service(active=replace(REF, confirm_seconds=9)), False),
-        (with_service(active=None), False),
-        (with_service(candidate=CandidateRef(2, REF.digest)), False),
-        (with_service(selectors=("cgroup:db",)), False),
-        (with_service(probes=("127.0.0.1:1",)), False),
-        (replace(MANIFEST, services=()), False),
-        (replace(MANIFEST, services=(SERVICE, replace(SERVICE, service_id=102))), False),
-    ],
-)
-async def test_what_a_renewal_is(after, renews):
-    assert only_renews(MANIFEST, after) == renews
-    assert not only_renews(None, after)
+@pytest.mark.parametrize("what", CHANGES)
+async def test_no_change_ends_what_the_same_manifest_renews(lab, monkeypatch, what):
+    """A change waits by itself; the leases beside it, and that of what is changed, are prolonged."""
+    plane = lab.plane
+    one, two = lab.one_edge(on_expiry="open"), plane.content(body(1, service_id=102, ttl_seconds=600))
+    new = plane.content(body(2, service_id=102, ttl_seconds=600))
+    await lab.desire(plane.service(one), plane.service(two, name="db", selectors=("cgroup:db",)))
+    bound = lab.kernel.bindings()
+    with monkeypatch.context() as disk:
+        broken(lab, disk)
+        for _ in range(20):
+            lab.clocks.advance(60)
+            await lab.desire(*CHANGES[what](lab, one, two, new))
+        end = lab.clocks.boot_ns + 600 * 10**9
+        assert held_deadlines(lab)[101] == end, "renewed each minute"
+        if what not in (
+            "another service is promoted",
+            "another service is withdrawn",
+            "another service leaves",
+        ):
+            assert held_deadlines(lab)[102] == end
+        assert lab.held() == ["active 101 v1", "active 102 v1"]
+        assert lab.kernel.bindings() == bound
+        report = lab.heartbeat().services[0]
+        assert (report.service_id, report.state) == (101, "in_force")
+        await lab.restart()
+        assert held_deadlines(lab)[101] == end, "a restarted agent goes on with it"
+    await lab.give(plane.desired(*CHANGES[what](lab, one, two, new)))
+    assert lab.runner.applier.failures.get(102, ("", ""))[0] != "disk_full", (
+        "and what waited comes into force"
+    )
+
+
+async def test_a_lease_lasts_although_only_the_book_could_be_written(lab, monkeypatch):
+    """The manifest is larger than the book: a disk may have room for one of them."""
+    one = lab.one_edge()
+    await lab.desire(lab.plane.service(one))
+    write = lab.store.write
+
+    def refuse(name, value):
+        if name == "accepted":
+            raise Unavailable(f"/state/{name}: full") from OSError(errno.ENOSPC, "full")
+        write(name, value)
+
+    monkeypatch.setattr(lab.store, "write", refuse)
+    for _ in range(20):
+        lab.clocks.advance(60)
+        await lab.desire(lab.plane.service(one))
+    until = deadline(lab)
+    await lab.restart()
+    assert deadline(lab) == until
+    await lab.restart(reboot=True)
+    assert deadline(lab) == lab.clocks.boot_ns + 600 * 10**9
+
+
+async def test_what_waited_is_applied_as_soon_as_it_can_be_written(lab, monkeypatch):
+    one, two = lab.one_edge(), lab.one_edge(2)
+    await lab.desire(lab.plane.service(one))
+    newer = lab.plane.desired(lab.plane.service(two))
+    await lab.bus.publish(subjects.desired(lab.plane.host), newer, msg_id="1")
+    with monkeypatch.context() as disk:
+        broken(lab, disk)
+        await lab.give(newer)
+    await lab.runner._persist_clock()
+    await lab.runner.converge()
+    assert (lab.held(), lab.heartbeat().troubles) == (["active 101 v2"], ())
+
+
+async def test_an_older_manifest_is_refused_also_after_one_that_waits(lab, monkeypatch):
+    one, two = lab.one_edge(), lab.one_edge(2)
+    await lab.desire(lab.plane.service(one))
+    older = lab.plane.desired(lab.plane.service(two))
+    broken(lab, monkeypatch)
+    await lab.desire(lab.plane.service(one), ServiceState(103, "new", ("unit:new",)))
+    lab.answers()
+    monkeypatch.undo()
+    await lab.give(older)
+    assert (lab.held(), lab.said()) == (["active 101 v1"], ["nack stale_serial"])
+
+
+async def test_nothing_is_applied_where_nothing_was_durable(lab, monkeypatch):
+    broken(lab, monkeypatch)
+    await lab.desire(lab.plane.service(lab.one_edge()))
+    assert (lab.held(), lab.said()) == ([], ["nack disk_full"])

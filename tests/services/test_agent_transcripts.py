@@ -70,8 +70,7 @@ async def test_a_disk_that_is_full_stops_the_manifest_and_not_the_agent(lab):
 
     write, lab.store.write = lab.store.write, full
     data = lab.plane.desired(lab.plane.service(content(lab, 2)))
-    with pytest.raises(Unavailable):
-        await lab.runner.receive(data)
+    await lab.give(data)
     assert lab.held() == ["active 101 v1"]
     lab.store.write = write
     await lab.give(data)

@@ -24,6 +24,8 @@ from aegisflux.agent.reporter import Reporter
 from aegisflux.agent.telemetry import Telemetry
 from aegisflux.agent.troubles import disk_reason, disk_word
 from aegisflux.agent.wakes import Bell, Watch
+from aegisflux.domain import unwritten
+from aegisflux.domain.converge import InForce
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifest
 from aegisflux.domain.panic import Panic
@@ -34,7 +36,6 @@ from aegisflux.domain.trust import (
     accept_confirm,
     accept_keys,
     accept_manifest,
-    only_renews,
 )
 from aegisflux.ports.bus import Message
 from aegisflux.wire import envelope, subjects
@@ -86,9 +87,12 @@ class Runner:
         """Take over what the kernel holds, and put the last accepted manifest in force; needs no network."""
         self.panic = self.flags.standing(thorough=True)
         self.reporter.serial = self.accepted.trusted.serial
+        if (known := self.accepted.manifest) is not None:
+            manifest = unwritten.taken_up(known, self._in_force())
+            self.accepted = Accepted(self.accepted.trusted, manifest)
         if self.panic is None:
             await self._open_datapath()
-        if self.accepted.manifest is None and self._open:
+        if known is None and self._open:
             await self.parts.blocking(self.parts.datapath.retire)
         await self.converge()
         for holding in self.applier.book.services.values():
@@ -98,7 +102,8 @@ class Runner:
     async def receive(self, data: bytes) -> bool:
         """A manifest came: believe it or say why not; whether there is something to converge to.
 
-        What is believed is durable before this returns, and nothing is applied before that.
+        What is believed is durable before this returns, and nothing is applied before that but renewals: see
+        `domain.unwritten`.
         """
         async with self._receiving:
             return data == self._last_message or await self._received(data)
@@ -118,9 +123,17 @@ class Runner:
         except Nacked as error:
             await self.reporter.nack(error.reason, error.detail, error.serial)
             return False
-        accepted = Accepted(remember.pruned(trusted), manifest)
-        await self._durable(accepted)
-        self.accepted, self._last_message = accepted, data
+        accepted, last = Accepted(remember.pruned(trusted), manifest), data
+        if (full := await self._not_durable(accepted)) is not None:
+            detail = f"{disk_word(full)}: only renewals are applied until this can be written: {full}"
+            why = disk_reason(full), detail
+            applied, waits = unwritten.renewed(known.manifest, manifest, self._in_force(), *why)
+            if applied is None:
+                await self.reporter.nack(*why, manifest.serial)
+                return False
+            accepted, last = Accepted(accepted.trusted, applied), b"" if waits else data
+            refused += waits
+        self.accepted, self._last_message = accepted, last
         self.reporter.serial = trusted.serial
         self.applier.refuse(refused)
         for one in refused:
@@ -128,27 +141,22 @@ class Runner:
         self._wake.set()
         return True
 
-    async def _durable(self, accepted: Accepted) -> None:
-        """Write down what is believed; raises Unavailable where it may not be applied.
+    def _in_force(self) -> dict[int, InForce]:
+        return {i: h.active for i, h in self.applier.book.services.items() if h.active is not None}
 
-        Where the disk refuses, only a renewal may: it names what was durable before, so that an earlier
-        manifest that is replayed after a restart brings back nothing that was taken away. What is new waits
-        until its serial can be written.
-        """
-        parts, troubles, manifest = self.parts, self.reporter.troubles, accepted.manifest
+    async def _not_durable(self, accepted: Accepted) -> Unavailable | None:
+        """Write down what is believed; why it could not be written."""
+        parts, troubles = self.parts, self.reporter.troubles
         if accepted == self.accepted and "state" not in troubles:
-            return
+            return None
         try:
             await parts.blocking(remember.write_accepted, parts.store, accepted)
         except Unavailable as error:
             troubles.not_written("state", error)
             self._beat_now.ring()
-            if manifest is None or only_renews(self.accepted.manifest, manifest):
-                return
-            detail = f"{disk_word(error)}: only renewals are applied until this can be written: {error}"
-            await self.reporter.nack(disk_reason(error), detail, manifest.serial)
-            raise
+            return error
         troubles.end("state")
+        return None
 
     async def _persist_clock(self) -> None:
         """Write the time, and what the disk did not take before."""
@@ -160,7 +168,10 @@ class Runner:
             return
         troubles.end("clock")
         if "state" in troubles:
-            await self._durable(self.accepted)
+            async with self._receiving:
+                await self._not_durable(self.accepted)
+            if not self._last_message:
+                await self._guarded(self._refresh_quietly)  # what had to wait may come into force now
         if "book" in troubles:
             await self.applier.write_again()
         await self.applier.keep_again(frozenset(_named(self.accepted, self.applier)))

@@ -354,23 +354,3 @@ def _as_before(
         if service.service_id not in named and (service.service_id in refused or None in refused)
     ]
     return msgspec.structs.replace(manifest, services=(*manifest.services, *kept)) if kept else manifest
-
-
-def only_renews(before: HostManifest | None, after: HostManifest) -> bool:
-    """Return whether a manifest names what the one before names, and only lets it last as long or longer.
-
-    Such a manifest is safe to apply although its serial was not written down: nothing that a replay of an
-    earlier one would bring back was taken away by it.
-    """
-    if before is None or len(before.services) != len(after.services):
-        return False
-    for old, new in zip(before.services, after.services, strict=True):
-        if old.active is None or new.active is None:
-            if old != new:
-                return False
-            continue
-        lease = new.active.lease_until
-        same = msgspec.structs.replace(old.active, lease_until=lease)
-        if lease < old.active.lease_until or msgspec.structs.replace(old, active=same) != new:
-            return False
-    return True
