@@ -14,7 +14,7 @@ An end of a rule is one of
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Annotated, Final, Literal, NamedTuple, NoReturn
 
 from msgspec import Meta, Struct, field
@@ -25,6 +25,7 @@ from aegisflux.domain.names import OPERATOR, check_name
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr, parse_former_cidr
 from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
+from aegisflux.domain.verdict import always_local
 
 MAX_RULES: Final = 5_000
 MAX_GROUPS: Final = 10_000
@@ -34,6 +35,10 @@ RESERVED: Final = frozenset({FLEET, ANYONE})
 KINDS: Final = (
     "a service, a group of this policy, fleet, anyone, host:NAME, label:NAME=VALUE, a CIDR such as "
     "10.0.0.0/8, or an address"
+)
+LOCAL_DENIED: Final = (
+    "an end of a deny that is not the host itself: what a host sends to itself is always allowed, so that no "
+    "host holds it; take it out"
 )
 _ADDRESS: Final = re.compile(r"[\d.]+(?:/.*)?|[0-9a-fA-F]*:[0-9a-fA-F.]*:[0-9a-fA-F:.]*(?:[%/].*)?")
 _PLAIN: Final = frozenset(
@@ -181,6 +186,8 @@ def check(policy: Policy, odd: Odd = _refuse) -> None:
         ports_of(rule, f"rules[{n}]")
         for path, end in end_paths(rule, f"rules[{n}]"):
             _check_end(end, path, odd)
+            if rule.action == "deny" and _is_local(end, policy.groups):
+                odd(Invalid(path, LOCAL_DENIED, end))
         if rule.name and seen.setdefault(rule.name, n) != n:
             raise Invalid(f"rules[{n}].name", f"a name that rules[{seen[rule.name]}] has not", rule.name)
     for n, test in enumerate(policy.tests):
@@ -189,6 +196,18 @@ def check(policy: Policy, odd: Odd = _refuse) -> None:
         _check_end(test.from_, f"tests[{n}].from", odd)
         _check_end(test.to, f"tests[{n}].to", odd)
     _check_groups(policy, odd)
+
+
+def _is_local(end: str, groups: Mapping[str, Group]) -> bool:
+    """Whether nothing is at an end but addresses that are local on every host."""
+    group = groups.get(end)
+    if group and (group.hosts or group.labels):
+        return False
+    try:
+        cidrs = [cidr_of(text, "") for text in (group.cidrs if group else (end,))]
+    except Invalid:  # of a group: it is refused there
+        return False
+    return bool(cidrs) and all(cidr is not None and always_local(cidr) for cidr in cidrs)
 
 
 def _check_groups(policy: Policy, odd: Odd) -> None:

@@ -14,7 +14,7 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.names import check_label, close, remarks
-from aegisflux.domain.net import TCP, UDP, Address, Cidr
+from aegisflux.domain.net import TCP, UDP, Address, Cidr, masked
 from aegisflux.domain.policy import (
     ANYONE,
     FLEET,
@@ -126,6 +126,7 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
     places = Places(policy, inventory)
     reaches = _reaches(policy, places, frozenset(governed(policy, inventory)))
     found = [*_matchless(policy, inventory, places), *_ambiguous(policy, inventory)]
+    found += _unheld(policy, inventory, places, reaches)
     found += [*_covered(reaches[:MOST_COMPARED]), *_broad(reaches)]
     if seen is not None:
         found += _never_hit(reaches, seen)
@@ -139,13 +140,14 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
             )
         )
     for service, hosts in unlabelled(policy, inventory):
+        run, those = ("run", "those hosts") if len(hosts) > 1 else ("runs", "that host")
         found.append(
             Lint(
                 "unlabelled",
                 f"service {service}",
-                f"{first_of(hosts, MOST_NAMED)} run it by their own report alone, "
-                "so that no rule allows their addresses to others",
-                f"give {service} host_labels and these hosts the labels",
+                f"{first_of(hosts, MOST_NAMED)} {run} it by report alone, "
+                "so that no rule allows others its addresses there",
+                f"give {service} host_labels, and {those} its labels",
             )
         )
     for host, services in shared(policy, inventory):
@@ -177,6 +179,56 @@ def _matchless(policy: Policy, inventory: Inventory, places: Places) -> Iterator
         if name in inventory.services and not inventory.services[name].hosts:
             detail = "matches nothing: no host runs it; nothing is governed"
             yield Lint("matches_nothing", f"services: {name}", detail, "look at its host_labels")
+
+
+def _unheld(
+    policy: Policy, inventory: Inventory, places: Places, reaches: Sequence[_Reach]
+) -> Iterator[Lint]:
+    """Rules with something at both ends of which no governed service holds an entry, or only entries of what
+    is always allowed."""
+    for n, one in enumerate(reaches):
+        path, allow = f"rules[{n}]", one.rule.action == "allow"
+        clients, servers = ends_of(one.rule.from_), ends_of(one.rule.to)
+        if any(all(places.nobody(end, path) for end in ends) for ends in (clients, servers)):
+            continue
+        ways = [
+            (held, [cidr for end in ends for cidr in places.prefixes(end, path, allow=allow)])
+            for held, ends in ((one.callers, servers), (one.called, clients))
+            if held
+        ]
+        effect = f"the rule {'allows' if allow else 'denies'} nothing"
+        if not ways:
+            where = "add it to `services`" if policy.services is not None else "make one of those hosts"
+            yield _unheld_as(one, f"no governed service is at either end; {effect}", f"name one, or {where}")
+        elif all(_no_family(held, cidrs) for held, cidrs in ways):
+            why = "its ends have no family of addresses in common"
+            yield _unheld_as(one, f"{why}; {effect}", "name addresses of the same family at both ends")
+        elif not allow and all(_own(held, cidrs, inventory) for held, cidrs in ways):
+            why = "both ends are one host, and what a host sends to itself is always allowed"
+            yield _unheld_as(
+                one, f"{why}; {effect}", "take it out, or run the services on hosts of their own"
+            )
+
+
+def _unheld_as(one: _Reach, why: str, advice: str) -> Lint:
+    return Lint("matches_nothing", one.name, why, advice)
+
+
+def _no_family(held: Held, cidrs: Sequence[Cidr]) -> bool:
+    """Whether there are addresses, and none is of a family in which these services are at their end."""
+    families = {family for _, family in held}
+    return bool(cidrs) and not any(cidr.family in families for cidr in cidrs)
+
+
+def _own(held: Held, cidrs: Sequence[Cidr], inventory: Inventory) -> bool:
+    """Whether the services are on one host, whose own addresses these are."""
+    hosts: set[str] = set()
+    for name in {name for name, _ in held}:
+        hosts.update(inventory.services[name].hosts[:2])
+        if len(hosts) > 1:
+            return False
+    own = Ranges(masked(*address, address.bits) for address in inventory.addresses(hosts))
+    return bool(cidrs) and all(own.holds(Ranges((cidr,))) for cidr in cidrs)
 
 
 def _nothing(about: str, at: str, effect: str, end: str, policy: Policy, inventory: Inventory) -> Lint:
