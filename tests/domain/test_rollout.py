@@ -33,7 +33,7 @@ def play(lines: str) -> list[str]:
         elif verb == "withdraw":
             step = rollouts.withdraw(rollout, words[0].split(",") if words else None)
         else:
-            step = rollouts.joined(rollout, words[0], NOW, 600)
+            step = rollouts.joined(rollout, words[0].split(","), NOW, 600)
         rollout = step.rollout
         changed = ",".join(step.changed) or "none"
         got = f"{told(rollout) or 'nothing'}; changed {changed}"
@@ -85,8 +85,8 @@ def test_withdraw_and_join():
 
 def test_a_late_host_gets_only_what_is_left_of_an_open_lease():
     step = rollouts.post(Rollout(7), 1, LEASE, None, set())
-    assert rollouts.joined(step.rollout, "d", NOW, 0).rollout.hosts["d"].lease_until == LEASE
-    assert rollouts.joined(step.rollout, "d", LEASE, 0).changed == ()
+    assert rollouts.joined(step.rollout, ["d"], NOW, 0).rollout.hosts["d"].lease_until == LEASE
+    assert rollouts.joined(step.rollout, ["d"], LEASE, 0).changed == ()
 
 
 @pytest.mark.parametrize(
@@ -147,4 +147,4 @@ def test_a_host_that_has_a_version_keeps_it_when_it_joins_again():
     held = rollouts.post(
         rollouts.promote(Rollout(7), 1, LEASE, RUNNING).rollout, 2, LEASE, ["a"], RUNNING
     ).rollout
-    assert rollouts.joined(held, "a", NOW, 600) == rollouts.Step(held, ())
+    assert rollouts.joined(held, ["a"], NOW, 600) == rollouts.Step(held, ())

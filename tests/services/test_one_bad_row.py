@@ -21,6 +21,7 @@ from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.services.orchestrator import panic as panics
 from aegisflux.services.orchestrator import relay, renewals, upkeep
 from aegisflux.services.orchestrator.carried import readable
+from aegisflux.services.orchestrator.joining import Joins
 from aegisflux.services.orchestrator.panic import Observing, Panic, PanicRequest
 from aegisflux.services.orchestrator.relay import Relay
 from aegisflux.services.orchestrator.renewals import Renewals
@@ -68,12 +69,16 @@ async def test_a_host_that_cannot_join_stops_neither_others_nor_what_comes_after
     joined, steps = [], []
     store = Store(joiners=[{"host_id": host, "service_id": 1} for host in ("a", "bad", "c")])
 
-    async def join(_core, _db, host, *_):
-        if host == "bad":
+    async def planned(_core, _db, pairs, _now):
+        if any(host == "bad" for _, host in pairs):
             raise KeyError("labels")
-        joined.append(host)
+        return Joins(tuple((number, host, None) for number, host in pairs))
 
-    monkeypatch.setattr(upkeep, "join_service", join)
+    async def write(_db, joins, _now):
+        joined.extend(host for _, host, _ in joins.given)
+
+    monkeypatch.setattr(upkeep, "planned", planned)
+    monkeypatch.setattr(upkeep, "write", write)
     clockwork = Upkeep(core(store))
     for name in ("refresh", "watch"):
 

@@ -396,7 +396,7 @@ async def in_force(store, part):
     digests = [f"sha256:{n}" * 3 for n in "123"]
     said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b""
     await store.run("put_content", number, version, *digests, 1, 1, *said)
-    await store.run("assign", number, [host], [version], [1 << 40], [False], 1)
+    await store.run("assign", [number], [host], [version], [1 << 40], [False], 1)
 
 
 async def test_what_was_kept_is_computed_again_from_what_it_was_made_of(lab):

@@ -174,17 +174,20 @@ def withdraw(rollout: Rollout, targets: Iterable[str] | None) -> Step:
     return Step(after, gone)
 
 
-def joined(rollout: Rollout, host: str, now: int, stable_ttl: int) -> Step:
-    """A host began to run the service: it gets what is open to all, else what is stable, else nothing."""
-    if host in rollout.hosts:
-        return Step(rollout, ())
+def joined(rollout: Rollout, hosts: Iterable[str], now: int, stable_ttl: int) -> Step:
+    """Hosts began to run the service: they get what is open to all, else what is stable, else nothing; those
+    that have a version keep it.
+    """
     if rollout.open_version is not None and rollout.open_until > now:
         given = Assigned(rollout.open_version, rollout.open_until, False)
     elif rollout.stable is not None:
         given = Assigned(rollout.stable, now + stable_ttl, True)
     else:
         return Step(rollout, ())
-    return Step(replace(rollout, hosts={**rollout.hosts, host: given}), (host,))
+    fresh = tuple(sorted({host for host in hosts if host not in rollout.hosts}))
+    if not fresh:
+        return Step(rollout, ())
+    return Step(replace(rollout, hosts={**rollout.hosts, **dict.fromkeys(fresh, given)}), fresh)
 
 
 def runs(host_labels: Mapping[str, str], labels: Mapping[str, str]) -> bool:

@@ -36,5 +36,5 @@ async def spared(core: Core, db: Queries, hosts: Collection[HostId]) -> set[Host
     marks = core.options.limits.marks
     if not marks:
         return set()
-    rows = await db.rows("host_labels")
-    return {r["host_id"] for r in rows if r["host_id"] in hosts and marks & set(r["labels"].items())}
+    rows = await db.rows("labels_of", list(hosts))
+    return {r["host_id"] for r in rows if marks & set(r["labels"].items())}

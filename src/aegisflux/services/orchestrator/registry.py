@@ -9,13 +9,12 @@ from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.manifest import HostId
 from aegisflux.domain.names import check_name
 from aegisflux.domain.policy import RESERVED
-from aegisflux.domain.rollout import runs
 from aegisflux.domain.selectors import parse_selector, parse_stored_selector
 from aegisflux.ports.store import Change
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who, Words
-from aegisflux.services.orchestrator.joining import join_service
+from aegisflux.services.orchestrator.joining import join_labelled
 from aegisflux.services.orchestrator.state import Service, service_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
@@ -54,10 +53,12 @@ class Registry:
                 check_name("name", name)
             state.check_labels("host_labels", host_labels, before["host_labels"] if before else None)
             await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
-            await self._join_all(db, number, dict(host_labels), now)
+            await join_labelled(core, db, number, dict(host_labels), now)
             if selectors or (before and before["selectors"]):
                 await db.run("bump_all")
-            service, _ = await state.load(db, number)
+            after = await db.row("service", number)
+            assert after is not None
+            service = service_of(after)
             await db.audit(
                 who.did(
                     "service.put",
@@ -79,18 +80,13 @@ class Registry:
         assert free is not None
         return int(free["id"])
 
-    async def _join_all(self, db: Change, number: int, host_labels: dict[str, str], now: int) -> None:
-        for row in await db.rows("host_labels"):
-            if runs(host_labels, row["labels"]):
-                await join_service(self._core, db, row["host_id"], number, now)
-
     async def health(self, service_id: int, said: Health, who: Who) -> None:
         """Keep what a watcher says; raises NotFound for a service or host that is not there."""
         now, name = self._core.clock.now(), who.principal.name
         async with self._core.store.change() as db:
             if await db.row("service", service_id) is None:
                 raise NotFound(f"service {service_id} is not registered")
-            if said.host_id and all(r["host_id"] != said.host_id for r in await db.rows("host_labels")):
+            if said.host_id and not await db.rows("labels_of", [said.host_id]):
                 raise NotFound(f"host {said.host_id} is not enrolled")
             await db.run("say_health", service_id, said.host_id or "", said.healthy, said.detail, now, name)
             what = f"service/{service_id}" + (f"/host/{said.host_id}" if said.host_id else "")

@@ -13,6 +13,8 @@ from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
 from aegisflux.ports.store import Queries, Row
 
 MAX_LABELS = 64
+Given = tuple[int, str, Assigned]
+"""What a host is to run of a service: the service's number, the host, and what."""
 
 
 class Service(Struct, frozen=True):
@@ -82,7 +84,7 @@ async def save(db: Queries, step: Step, now: int) -> None:
     gone = [host for host in step.changed if host not in rollout.hosts]
     if given:
         await _check_room(db, rollout.service_id, [host for host, _ in given])
-        await _assign(db, rollout.service_id, given, now)
+        await assign(db, [(rollout.service_id, host, one) for host, one in given], now)
     if gone:
         await db.run("unassign", rollout.service_id, gone)
     if step.changed:
@@ -121,14 +123,15 @@ async def end_offers(db: Queries, service_id: int, hosts: Sequence[str] | None =
     return ended
 
 
-async def _assign(db: Queries, service_id: int, given: Sequence[tuple[str, Assigned]], now: int) -> None:
+async def assign(db: Queries, given: Sequence[Given], now: int) -> None:
+    """Write what hosts are to run, of any number of services, in one statement."""
     await db.run(
         "assign",
-        service_id,
-        [host for host, _ in given],
-        [a.version for _, a in given],
-        [a.lease_until for _, a in given],
-        [a.renewed for _, a in given],
+        [service_id for service_id, _, _ in given],
+        [host for _, host, _ in given],
+        [a.version for _, _, a in given],
+        [a.lease_until for _, _, a in given],
+        [a.renewed for _, _, a in given],
         now,
     )
 

@@ -3,19 +3,27 @@ rotate.
 """
 
 import asyncio
+from collections.abc import Sequence
 
 from aegisflux.domain.errors import AegisError, Unavailable
+from aegisflux.domain.text import first_of
 from aegisflux.runtime import logs, metrics
-from aegisflux.services.orchestrator import guard
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
-from aegisflux.services.orchestrator.joining import join_service
+from aegisflux.services.orchestrator.joining import Pair, planned, write
 from aegisflux.services.orchestrator.relay import MANIFEST_SECONDS
 
 NO_LIMIT = 2_592_000
 BATCH = 2000
+JOINS_AT_ONCE = 500
+MOST_NAMED = 5
+NOTHING = (-1, "")  # below every pair of a service and a host
 KEEP_OUTBOX, KEEP_ANSWERS = 30 * 86_400, 86_400
 log = logs.get("upkeep")
+
+
+class JoinedMeanwhile(Exception):
+    """Another change gave these hosts what they were to get; nothing is written."""
 
 
 class Upkeep:
@@ -59,21 +67,56 @@ class Upkeep:
         return len(rows)
 
     async def join(self) -> None:
-        """Hosts whose heartbeat reports a matched cgroup of a service get its snapshot."""
-        core, now = self._core, self._core.now()
-        rows = await core.store.rows("joiners", now)
-        spared = await guard.spared(core, core.store, {row["host_id"] for row in rows})
-        for row in (row for row in rows if row["host_id"] not in spared):
-            host, service_id = row["host_id"], row["service_id"]
-            try:
-                async with core.store.change() as db:
-                    await join_service(core, db, host, service_id, now)
-                    await db.audit(Who().did("host.join", f"service/{service_id}", after=host))
-            except Unavailable:
-                raise
-            except Exception:  # what is wrong with one host or service stops no other
-                log.exception("cannot join", host_id=host, service_id=service_id)
-            core.wake()
+        """Hosts whose heartbeat reports a matched cgroup of a service get its snapshot: a page of them in one
+        transaction, and leases are renewed between the pages."""
+        core, now, last = self._core, self._core.now(), NOTHING
+        while rows := await core.store.rows("joiners", now, *last, JOINS_AT_ONCE):
+            pairs = [(row["service_id"], row["host_id"]) for row in rows]
+            await self._join(pairs, now)
+            if len(pairs) < JOINS_AT_ONCE:
+                return
+            last = pairs[-1]
+            await self._renew_all()
+
+    async def _join(self, pairs: Sequence[Pair], now: int) -> None:
+        """One transaction for all of them; where that fails, halves, until the one that fails is alone."""
+        try:
+            full = await self._joined(pairs, now)
+        except Unavailable:
+            raise
+        except JoinedMeanwhile:
+            return
+        except Exception:  # what is wrong with one host or service stops no other
+            if len(pairs) == 1:
+                log.exception("cannot join", host_id=pairs[0][1], service_id=pairs[0][0])
+                return
+            middle = len(pairs) // 2
+            await self._join(pairs[:middle], now)
+            await self._join(pairs[middle:], now)
+            return
+        if full:
+            log.warning(
+                "hosts have as many services as a host can have", hosts=first_of(full, MOST_NAMED, ", ")
+            )
+
+    async def _joined(self, pairs: Sequence[Pair], now: int) -> tuple[str, ...]:
+        """The hosts that have no room for one more service."""
+        core = self._core
+        joins = await planned(core, core.store, pairs, now)
+        if not joins.given:
+            return joins.full
+        async with core.store.change() as db:
+            joins = await planned(core, db, pairs, now)
+            await write(db, joins, now)
+            hosts: dict[int, list[str]] = {}
+            for number, host, _ in joins.given:
+                hosts.setdefault(number, []).append(host)
+            if not hosts:
+                raise JoinedMeanwhile
+            for number, names in hosts.items():
+                await db.audit(Who().did("host.join", f"service/{number}", after=", ".join(names)))
+        core.wake()
+        return joins.full
 
     async def refresh(self) -> None:
         """Sign manifests anew that have lived half their time; forget what nobody needs."""

@@ -29,6 +29,11 @@ from services order by id
 select id, name, selectors, host_labels, latest, stable, promotions, open_version, open_until, created_at
 from services where id = $1
 
+-- Several services at once, for what is decided of many of them in one transaction.
+-- name: services_of
+select id, name, selectors, host_labels, latest, stable, promotions, open_version, open_until, created_at
+from services where id = any($1::bigint[])
+
 -- name: service_named
 select id from services where name = $1
 
@@ -53,6 +58,11 @@ delete from services where id = $1
 select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
        established, created_at, created_by, copy_of
 from contents where service_id = $1 and version = $2
+
+-- How long a lease of the promoted version of each of these services may be.
+-- name: stable_ttls
+select s.id, c.ttl_seconds from services s join contents c on c.service_id = s.id and c.version = s.stable
+where s.id = any($1::bigint[])
 
 -- name: contents
 select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
@@ -83,6 +93,19 @@ from hosts where host_id = $1
 
 -- name: host_labels
 select host_id, labels from hosts where released_at is null order by host_id
+
+-- The labels of these hosts.
+-- name: labels_of
+select host_id, labels from hosts where host_id = any($1::text[]) and released_at is null
+
+-- Hosts whose labels match those of a service, and that have no snapshot of it.
+-- name: unassigned
+select h.host_id from hosts h where h.released_at is null and h.labels @> $2::jsonb
+and not exists (select 1 from assignments a where a.host_id = h.host_id and a.service_id = $1) order by h.host_id
+
+-- How many services each of these hosts has a snapshot of.
+-- name: assigned_counts
+select host_id, count(*) as services from assignments where host_id = any($1::text[]) group by host_id
 
 -- name: host_keys
 select host_id, public_key from hosts where released_at is null
@@ -128,7 +151,7 @@ group by host_id having count(*) >= $3 order by host_id limit 1
 
 -- name: assign
 insert into assignments (service_id, host_id, version, lease_until, renewed, changed_at)
-select $1, h, v, l, r, $6 from unnest($2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) as given (h, v, l, r)
+select s, h, v, l, r, $6 from unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) as given (s, h, v, l, r)
 on conflict (host_id, service_id) do update
 set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at,
     preflight = false
@@ -324,12 +347,14 @@ from reports r join hosts h using (host_id) where r.awaits and h.released_at is 
 update reports r set confirmed_at = $3 from unnest($1::text[], $2::bigint[]) as g (host_id, service_id)
 where r.host_id = g.host_id and r.service_id = g.service_id
 
+-- Hosts that report a matched cgroup of a service and have no snapshot of it, from a pair on: by pages.
 -- name: joiners
 select r.host_id, r.service_id from reports r
 join services s on s.id = r.service_id
 join hosts h on h.host_id = r.host_id and h.released_at is null
 where cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels and (s.stable is not null or s.open_until > $1)
 and not exists (select 1 from assignments a where a.host_id = r.host_id and a.service_id = r.service_id)
+and (r.service_id, r.host_id) > ($2::bigint, $3::text) order by r.service_id, r.host_id limit $4
 
 -- name: renewal_due
 select 1 as due from assignments a join contents c on c.service_id = a.service_id and c.version = a.version
@@ -460,7 +485,7 @@ from hosts h left join reports r on r.host_id = h.host_id and r.service_id = any
 where h.host_id = any($1::text[]) order by h.host_id, r.service_id
 
 -- name: assigned_of
-select host_id, service_id, version, lease_until from assignments where service_id = any($1::bigint[]) and host_id = any($2::text[])
+select host_id, service_id, version, lease_until, renewed from assignments where service_id = any($1::bigint[]) and host_id = any($2::text[])
 
 -- name: renew_trial
 update assignments set lease_until = $4 where service_id = $1 and version = $2 and host_id = any($3::text[])
