@@ -110,8 +110,9 @@ def _edits(text: str, root: Node, new: _New) -> list[_Edit]:
         return [_block(text, value.end, _indent(text, value), new.block, least)]
     if root.flow or value.items or value.keys or "#" in text[value.start : value.end]:
         return _flow(text, value, new.flow)
-    # Empty brackets make room for a block: what else stands in their line stays.
-    gap = len(text[: value.start]) - len(text[: value.start].rstrip(" "))
+    # Empty brackets make room for a block: what else stands in their line stays. Nothing makes no room.
+    written = value.end > value.start
+    gap = len(text[: value.start]) - len(text[: value.start].rstrip(" ")) if written else 0
     return [
         _Edit(value.start - gap, value.end, ""),
         _block(text, value.end, " " * (key.column + 2), new.block, least),

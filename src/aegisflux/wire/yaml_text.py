@@ -37,6 +37,7 @@ _CONSTANTS: Final = {
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
 _DIRECTIVE: Final = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\r\n]*)?\r?\n)*%")
+_COLON: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n)*[ \t]*:")
 # Line breaks of YAML 1.1 alone, a carriage return alone, a byte order mark inside, marks of direction
 # (https://trojansource.codes), and what YAML itself does not allow.
 REFUSED: Final = re.compile(
@@ -125,6 +126,7 @@ class _Builder:
     """One text, event by event. There is no recursion, and each alias counts what it stands for."""
 
     def __init__(self, text: str) -> None:
+        self._text = text
         self._events = YAML(typ="safe", pure=True).parse(text)
         self._anchors: dict[str, Node | None] = {}
         self._open: list[tuple[Node, str, str | None]] = []  # a collection, its path, its anchor
@@ -245,6 +247,9 @@ class _Builder:
             return
         else:
             key, self._key[-1] = self._key[-1], None
+            if node.start == node.end and not parent.flow:
+                node.line, node.start = key.line, _behind_colon(self._text, key.end, node.start)
+                node.end = node.start
             parent.keys[key.value] = key, node
             parent.value[key.value] = node.value
         if not parent.flow:
@@ -260,6 +265,13 @@ class _Builder:
             raise self._refusal(
                 "", f"YAML in which each key comes once ({at} is in line {first} too)", key.value
             )
+
+
+def _behind_colon(text: str, start: int, end: int) -> int:
+    """Where the value of a key is that has nothing behind its colon: the library has it at what comes next.
+    A key without a colon ends there itself."""
+    found = _COLON.match(text, start, end)
+    return found.end() if found else start
 
 
 def _value(event: Any) -> Any:
