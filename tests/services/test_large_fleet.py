@@ -126,8 +126,8 @@ async def test_leases_are_renewed_between_pages_of_hosts_that_join(plane, sql, m
 
 
 SAME = (
-    "select n, 1, 'd' || n, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,"
-    " established, 0, '', null, snapshot, payload, key_id, signature"
+    "select n, 1, 'd' || n, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode,"
+    " on_expiry, established, 0, '', null, snapshot, payload, key_id, signature"
 )
 FILLED = (
     "insert into services (id, name, created_at, latest) select n, 'full' || n, 0, 1 from numbers",
