@@ -1,12 +1,10 @@
 """What people see of a plan, and how the text of a policy file gets to be one."""
 
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import msgspec
@@ -50,22 +48,6 @@ def text_of(file: Path) -> str:
     except UnicodeDecodeError as error:
         got = f"the byte {body[error.start]:#04x} at {error.start}"
         raise Invalid("", "a policy as UTF-8 text", got) from None
-
-
-def replaced(file: Path, body: bytes) -> None:
-    """Give a file other bytes, all or none of them; its mode stays, and a link to it does."""
-    target = file.resolve()
-    mode = target.stat().st_mode & 0o7777
-    with NamedTemporaryFile(dir=target.parent, prefix=f".{target.name}.", delete=False) as beside:
-        try:
-            beside.write(body)
-            beside.flush()
-            os.fchmod(beside.fileno(), mode)
-            os.fsync(beside.fileno())
-            Path(beside.name).replace(target)
-        except BaseException:
-            Path(beside.name).unlink(missing_ok=True)
-            raise
 
 
 def plan_told(kept: dict[str, Any], output: str) -> None:

@@ -10,8 +10,9 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import segmenter
 from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
+from aegisflux.cli.files import replaced
 from aegisflux.cli.output import Output, columnar, document, say, show
-from aegisflux.cli.plans import plan_told, replaced, replay_told, settings_of, text_of, wrong
+from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.digits import decimal, whole
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
