@@ -143,6 +143,27 @@ async def test_panic_waits_for_no_agent_that_is_stuck(bench, number):
             assert (await agent.status())["panicked"]
 
 
+async def test_a_resume_beside_an_agent_that_is_stuck_holds_when_it_goes_on(bench):
+    """It reads then, in any order, that it is to panic and that it is to go on."""
+    async with fleet(bench.lab, bench.plane) as control:
+        web = await enforcing(bench, control)
+        agent = bench.agent
+        agent.process.send_signal(signal.SIGSTOP)
+        for command in ("panic", "resume"):
+            done = await agent.acall(command, "--instance", bench.name)
+            assert done.returncode == 0, done.stderr
+        agent.process.send_signal(signal.SIGCONT)
+        begin = (await eventually(control.heartbeat)).clock
+
+        async def later():
+            beat = await control.heartbeat()
+            return beat is not None and beat.clock > begin + DRIFTS_SECONDS
+
+        await eventually(later, 20)
+        await eventually(lambda: bench.refused(web), 20)
+        assert not (await agent.status())["panicked"]
+
+
 FULL = {"full disk": (FILL, "disk full"), "read-only disk": ("mount -o remount,ro {state}", "disk read-only")}
 
 

@@ -4,12 +4,14 @@ import asyncio
 import errno
 import json
 import os
+import select
 import socket
 import time
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Any, Final
 
@@ -56,6 +58,7 @@ class Question(msgspec.Struct, frozen=True):
     last: int = 100
     why: str = ""
     at: float = 0.0
+    ended: tuple[float, ...] = ()
 
 
 class Control:
@@ -98,7 +101,7 @@ class Control:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             line = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
-            async for answer in self._answers(line):
+            async for answer in self._answers(line, partial(_is_gone, writer)):
                 writer.write(line_of(answer))
                 await writer.drain()
         except (OSError, TimeoutError, ValueError):
@@ -106,17 +109,17 @@ class Control:
         finally:
             writer.close()
 
-    async def _answers(self, line: bytes) -> AsyncIterator[Json]:
+    async def _answers(self, line: bytes, is_gone: Callable[[], bool]) -> AsyncIterator[Json]:
         try:
             question: Question = converted(json_text.parse(line, what="a question as JSON"), Question)
-            async for answer in self._answer(question):
+            async for answer in self._answer(question, is_gone):
                 yield answer
         except BROKEN as error:
             yield {"error": f"question: {error}", "kind": "refused"}
         except AegisError as error:
             yield {"error": str(error), "kind": "refused" if isinstance(error, Refused) else "unavailable"}
 
-    async def _answer(self, question: Question) -> AsyncIterator[Json]:
+    async def _answer(self, question: Question, is_gone: Callable[[], bool]) -> AsyncIterator[Json]:
         match question.do:
             case "status":
                 await self._runner.count()
@@ -132,7 +135,9 @@ class Control:
                 yield {"panicked": self._runner.panic is not None, **_given(unwritten=unwritten)}
             case "resume":
                 calm = self._runner.panic is None
-                stuck = await self._runner.end_panic()
+                # nobody waits for this one any more: it says nothing of a panic that came after it
+                until = question.at if question.at and is_gone() else inf
+                stuck = await self._runner.end_panic(question.ended, until)
                 yield {"panicked": self._runner.panic is not None, **_given(calm=calm, stuck=stuck)}
             case "reset-clock":
                 believed, now = await self._runner.reset_clock()
@@ -333,6 +338,16 @@ def ask(path: Path, question: Json, timeout: float | None = CLIENT_SECONDS) -> I
                     yield _checked(json.loads(raw))
         except (OSError, TimeoutError) as error:
             raise Unavailable(f"no agent answers at {path}: {error}") from None
+
+
+def _is_gone(writer: asyncio.StreamWriter) -> bool:
+    """Whether the other end was closed, which may be long before its question was read."""
+    line = writer.get_extra_info("socket")
+    if line is None or line.fileno() < 0:
+        return True
+    asked = select.poll()
+    asked.register(line.fileno(), select.POLLRDHUP)
+    return bool(asked.poll(0))
 
 
 def _given(**fields: Any) -> Json:

@@ -4,9 +4,10 @@ Media are asked in turn, and one that fails does not stop the others: a full dis
 a host without /run only shorten how long a panic lasts, and what could not be written is said.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from math import inf
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -19,6 +20,7 @@ from aegisflux.domain.panic import DAMAGED, Panic, standing
 from aegisflux.domain.text import printable
 
 RUN: Final = Path("/run/aegisflux/panic")
+ENDED_KEPT: Final = 64
 
 
 class Medium(Protocol):
@@ -103,16 +105,17 @@ class Flags:
         self._media = tuple(media)
         self._told: Panic | None = None
         self._kept = False
-        self._ended: set[float] = set()
+        self._stuck: set[float] = set()
+        self._ended: dict[float, None] = {}
 
-    def standing(self, *, thorough: bool = False) -> Panic | None:
-        """The panic that this agent is in, None without one.
+    def standing(self, *, thorough: bool = False, also: Iterable[Panic] = ()) -> Panic | None:
+        """The panic that this agent is in, None without one; `also` are words that were read before.
 
         A panic that the agent was told of and that no medium took lasts until it is told otherwise; one that
         some medium took ends when no medium holds it any more.
         """
-        words = self._words(thorough)
-        found = standing([*words, *(Panic(at, ended=True) for at in self._ended)])
+        words = [*self.words(thorough), *also]
+        found = standing([*words, *(Panic(at, ended=True) for at in (*self._stuck, *self._ended))])
         if found is not None:
             self._kept = True
             return found
@@ -120,16 +123,24 @@ class Flags:
             self._told = None
         return self._told
 
-    def told(self, panic: Panic) -> Panic:
-        """Hold this in memory at once, before anything is written; the panic that stands then."""
+    def told(self, panic: Panic) -> Panic | None:
+        """Hold this in memory at once, before anything is written; the panic that stands then.
+
+        None where this very panic was ended: a resume overtook whoever told of it.
+        """
+        if panic.at in self._ended:
+            return None
         self._told, self._kept = self._told or panic, False
-        self._ended.discard(self._told.at)
+        self._stuck.discard(self._told.at)
         return self._told
 
     def keep(self, panic: Panic) -> list[str]:
-        """Write it to every medium; what could not be written, in words. The memory holds it either way."""
-        failed = []
-        for medium in self._media:
+        """Write it to every medium, unless it was ended; what could not be written, in words.
+
+        The memory holds it either way.
+        """
+        failed = list[str]()
+        for medium in () if panic.at in self._ended else self._media:
             try:
                 if medium.read() != panic:
                     medium.write(panic)
@@ -137,23 +148,37 @@ class Flags:
                 failed.append(f"{medium.name}: {reason(error)}")
         return failed
 
-    def end(self) -> list[str]:
-        """End the panic; the media that still hold it, in words, which the others then overrule."""
-        stuck, failed = list[Medium](), list[str]()
-        self._told, self._kept = None, False
+    def end(self, names: Collection[float] = (), until: float = inf) -> list[str]:
+        """End the panics that began until then, and those of these names; none of them begins again.
+
+        Return the media that still hold one, in words, which the others then overrule.
+        """
+
+        def over(panic: Panic) -> bool:
+            return panic.at <= until or panic.at in names
+
+        stuck, failed, left = list[Medium](), list[str](), list[Medium]()
+        ends = [*names, *(word.at for word in (*self.words(), self._told) if word is not None and over(word))]
+        if self._told is not None and over(self._told):
+            self._told, self._kept = None, False
         for medium in self._media:
             try:
+                if (word := self._word(medium)) is not None and not over(word):
+                    left.append(medium)
+                    continue
                 medium.delete()
             except (AegisError, OSError) as error:
                 stuck.append(medium)
                 failed.append(f"{medium.name}: {reason(error)}")
-        words = self._words(thorough=True)
-        self._ended = {word.at for word in words}
-        if (left := standing(words)) is not None:
+        words = [word for word in self.words(thorough=True) if over(word)]
+        self._stuck = {word.at for word in words}
+        self._ended |= dict.fromkeys(at for at in ends if at != DAMAGED)
+        self._ended = dict.fromkeys(list(self._ended)[-ENDED_KEPT:])
+        if (one := standing(words)) is not None:
             for medium in self._media:
-                if medium not in stuck:
+                if medium not in stuck and medium not in left:
                     with suppress(AegisError, OSError):
-                        medium.write(Panic(left.at, left.why, ended=True))
+                        medium.write(Panic(one.at, one.why, ended=True))
         return failed
 
     @property
@@ -161,13 +186,15 @@ class Flags:
         """Where a panic is kept."""
         return self._media
 
-    def _words(self, thorough: bool) -> list[Panic]:
-        found = []
-        for medium in self._media:
-            with suppress(AegisError, OSError):
-                if (word := medium.read(thorough)) is not None:
-                    found.append(word)
-        return found
+    def words(self, thorough: bool = False) -> list[Panic]:
+        """What the media say; `thorough` may take many milliseconds."""
+        found = (self._word(medium, thorough) for medium in self._media)
+        return [word for word in found if word is not None]
+
+    def _word(self, medium: Medium, thorough: bool = False) -> Panic | None:
+        with suppress(AegisError, OSError):
+            return medium.read(thorough)
+        return None
 
 
 def reason(error: Exception) -> str:

@@ -330,18 +330,22 @@ class Resumed(NamedTuple):
     nameless: tuple[str, ...] = ()
 
 
-def resume(about: Meant, kernel: Kernel, marked: Iterable[Pin] = ()) -> Resumed:
+def resume(
+    about: Meant, kernel: Kernel, marked: Iterable[Pin] = (), wall: Callable[[], float] = time.time
+) -> Resumed:
     """End the panic of those that are in one; `marked` are instances that the kernel says are."""
     running: list[Note] = []
     idle: list[Note] = []
     stuck: list[tuple[str, str]] = []
     for note in about.agents:
         flags = flags_of(note, kernel)
+        names = [word.at for word in flags.words(thorough=True) if not word.ended]
         stands = flags.standing(thorough=True) is not None
         if stands:
             stuck += [(note.instance, text) for text in flags.end()]
         # an agent that was told and could write nothing knows it alone
-        answer = Call(note.state, {"do": "resume"}).answer(time.monotonic() + RESUME_SECONDS)
+        question = {"do": "resume", "at": wall(), "ended": names}
+        answer = Call(note.state, question).answer(time.monotonic() + RESUME_SECONDS)
         if answer is not None and (stands or not answer.get("calm", False)):
             running.append(note)
         elif stands:

@@ -7,9 +7,10 @@ datapath, and one task calls it. Each method below is a step that a test can tak
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
 from hashlib import sha256
+from math import inf
 from typing import Final
 
 from aegisflux.agent import remember
@@ -72,6 +73,7 @@ class Runner:
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._receiving = asyncio.Lock()
+        self._panic_turn = asyncio.Lock()
         self._bind_turn = asyncio.Lock()
         self._last_message = b""
         self._tree_changed, self._bound_anew = asyncio.Event(), asyncio.Event()
@@ -85,7 +87,8 @@ class Runner:
 
     async def start(self) -> None:
         """Take over what the kernel holds, and put the last accepted manifest in force; needs no network."""
-        self.panic = self.flags.standing(thorough=True)
+        words = await self.parts.blocking(self.flags.words, True)
+        self.panic = self.flags.standing(also=words)
         self.reporter.serial = self.accepted.trusted.serial
         if (known := self.accepted.manifest) is not None:
             manifest = unwritten.taken_up(known, self._in_force())
@@ -262,7 +265,8 @@ class Runner:
         if self.panic is not None or not self._open:
             return
         async with self._turn:
-            for what in await self.parts.blocking(self.parts.datapath.mend):
+            mended = await self.parts.blocking(self.parts.datapath.mend)
+            for what in mended:
                 self.reporter.loss["drift"] += 1
                 self.parts.log(f"drift: somebody took away or changed {what}; put back")
             found = await self.applier.drift()
@@ -271,7 +275,7 @@ class Runner:
                 self.reporter.loss["drift"] += 1
                 self.parts.log("drift: somebody changed which cgroup is whose; bound again")
                 await self._bind(anew=True)
-        await self.heed_panic(thorough=True)  # it may have come while programs were attached again
+        await self.heed_panic(thorough=bool(mended))  # it may have come while programs were attached again
         if found or self.former.waits:
             await self.converge()
 
@@ -483,7 +487,8 @@ class Runner:
             return True
         parts = self.parts
         await parts.blocking(parts.datapath.open)
-        if (flag := self.flags.standing(thorough=True)) is not None:  # it came while we attached
+        words = await parts.blocking(self.flags.words, True)
+        if (flag := self.flags.standing(also=words)) is not None:  # it came while we attached
             self.panic = flag
             await parts.blocking(parts.datapath.panic)
             return False
@@ -516,29 +521,39 @@ class Runner:
 
     async def heed_panic(self, *, thorough: bool = False) -> None:
         """Look at the panic flags now, and act; `thorough` also looks for a marker in other file systems."""
-        flag = self.flags.standing(thorough=thorough)
+        flag = self.flags.standing()
+        if (thorough or self.panic is not None) and flag is None:  # beside the loop: there may be many maps
+            words = await self.parts.blocking(self.flags.words, True)
+            flag = self.flags.standing(also=words)
         if (flag is None) == (self.panic is None):
             return
         self.panic = flag
         if flag is not None:
             await self._take_down(flag)
-        await self.converge()
+        if not await self._guarded(self.converge):
+            self._wake.set()
         self._tell_change()
 
     async def begin_panic(self, panic: Panic) -> list[str]:
-        """End enforcement now, then write it down; what could not be written, in words."""
-        self.panic = flag = self.flags.told(self.panic or panic)
+        """End enforcement now, then write it down; what could not be written, in words. Nothing happens where
+        this panic was ended before it came here."""
+        if (flag := self.flags.told(self.panic or panic)) is None:
+            self.parts.log(f"panic: not begun, since a resume ended it before ({panic.why})")
+            return []
+        self.panic = flag
         await self._take_down(flag)
-        unwritten = await self.parts.blocking(self.flags.keep, flag)
+        async with self._panic_turn:  # what is ended now is not written
+            unwritten = await self.parts.blocking(self.flags.keep, flag)
         for text in unwritten:
             self.parts.log(f"panic: not written to {text}")
         await self._guarded(self.converge)
         self._tell_change()
         return unwritten
 
-    async def end_panic(self) -> list[str]:
-        """End the panic; the media from which it could not be deleted, in words."""
-        stuck = await self.parts.blocking(self.flags.end)
+    async def end_panic(self, names: Collection[float] = (), until: float = inf) -> list[str]:
+        """End the panics that `Flags.end` says; the media from which one could not be deleted, in words."""
+        async with self._panic_turn:
+            stuck = await self.parts.blocking(self.flags.end, names, until)
         for text in stuck:
             self.parts.log(f"resume: the panic could not be deleted from {text}")
         await self.heed_panic(thorough=True)
