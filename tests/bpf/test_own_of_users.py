@@ -15,7 +15,7 @@ import pytest
 from aegisflux.adapters.datapath.bpf import libbpf
 from aegisflux.adapters.datapath.bpf.namespaces import (
     CLONE_NEWNET,
-    MOST_OF_USERS,
+    MOST_OF_ACCOUNT,
     cookie,
     each_namespace,
     inside,
@@ -192,9 +192,9 @@ def takes_few_descriptors(pids: list[int]) -> None:
     held = namespaces([*pids, os.getpid()], left)
     for fd in held.values():
         os.close(fd)
-    assert len(held) == MOST_OF_USERS + 1
+    assert len(held) == MOST_OF_ACCOUNT + 1
     assert Path("/proc/self/ns/net").stat().st_ino in held
-    assert len(left) == len(pids) - MOST_OF_USERS
+    assert len(left) == len(pids) - MOST_OF_ACCOUNT
 
 
 def open_files() -> int:

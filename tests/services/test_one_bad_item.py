@@ -148,15 +148,18 @@ def test_a_source_that_fails_leaves_the_others(tmp_path, method, error):
 
 def test_a_namespace_that_cannot_be_read_leaves_the_others_and_is_counted(monkeypatch):
     fds = {7: os.open("/", os.O_RDONLY), 8: os.open("/", os.O_RDONLY), 9: os.open("/", os.O_RDONLY)}
-    one = listeners.Socket(6, "10.0.0.1", 80, 1, 5)
+    key, look = listeners.Key(6, "10.0.0.1", 80, "web"), listeners.Look({})
 
     def inside_each(spaces, _call):
         bad = {fds[8]: struct.error("short"), fds[9]: PermissionError(1, "setns")}
-        return [bad.get(fd, [one]) for fd in spaces]
+        look.take(listeners.Origin(7, "root"), key, 5)
+        return [bad.get(fd) for fd in spaces]
 
     monkeypatch.setattr(listeners, "namespaces", lambda *_: fds)
     monkeypatch.setattr(listeners, "inside_each", inside_each)
-    assert listeners._everywhere() == ([one], {8, 9})
+    monkeypatch.setattr(listeners, "account_of", lambda _: None)
+    assert listeners._Walk(look, lambda _: "web").everywhere() == {8, 9}
+    assert list(look.found) == [key]
 
 
 @pytest.mark.parametrize("error", [OSError(1, "x"), struct.error("x"), ValueError("x"), IndexError("x")])
@@ -168,7 +171,7 @@ def test_what_fails_inside_a_namespace_is_raised_outside(monkeypatch, error):
     def call():
         raise error
 
-    monkeypatch.setattr(namespaces.ctypes, "CDLL", lambda *_, **__: Libc())
+    monkeypatch.setattr(namespaces, "_libc", Libc())
     with pytest.raises(type(error)):
         namespaces.inside(0, call)
 

@@ -3,7 +3,8 @@ that the kernel gives to clients.
 
 In the agent's own network namespace an address is as the socket has it; in another one `0.0.0.0` and `::` are
 told as that namespace's own addresses, so that two of them can be told apart. Each new agent tells all that
-it finds once. A socket that came and went between two looks is not seen.
+it finds once. A socket that came and went between two looks is not seen. Nobody takes another's room: see
+`listening`.
 """
 
 import ipaddress
@@ -11,13 +12,14 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from aegisflux.adapters.datapath.bpf import diag
-from aegisflux.adapters.datapath.bpf.namespaces import inside_each, namespaces
+from aegisflux.adapters.datapath.bpf.listening import ROOT, Key, Look, Origin, account_of_uid
+from aegisflux.adapters.datapath.bpf.namespaces import account_of, inside_each, namespaces
 from aegisflux.adapters.datapath.bpf.programs import CgroupNames, Programs
 from aegisflux.adapters.datapath.bpf.routes import read_own
 from aegisflux.domain.errors import Unavailable
@@ -29,7 +31,8 @@ LISTENING: Final = 1 << 10
 UNCONNECTED: Final = 1 << 7
 PORTS: Final = Path("/proc/sys/net/ipv4/ip_local_port_range")
 PROC: Final = Path("/proc")
-MOST: Final = 65_536
+HERE, THERE = Path("/proc/self/ns/net"), Path("/proc/thread-self/ns/net")
+SCAN_SECONDS: Final = 0.5
 ANY: Final = ("0.0.0.0", "::")  # noqa: S104
 
 
@@ -37,19 +40,10 @@ class Socket(NamedTuple):
     """One listening socket, as the kernel tells it."""
 
     proto: int
-    address: str
+    address: bytes
     port: int
     cgroup_id: int
     inode: int
-
-
-class Key(NamedTuple):
-    """What stays the same while a service is restarted."""
-
-    proto: int
-    address: str
-    port: int
-    cgroup: str
 
 
 class Holder(NamedTuple):
@@ -73,10 +67,11 @@ class Listeners:
         """Only sockets of cgroups below `inside_of` (a path without a leading slash) are told."""
         self._programs, self._cgroups, self._below = programs, cgroups, inside_of.strip("/")
         self._known: dict[Key, Holder] = {}
-        self._found: dict[Key, Holder] = {}
+        self._origins: dict[Key, Origin] = {}
         self._waiting: list[tuple[Key, Holder, bool]] = []
         self._holders: dict[int, Holder] = {}
         self._unread: set[int] = set()
+        self._lost, self._over = 0, 0
         self._told = 0
 
     def open(self) -> None:
@@ -99,6 +94,7 @@ class Listeners:
         for key, holder, closed in self._waiting[: cursor - self._told]:
             if closed:
                 self._known.pop(key, None)
+                self._origins.pop(key, None)
             else:
                 self._known[key] = holder
         del self._waiting[: cursor - self._told]
@@ -106,7 +102,7 @@ class Listeners:
 
     def resume(self, cursor: int) -> None:
         """See `Source.resume`: numbers go on, all that listens is told again."""
-        self._told, self._known, self._waiting = cursor, {}, []
+        self._told, self._known, self._origins, self._waiting = cursor, {}, {}, []
 
     def owner(self, proto: int, port: int, cgroup: str) -> tuple[int, int, str]:
         """Who listens there, as of the last look."""
@@ -115,8 +111,9 @@ class Listeners:
     _found_by: Mapping[tuple[int, int, str], Holder] = {}
 
     def lost(self) -> Mapping[str, int]:
-        """See `Source.lost`: network namespaces whose sockets could not be read."""
-        return {"namespaces": len(self._unread)}
+        """See `Source.lost`: network namespaces whose sockets could not be read, and listeners beyond what
+        one account, or all users together, may have."""
+        return {"namespaces": self._lost, "shares": self._over}
 
     def close(self) -> None:
         """Nothing to let go of."""
@@ -126,19 +123,21 @@ class Listeners:
 
     def _look(self) -> None:
         self._cgroups.begin()
-        sockets, unread = _everywhere()
-        self._unread |= unread
-        found = {one: self._cgroups.name(one.cgroup_id) for one in sockets}
-        found = {one: name for one, name in found.items() if self._is_below(name)}
-        self._hold({one.inode for one in found})
-        self._found = {
-            Key(one.proto, one.address, one.port, name): self._holders.get(one.inode, NOBODY)
-            for one, name in found.items()
-        }
-        self._found_by = {(key.proto, key.port, key.cgroup): holder for key, holder in self._found.items()}
-        gone = [(key, holder, True) for key, holder in self._known.items() if key not in self._found]
-        new = [(key, holder, False) for key, holder in self._found.items() if self._known.get(key) != holder]
+        look = Look({key: self._origins[key] for key in self._known})
+        unread = _Walk(look, self._named).everywhere()
+        self._lost += len(unread - self._unread)
+        self._unread, self._over = unread, max(self._over, look.over)
+        self._hold({inode for _, inode in look.found.values()})
+        found = {key: self._holders.get(inode, NOBODY) for key, (_, inode) in look.found.items()}
+        self._origins |= {key: origin for key, (origin, _) in look.found.items()}
+        self._found_by = {(key.proto, key.port, key.cgroup): holder for key, holder in found.items()}
+        gone = [(key, holder, True) for key, holder in self._known.items() if look.is_gone(key)]
+        new = [(key, holder, False) for key, holder in found.items() if self._known.get(key) != holder]
         self._waiting = [*gone, *new]
+
+    def _named(self, cgroup_id: int) -> str | None:
+        name = self._cgroups.name(cgroup_id)
+        return name if self._is_below(name) else None
 
     def _is_below(self, cgroup: str) -> bool:
         return not self._below or cgroup == self._below or cgroup.startswith(self._below + "/")
@@ -172,71 +171,108 @@ def _event(seq: int, now_ns: int, key: Key, holder: Holder, closed: bool) -> Lis
     )
 
 
-def _everywhere() -> tuple[list[Socket], set[int]]:
-    """The listening sockets of all network namespaces that processes live in, and which of these could not
-    be read: one that fails leaves the others."""
-    own = Path("/proc/self/ns/net").stat().st_ino
-    found: list[Socket] = []
-    unread: set[int] = set()
-    spaces = namespaces(_pids(), unread)
-    try:
-        for inode, answer in _answers(own, spaces).items():
-            if isinstance(answer, OSError | ValueError | struct.error):
-                unread.add(inode)
-            elif isinstance(answer, Exception):
-                raise answer
-            else:
-                found += answer
-    finally:
-        for fd in spaces.values():
-            os.close(fd)
-    if not spaces:
-        raise Unavailable("listeners: no network namespace can be read")
-    return found[:MOST], unread
+class _Walk:
+    """One look at the sockets of all network namespaces, each answer of the kernel as it comes."""
 
+    def __init__(self, look: Look, name: Callable[[int], str | None]) -> None:
+        """`name` is the path of a cgroup, None where its sockets are not told."""
+        self._look, self._name = look, name
+        self._accounts: dict[int, str | None] = {}
 
-def _answers(own: int, spaces: Mapping[int, int]) -> dict[int, list[Socket] | Exception]:
-    """What each namespace answers: ours at once, the others by one thread that goes through them."""
-    found: dict[int, list[Socket] | Exception] = {}
-    if own in spaces:
+    def everywhere(self) -> set[int]:
+        """Look into those that processes live in; which of these could not be read: one that fails leaves the
+        others. Raises Unavailable where none can be read."""
+        own = HERE.stat().st_ino
+        unread: set[int] = set()
+        spaces = namespaces(_pids(), unread)
         try:
-            found[own] = _here()
-        except (OSError, ValueError, struct.error) as error:
-            found[own] = error
-    if others := {inode: fd for inode, fd in spaces.items() if inode != own}:
-        found |= dict(zip(others, inside_each(others.values(), _named), strict=True))
-    return found
+            self._accounts = {inode: account_of(fd) for inode, fd in spaces.items()}
+            for inode, answer in self._answers(own, spaces).items():
+                if isinstance(answer, OSError | ValueError | struct.error):
+                    unread.add(inode)
+                elif isinstance(answer, Exception):
+                    raise answer
+        finally:
+            for fd in spaces.values():
+                os.close(fd)
+        for inode in unread:
+            self._look.leave(inode)
+        if not spaces:
+            raise Unavailable("listeners: no network namespace can be read")
+        return unread
 
-
-def _here() -> list[Socket]:
-    """Those of the calling thread's namespace."""
-    low, high = map(int, PORTS.read_text().split())
-    found = list(_sockets(TCP, LISTENING))
-    return found + [one for one in _sockets(UDP, UNCONNECTED) if one.port and not low <= one.port <= high]
-
-
-def _named() -> list[Socket]:
-    """The same, with the namespace's addresses in the place of any."""
-    here = _here()
-    found = [one for one in here if one.address not in ANY]
-    if len(found) == len(here):  # as in most: then nobody asks for its addresses
+    def _answers(self, own: int, spaces: Mapping[int, int]) -> dict[int, Exception | None]:
+        """What went wrong in each: ours at once, the others by one thread that goes through them."""
+        found: dict[int, Exception | None] = {}
+        if own in spaces:
+            try:
+                self._here(own, is_own=True)
+            except (OSError, ValueError, struct.error) as error:
+                found[own] = error
+        if others := {inode: fd for inode, fd in spaces.items() if inode != own}:
+            found |= dict(zip(others, inside_each(others.values(), self._there), strict=True))
         return found
-    own = list(map(_text, read_own().addresses))
-    for one in here:
-        if one.address in ANY:
-            found += [one._replace(address=at) for at in own if one.address == "::" or "." in at]
-    return found
+
+    def _there(self) -> None:
+        self._here(THERE.stat().st_ino, is_own=False)
+
+    def _here(self, namespace: int, *, is_own: bool) -> None:
+        """Those of the calling thread's namespace; in another one than the agent's with its addresses in the
+        place of any."""
+        account, own, names = self._accounts.get(namespace), _Addresses(), dict[int, str | None]()
+        for uid, one in _listening():
+            origin = Origin(namespace, account or account_of_uid(uid))
+            if not self._look.may_go_on(origin):
+                if account is not None:
+                    return  # all that follows is of the same account
+                continue
+            name = names.get(one.cgroup_id, "?")
+            if name == "?":
+                name = names[one.cgroup_id] = self._name(one.cgroup_id)
+            if name is None:
+                continue
+            address = _text(one.address)
+            told = [address] if is_own or address not in ANY else own.in_place_of(address)
+            for at in told:
+                if at != address and not self._look.may_go_on(origin):
+                    break
+                self._look.take(origin, Key(one.proto, at, one.port, name), one.inode)
+        if own.cut:
+            self._look.leave(namespace)
 
 
-def _sockets(proto: int, states: int) -> Iterator[Socket]:
+class _Addresses:
+    """Those of the calling thread's namespace, asked for where a socket is bound to any: in most none is."""
+
+    def __init__(self) -> None:
+        self._own: list[str] | None = None
+        self.cut = False
+
+    def in_place_of(self, address: str) -> list[str]:
+        if self._own is None:
+            read = read_own()
+            self._own, self.cut = list(map(_text, read.addresses)), read.cut
+        return [at for at in self._own if address == "::" or "." in at]
+
+
+def _listening() -> Iterator[tuple[int, Socket]]:
+    """User and socket of each that listens in the calling thread's namespace."""
+    low, high = map(int, PORTS.read_text().split())
+    yield from _sockets(TCP, LISTENING)
+    for uid, one in _sockets(UDP, UNCONNECTED):
+        if one.port and not low <= one.port <= high:
+            yield uid, one
+
+
+def _sockets(proto: int, states: int) -> Iterator[tuple[int, Socket]]:
     for family in (socket.AF_INET, socket.AF_INET6):
         ask = diag.ASK.pack(family, proto, 0, 0, states, bytes(48))
         for body in diag.answers(diag.BY_FAMILY, ask, diag.DUMP):
-            told = diag.TOLD.unpack_from(body)
+            *_, identity, _, _, _, uid, inode = diag.TOLD.unpack_from(body)
             parts = dict(diag.attributes(body[diag.TOLD.size :]))
-            port, _, raw, _ = diag.IDENTITY.unpack_from(told[4])
+            port, _, raw, _ = diag.IDENTITY.unpack_from(identity)
             cgroup = int.from_bytes(parts.get(diag.CGROUP_ID, b""), "little")
-            yield Socket(proto, _text(raw[:4] if family == socket.AF_INET else raw), port, cgroup, told[-1])
+            yield uid, Socket(proto, raw[:4] if family == socket.AF_INET else raw, port, cgroup, inode)
 
 
 def _text(raw: bytes) -> str:
@@ -250,13 +286,31 @@ def _pids() -> list[int]:
     return sorted(int(name) for name in os.listdir(PROC) if name.isdigit())  # noqa: PTH208 - a Path is slow
 
 
-def _held(inodes: Iterable[int]) -> Iterator[tuple[int, int]]:
-    """(process, socket) for each of these sockets and each process that holds it, oldest numbers first."""
+def _held(inodes: Iterable[int], clock: Callable[[], float] = time.monotonic) -> Iterator[tuple[int, int]]:
+    """(process, socket) for each of these sockets and a process that holds it: root's processes first, then
+    those of each user, the oldest numbers first. The descriptors of one user, as many as they are,
+    take no more than `SCAN_SECONDS`."""
     wanted = {f"socket:[{inode}]": inode for inode in inodes}
+    by_account: dict[str, list[int]] = {ROOT: []}
     for pid in _pids():
         with suppress(OSError):
-            for path in (PROC / str(pid) / "fd").iterdir():
+            uid = os.stat(PROC / str(pid)).st_uid  # noqa: PTH116 - there are many, and a Path is slow
+            by_account.setdefault(account_of_uid(uid), []).append(pid)
+    for pids in by_account.values():
+        until = clock() + SCAN_SECONDS
+        for pid, inode in _descriptors(pids, wanted):
+            if inode is not None:
+                yield pid, inode
+            if not wanted:
+                return
+            if clock() > until:
+                break
+
+
+def _descriptors(pids: Iterable[int], wanted: dict[str, int]) -> Iterator[tuple[int, int | None]]:
+    """Each descriptor of these processes: which of the wanted sockets it is, that is wanted no more then."""
+    for pid in pids:
+        with suppress(OSError), os.scandir(PROC / str(pid) / "fd") as entries:
+            for entry in entries:
                 with suppress(OSError):
-                    inode = wanted.get(os.readlink(path))  # noqa: PTH115 - there are many, and a Path is slow
-                    if inode is not None:
-                        yield pid, inode
+                    yield pid, wanted.pop(os.readlink(entry.path), None)  # noqa: PTH115 - a Path is slow

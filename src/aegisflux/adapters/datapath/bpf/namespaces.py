@@ -7,10 +7,13 @@ import re
 import socket
 import struct
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Literal, TypeVar
+
+from aegisflux.adapters.datapath.bpf.listening import account_of_uid
 
 T = TypeVar("T")
 CLONE_NEWNET: Final = 0x40000000
@@ -19,7 +22,8 @@ _IN_USE: Final = re.compile(r"^TCP6?: inuse (\d+)", re.MULTILINE)
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 NAMED: Final = Path("/run/netns")
 SO_NETNS_COOKIE: Final = 71
-MOST_OF_USERS: Final = 256
+MOST_OF_USERS, MOST_OF_ACCOUNT = 256, 64
+MOST_LEVELS: Final = 33  # of user namespaces in each other, by the kernel
 NS_GET_USERNS, NS_GET_OWNER_UID = 0xB701, 0xB704
 
 Owner = Literal["ours", "root", "user"]
@@ -53,10 +57,10 @@ def each_namespace(pids: Iterable[int]) -> Iterator[int]:
 
 def namespaces(pids: Iterable[int], left: set[int]) -> dict[int, int]:
     """An open descriptor of each network namespace that these processes live in, by inode; the caller
-    closes. `left` gets those of other user namespaces beyond `MOST_OF_USERS`: they shall not take all
-    descriptors."""
+    closes. `left` gets those of other user namespaces beyond `MOST_OF_USERS`, or beyond `MOST_OF_ACCOUNT` of
+    one account: they shall not take all descriptors, nor all places of others."""
     found: dict[int, int] = {}
-    of_users = 0
+    of: Counter[str] = Counter()
     for pid in pids:
         path = f"/proc/{pid}/ns/net"
         with suppress(OSError):
@@ -65,13 +69,40 @@ def namespaces(pids: Iterable[int], left: set[int]) -> dict[int, int]:
                 continue
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
             found[inode] = fd
-            if owner_of(fd) == "ours":
+            account = account_of(fd)
+            if account is None:
                 continue
-            of_users += 1
-            if of_users > MOST_OF_USERS:
+            if of[account] >= MOST_OF_ACCOUNT or of.total() >= MOST_OF_USERS:
                 os.close(found.pop(inode))
                 left.add(inode)
+            else:
+                of[account] += 1
     return found
+
+
+def account_of(fd: int) -> str | None:
+    """Whose account made the network namespace behind this descriptor: None where it is of the agent's user
+    namespace. Those of user namespaces in each other are of who made the outermost; one that root made (a
+    container with users of its own) is an account by itself. Raises OSError where it is none."""
+    ours = os.stat("/proc/self/ns/user").st_ino  # noqa: PTH116 - for each namespace
+    at, held = fd, list[int]()
+    try:
+        for _ in range(MOST_LEVELS + 1):
+            above = fcntl.ioctl(at, NS_GET_USERNS)
+            held.append(above)
+            if os.fstat(above).st_ino == ours:
+                break
+            at = above
+    except PermissionError:  # of a user namespace that is not below ours
+        return "others"
+    else:
+        if at == fd:
+            return None
+        (uid,) = struct.unpack("=I", fcntl.ioctl(at, NS_GET_OWNER_UID, bytes(4)))
+        return account_of_uid(uid) if uid else f"user namespace {os.fstat(at).st_ino}"
+    finally:
+        for one in held:
+            os.close(one)
 
 
 def owner_of(fd: int) -> Owner:
