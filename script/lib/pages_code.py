@@ -13,6 +13,14 @@ import msgspec
 from markdown import code, codes, first_line, page, table
 
 FAILSAFE_HOWTO = "[how to narrow it](../howto/get-out-of-a-lock-out.md#narrow-the-failsafe)"
+UNKNOWN_SETTINGS = (
+    "A setting in a file, or a variable that begins with `AEGISFLUX_`, that is not on this page is "
+    "refused by each start, with the name that was probably meant; so is a value that is not allowed. "
+    "Commands that ask, `panic` and `resume` say it and go on without it. What an agent that is refused "
+    "enforced before stays in force until its leases end ([ADR 23](../adr/0023-requests-mean-what-they- "
+    "say.md)). A variable that is empty is not given; names of any case are ours, and those that "
+    "Kubernetes gives to a pod beside a service called `aegisflux` are not."
+)
 EXIT_CODES = (
     (0, "fine"),
     (1, "differences, or something was found"),
@@ -42,38 +50,41 @@ def cli_page() -> str:
 def settings_page() -> str:
     """Settings of the control plane and of the agent."""
     control: Any = import_module("aegisflux.settings")
-    agent: Any = import_module("aegisflux.agent_bootstrap")
+    agent: Any = import_module("aegisflux.agent.config")
     inner: Any = import_module("aegisflux.agent.parts").AgentSettings
     parts = [
+        UNKNOWN_SETTINGS,
         f"## The control plane: `{control.CONFIG}`",
         f"Each can be set by the environment too: `{control.PREFIX}` and its name in capitals.",
         "A list is comma-separated there. What the command line says wins.",
-        fields_table(control.Settings, control.PREFIX, None, ("leases",)),
-        "### `[leases]`",
-        fields_table(control.Leases, control.PREFIX + "LEASES_"),
+        *fields_tables(control.Settings, control.PREFIX, None),
         f"## The agent: `{agent.CONFIG}`",
         f"Each can be set by the environment too: `{agent.PREFIX}` and its name in capitals.",
-        fields_table(agent.AgentConfig, agent.PREFIX, inner, ("telemetry",)),
+        *fields_tables(agent.AgentConfig, agent.PREFIX, inner),
         f"A line of `failsafe` has {codes(agent.FailsafeSetting.__struct_fields__)}: {FAILSAFE_HOWTO}.",
-        "### `[telemetry]`",
-        fields_table(agent.TelemetrySettings, agent.PREFIX + "TELEMETRY_"),
+        f"`{agent.PREFIX}CONFIG` names another file.",
+        "## Commands",
+        f"They read {codes(sorted(control.CLIENTS))}.",
     ]
-    return page("Settings", "`settings.py` and `agent_bootstrap.py`", *parts)
+    return page("Settings", "`settings.py` and `agent/config.py`", *parts)
 
 
-def fields_table(kind: Any, prefix: str, more: Any = None, without: tuple[str, ...] = ()) -> str:
-    """The fields of a Struct, explained by `name: sentence` lines of its docstring (else of `more`'s)."""
+def fields_tables(kind: Any, prefix: str, more: Any = None) -> list[str]:
+    """The fields of a Struct, explained by `name: sentence` lines of its docstring (else of `more`'s), and
+    those of the tables in it."""
+    allowed: Any = import_module("aegisflux.runtime.configured").allowed
     said = {**_sentences(more), **_sentences(kind)}
-    rows = []
+    rows, tables = [], []
     for field in msgspec.structs.fields(kind):
-        if field.name in without:
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            tables += [f"### `[{field.name}]`", *fields_tables(field.type, f"{prefix}{field.name.upper()}_")]
             continue
         if field.name not in said:
             raise KeyError(f"{kind.__name__}.{field.name}: its docstring has no line for it")
         default = "" if field.default is msgspec.NODEFAULT else json.dumps(msgspec.to_builtins(field.default))
         env = code(prefix + field.name.upper())
-        rows.append((code(field.name), env, code(default), said[field.name]))
-    return table(("setting", "environment", "default", "meaning"), rows)
+        rows.append((code(field.name), env, code(default), allowed(field.type), said[field.name]))
+    return [table(("setting", "environment", "default", "allowed", "meaning"), rows), *tables]
 
 
 def _sentences(kind: Any) -> dict[str, str]:

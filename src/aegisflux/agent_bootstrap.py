@@ -6,190 +6,56 @@ import gc
 import os
 import signal
 import time
-import tomllib
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, Literal
-
-import msgspec
-from msgspec import Struct
+from typing import Any, Final
 
 from aegisflux import __version__
 from aegisflux.agent import notes
 from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, leave, settle
+from aegisflux.agent.config import AgentConfig, read_config
 from aegisflux.agent.control import NO_ROOM, SOCKET, Control
-from aegisflux.agent.failsafes import FailsafeSetting, failsafe_of
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
 from aegisflux.agent.panics import Flags, Medium, RunMedium, StateMedium
 from aegisflux.agent.parts import (
-    AgentSettings,
     Cgroups,
     Feed,
     Parts,
     Senses,
-    TelemetrySettings,
     in_thread,
 )
 from aegisflux.agent.rescue import Kernel
 from aegisflux.agent.runner import Runner
 from aegisflux.agent.spool import Spool
 from aegisflux.agent.state import FileStore, Locked
-from aegisflux.domain import json_text
-from aegisflux.domain.digits import plain_numbers
-from aegisflux.domain.errors import Invalid, Unavailable
-from aegisflux.domain.flow import DEFAULT_FAILSAFE
-from aegisflux.domain.selectors import slice_of
+from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
 from aegisflux.runtime.cgroupfs import own_cgroup, v2_mounts, v2_root
+from aegisflux.runtime.configured import Wrong, refuse
 from aegisflux.wire.layout import LAYOUT
 
-CONFIG: Final = Path("/etc/aegisflux/agent.toml")
-PREFIX: Final = "AEGISFLUX_AGENT_"
-SYSTEM_STATE: Final = Path("/var/lib/aegisflux/agent")
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
 M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
 LARGE_BYTES: Final = 128 << 10
-USER_STATE: Final = Path("~/.local/state/aegisflux/agent")
 
 
-class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The agent's settings: /etc/aegisflux/agent.toml, then AEGISFLUX_AGENT_<NAME>; times in seconds.
-
-    state_dir:         keys, last accepted state and contents; mode 0700, one agent at a time
-    datapath:          bpf, or simulated: nothing is enforced
-    attach_cgroup:     where programs are attached; empty is the root of the v2 tree
-    instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
-    nats_urls:         instead of those that enrolment gave
-    failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
-    observe_only:      nothing is ever enforced here, whatever a manifest says
-    max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
-    unit_slices:       slices in which `unit:` looks for units, beside system.slice and machine.slice
-    simulated_cgroups: the cgroups of this host where `datapath` is simulated, instead of its own
-    telemetry:         what is told of the host, see below
-    """
-
-    state_dir: str = ""
-    datapath: Literal["bpf", "simulated"] = "bpf"
-    attach_cgroup: str = ""
-    instance: str = "default"
-    bpffs: str = "/sys/fs/bpf"
-    nats_urls: tuple[str, ...] = ()
-    failsafe: tuple[FailsafeSetting, ...] | None = None
-    heartbeat_seconds: float = 5.0
-    refresh_seconds: float = 60.0
-    tick_seconds: float = 1.0
-    drift_seconds: float = 30.0
-    scan_seconds: float = 30.0
-    addresses_seconds: float = 10.0
-    observe_only: bool = False
-    max_lease_seconds: float = 0.0
-    unit_slices: tuple[str, ...] = ()
-    simulated_cgroups: tuple[str, ...] = ()
-    telemetry: TelemetrySettings = TelemetrySettings()
-
-    @property
-    def state(self) -> Path:
-        """The state folder: for root a system's, else the user's."""
-        if self.state_dir:
-            return Path(self.state_dir)
-        return SYSTEM_STATE if os.geteuid() == 0 else USER_STATE.expanduser()
-
-    @property
-    def failsafe_refused(self) -> tuple[str, ...]:
-        """Which lines of `failsafe` are not in force, and why."""
-        return ()
-
-    @property
-    def failsafe_numbers(self) -> tuple[int, ...]:
-        """Which line of the setting each rule of `failsafe` is; 0 is the default rule."""
-        return tuple(range(1, len(self.failsafe) + 1)) if self.failsafe is not None else (0,)
-
-    def settings(self) -> AgentSettings:
-        """What the runner reads; raises Invalid."""
-        rules = DEFAULT_FAILSAFE if self.failsafe is None else tuple(line.rule() for line in self.failsafe)
-        times = {
-            name: getattr(self, name) for name in AgentSettings.__struct_fields__ if name.endswith("_seconds")
-        }
-        return AgentSettings(
-            failsafe=rules,
-            failsafe_refused=self.failsafe_refused,
-            failsafe_numbers=self.failsafe_numbers,
-            observe_only=self.observe_only,
-            unit_slices=tuple(slice_of(text) for text in self.unit_slices),
-            telemetry=self.telemetry,
-            **times,
-        )
-
-
-class PartlyRefused(AgentConfig, frozen=True, kw_only=True):
-    """Settings of which some lines of `failsafe` are refused; `refused` says which, and why;
-    `numbers`, which lines the others are."""
-
-    refused: tuple[str, ...] = ()
-    numbers: tuple[int, ...] = ()
-
-    @property
-    def failsafe_refused(self) -> tuple[str, ...]:
-        """Which lines of `failsafe` are not in force, and why."""
-        return self.refused
-
-    @property
-    def failsafe_numbers(self) -> tuple[int, ...]:
-        """Which line of the setting each rule of `failsafe` is; 0 is the default rule."""
-        return self.numbers
-
-
-def load_config(path: Path | None = None) -> AgentConfig:
+def load_config(path: Path | None = None, wrong: Wrong = refuse) -> AgentConfig:
     """Read file and environment; raises Invalid by the setting's name.
 
-    A line of `failsafe` that is wrong takes no other one with it: see `failsafe_of`.
+    An agent does not begin with a setting that it does not know: it may have been the one that keeps it from
+    enforcing. A command goes on, and `wrong` hears of what it leaves out.
     """
-    source = path or Path(os.environ.get(PREFIX + "CONFIG", str(CONFIG)))
-    found: dict[str, Any] = {}
-    if path is not None or source.exists():
-        try:
-            found = tomllib.loads(source.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise Invalid(str(source), "a TOML file", str(error)) from None
-    _telemetry_of(os.environ, found)
-    for name in AgentConfig.__struct_fields__:
-        text = os.environ.get(PREFIX + name.upper())
-        if text is None:
-            continue
-        found[name] = _failsafe(name, text) if name == "failsafe" else text
-        if name in ("nats_urls", "unit_slices", "simulated_cgroups"):
-            found[name] = [item.strip() for item in text.split(",") if item.strip()]
-    refused: tuple[str, ...] = ()
-    numbers: tuple[int, ...] = ()
-    if isinstance(given := found.get("failsafe"), list):
-        found["failsafe"], refused, numbers = failsafe_of(given)
-    plain_numbers(found)
-    try:
-        known = msgspec.convert(found, PartlyRefused if refused else AgentConfig, strict=False)
-        return msgspec.structs.replace(known, refused=refused, numbers=numbers) if refused else known
-    except msgspec.ValidationError as error:
-        raise Invalid("agent settings", "known settings of the right type", str(error)) from None
+    from aegisflux.settings import unknown_variables
 
-
-def _failsafe(name: str, text: str) -> Any:
-    return json_text.parse(text.encode(errors="surrogateescape"), PREFIX + name.upper(), "JSON")
-
-
-def _telemetry_of(environ: Mapping[str, str], found: dict[str, Any]) -> None:
-    """The table's settings: AEGISFLUX_AGENT_TELEMETRY_<NAME>."""
-    told = {
-        name: environ[key]
-        for name in TelemetrySettings.__struct_fields__
-        if (key := f"{PREFIX}TELEMETRY_{name.upper()}") in environ
-    }
-    if told:
-        found["telemetry"] = {**found.get("telemetry", {}), **told}
+    for error in unknown_variables(os.environ):
+        wrong(error)
+    return read_config(path, os.environ, wrong)
 
 
 def make_datapath(config: AgentConfig) -> Datapath:

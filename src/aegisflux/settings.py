@@ -1,25 +1,49 @@
 """Settings of the control plane: a TOML file, then the environment, then what the command line says."""
 
 import os
-import tomllib
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
 from msgspec import Meta, Struct
 
-from aegisflux.domain.digits import plain_numbers
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.guardrails import OPEN, Limits, Share, parse_window
+from aegisflux.domain.names import close
 from aegisflux.domain.net import parse_address
+from aegisflux.runtime import configured
+from aegisflux.runtime.configured import Wrong, refuse
 
 CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
 PREFIX: Final = "AEGISFLUX_"
 SYSTEM_DATA: Final = Path("/var/lib/aegisflux/control")
 USER_DATA: Final = Path("~/.local/state/aegisflux/control")
 API_PORT, ENRICH_PORT, INGEST_PORT, SEGMENTER_PORT, NATS_PORT = 8081, 8082, 8085, 8086, 4222
-LISTS: Final = frozenset({"listen", "nats_urls", "never_block", "windows"})
+AGENT: Final = "AEGISFLUX_AGENT_"
+# What commands read.
+CLIENTS: Final = frozenset(
+    PREFIX + name
+    for name in (
+        "URL", "ENRICH_URL", "INGEST_URL", "SEGMENTER_URL", "TOKEN", "ADMIN_TOKEN_FILE", "ENROLL_TOKEN"
+    )
+)  # fmt: skip
+# What this project's own tests and tools read; they run agents and control planes.
+TOOLS: Final = frozenset(
+    PREFIX + name
+    for name in (
+        "ENTRIES", "KILLS", "KILL_SEED", "NIGHTLY", "PIPELINE_KILLS", "PYTHON", "SEED", "SNAPSHOTS",
+        "SOAK_SECONDS", "SWAPS", "SWAP_KILLS"
+    )
+)  # fmt: skip
+PROBED: Final = PREFIX + "CAN_"  # what script/setup found
+KUBERNETES: Final = re.compile(
+    r"(AEGISFLUX(?:_[A-Z0-9_]+)?)_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)"
+    r"(?:_PROTO|_PORT|_ADDR)?)?)"
+)
+YEARS: Final = 10 * 366 * 86_400
+Days = Annotated[int, Meta(ge=1, le=36_600)]
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 
 
@@ -30,8 +54,8 @@ class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     renew_every:   between looks at leases that are to be renewed; with max_seconds at most a tenth of it
     """
 
-    max_seconds: int = 0
-    renew_every: float = 5.0
+    max_seconds: Annotated[int, Meta(ge=0, le=YEARS)] = 0
+    renew_every: Annotated[float, Meta(ge=0.1, le=3600)] = 5.0
 
 
 class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -48,8 +72,8 @@ class Guardrails(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     never_block: tuple[str, ...] = ()
     most_of_fleet: Share = 1.0
     most_of_service: Share = 1.0
-    ttl_seconds: Annotated[int, Meta(ge=0)] = 0
-    changes_an_hour: Annotated[int, Meta(ge=0)] = 0
+    ttl_seconds: Annotated[int, Meta(ge=0, le=YEARS)] = 0
+    changes_an_hour: Annotated[int, Meta(ge=0, le=1_000_000)] = 0
     windows: tuple[str, ...] = ()
 
     def limits(self) -> Limits:
@@ -82,9 +106,9 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     rollups_days: flows added up by minute, and what was seen of each source
     """
 
-    flows_days: int = 14
-    events_days: int = 30
-    rollups_days: int = 400
+    flows_days: Days = 14
+    events_days: Days = 30
+    rollups_days: Days = 400
 
     def seconds(self) -> dict[str, int]:
         """By table."""
@@ -116,15 +140,15 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     data_dir: str = ""
-    port_base: int = 0
+    port_base: Annotated[int, Meta(ge=0, le=65_000)] = 0
     listen: tuple[str, ...] = ()
     advertise: str = ""
     database_url: str = ""
     nats_urls: tuple[str, ...] = ()
     nats_ca: str = ""
-    confirm_seconds: int = 30
-    compare_seconds: float = 300.0
-    workers: int = 2
+    confirm_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 30
+    compare_seconds: Annotated[float, Meta(ge=1, le=86_400)] = 300.0
+    workers: Annotated[int, Meta(ge=1, le=256)] = 2
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "text"] = "json"
     leases: Leases = Leases()
@@ -216,41 +240,83 @@ def bracketed(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def load(config: Path | None, environ: Mapping[str, str], **given: Any) -> Settings:
-    """The settings; what `given` says (and is not None) wins. Raises Invalid by the name of the setting."""
+def load(config: Path | None, environ: Mapping[str, str], wrong: Wrong = refuse, **given: Any) -> Settings:
+    """Return the settings; what `given` says (and is not None) wins. `wrong` hears of each setting that is
+    left out, or raises it: then raises Invalid by the name of the setting."""
     raw: dict[str, Any] = {}
     path = config or CONFIG
     if config is not None or path.exists():
         try:
-            raw = tomllib.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise Invalid(str(path), "a readable TOML file", str(error)) from None
-    _environment(raw, environ)
-    raw |= {name: value for name, value in given.items() if value is not None}
-    plain_numbers(raw)
-    try:
-        settings = msgspec.convert(raw, Settings, strict=False)
-    except msgspec.ValidationError as error:
-        raise Invalid("settings", "the documented settings", str(error)) from None
-    settings.limits.limits()
+            raw = configured.toml_of(path)
+        except Invalid as error:
+            if config is not None:  # who named it means this one and no other
+                raise
+            wrong(error)
+    for unknown in unknown_variables(environ):
+        wrong(unknown)
+    values = configured.values(Settings, raw, configured.Places(str(path), PREFIX, environ), wrong)
+    for name, kind in Settings.__annotations__.items():
+        if given.get(name) is not None:
+            values[name] = configured.value(name, given[name], kind)
+    for name, check in CHECKS.items():
+        try:
+            check(Settings(**values))
+        except Invalid as error:
+            wrong(error)
+            del values[name]
+    return Settings(**values)
+
+
+def _listen(settings: Settings) -> None:
     for address in settings.listen:
         parse_address(address, "listen")
-    if not 0 <= settings.port_base <= 65_000:
-        raise Invalid("port_base", "0 to 65000", settings.port_base)
-    return settings
 
 
-def _environment(raw: dict[str, Any], environ: Mapping[str, str]) -> None:
-    for field in msgspec.structs.fields(Settings):
-        if field.type in (Leases, Retention, Guardrails):
-            inner: dict[str, Any] = raw.setdefault(field.name, {})
-            for part in msgspec.structs.fields(field.type):
-                value = environ.get(f"{PREFIX}{field.name}_{part.name}".upper())
-                if value:
-                    many = part.name in LISTS
-                    inner[part.name] = [p.strip() for p in value.split(",")] if many else value
-            continue
-        value = environ.get(PREFIX + field.name.upper())
-        if value:
-            many = field.name in LISTS
-            raw[field.name] = [part.strip() for part in value.split(",")] if many else value
+CHECKS: Final[Mapping[str, Callable[[Settings], object]]] = {
+    "limits": lambda settings: settings.limits.limits(),
+    "listen": _listen,
+}
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[Invalid]:
+    """Return what is wrong with variables that begin like ours and that nothing of AegisFlux reads: a setting
+    whose name is mistyped would be as if it were not given. One environment may be that of a control plane,
+    of an agent and of commands."""
+    names = {*configured.variables(Settings, PREFIX), *CLIENTS, *TOOLS}
+    odd = [
+        name
+        for name in sorted(environ)
+        if name.upper().startswith(PREFIX) and name not in names and not name.startswith(PROBED)
+    ]
+    if not odd:
+        return []
+    from aegisflux.agent import config as agent
+
+    agents = {*configured.variables(agent.AgentConfig, agent.PREFIX), agent.PREFIX + "CONFIG"}
+    return [
+        Invalid(name, f"a variable that AegisFlux reads{_meant(name, names - TOOLS, agents)}", environ[name])
+        for name in odd
+        if name not in agents and not _of_kubernetes(name, environ)
+    ]
+
+
+def _meant(name: str, names: set[str], agents: set[str]) -> str:
+    """The nearest name: without the prefixes, since these make all names alike."""
+    of_agent = name.upper().startswith(AGENT)
+    near, far = (agents, names) if of_agent else (names, agents)
+    for known in (near, near | far):
+        short = {_short(one): one for one in (*(known - near), *(known & near))}
+        if hint := close(_short(name), short):
+            meant = hint.removeprefix("; did you mean ").removesuffix("?")
+            return f"; did you mean {short[meant]}?"
+    return "; docs/reference/settings.md names them all"
+
+
+def _short(name: str) -> str:
+    return name.upper().removeprefix(AGENT).removeprefix(PREFIX)
+
+
+def _of_kubernetes(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes gives the variable to each pod beside a service that is called like us."""
+    found = KUBERNETES.fullmatch(name)
+    return found is not None and f"{found[1]}_SERVICE_HOST" in environ

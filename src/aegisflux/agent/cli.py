@@ -8,7 +8,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
@@ -18,8 +19,8 @@ from aegisflux.domain.errors import Invalid, Refused, Unavailable
 from aegisflux.domain.text import encodable_all, paragraph, printable
 
 if TYPE_CHECKING:
+    from aegisflux.agent.config import AgentConfig
     from aegisflux.agent.rescue import Kernel, Meant
-    from aegisflux.agent_bootstrap import AgentConfig
     from aegisflux.domain.panic import Attached, Owner
 
 app = App(name="agent", help="The agent of this host: enrol it, run it, ask it, stop its enforcement.")
@@ -148,12 +149,16 @@ def doctor(*, output: Output = "table", instance: Instance = None, config: Confi
     Exit 1 when this host cannot run an agent, or its agent is not as it should be; 0 on a host that is
     able and not enrolled yet. What to do next is said.
     """
-    from aegisflux.agent.doctor import examine, next_step
+    from aegisflux.agent.doctor import Finding, examine, next_step
     from aegisflux.agent_bootstrap import make_datapath
 
     with _exits():
-        settings = _found(config, instance, new=True)
-        checks = examine(settings.state, lambda: make_datapath(settings), settings.settings())
+        wrong: list[str] = []
+        settings = _found(config, instance, new=True, wrong=wrong)
+        checks = [
+            *(Finding("settings", False, text, True) for text in wrong),
+            *examine(settings.state, lambda: make_datapath(settings), settings.settings()),
+        ]
         found: Json = {"checks": [check._asdict() for check in checks], "next": next_step(checks)}
         _print(output, found, _doctor_table)
         if any(not check.ok and check.required for check in checks):
@@ -162,7 +167,7 @@ def doctor(*, output: Output = "table", instance: Instance = None, config: Confi
 
 @app.command
 def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile = None) -> None:
-    """Remove every enforcement on this host at once, and keep it so until `aegisflux agent resume`.
+    """Remove all enforcement on this host at once, and keep it so until `aegisflux agent resume`.
 
     Needs no network, no running agent and no room on a disk. Ends every instance that the kernel has
     attached, unless one is named: by --instance, or by --config or the environment where they agree with an
@@ -182,7 +187,7 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
         names = {note.instance: str(note) for note in about.agents}
         for name in () if done.left else done.found:
             known = names.get(name, f"{name or 'no name'} (of no known agent)")
-            _say(f"panic: every enforcement is removed of {known}")
+            _say(f"panic: all enforcement of {known} is removed")
         for name in done.idle:
             _say(f"panic: {names.get(name, name)} does not run and enforces nothing; it stays so")
         for name, text in done.unwritten:
@@ -269,6 +274,8 @@ def _exits() -> Iterator[None]:
         _fail(REFUSED, error)
     except Unavailable as error:
         _fail(UNAVAILABLE, error)
+    except BrokenPipeError:  # whoever read has seen enough: `main` ends quietly
+        raise
     except (OSError, ValueError) as error:
         _fail(ERROR, error)
     except KeyboardInterrupt:
@@ -276,7 +283,8 @@ def _exits() -> Iterator[None]:
 
 
 def _fail(status: int, error: Exception) -> NoReturn:
-    print(paragraph(f"aegisflux agent: {error}"), file=sys.stderr, flush=True)  # noqa: T201
+    with suppress(OSError):
+        print(paragraph(f"aegisflux agent: {error}"), file=sys.stderr, flush=True)  # noqa: T201
     sys.exit(status)
 
 
@@ -286,6 +294,27 @@ def _config(path: Path | None) -> "AgentConfig":
     return load_config(path)
 
 
+def _known(path: Path | None, wrong: list[str] | None = None) -> "AgentConfig":
+    """The settings of an agent for a command: what is wrong in them is said and left out. Only an agent that
+    is to begin is refused for it; nobody is kept from ending enforcement or from looking. Where `wrong` is
+    given it is told there."""
+    from aegisflux.agent_bootstrap import load_config
+
+    def told(error: Invalid) -> None:
+        if wrong is None:
+            _warn(str(error))
+        else:
+            wrong.append(str(error))
+
+    return load_config(path, told)
+
+
+@cache
+def _warn(text: str) -> None:
+    """Say what is wrong once, however often a command reads its settings."""
+    _say(f"warning: {text}; no agent starts with this")
+
+
 def _said(path: Path | None) -> bool:
     """Whether who typed the command named an agent, by a file of settings or in the environment."""
     return path is not None or any(
@@ -293,14 +322,16 @@ def _said(path: Path | None) -> bool:
     )
 
 
-def _found(path: Path | None, instance: str | None, *, new: bool = False) -> "AgentConfig":
+def _found(
+    path: Path | None, instance: str | None, *, new: bool = False, wrong: list[str] | None = None
+) -> "AgentConfig":
     """The settings of the agent that is meant, as it really runs or ran; where it may be `new`, what somebody
-    said is believed although no agent was enrolled there."""
+    said is believed although no agent was enrolled there. `wrong`: see `_known`."""
     from msgspec.structs import replace
 
     from aegisflux.agent import notes
 
-    settings = _config(path)
+    settings = _known(path, wrong)
     if new and instance is None and _said(path) and not notes.is_enrolled(settings.state):
         return settings
     known = notes.read()
@@ -328,12 +359,10 @@ def _meant(
 ) -> "Meant":
     """Whom a command is about. `first` is called as soon as that is known, before the kernel's maps are
     looked through for markers: there are as many as others like."""
-    from contextlib import suppress
-
     from aegisflux.agent import notes, rescue
     from aegisflux.agent_bootstrap import note_of
 
-    known, settings = notes.read(), note_of(_config(path))
+    known, settings = notes.read(), note_of(_known(path))
     there: list[Attached] = []
     with suppress(Unavailable):  # the panic itself says what the kernel refuses
         there = kernel.linked()
@@ -365,7 +394,7 @@ def _folders(path: Path | None) -> list[Path]:
     from aegisflux.runtime import procfs
 
     folders = notes.bpf_file_systems(procfs.kernel_text(procfs.PROC / "self/mountinfo"))
-    return [*folders, Path(_config(path).bpffs), *(Path(note.bpffs) for note in notes.read())]
+    return [*folders, Path(_known(path).bpffs), *(Path(note.bpffs) for note in notes.read())]
 
 
 def _token(path: Path | None) -> str:
@@ -396,7 +425,9 @@ def _log(text: str) -> None:
 
 
 def _say(text: str) -> None:
-    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+    """Talk on stderr; what nobody reads or has room for stops no command, least of all a panic."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def _print(output: str, found: Json, table: Callable[[Json], list[str]]) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final, Literal
 
-import msgspec
 from msgspec import Struct
 
 from aegisflux.agent.parts import AgentSettings
+from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.failsafe_paths import absent, failsafe_path
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
@@ -19,6 +19,7 @@ from aegisflux.wire.layout import MAX_FAILSAFE
 
 MAX_PORT: Final = 65_535
 MAX_WORDS: Final = 400
+EXAMPLE: Final = '{direction = "ingress", proto = "tcp", port = 22}'
 
 
 class FailsafeSetting(Struct, frozen=True, forbid_unknown_fields=True):
@@ -52,12 +53,12 @@ def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...], tuple[int
     refused: list[str] = []
     for number, line in enumerate(given, 1):
         try:
-            msgspec.convert(line, FailsafeSetting, strict=False).rule()
+            converted(line, FailsafeSetting, strict=False).rule()
             if len(good) >= MAX_FAILSAFE:
                 raise Invalid("failsafe", f"at most {MAX_FAILSAFE} lines", len(given))
             good.append((number, line))
-        except (msgspec.ValidationError, Invalid) as error:
-            refused.append(f"failsafe {number}: {printable(str(error))[:MAX_WORDS]}")
+        except Invalid as error:
+            refused.append(f"failsafe {number}: {printable(_told(error))[:MAX_WORDS]}")
     if refused:
         default = [
             {"direction": one.direction, "proto": one.proto, "port": one.port} for one in DEFAULT_FAILSAFE
@@ -67,6 +68,11 @@ def failsafe_of(given: list[Any]) -> tuple[list[Any], tuple[str, ...], tuple[int
         refused += [f"failsafe: no room beside the default rule for {line}" for line in left_out]
     good = good[:MAX_FAILSAFE]
     return [line for _, line in good], tuple(refused), tuple(number for number, _ in good)
+
+
+def _told(error: Invalid) -> str:
+    """What is wrong with a line; where its form is, a line that is well beside it."""
+    return str(error) if error.path.startswith("failsafe") else f"{error}; a line is such as {EXAMPLE}"
 
 
 def cgroup_mounts() -> tuple[str, ...]:

@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeVar
+from typing import Annotated, Any, Final, Protocol, TypeVar
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from aegisflux.agent.spool import Lane, Spool
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule
@@ -19,6 +19,8 @@ from aegisflux.wire.envelope import Sign
 
 T = TypeVar("T")
 DENIED_KEPT: Final = 2048
+Seconds = Annotated[float, Meta(ge=0.1, le=86_400)]
+"""Between two rounds of a loop: less would be a busy loop, more an agent that has ceased to look."""
 
 
 class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -35,13 +37,13 @@ class TelemetrySettings(Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """
 
     enabled: bool = True
-    spool_bytes: int = 256 << 20
-    events_per_second: int = 5000
-    processes_per_second: int = 2000
+    spool_bytes: Annotated[int, Meta(ge=1000, le=1 << 40)] = 256 << 20
+    events_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 5000
+    processes_per_second: Annotated[int, Meta(ge=1, le=1_000_000)] = 2000
     inventory: bool = True
-    inventory_seconds: float = 300.0
-    flow_seconds: float = 5.0
-    listen_seconds: float = 5.0
+    inventory_seconds: Seconds = 300.0
+    flow_seconds: Seconds = 5.0
+    listen_seconds: Seconds = 5.0
 
 
 class AgentSettings(Struct, frozen=True, kw_only=True):

@@ -11,7 +11,7 @@ from http.client import HTTPException
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from aegisflux.cli.control import loaded
+from aegisflux.cli.control import known
 from aegisflux.domain.errors import Forbidden, Refused, Unavailable, shown
 
 SECONDS = 30.0
@@ -19,19 +19,19 @@ SECONDS = 30.0
 
 def facts(path: str, query: Mapping[str, object] | None = None) -> Any:
     """One question to enrich; raises as `call`."""
-    base = os.environ.get("AEGISFLUX_ENRICH_URL") or loaded().enrich_url
+    base = os.environ.get("AEGISFLUX_ENRICH_URL") or known().enrich_url
     return call("GET", path, query=query, base=base)
 
 
 def segmenter(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
     """One request to the segmenter; raises as `call`."""
-    base = os.environ.get("AEGISFLUX_SEGMENTER_URL") or loaded().segmenter_url
+    base = os.environ.get("AEGISFLUX_SEGMENTER_URL") or known().segmenter_url
     return call(method, path, body, query, base)
 
 
 def ingest(method: str, path: str, body: object = None, query: Mapping[str, object] | None = None) -> Any:
     """One request to ingest; raises as `call`."""
-    base = os.environ.get("AEGISFLUX_INGEST_URL") or loaded().ingest_url
+    base = os.environ.get("AEGISFLUX_INGEST_URL") or known().ingest_url
     return call(method, path, body, query, base)
 
 
@@ -84,7 +84,7 @@ def _no_text(error: UnicodeEncodeError) -> Refused:
 
 
 def _url() -> str:
-    return os.environ.get("AEGISFLUX_URL") or loaded().url
+    return os.environ.get("AEGISFLUX_URL") or known().url
 
 
 def _decoded(text: bytes, base: str) -> Any:
@@ -109,7 +109,7 @@ def _token() -> str:
         return given
     from aegisflux import bootstrap
 
-    found = bootstrap.admin_token(loaded())
+    found = bootstrap.admin_token(known())
     if found is None:
         raise Refused("no token: set AEGISFLUX_TOKEN")
     return found

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,7 @@ from cyclopts import Parameter
 
 from aegisflux import settings as settings_of
 from aegisflux.cli.output import document, say
+from aegisflux.domain.errors import Invalid
 from aegisflux.settings import Settings
 
 Config = Annotated[
@@ -22,8 +24,22 @@ PortBase = Annotated[
 
 
 def loaded(config: Path | None = None, data_dir: str | None = None, port_base: int | None = None) -> Settings:
-    """The settings, with what the command line says."""
+    """The settings of what is to begin, with what the command line says; raises Invalid."""
     return settings_of.load(config, os.environ, data_dir=data_dir, port_base=port_base)
+
+
+def known(config: Path | None = None, data_dir: str | None = None, port_base: int | None = None) -> Settings:
+    """The settings for a command that asks: what is wrong in them is said and left out."""
+    return settings_of.load(config, os.environ, _warn, data_dir=data_dir, port_base=port_base)
+
+
+def _warn(error: Invalid) -> None:
+    _say_once(f"warning: {error}; no control plane starts with this")
+
+
+@cache
+def _say_once(text: str) -> None:
+    say(text)
 
 
 def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase = None) -> None:
@@ -108,7 +124,7 @@ def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase 
     """
     from aegisflux import bootstrap
 
-    for name, value in bootstrap.environment(loaded(config, data_dir, port_base)).items():
+    for name, value in bootstrap.environment(known(config, data_dir, port_base)).items():
         document(f"export {name}={shlex.quote(value)}\n")
 
 

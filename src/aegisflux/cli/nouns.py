@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import call, quoted
-from aegisflux.cli.control import Config, DataDir, PortBase, loaded
+from aegisflux.cli.control import Config, DataDir, PortBase, known
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.names import remarks
@@ -371,7 +371,7 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
     """
     from aegisflux import bootstrap
 
-    count, problems = asyncio.run(bootstrap.audit_problems(loaded(config, data_dir)))
+    count, problems = asyncio.run(bootstrap.audit_problems(known(config, data_dir)))
     for problem in problems:
         line(problem)
     say(f"{count} lines, {len(problems)} problems")
@@ -408,7 +408,7 @@ def watch(
     names = ("NATS_URL", "NATS_CREDS", "NATS_CA")
     given = {name: os.environ[name] for name in names if name in os.environ}
     if len(given) < len(names):
-        given = bootstrap.environment(loaded()) | given
+        given = bootstrap.environment(known()) | given
     subject, lines = (subjects.MAPS, announced) if what == "snapshots" else (subjects.ENRICHED, enriched)
 
     asyncio.run(bootstrap.watch(given, subject, lines, line, count))
@@ -449,6 +449,6 @@ def labels_of(given: list[str] | None) -> dict[str, str]:
 
 def _place(config: Path | None, data_dir: str | None, port_base: int | None) -> None:
     if config or data_dir or port_base:
-        given = loaded(config, data_dir, port_base)
+        given = known(config, data_dir, port_base)
         os.environ.setdefault("AEGISFLUX_URL", given.url)
         os.environ["AEGISFLUX_DATA_DIR"] = str(given.data)

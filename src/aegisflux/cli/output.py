@@ -9,6 +9,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any, Final, Literal
 
 from cyclopts import Parameter
@@ -61,8 +62,9 @@ def show(value: Any, output: str, columns: tuple[str, ...] = (), headed: bool = 
 
 
 def say(text: str) -> None:
-    """Talk on stderr."""
-    print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
+    """Talk on stderr; what nobody reads or has room for stops no command."""
+    with suppress(OSError):
+        print(printable(text), file=sys.stderr, flush=True)  # noqa: T201
 
 
 def line(text: str) -> None:

@@ -2,19 +2,21 @@
 
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from typing import Any, Final
 
 import msgspec
 import msgspec.inspect
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.names import close
 from aegisflux.domain.paths import step
 
 _PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`\Z")
 _STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[([0-9]+)\]|(\[\.\.\.\])")
 _PLAIN: Final = (
+    ("`int | float`", "a number"),
     ("`int`", "an integer"),
+    ("`float`", "a number"),
     ("`str`", "a string"),
     ("`bool`", "true or false"),
     ("`array`", "an array"),
@@ -22,11 +24,11 @@ _PLAIN: Final = (
 )
 
 
-def converted(raw: Any, kind: Any) -> Any:
+def converted(raw: Any, kind: Any, *, strict: bool = True) -> Any:
     """Return parsed JSON or YAML as a value of the type; raises Invalid by path. A number in quotes is a
-    string, and 1.0 is no integer."""
+    string, and 1.0 is no integer; not so where it is not `strict`, for settings."""
     try:
-        return msgspec.convert(raw, kind)
+        return msgspec.convert(raw, kind, strict=strict)
     except msgspec.ValidationError as error:
         raise _explained(error, raw, kind) from None
 
@@ -154,10 +156,10 @@ def _with(raw: Any, path: list[str | int], part: Any) -> Any:
 
 
 def _expected(text: str, path: list[str | int], value: Any, kind: Any) -> str:
-    if text.startswith("Invalid enum value"):
-        words = _words(path, kind)
-        near = get_close_matches(value, words, n=1) if isinstance(value, str) else []
-        hint = f" (did you mean {near[0]}?)" if near else ""
+    words = _words(path, kind) if text.startswith(("Invalid enum value", "Expected `str`")) else []
+    if words or text.startswith("Invalid enum value"):
+        near = close(value, words) if isinstance(value, str) else ""
+        hint = f" ({near.removeprefix('; ')})" if near else ""
         return (f"one of {', '.join(words)}" if words else "one of the documented words") + hint
     text = text.removeprefix("Expected ").split(", got ")[0]
     for name, plain in _PLAIN:

@@ -162,9 +162,11 @@ def check_label(path: str, name: str, value: str) -> None:
 
 
 def close(name: str, names: Iterable[str]) -> str:
-    """Return "; did you mean ...?" for the name that is most like another one; empty: none is."""
-    near = get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    """Return "; did you mean ...?" for the name that is most like another one, whatever the case of both;
+    empty: none is."""
+    known = {one.casefold(): one for one in names}
+    near = get_close_matches(name.casefold(), known, n=1)
+    return f"; did you mean {known[near[0]]}?" if near else ""
 
 
 def remarks(names: Mapping[str, str], labels: Mapping[str, Mapping[str, str]]) -> list[tuple[str, str]]:
