@@ -5,7 +5,9 @@ Parts are imported
 when they are used, so that the agent stays small.
 """
 
+import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from cyclopts import App, Parameter
@@ -47,7 +49,7 @@ def main() -> None:
 
     terminal.guard()
     try:
-        app(exit_on_error=False, error_formatter=_misused)
+        _run()
     except CycloptsError:
         sys.exit(2)
     except Misused as error:
@@ -59,7 +61,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()
+        _let_go()
         sys.exit(0)
     except UnicodeEncodeError as error:  # an argument or a variable holds bytes that are no text
         _fail(2, f"error: expected text that is UTF-8, got {str(error.object)[:200]}")
@@ -67,11 +69,32 @@ def main() -> None:
         _fail(2, f"error: {error}")
 
 
+def _run() -> None:
+    """Run the command, and write what it printed: a pipe that nobody reads is found out here, not when the
+    interpreter ends."""
+    try:
+        app(exit_on_error=False, error_formatter=_misused)
+    except SystemExit as ended:  # the library that prints help ends with 1
+        if isinstance(ended.__context__, BrokenPipeError):
+            raise ended.__context__ from None
+        raise
+    finally:
+        sys.stdout.flush()
+
+
+def _let_go() -> None:
+    """Whoever read standard output (`| head`) has seen enough: what is still to be written goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
 def _fail(status: int, text: str) -> NoReturn:
     """End with a message, whoever wrote it."""
     from aegisflux.domain.text import paragraph
 
-    print(paragraph(text), file=sys.stderr)  # noqa: T201
+    with suppress(OSError):
+        print(paragraph(text), file=sys.stderr, flush=True)  # noqa: T201
     sys.exit(status)
 
 
