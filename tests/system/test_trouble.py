@@ -106,7 +106,7 @@ async def test_panic_holds_and_says_what_it_could_not_write(bench, trouble):
         begin = time.monotonic()
         done = await agent.acall("panic", "--instance", bench.name)
         assert time.monotonic() - begin < PANIC_SECONDS
-        removed = f"all enforcement of {bench.name} is removed" in done.stderr
+        removed = f"panic: all enforcement of {bench.name} (" in done.stderr
         assert (done.returncode, removed) == (0, True), done.stderr
         said = {line for line in done.stderr.splitlines() if "could not be written" in line}
         for medium in unwritten:
