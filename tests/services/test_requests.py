@@ -165,7 +165,21 @@ def test_values_that_a_lenient_reader_takes_for_others_are_refused(clients, rout
             "-0",
             "5;limit=9",
         ),
-        "boolean": ("True", "TRUE", "yes", "on", "t", "01", "%D9%A1", "null", "true;dry_run=false"),
+        "boolean": (
+            "1",
+            "0",
+            "-1",
+            "True",
+            "TRUE",
+            "False",
+            "yes",
+            "on",
+            "t",
+            "01",
+            "%D9%A1",
+            "null",
+            "true;dry_run=false",
+        ),
         "date-time": ("5", "1e9", "0.5", "2026-11-30", "2026-11-30T12:00:00", "2026-11-30T12:00:00+01:00"),
     }
     for name, schema in parameters(route).items():

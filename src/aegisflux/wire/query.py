@@ -24,7 +24,7 @@ _INTEGER: Final = re.compile(r"0|-?[1-9][0-9]*")
 _TIME: Final = re.compile(
     r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})"
 )
-BOOLEANS: Final = ("true", "false", "1", "0")
+BOOLEANS: Final = ("true", "false")
 
 
 class Parameter(Struct, frozen=True):
