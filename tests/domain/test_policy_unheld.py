@@ -5,9 +5,11 @@
 import pytest
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.local_denies import warnings_of
 from aegisflux.domain.policy import Group, Policy, Rule, check
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace, compile_policy
 from aegisflux.domain.policy_lint import lint
+from aegisflux.domain.snapshot import from_builtins
 from aegisflux.wire.policyfile import read, read_stored
 
 HOSTS = {
@@ -74,6 +76,20 @@ def test_an_allow_of_it_is_taken(end):
 @pytest.mark.parametrize("end", NOT_LOCAL)
 def test_a_deny_of_more_is_taken(end):
     check(Policy(policy=1, groups=GROUPS, rules=(deny("web", end),)))
+
+
+@pytest.mark.parametrize(
+    ("cidr", "warned"),
+    [("127.0.0.0/8", True), ("127.0.0.1/32", True), ("::1/128", True), ("0.0.0.0/32", True), ("::/128", True),
+     ("::ffff:127.0.0.1/128", True), ("10.0.0.0/8", False), ("0.0.0.0/0", False), ("::/0", False)],
+)  # fmt: skip
+def test_the_author_of_a_snapshot_is_warned_of_it(cidr, warned):
+    denies = [{"cidr": at, "proto": "tcp", "port": 1, "direction": "both"} for at in ("192.0.2.1/32", cidr)]
+    found = warnings_of(from_builtins({"version": 1, "service_id": 1, "ttl_seconds": 60, "deny": denies}))
+    assert [
+        line.endswith("holds nowhere: what a host sends to itself is always allowed; take it out")
+        for line in found
+    ] == [True] * warned
 
 
 def test_a_stored_one_goes_on_and_is_told():

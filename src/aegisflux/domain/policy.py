@@ -21,11 +21,11 @@ from msgspec import Meta, Struct, field
 from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.local_denies import always_local
 from aegisflux.domain.names import OPERATOR, check_name
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr, parse_former_cidr
 from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
-from aegisflux.domain.verdict import always_local
 
 MAX_RULES: Final = 5_000
 MAX_GROUPS: Final = 10_000

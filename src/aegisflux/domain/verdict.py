@@ -163,13 +163,6 @@ def failsafe(flow: Flow, host: Host) -> str | None:
     return next((name for name, holds in checks if holds(flow, host)), None)
 
 
-def always_local(cidr: Cidr) -> bool:
-    """Whether each address of a prefix is local on every host, so that no deny of it is held."""
-    loopback = Cidr(6, LOOPBACK_V6.value, 128)
-    every = (LOOPBACK_V4, loopback, *(Cidr(*address, address.bits) for address in UNSPECIFIED))
-    return any(local.contains(cidr) for local in every)
-
-
 def _is_local(flow: Flow, host: Host) -> bool:
     return (
         flow.local

@@ -16,7 +16,7 @@ import msgspec
 import zstandard
 from msgspec import Struct
 
-from aegisflux.domain import embedded
+from aegisflux.domain import embedded, local_denies
 from aegisflux.domain import snapshot as snapshots
 from aegisflux.domain.errors import Invalid, OverLimit, Refused, Unavailable
 from aegisflux.domain.flow import Flow, Host
@@ -177,7 +177,7 @@ def _compiled(snapshot: MapSnapshot) -> Prepared:
         mode=content.mode,
         on_expiry=content.on_expiry,
         established=content.established,
-        warnings=(*snapshots.warnings_of(snapshot), *embedded.warnings_of(snapshot)),
+        warnings=tuple(w for of in (snapshots, embedded, local_denies) for w in of.warnings_of(snapshot)),
         snapshot=zstandard.ZstdCompressor(level=3).compress(content.snapshot),
         payload=packed(content),
     )
