@@ -44,7 +44,7 @@ STATES = {
     "pending": "desired, and not yet answered by the host",
     "in_force": "the kernel of the host holds it and enforces it",
     "observing": "the kernel of the host holds it; it judges and blocks nothing",
-    "matches nothing": "the kernel of the host holds it, and no cgroup there is selected: it judges nothing",
+    "matches nothing": "the kernel of the host holds it, and no cgroup is bound to it: it judges nothing",
     "nacked": "the host refused it by name; the last good one stays in force",
     "reverted": "it was in force and the host went back to the one before",
     "expired": "its lease ended; `on_expiry` holds",

@@ -3,7 +3,9 @@
 import pytest
 import pytest_asyncio
 
-from support.agents import AgentLab
+from aegisflux.agent import binder
+from aegisflux.domain.errors import OverLimit
+from support.agents import AgentLab, body
 
 pytestmark = pytest.mark.asyncio
 
@@ -34,6 +36,79 @@ async def test_a_service_that_matches_no_cgroup_is_not_in_force(lab, mode, selec
     lab.cgroups.tree = {}
     await lab.runner.bind()
     assert states(lab) == ["matches nothing"]
+
+
+def refusing(lab, monkeypatch, refused):
+    """Let the datapath refuse these paths, as a kernel without room does."""
+    bind = lab.kernel.bind
+
+    def some(bindings):
+        given = list(bindings)
+        bind([b for b in given if b.path not in refused])
+        found = {b.path: "no space left" for b in given if b.path in refused}
+        lab.kernel._refused = found
+        if found:
+            raise OverLimit("cgroups", 1, 2, "no space left")
+
+    monkeypatch.setattr(lab.kernel, "bind", some)
+
+
+MANY = {f"pods/{n}": 100 + n for n in range(10)}
+
+
+@pytest.mark.parametrize(
+    ("tree", "refused", "most", "expected"),
+    [
+        ({"web": 11, "db": 12}, (), 99, {101: ("in_force", 1, 0), 102: ("in_force", 1, 0)}),
+        ({"web": 11, "db": 12}, ("web",), 99, {101: ("matches nothing", 0, 1), 102: ("in_force", 1, 0)}),
+        ({**MANY, "db": 12}, ("pods/3",), 99, {101: ("in_force", 9, 1), 102: ("in_force", 1, 0)}),
+        ({**MANY, "db": 12}, MANY, 99, {101: ("matches nothing", 0, 10), 102: ("in_force", 1, 0)}),
+        ({**MANY, "db": 12}, (), 5, {101: ("in_force", 4, 6), 102: ("in_force", 1, 0)}),
+        ({**MANY, "db": 12}, ("pods/0",), 5, {101: ("in_force", 3, 7), 102: ("in_force", 1, 0)}),
+        (
+            {**MANY, **{f"jobs/{n}": 200 + n for n in range(10)}},
+            (),
+            6,
+            {101: ("in_force", 3, 7), 102: ("in_force", 3, 7)},
+        ),
+        ({**MANY, "jobs/1": 200}, (), 6, {101: ("in_force", 5, 5), 102: ("in_force", 1, 0)}),
+        ({"web": 11, "db": 12}, (), 1, {101: ("matches nothing", 0, 1), 102: ("in_force", 1, 0)}),
+    ],
+)
+async def test_what_is_claimed_is_what_is_bound(lab, monkeypatch, tree, refused, most, expected):
+    """By service: its state, how many cgroups are bound, and how many are selected and not bound."""
+    monkeypatch.setattr(binder, "MAX_BINDINGS", most)
+    refusing(lab, monkeypatch, refused)
+    lab.cgroups.tree = dict(tree)
+    plane, other = lab.plane, lab.plane.content(body(1, service_id=102))
+    for _ in range(2):
+        lab.clocks.advance(1)
+        await lab.desire(
+            plane.service(lab.one_edge(), selectors=("cgroup:web*", "cgroup:pods/*")),
+            plane.service(other, name="db", selectors=("cgroup:db", "cgroup:jobs/*")),
+        )
+        beat, bound = lab.heartbeat(), {b.cgroup_id for b in lab.kernel.bindings()}
+        found = {}
+        for report in beat.services:
+            assert {tree[path] for path in report.cgroups} <= bound
+            lacking = lab.runner.binder.unbound.get(report.service_id, 0)
+            found[report.service_id] = (report.state, len(report.cgroups), lacking)
+            assert bool(report.conflicts) == bool(lacking)
+        assert found == expected
+        lacking = sum(count for *_, count in expected.values())
+        assert beat.loss.get("unbound_cgroups", 0) == lacking
+        assert any("not every cgroup" in text for text in beat.troubles) == bool(lacking)
+        acks = {ack.service_id: ack.matches for ack in lab.answers()}
+        assert acks == {service: bool(count) for service, (_, count, _) in expected.items()}
+        lines = len(lab.logs)
+        lab.cgroups.changed()
+        await lab.runner.bind()
+        assert lab.logs[lines:] == [], "it is logged once"
+    lab.cgroups.tree = {"web": 11}
+    monkeypatch.undo()
+    await lab.runner.bind()
+    beat = lab.heartbeat()
+    assert (beat.troubles, beat.loss.get("unbound_cgroups")) == ((), None)
 
 
 async def test_what_stands_in_the_way_comes_before_what_matches_nothing(lab):

@@ -1,6 +1,6 @@
 """Keeps the cgroups of the host bound to services, as selectors and the live tree say."""
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
@@ -9,6 +9,7 @@ from aegisflux.domain.converge import Holding
 from aegisflux.domain.errors import AegisError, Invalid
 from aegisflux.domain.manifest import HostManifest
 from aegisflux.domain.ownership import Ownership
+from aegisflux.domain.room import fitting
 from aegisflux.domain.selectors import (
     UNIT_SLICES,
     Owners,
@@ -30,7 +31,8 @@ SHOWN, SHOWN_PATH, LOGGED = 80, 255, 8
 
 
 class Binder:
-    """`cgroups` are the paths of each service, `conflicts` what each wanted and did not get, in words.
+    """`cgroups` are the bound paths of each service, `unbound` counts what is selected and not bound,
+    `conflicts` says in words what each wanted and did not get.
 
     Each selector, path and binding is taken by itself: one that is refused costs its own service only, which
     says so. Bindings of removed cgroups stay while their service does, up to 1,024: sockets may outlive a
@@ -51,7 +53,9 @@ class Binder:
         self._first = True
         self._delegated: frozenset[str] | None = None
         self._seen: OrderedDict[str, None] = OrderedDict()
+        self._cut: set[int] = set()
         self.cgroups: dict[int, tuple[str, ...]] = {}
+        self.unbound: dict[int, int] = {}
         self.conflicts: dict[int, tuple[str, ...]] = {}
 
     def follow(self, manifest: HostManifest) -> None:
@@ -86,13 +90,12 @@ class Binder:
         wanted = {tree[p]: Binding(tree[p], p, slots[i]) for p, i in owned.services.items()}
         self._note(owned.services)
         self._remember_gone(wanted, set(tree.values()), set(slots.values()))
-        every = {**wanted, **{b.cgroup_id: b for b in self._gone.values()}}
-        over = [b.path for b in list(every.values())[MAX_BINDINGS:]]
-        if over:
-            self._parts.log(f"{len(wanted)} cgroups are selected; {MAX_BINDINGS} at most are bound")
-            every = dict(list(every.items())[:MAX_BINDINGS])
+        over = await self._over(owned.services, services)
+        every = {n: b for n, b in wanted.items() if b.path not in over}
+        room = max(0, MAX_BINDINGS - len(every))
+        every |= {b.cgroup_id: b for b in list(self._gone.values())[:room]}
         changed = False
-        await self._tell_withdrawn(every, tree, set(slots.values()))
+        await self._tell_withdrawn(every, over, tree, set(slots.values()))
         delegated = self._parts.cgroups.delegated  # then failsafe rules are judged again, by `Datapath.bind`
         if (
             every != self._bound or delegated != self._delegated or anew
@@ -103,8 +106,31 @@ class Binder:
             changed = anew or held != self._bound
             self._bound, self._delegated = held, delegated
         changed |= await self._bind_literals(services, slots, anew=anew)
+        self._claim(owned.services, tree)
         self._say(owned, over)
         return changed
+
+    async def _over(
+        self, owned: Mapping[str, int], services: Mapping[int, Sequence[Selector]]
+    ) -> dict[str, int]:
+        """The selected cgroups for which there is no room, and whose they are."""
+        if len(owned) <= MAX_BINDINGS:
+            return {}
+        bound = {binding.path for binding in self._bound.values()}
+        kept = await self._parts.blocking(fitting, owned, services, MAX_BINDINGS, bound)
+        return {path: service for path, service in owned.items() if path not in kept}
+
+    def _claim(self, owned: Mapping[str, int], tree: Mapping[str, int]) -> None:
+        """Say of each service what is bound, and of how many of its cgroups that nothing is."""
+        found: dict[int, list[str]] = {}
+        unbound = Counter[int]()
+        for path, service in owned.items():
+            if tree[path] in self._bound:
+                found.setdefault(service, []).append(path)
+            else:
+                unbound[service] += 1
+        self.cgroups = {service: tuple(paths) for service, paths in found.items()}
+        self.unbound = dict(unbound)
 
     def binds(self, binding: Binding) -> bool:
         """Whether this cgroup is bound to a service now."""
@@ -116,7 +142,11 @@ class Binder:
         return printable(unselected(path, chosen, delegated))
 
     async def _tell_withdrawn(
-        self, every: Mapping[int, Binding], tree: Mapping[str, int], slots: set[int]
+        self,
+        every: Mapping[int, Binding],
+        over: Collection[str],
+        tree: Mapping[str, int],
+        slots: set[int],
     ) -> None:
         """Tell of each cgroup that lives and that its service, which is here still, selects no more."""
         before = dict(self._bound)
@@ -131,7 +161,10 @@ class Binder:
         lines = [
             f"service {services[b.slot]}: no longer enforced: {self.why_not(services[b.slot], b.path)}"
             for number, b in before.items()
-            if number not in every and b.slot in slots and (number in known or below(b.path, delegated))
+            if number not in every
+            and b.path not in over
+            and b.slot in slots
+            and (number in known or below(b.path, delegated))
         ]
         for line in lines[:LOGGED]:
             self._parts.log(line)
@@ -156,11 +189,19 @@ class Binder:
             if not self._parts.datapath.refusals():
                 raise
 
-    def _say(self, owned: Owners, over: Sequence[str]) -> None:
+    def _say(self, owned: Owners, over: Mapping[str, int]) -> None:
         """What each service wanted and did not get; new refusals go to the log, some of very many."""
         refused = dict(self._parts.datapath.refusals())
-        refused |= dict.fromkeys(over, f"more than {MAX_BINDINGS} cgroups are selected on this host")
-        lost = {i: [*self._unreadable.get(i, ()), *owned.conflicts.get(i, ())] for i in self._selectors}
+        cut = {i: self._cut_text(i, count) for i, count in Counter(over.values()).items()}
+        lost = {
+            i: [*([cut[i]] if i in cut else ()), *self._unreadable.get(i, ()), *owned.conflicts.get(i, ())]
+            for i in self._selectors
+        }
+        for i in sorted(cut.keys() - self._cut):
+            self._parts.log(f"service {i}: {cut[i]}")
+        for i in sorted(self._cut - cut.keys()):
+            self._parts.log(f"service {i}: there is room again for all of its cgroups")
+        self._cut = set(cut)
         fresh: list[str] = []
         for path, why in refused.items():
             line = f"{printable(path)[:SHOWN_PATH]}: not bound: {why}"
@@ -175,6 +216,13 @@ class Binder:
             self._parts.log(f"{len(fresh) - LOGGED} more cgroups are not bound")
         self._refused = refused
         self.conflicts = {i: tuple(lines) for i, lines in lost.items() if lines}
+
+    def _cut_text(self, service: int, count: int) -> str:
+        held = len(self.cgroups.get(service, ()))
+        return (
+            f"{count} of {held + count} selected cgroups are not bound: this host binds {MAX_BINDINGS} at "
+            "most, first those that a service names without a wildcard, then an equal share of each service"
+        )
 
     def skipped(self) -> tuple[str, ...]:
         """Cgroups whose names are no text, with these escaped, that belong to no service by a parent."""
@@ -206,15 +254,11 @@ class Binder:
         return True
 
     def _note(self, owned: Mapping[str, int]) -> None:
-        found: dict[int, list[str]] = {}
-        for path, service_id in owned.items():
-            found.setdefault(service_id, []).append(path)
         for path in owned:
             self._seen[path] = None
             self._seen.move_to_end(path)
         while len(self._seen) > SEEN_KEPT:
             self._seen.popitem(last=False)
-        self.cgroups = {i: tuple(paths) for i, paths in found.items()}
 
     def _remember_gone(self, wanted: dict[int, Binding], live: set[int], slots: set[int]) -> None:
         for cgroup_id, binding in self._bound.items():

@@ -170,7 +170,11 @@ def _services(status: dict[str, Any]) -> Finding:
     services = status.get("services", ())
     idle = [s for s in services if s["state"] == "matches nothing"]
     names = ", ".join(f"{s['service_id']} {s.get('name', '')}".strip() for s in idle)
-    detail = f"matches nothing: service {names}: no cgroup of this host is selected" if idle else "all match"
+    detail = (
+        f"matches nothing: service {names}: no cgroup of this host is selected and bound"
+        if idle
+        else "all match"
+    )
     return Finding("services", not idle, detail, False, "agent")
 
 

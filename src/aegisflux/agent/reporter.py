@@ -34,7 +34,7 @@ OUTBOX: Final = 4096
 NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
 PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
-SKIPPED_SHOWN, PATH_CHARS = 8, 512
+SKIPPED_SHOWN, PATH_CHARS, NAMED = 8, 512, 8
 HEARTBEAT_BYTES: Final = 1 << 20
 CLASH_SECONDS: Final = 180
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
@@ -54,6 +54,7 @@ class Reporter:
         self._beats = 0
         self._said = 0
         self._said_of: dict[int, str] = {}
+        self._unbound = 0
         self.loss: Counter[str] = Counter()
         self.serial = 0
         self.cgroups: dict[int, tuple[str, ...]] = {}
@@ -67,6 +68,24 @@ class Reporter:
         self.started = parts.datapath.boot_ns()
         self._beating = False
         self._clash_ns = 0
+
+    def bound(
+        self,
+        cgroups: dict[int, tuple[str, ...]],
+        unbound: Mapping[int, int],
+        conflicts: dict[int, tuple[str, ...]],
+    ) -> None:
+        """Take what is bound, how much is selected and not bound, and why, by service."""
+        self.cgroups, self.conflicts, self._unbound = cgroups, conflicts, sum(unbound.values())
+        if not unbound:
+            self.troubles.end("cgroups")
+            return
+        names, more = ", ".join(map(str, sorted(unbound)[:NAMED])), len(unbound) - NAMED
+        which = f"{names} and {more} more" if more > 0 else names
+        self.troubles.begin(
+            "cgroups",
+            f"not every cgroup that is selected is bound, of service {which}: agent status says why",
+        )
 
     async def ack(self, holding: Holding, boot_ns: int) -> None:
         """What the kernel holds of a service now."""
@@ -249,7 +268,12 @@ class Reporter:
     def _unknown(self, skipped: int, untold: int) -> dict[str, int]:
         """What is not in the lists of a heartbeat now, or not known at all."""
         namespaces = self._parts.datapath.namespaces_unknown()
-        found = {"skipped_cgroups": skipped, "own_addresses.cut": untold, "own_addresses.unknown": namespaces}
+        found = {
+            "skipped_cgroups": skipped,
+            "unbound_cgroups": self._unbound,
+            "own_addresses.cut": untold,
+            "own_addresses.unknown": namespaces,
+        }
         return {name: count for name, count in found.items() if count}
 
     def _report(
@@ -294,7 +318,7 @@ def state_of(
     holding: Holding, wanted: str | None, failed: bool, boot_ns: int, panicked: bool, matches: bool
 ) -> HostState:
     """The word for a service: what stands in the way comes before what is in force. `matches`: whether any
-    cgroup is selected."""
+    cgroup is bound to it."""
     active = holding.active
     if panicked:
         return "panicked"

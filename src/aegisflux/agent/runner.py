@@ -503,7 +503,7 @@ class Runner:
         """Bind what is selected; unless `wait`, the addresses of what is bound are read a little later."""
         async with self._bind_turn:
             changed = await self.binder.bind(self.applier.book.services, anew=anew)
-            self.reporter.cgroups, self.reporter.conflicts = self.binder.cgroups, self.binder.conflicts
+            self.reporter.bound(self.binder.cgroups, self.binder.unbound, self.binder.conflicts)
         if changed:
             self.addresses.changed()
         if changed and wait:
