@@ -37,6 +37,8 @@ TOOLS: Final = frozenset(
         "SOAK_SECONDS", "SWAPS", "SWAP_KILLS"
     )
 )  # fmt: skip
+# Nothing ever read it, but environments of agents were written with it.
+RETIRED: Final = frozenset({AGENT + "CGROUP_ROOT"})
 PROBED: Final = PREFIX + "CAN_"  # what script/setup found
 KUBERNETES: Final = re.compile(
     r"(AEGISFLUX(?:_[A-Z0-9_]+)?)_(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)"
@@ -282,7 +284,7 @@ def unknown_variables(environ: Mapping[str, str]) -> list[Invalid]:
     """Return what is wrong with variables that begin like ours and that nothing of AegisFlux reads: a setting
     whose name is mistyped would be as if it were not given. One environment may be that of a control plane,
     of an agent and of commands."""
-    names = {*configured.variables(Settings, PREFIX), *CLIENTS, *TOOLS}
+    names = {*configured.variables(Settings, PREFIX), *CLIENTS, *TOOLS, *RETIRED}
     odd = [
         name
         for name in sorted(environ)
@@ -293,8 +295,9 @@ def unknown_variables(environ: Mapping[str, str]) -> list[Invalid]:
     from aegisflux.agent import config as agent
 
     agents = {*configured.variables(agent.AgentConfig, agent.PREFIX), agent.PREFIX + "CONFIG"}
+    told = names - TOOLS - RETIRED
     return [
-        Invalid(name, f"a variable that AegisFlux reads{_meant(name, names - TOOLS, agents)}", environ[name])
+        Invalid(name, f"a variable that AegisFlux reads{_meant(name, told, agents)}", environ[name])
         for name in odd
         if name not in agents and not _of_kubernetes(name, environ)
     ]

@@ -41,6 +41,7 @@ POD = {
     "AEGISFLUX_SERVICE_PORT_HTTP": "8081",
     "AEGISFLUX_PORT": "tcp://10.0.0.1:8081",
     "AEGISFLUX_PORT_8081_TCP_ADDR": "10.0.0.1",
+    "AEGISFLUX_AGENT_CGROUP_ROOT": "/sys/fs/cgroup",  # of environments of earlier versions
 }
 
 
