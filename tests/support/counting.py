@@ -35,6 +35,9 @@ class _Counted:
         self._note("audit", 0)
         await self._asked.audit(entry)
 
+    def bump(self, hosts):
+        self._asked.bump(hosts)
+
     def _note(self, query, rows):
         self.count.statements.append(query)
         self.count.rows += rows

@@ -31,6 +31,10 @@ class Unavailable(AegisError):
     """Something that we depend on cannot be used now."""
 
 
+class Contended(Unavailable):
+    """Another transaction was in the way: nothing was written, and the whole is to be done again."""
+
+
 class Invalid(Refused):
     """A value breaks its schema; `path` is the field (`edges[3].dst_cidr`)."""
 

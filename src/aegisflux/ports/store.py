@@ -3,7 +3,7 @@
 Every method raises Unavailable when the store cannot be used.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -37,12 +37,20 @@ class Change(Queries, Protocol):
         """Append a line; a change without one is a programmer's error."""
         ...
 
+    def bump(self, hosts: Iterable[str] | None) -> None:
+        """Raise the serials of these hosts, or of all (None), when the change is committed.
+
+        It is done once at the end, since rows of hosts are locked all at once, in one order.
+        """
+        ...
+
 
 class Store(Queries, Protocol):
     """Queries outside of transactions, and changes."""
 
     def change(self) -> AbstractAsyncContextManager[Change]:
-        """A transaction, committed when the block ends well."""
+        """A transaction, committed when the block ends well. Raises Contended where it lost against another
+        one: the function that holds the block is done again (`runtime.again`)."""
         ...
 
     async def audit_log(self) -> tuple[Head, Sequence[Line]]:

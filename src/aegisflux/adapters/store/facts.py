@@ -18,7 +18,7 @@ import zstandard
 from msgspec.structs import replace
 
 from aegisflux.adapters.store import partitions, timescale
-from aegisflux.adapters.store.postgres import AWAY, named_queries
+from aegisflux.adapters.store.postgres import AWAY, CONTENDED, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Conflict, Refused, Unavailable
@@ -422,7 +422,7 @@ def _unpacked(body: bytes) -> PackageInventory:
 async def _here() -> AsyncIterator[None]:
     try:
         yield
-    except AWAY as error:
+    except (*AWAY, *CONTENDED) as error:
         raise Unavailable(f"the store of facts: {error or type(error).__name__}") from error
     except REFUSED as error:
         raise Refused(f"the store of facts: {type(error).__name__}: {error}") from error

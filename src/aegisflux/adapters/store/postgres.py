@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from importlib.resources import files
@@ -14,8 +14,9 @@ import asyncpg
 
 from aegisflux.domain import audit
 from aegisflux.domain.audit import Entry, Head, Line
-from aegisflux.domain.errors import Refused, Unavailable
+from aegisflux.domain.errors import Contended, Refused, Unavailable
 from aegisflux.ports.store import Row
+from aegisflux.runtime.again import again
 
 NAMED = re.compile(r"^-- name: (\w+)\n(.*?)(?=^-- name: |\Z)", re.MULTILINE | re.DOTALL)
 MIGRATION_LOCK = 0x4165676973
@@ -30,6 +31,8 @@ AWAY = (
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
 )
+
+CONTENDED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 T = TypeVar("T")
 
@@ -67,11 +70,26 @@ class _Queries:
 
 
 class _Change(_Queries):
-    """A transaction that holds the head."""
+    """A transaction that holds the head; it raises the serials of hosts at its end."""
 
     def __init__(self, queries: dict[str, str], runner: Any, head: Head, key: bytes) -> None:
         super().__init__(queries, runner)
         self.head, self._key = head, key
+        self._bumped: set[str] | None = set()
+
+    def bump(self, hosts: Iterable[str] | None) -> None:
+        """See `Change.bump`."""
+        if hosts is None or self._bumped is None:
+            self._bumped = None
+        else:
+            self._bumped.update(hosts)
+
+    async def write_bumps(self) -> None:
+        """Raise the serials of all that were named."""
+        if self._bumped is None:
+            await self.run("bump_all")
+        elif self._bumped:
+            await self.run("bump", sorted(self._bumped))
 
     async def audit(self, entry: Entry) -> None:
         """See `Change.audit`."""
@@ -93,11 +111,27 @@ class _Change(_Queries):
 
 
 class PostgresStore(_Queries):
-    """`Store` over a pool of connections; `key` makes the MAC of the audit log's head."""
+    """`Store` over a pool of connections; `key` makes the MAC of the audit log's head. A statement outside of
+    changes that lost against another transaction is done again."""
 
     def __init__(self, dsn: str, key: bytes) -> None:
         super().__init__(named_queries(), None)
         self._dsn, self._key = dsn, key
+
+    @again
+    async def rows(self, query: str, *values: object) -> Sequence[Row]:
+        """See `Queries.rows`."""
+        return await super().rows(query, *values)
+
+    @again
+    async def row(self, query: str, *values: object) -> Row | None:
+        """See `Queries.row`."""
+        return await super().row(query, *values)
+
+    @again
+    async def run(self, query: str, *values: object) -> None:
+        """See `Queries.run`."""
+        await super().run(query, *values)
 
     async def open(self) -> None:
         """Connect and bring the schema up to date; raises Unavailable."""
@@ -148,6 +182,7 @@ class PostgresStore(_Queries):
                 yield change
                 assert change.head.seq > before, "a change that nobody wrote into the audit log"
                 head = change.head
+                await change.write_bumps()
                 await change.run("move_head", head.seq, head.hash, head.mac)
             except BaseException:
                 await _rolled_back(transaction)
@@ -189,6 +224,10 @@ async def _here(call: Callable[[], Awaitable[T]]) -> T:
         return await call()
     except AWAY as error:
         raise Unavailable(f"the store: {error or type(error).__name__}") from error
+    except CONTENDED as error:
+        raise Contended(
+            f"the store: another transaction was in the way, and nothing is written: {error}"
+        ) from error
     except (asyncpg.DataError, UnicodeError, OverflowError) as error:  # NUL, half characters, large numbers
         raise Refused(f"the store cannot hold a value of the request: {error}") from error
     except AttributeError:

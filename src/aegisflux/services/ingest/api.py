@@ -11,6 +11,7 @@ from litestar.params import Parameter
 from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.runtime import logs, pages
 from aegisflux.runtime.access import Who, needs, needs_source, who
+from aegisflux.runtime.again import again
 from aegisflux.runtime.http import MAX_BODY
 from aegisflux.services.ingest import body as bodies
 from aegisflux.services.ingest.app import Ingest
@@ -133,10 +134,15 @@ def clocks(request: Handler) -> dict[str, int]:
 async def _noted(ingest: Ingest, asker: Who, done: Replayed) -> None:
     """A line of the audit log, where there is a store."""
     try:
-        async with ingest.store.change() as db:
-            await db.audit(asker.did("dead.replay", f"dead/{done.id}", after=done.subject))
+        await _audited(ingest, asker, done)
     except Unavailable as error:
         log.warning("no audit line", letter=done.id, actor=asker.principal.name, error=str(error))
+
+
+@again
+async def _audited(ingest: Ingest, asker: Who, done: Replayed) -> None:
+    async with ingest.store.change() as db:
+        await db.audit(asker.did("dead.replay", f"dead/{done.id}", after=done.subject))
 
 
 def application(ingest: Ingest | None) -> Litestar:

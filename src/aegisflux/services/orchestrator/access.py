@@ -8,6 +8,7 @@ from aegisflux.domain.errors import Invalid, NotFound
 from aegisflux.domain.roles import ROLES, Principal, Role
 from aegisflux.domain.text import is_printable
 from aegisflux.runtime.access import Bearers, hashed, new_token
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.wire.subjects import host_token
 
@@ -48,6 +49,7 @@ class Access:
         """The bearer of a token; None for one that is unknown, expired or revoked."""
         return await self.bearers.principal(token)
 
+    @again
     async def issue(
         self, name: str, role: Role, ttl_seconds: int | None, who: Who, host_id: str | None = None
     ) -> NewToken:
@@ -71,6 +73,7 @@ class Access:
             await db.audit(who.did("token.issue", f"token/{number}", after=after))
         return NewToken(number, name, role, token, expires, host_id)
 
+    @again
     async def keep(self, name: str, role: Role, token: str) -> None:
         """Know a token that lies in a file of ours; one that was revoked stays so."""
         if await self._core.store.row("token", hashed(token)) is not None:
@@ -81,6 +84,7 @@ class Access:
             await db.run("add_token", number, name, role, hashed(token), now, "system", None, None)
             await db.audit(Who().did("token.issue", f"token/{number}", after=f"{name} {role}"))
 
+    @again
     async def revoke(self, number: str, who: Who) -> None:
         """End a token at once; raises NotFound."""
         async with self._core.store.change() as db:

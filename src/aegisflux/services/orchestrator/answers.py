@@ -20,6 +20,7 @@ from aegisflux.domain.trust import Signed
 from aegisflux.ports.bus import Message
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.core import CLASH_SECONDS, Core, Who, clash_text
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import envelope, subjects
@@ -73,6 +74,7 @@ class Answers:
         metrics.heartbeats.inc(len(good))
         await self.confirm(set(newest))
 
+    @again
     async def _compare_runs(self, beats: Sequence[Heartbeat]) -> None:
         """Report two agents that answer as one host at once: when it begins, and for as long as it lasts."""
         now, known = self._core.clock.now(), self._core.runs

@@ -4,6 +4,7 @@ import asyncio
 
 from aegisflux.domain.manifest import PublicKey
 from aegisflux.runtime import logs
+from aegisflux.runtime.again import again
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.orchestrator.access import Access
 from aegisflux.services.orchestrator.answers import Answers
@@ -86,6 +87,7 @@ class Orchestrator:
         await asyncio.sleep(self.core.options.compare_every)
 
 
+@again
 async def load_keys(core: Core) -> None:
     """Use the newest key set of the store; the first start makes one."""
     row = await core.store.row("key_set")

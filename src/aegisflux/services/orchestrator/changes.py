@@ -11,6 +11,7 @@ from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.ports.store import Change, Queries
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
@@ -46,6 +47,7 @@ class Changes:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    @again
     async def promote(self, service_id: int, version: int | None, who: Who) -> Changed:
         """From the canary hosts to all, renewed from now on; raises NotFound, Conflict, or Forbidden for the
         author below an admin.
@@ -117,6 +119,7 @@ class Changes:
         step = rollouts.rollback(rollout, prepared.version, lease_until, runs)
         return step, _changed("rollback", rollout, step, prepared.version, prepared.digest, now, source)
 
+    @again
     async def _rolled_back(self, seen: Rollout, source: int, prepared: Prepared, who: Who) -> Changed | None:
         now = self._core.now()
         sealed = self._core.keys.seal(envelope.CONTENT, prepared.payload)
@@ -136,6 +139,7 @@ class Changes:
             )
         return answer
 
+    @again
     async def withdraw(self, service_id: int, targets: Sequence[str] | None, who: Who) -> Changed:
         """End enforcement of a service on the targets, or everywhere; raises NotFound."""
         now = self._core.now()

@@ -11,6 +11,7 @@ from msgspec import Struct
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.names import check_name
 from aegisflux.ports.store import Change, Row
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.answers import heartbeat_of
 from aegisflux.services.orchestrator.core import Core, Who
@@ -71,6 +72,7 @@ class Hosts:
     def __init__(self, core: Core) -> None:
         self._core, self.suspicions = core, Suspicions(core)
 
+    @again
     async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
         """A token for one host, at most an hour old when it is used; `host` binds it to a name."""
         known = None
@@ -115,6 +117,7 @@ class Hosts:
         self._core.wake()
         return answer
 
+    @again
     async def _enrolled(self, digest: str, host: str, public: bytes, who: Who) -> EnrollAnswer:
         now = self._core.now()
         async with self._core.store.change() as db:
@@ -154,6 +157,7 @@ class Hosts:
             keys=b64(envelope.encode(core.keys.envelope)),
         )
 
+    @again
     async def release(self, host: str, who: Who) -> None:
         """Free the name and revoke the key; raises NotFound.
 
@@ -174,6 +178,7 @@ class Hosts:
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
 
+    @again
     async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
         """Give a host other labels; services that match them now reach it."""
         async with self._core.store.change() as db:
@@ -182,7 +187,7 @@ class Hosts:
                 raise NotFound(f"host {host} is not enrolled")
             state.check_labels("labels", labels, known["labels"])
             await db.run("relabel_host", host, dict(labels))
-            await db.run("bump", [host])
+            db.bump([host])
             await join(self._core, db, host, self._core.now())
             await db.audit(
                 who.did("host.relabel", f"host/{host}", before=str(known["labels"]), after=str(labels))

@@ -75,7 +75,7 @@ async def write(db: Change, joins: Joins, now: int) -> None:
     """Write what was planned in this transaction, and raise the serials of the hosts."""
     if joins.given:
         await state.assign(db, joins.given, now)
-        await db.run("bump", sorted({host for _, host, _ in joins.given}))
+        db.bump(sorted({host for _, host, _ in joins.given}))
 
 
 async def _write_all(db: Change, joins: Joins, now: int) -> None:

@@ -17,6 +17,7 @@ from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.domain.stages import Ask
 from aegisflux.ports.store import Change
 from aegisflux.runtime import logs
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import load, readable
 from aegisflux.services.orchestrator.core import Core, Who, Words
@@ -168,6 +169,7 @@ class Panic:
                 return version
         return None
 
+    @again
     async def _stored(self, copy: Prepared, source: int, host: str | None, why: str, who: Who) -> bool:
         """Whether nobody was faster."""
         async with self._core.store.change() as db:

@@ -12,6 +12,7 @@ from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.stages import ENFORCES, Evidence, Expire, Look, Supersede, step
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.carried import Carried, built, carried_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.evidence import Reader, Seen
@@ -129,6 +130,7 @@ class Pilot:
         await self._renew(carried, mine, now)
         return False
 
+    @again
     async def _renew(self, carried: Carried, mine: Sequence[Row], now: int) -> None:
         assert carried.run.stage in ENFORCES
         for part in carried.parts:
@@ -139,7 +141,7 @@ class Pilot:
                 continue
             async with self._core.store.change() as db:
                 await db.run("renew_trial", part.service_id, part.version, due, now + lease)
-                await db.run("bump", due)
+                db.bump(due)
                 where = f"rollout/{carried.id}"
                 told = f"{part.service}: {len(due)} hosts, while the rollout goes on"
                 await db.audit(SELF.did("lease.renew", where, after=told))

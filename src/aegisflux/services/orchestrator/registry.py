@@ -11,6 +11,7 @@ from aegisflux.domain.names import check_name
 from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.selectors import parse_selector, parse_stored_selector
 from aegisflux.ports.store import Change
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who, Words
@@ -35,6 +36,7 @@ class Registry:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    @again
     async def put(
         self,
         service_id: int | None,
@@ -55,7 +57,7 @@ class Registry:
             await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
             await join_labelled(core, db, number, dict(host_labels), now)
             if selectors or (before and before["selectors"]):
-                await db.run("bump_all")
+                db.bump(None)
             after = await db.row("service", number)
             assert after is not None
             service = service_of(after)
@@ -80,6 +82,7 @@ class Registry:
         assert free is not None
         return int(free["id"])
 
+    @again
     async def health(self, service_id: int, said: Health, who: Who) -> None:
         """Keep what a watcher says; raises NotFound for a service or host that is not there."""
         now, name = self._core.clock.now(), who.principal.name
@@ -93,6 +96,7 @@ class Registry:
             word = "healthy" if said.healthy else "sick"
             await db.audit(who.did("service.health", what, after=word, reason=said.detail))
 
+    @again
     async def delete(self, service_id: int, who: Who) -> None:
         """Forget a service and its snapshots; raises Conflict while a host is to run one."""
         async with self._core.store.change() as db:
@@ -104,7 +108,7 @@ class Registry:
                 )
             await db.run("delete_service", service_id)
             await db.run("delete_service_row", service_id)
-            await db.run("bump_all")
+            db.bump(None)
             await db.audit(who.did("service.delete", f"service/{service_id}", before=service.name))
         self._core.wake()
 

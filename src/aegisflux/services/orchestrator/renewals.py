@@ -20,6 +20,7 @@ from aegisflux.domain.snapshot import MapSnapshot, Mode
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import logs, places
+from aegisflux.runtime.again import again
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
@@ -134,6 +135,7 @@ class Renewals:
         log.info("renewed", service=part.service, version=prepared.version, change=str(change))
         return changed, changed.run.reason
 
+    @again
     async def _renew(self, carried: Carried, part: Part, prepared: Prepared, words: str) -> Carried:
         now = self._core.now()
         async with self._core.store.change() as db:

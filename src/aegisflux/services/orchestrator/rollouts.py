@@ -25,6 +25,7 @@ from aegisflux.domain.stages import (
 )
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, metrics, places
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import (
     Carried,
@@ -76,6 +77,7 @@ class Rollouts:
     def __init__(self, core: Core) -> None:
         self._core, self._carrier = core, Carrier(core)
 
+    @again
     async def begin(self, plan: int, who: Who, dry_run: bool = False) -> Moved:
         """Carry out a plan; raises NotFound, or Conflict with all that stands in the way."""
         found, row = await self._plan(plan)
@@ -135,6 +137,7 @@ class Rollouts:
             return Moved(rollout=await load(self._core.store, carried.id), did=did)
         raise Conflict(f"rollout {carried.id}: its services are changed all the time; try again")
 
+    @again
     async def _take(
         self, carried: Carried, run: Run, commands: Sequence[Command], copies: Copies, who: Who
     ) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict
 from aegisflux.runtime import logs
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
@@ -40,6 +41,7 @@ class Rotation:
         names = tuple(key.id for key in keys.set.keys)
         return KeyState(keys.version, names, keys.signing, row["phase"] if row else "none", waiting)
 
+    @again
     async def begin(self, who: Who) -> KeyState:
         """Add a key to the set; the hosts learn it with their next manifest. Raises Conflict while one is
         under way.
@@ -54,7 +56,7 @@ class Rotation:
             old = keys.signing
             await db.run("add_key_set", keys.version + 1, encoded, old, now)
             await db.run("put_rotation", "added", fresh.id, old, now, 0)
-            await db.run("bump_all")
+            db.bump(None)
             await db.audit(who.did("keys.add", f"keys/{keys.version + 1}", before=old, after=fresh.id))
         keys.use(encoded, old)
         core.wake()
@@ -79,6 +81,7 @@ class Rotation:
             if row["heartbeat_serial"] < row["serial"] and not is_silent(self._core, row)
         )
 
+    @again
     async def _switch(self, new: str, old: str) -> None:
         core, now = self._core, self._core.now()
         keys = core.keys
@@ -87,11 +90,12 @@ class Rotation:
         async with core.store.change() as db:
             await db.run("add_key_set", keys.version, encoded, new, now)
             await db.run("put_rotation", "switched", new, old, now, 0)
-            await db.run("bump_all")
+            db.bump(None)
             await db.audit(Who().did("keys.switch", f"keys/{keys.version}", before=old, after=new))
         self._contents.forget()
         core.wake()
 
+    @again
     async def _remove(self, new: str, old: str) -> None:
         core, now = self._core, self._core.now()
         keys = core.keys
@@ -100,7 +104,7 @@ class Rotation:
         async with core.store.change() as db:
             await db.run("add_key_set", keys.version + 1, encoded, new, now)
             await db.run("end_rotation")
-            await db.run("bump_all")
+            db.bump(None)
             await db.audit(Who().did("keys.remove", f"keys/{keys.version + 1}", before=old, after=new))
         keys.use(encoded, new)
         core.wake()

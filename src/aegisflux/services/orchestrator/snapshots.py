@@ -13,6 +13,7 @@ from aegisflux.domain.errors import Conflict, Invalid
 from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
@@ -45,6 +46,7 @@ class Snapshots:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    @again
     async def post(
         self, body: bytes, targets: Sequence[str] | None, key: str, who: Who, beside: bool = False
     ) -> Accepted:

@@ -10,7 +10,7 @@ from aegisflux.domain.manifest import MAX_SERVICES
 from aegisflux.domain.names import check_label
 from aegisflux.domain.paths import step
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
-from aegisflux.ports.store import Queries, Row
+from aegisflux.ports.store import Change, Queries, Row
 
 MAX_LABELS = 64
 Given = tuple[int, str, Assigned]
@@ -76,7 +76,7 @@ async def running(db: Queries, service: Service) -> set[str]:
     return (found & enrolled) | {r["host_id"] for r in hosts if runs(service.host_labels, r["labels"])}
 
 
-async def save(db: Queries, step: Step, now: int) -> None:
+async def save(db: Change, step: Step, now: int) -> None:
     """Write a step: the rollout, the assignments of the changed hosts, and their raised serials."""
     rollout = step.rollout
     await _put(db, rollout)
@@ -88,7 +88,7 @@ async def save(db: Queries, step: Step, now: int) -> None:
     if gone:
         await db.run("unassign", rollout.service_id, gone)
     if step.changed:
-        await db.run("bump", list(step.changed))
+        db.bump(list(step.changed))
 
 
 async def _put(db: Queries, rollout: Rollout) -> None:
@@ -103,23 +103,23 @@ async def _put(db: Queries, rollout: Rollout) -> None:
     )
 
 
-async def offer(db: Queries, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:
+async def offer(db: Change, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:
     """Have hosts judge a version beside what is in force; those for which that is new."""
     await _put(db, replace(rollout, latest=max(rollout.latest, version)))
     changed = tuple(
         row["host_id"] for row in await db.rows("put_candidates", rollout.service_id, hosts, version)
     )
     if changed:
-        await db.run("bump", list(changed))
+        db.bump(list(changed))
     return changed
 
 
-async def end_offers(db: Queries, service_id: int, hosts: Sequence[str] | None = None) -> tuple[str, ...]:
+async def end_offers(db: Change, service_id: int, hosts: Sequence[str] | None = None) -> tuple[str, ...]:
     """End the judging beside, on these hosts or everywhere; where it ended."""
     rows = await db.rows("end_candidates", service_id, None if hosts is None else list(hosts))
     ended = tuple(row["host_id"] for row in rows)
     if ended:
-        await db.run("bump", list(ended))
+        db.bump(list(ended))
     return ended
 
 

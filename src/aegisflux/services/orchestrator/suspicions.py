@@ -8,6 +8,7 @@ from typing import Annotated
 from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import NotFound
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.core import Core, Who, Words
 
 
@@ -25,6 +26,7 @@ class Suspicions:
     def __init__(self, core: Core) -> None:
         self._core = core
 
+    @again
     async def say(self, host: str, said: Suspicion, who: Who) -> None:
         """Keep it or take it back; raises NotFound for a host that was never enrolled."""
         async with self._core.store.change() as db:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.text import first_of
 from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.hosts import is_silent
 from aegisflux.services.orchestrator.joining import Pair, planned, write
@@ -48,6 +49,7 @@ class Upkeep:
         while await self.renew() >= BATCH:
             pass
 
+    @again
     async def renew(self) -> int:
         """Renew promoted leases of which half is over; gives how many."""
         core = self._core
@@ -58,7 +60,7 @@ class Upkeep:
         async with core.store.change() as db:
             rows = await db.rows("renew", core.now(), longest, BATCH)
             hosts = sorted({row["host_id"] for row in rows})
-            await db.run("bump", hosts)
+            db.bump(hosts)
             await db.audit(
                 Who().did("lease.renew", "leases", after=f"{len(rows)} leases on {len(hosts)} hosts")
             )
@@ -99,6 +101,7 @@ class Upkeep:
                 "hosts have as many services as a host can have", hosts=first_of(full, MOST_NAMED, ", ")
             )
 
+    @again
     async def _joined(self, pairs: Sequence[Pair], now: int) -> tuple[str, ...]:
         """The hosts that have no room for one more service."""
         core = self._core
@@ -118,13 +121,14 @@ class Upkeep:
         core.wake()
         return joins.full
 
+    @again
     async def refresh(self) -> None:
         """Sign manifests anew that have lived half their time; forget what nobody needs."""
         core, now = self._core, self._core.now()
         aged = [row["host_id"] for row in await core.store.rows("aged", now - MANIFEST_SECONDS // 2, BATCH)]
         if aged:
             async with core.store.change() as db:
-                await db.run("bump", aged)
+                db.bump(aged)
                 await db.audit(Who().did("manifest.refresh", "hosts", after=f"{len(aged)} hosts"))
             core.wake()
         await core.store.run("forget_outbox", now - KEEP_OUTBOX)

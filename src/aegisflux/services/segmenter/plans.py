@@ -22,6 +22,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime import places
 from aegisflux.runtime.access import Who
+from aegisflux.runtime.again import again
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.segmenter.operations import Told
 from aegisflux.services.segmenter.proposals import DAY, LEAST_PERIOD, Asked, Proposals
@@ -89,6 +90,7 @@ class Plans:
         strategy = msgspec.structs.replace(asked.strategy, limits=within(asked.strategy.limits, self._limits))
         return msgspec.structs.replace(asked, strategy=strategy, **told), policy, window
 
+    @again
     async def make(self, asked: PlanAsked, policy: Policy, window: Asked, who: Who, told: Told) -> int:
         """Compile, compare, replay, keep; the number of the plan. Raises a refusal by the path of a rule."""
         now, name = int(self._clock.now()), who.principal.name
@@ -138,6 +140,7 @@ class Plans:
         """Plans in short, newest first."""
         return [dict(row) for row in await self._store.rows("plans", before, limit)]
 
+    @again
     async def approve(self, number: int, digest: str, accept_blocked: bool, who: Who) -> None:
         """Say yes to the plan of this digest; `accept_blocked`: also to what it would have cut. Raises
         NotFound; Conflict when it is another one, when what it rests on has changed, or when flows appeared

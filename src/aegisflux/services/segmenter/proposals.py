@@ -20,6 +20,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
+from aegisflux.runtime.again import again
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.segmenter.operations import Told
 
@@ -101,6 +102,7 @@ class Proposals:
             before = last["id"] if last else 0
         return msgspec.structs.replace(asked, suspicious=suspicious, marked=False, before=before)
 
+    @again
     async def make(self, asked: Asked, who: Who, told: Told) -> int:
         """Read, mine, keep; the number of the proposal. Of an explicit request."""
         proposal, digest, flows = await self.computed(asked, told)

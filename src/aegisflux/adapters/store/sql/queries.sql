@@ -1,4 +1,7 @@
 -- Named queries: "-- name: <name>", then one statement.
+-- A statement that writes several rows of `hosts` or `reports` locks them in the order of their keys: heartbeats, acks and manifests are
+-- stored beside changes, and two that lock in different orders wait for each other. The lock is that of an update of no key, which
+-- the foreign keys of other tables do not wait for.
 
 -- name: lock_head
 select seq, hash, mac from audit_head where one for update
@@ -48,7 +51,9 @@ on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
 update services set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6 where id = $1
 
 -- name: delete_service
-with gone as (delete from contents where service_id = $1), reported as (delete from reports where service_id = $1)
+with gone as (delete from contents where service_id = $1),
+held as materialized (select host_id from reports where service_id = $1 order by host_id for update),
+reported as (delete from reports r using held where r.service_id = $1 and r.host_id = held.host_id)
 select 1
 
 -- name: delete_service_row
@@ -120,16 +125,22 @@ update hosts set released_at = $2, public_key = null, heartbeat = null, message 
     serial = serial + 1, dirty = false where host_id = $1
 
 -- name: delete_reports
-delete from reports where host_id = $1
+with held as materialized (select service_id from reports where host_id = $1 order by service_id for update)
+delete from reports r using held where r.host_id = $1 and r.service_id = held.service_id
 
 -- name: relabel_host
 update hosts set labels = $2 where host_id = $1
 
+-- Once for a change, when all of it is known: see Change.bump.
 -- name: bump
-update hosts set serial = serial + 1, dirty = true where host_id = any($1::text[]) and released_at is null
+with held as materialized (
+    select host_id from hosts where host_id = any($1::text[]) and released_at is null order by host_id for no key update
+)
+update hosts h set serial = h.serial + 1, dirty = true from held where h.host_id = held.host_id
 
 -- name: bump_all
-update hosts set serial = serial + 1, dirty = true where released_at is null
+with held as materialized (select host_id from hosts where released_at is null order by host_id for no key update)
+update hosts h set serial = h.serial + 1, dirty = true from held where h.host_id = held.host_id
 
 -- A host that says it runs a service is believed where the labels of the service are its own.
 -- name: running
@@ -189,13 +200,15 @@ where a.host_id = any($1::text[])
 select id, name, selectors, host_labels from services where cardinality(selectors) > 0
 
 -- name: store_built
+with held as materialized (select host_id from hosts where host_id = any($1::text[]) order by host_id for no key update)
 update hosts h set message = g.message, built_serial = g.serial, issued_at = $4, digests = string_to_array(g.digests, ',')
-from unnest($1::text[], $2::bigint[], $3::bytea[], $5::text[]) as g (host_id, serial, message, digests)
-where h.host_id = g.host_id and h.serial = g.serial and h.built_serial <> g.serial returning h.host_id
+from held join unnest($1::text[], $2::bigint[], $3::bytea[], $5::text[]) as g (host_id, serial, message, digests) using (host_id)
+where h.host_id = held.host_id and h.serial = g.serial and h.built_serial <> g.serial returning h.host_id
 
 -- name: published
-update hosts h set dirty = false from unnest($1::text[], $2::bigint[]) as g (host_id, serial)
-where h.host_id = g.host_id and h.serial = g.serial
+with held as materialized (select host_id from hosts where host_id = any($1::text[]) order by host_id for no key update)
+update hosts h set dirty = false from held join unnest($1::text[], $2::bigint[]) as g (host_id, serial) using (host_id)
+where h.host_id = held.host_id and h.serial = g.serial
 
 -- name: published_messages
 select host_id, serial, message from hosts where released_at is null and message is not null and built_serial = serial
@@ -292,6 +305,7 @@ from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, serial, applied_at, awaits)
 join hosts h on h.host_id = g.host_id and h.released_at is null
 left join contents c on c.digest = g.digest
+order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, ack_serial = excluded.ack_serial,
     since = case when r.digest is distinct from excluded.digest or r.state <> excluded.state then excluded.since else r.since end,
@@ -306,15 +320,19 @@ select g.host_id, g.service_id, 'nacked', $7, g.serial, g.version, g.reason, g.d
 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
     as g (host_id, service_id, serial, version, reason, detail)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set nack_serial = excluded.nack_serial, nack_version = excluded.nack_version,
     nack_reason = excluded.nack_reason, nack_detail = excluded.nack_detail, nack_at = excluded.nack_at
 
 -- name: store_heartbeats
+with held as materialized (
+    select host_id from hosts where host_id = any($1::text[]) and released_at is null order by host_id for no key update
+)
 update hosts h set seen_at = $6, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial,
     addresses = case when g.addresses = '' then h.addresses else string_to_array(g.addresses, e'\n') end
-from unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[])
-    as g (host_id, every, body, serial, addresses)
-where h.host_id = g.host_id and h.released_at is null
+from held join unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[])
+    as g (host_id, every, body, serial, addresses) using (host_id)
+where h.host_id = held.host_id
 
 -- name: store_reports
 insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, cgroups, conflicts, drift,
@@ -325,6 +343,7 @@ from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::
     $10::boolean[], $12::text[])
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift, candidate)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, cgroups = excluded.cgroups,
     conflicts = excluded.conflicts, drift = excluded.drift, candidate = excluded.candidate,
@@ -344,8 +363,11 @@ select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack
 from reports r join hosts h using (host_id) where r.awaits and h.released_at is null and r.confirmed_at > $1
 
 -- name: confirmed
-update reports r set confirmed_at = $3 from unnest($1::text[], $2::bigint[]) as g (host_id, service_id)
-where r.host_id = g.host_id and r.service_id = g.service_id
+with held as materialized (
+    select r.host_id, r.service_id from reports r join unnest($1::text[], $2::bigint[]) as g (host_id, service_id) using (host_id, service_id)
+    order by r.host_id, r.service_id for no key update of r
+)
+update reports r set confirmed_at = $3 from held where r.host_id = held.host_id and r.service_id = held.service_id
 
 -- Hosts that report a matched cgroup of a service and have no snapshot of it, from a pair on: by pages.
 -- name: joiners
