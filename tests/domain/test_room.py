@@ -2,11 +2,12 @@
 
 from collections import Counter
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegisflux.domain.room import fitting, shares
+from aegisflux.domain.room import fitting, listed, shares
 from aegisflux.domain.selectors import parse_selector
 
 counts = st.dictionaries(st.integers(0, 9), st.integers(0, 20))
@@ -63,3 +64,20 @@ def test_no_more_is_bound_than_there_is_room_for_and_no_room_is_left_unused(owne
     assert len(found) == min(most, len(owned))
     assert fitting(owned, SELECTORS, most, found) == found, "what is bound stays bound"
     assert set(Counter(owned[path] for path in found)) <= {101, 102}
+
+
+texts = st.text(max_size=9) | st.text(alphabet="\u20ac", max_size=9)
+
+
+@given(
+    st.dictionaries(st.integers(0, 9), st.lists(texts, max_size=9)), st.integers(0, 9), st.integers(-9, 300)
+)
+def test_lists_are_cut_to_bytes_and_to_lines(lists, most, room):
+    found = listed(lists, most, room)
+    assert found.keys() == lists.keys()
+    assert all(tuple(lists[who][: len(kept)]) == kept for who, kept in found.items())
+    assert all(len(kept) <= most for kept in found.values())
+    bare = msgspec.msgpack.encode([[] for _ in found])
+    assert len(msgspec.msgpack.encode(list(found.values()))) - len(bare) <= max(0, room)
+    if room >= sum(len(line.encode()) + 5 for lines in lists.values() for line in lines):
+        assert all(kept == tuple(lists[who][:most]) for who, kept in found.items())

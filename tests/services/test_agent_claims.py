@@ -1,10 +1,14 @@
 """What an agent claims is what binds: services that match nothing, and a second agent with its identity."""
 
+import msgspec
 import pytest
 import pytest_asyncio
 
 from aegisflux.agent import binder
+from aegisflux.agent.cli import _skipped_lines
+from aegisflux.domain.converge import Holding, InForce
 from aegisflux.domain.errors import OverLimit
+from aegisflux.wire import subjects
 from support.agents import AgentLab, body
 
 pytestmark = pytest.mark.asyncio
@@ -116,6 +120,36 @@ async def test_what_stands_in_the_way_comes_before_what_matches_nothing(lab):
     await lab.desire(lab.plane.service(made, selectors=("cgroup:other",)))
     lab.clocks.advance(601)
     assert states(lab) == ["expired"]
+
+
+@pytest.mark.parametrize("letter", ["a", "\u20ac"])
+@pytest.mark.parametrize(
+    ("services", "lines", "size"),
+    [(1, 10, 20), (1, 65, 20), (32, 64, 319), (256, 8, 319), (256, 64, 4000), (1, 64, 60_000), (2, 64, 4000)],
+)
+async def test_a_heartbeat_is_one_message_and_counts_what_it_cuts(lab, services, lines, size, letter):
+    """One that is too large is dropped: the host is silent then, and its trials end badly."""
+    texts = tuple(f"{n}:".ljust(size, letter) for n in range(lines))
+    names = range(101, 101 + services)
+    reporter, every = lab.runner.reporter, dict.fromkeys(names, texts)
+    counts = dict.fromkeys((f"verdict {n}" for n in range(32)), 2**60)
+    reporter.verdicts = dict.fromkeys(names, counts)
+    reporter.bound(every, {}, every)
+    active = InForce(1, "sha256:" + "0" * 64, "sha256:" + "1" * 64, 1, 0, 0, 60, "enforce", "open", "keep")
+    holdings = {i: Holding(i, i - 101, active) for i in names}
+    beat = reporter.heartbeat(None, holdings, {}, set(), 1, False)
+    await reporter.beat(beat)
+    (message,) = [m for m in [await lab.bus.last(subjects.heartbeat("web1"))] if m]
+    assert len(message.payload) <= subjects.MAX_LETTER
+    for what in ("cgroups", "conflicts"):
+        told = [getattr(report, what) for report in beat.services]
+        assert len(told) == services
+        assert all(found == texts[: len(found)] for found in told)
+        missing = services * lines - sum(map(len, told))
+        assert beat.loss.get(f"{what}.cut", 0) == missing
+        assert bool(missing) == ((services, lines) != (1, 10))
+    said = "\n".join(_skipped_lines(msgspec.to_builtins(beat)))
+    assert ("more cgroups are not listed" in said) == ("cgroups.cut" in beat.loss)
 
 
 async def test_a_second_agent_with_this_identity_is_reported_until_it_ends(lab):

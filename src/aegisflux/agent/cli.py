@@ -482,6 +482,11 @@ def _skipped_lines(found: Json) -> list[str]:
     lines = [
         f"service {s['service_id']}: {text}" for s in found["services"] for text in s.get("conflicts", ())
     ]
+    lines += [
+        f"{more} more {what} are not listed: there are too many for one message"
+        for what in ("cgroups", "conflicts")
+        if (more := found["loss"].get(f"{what}.cut"))
+    ]
     if paths := found.get("skipped_cgroups"):
         count = found["loss"].get("skipped_cgroups", len(paths))
         lines.append(

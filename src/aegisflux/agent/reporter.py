@@ -24,6 +24,7 @@ from aegisflux.domain.manifest import (
     ServiceReport,
 )
 from aegisflux.domain.own_addresses import MOST_TOLD, told
+from aegisflux.domain.room import listed
 from aegisflux.domain.runs import Run
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.domain.trust import Nacked
@@ -33,9 +34,10 @@ from aegisflux.wire import envelope, subjects
 OUTBOX: Final = 4096
 NACKS_KEPT: Final = 256
 DETAIL_CHARS: Final = 1000
-PATHS_EACH, PATHS_IN_ALL = 64, 2048  # a heartbeat is one message of at most 1 MiB
+PATHS_EACH, PATHS_IN_ALL = 64, 2048
 SKIPPED_SHOWN, PATH_CHARS, NAMED = 8, 512, 8
-HEARTBEAT_BYTES: Final = 1 << 20
+HEARTBEAT_BYTES, LISTS_BYTES = 1 << 20, 1 << 19  # a heartbeat is one message; all hosts' are stored
+SPARE_BYTES: Final = 16_384  # for its envelope, and for headers where it becomes a dead letter
 CLASH_SECONDS: Final = 180
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
@@ -237,12 +239,12 @@ class Reporter:
         addresses, untold = told(parts.datapath.addresses())
         services = manifest.services if manifest else ()
         wanted = {s.service_id: s.active.digest for s in services if s.active is not None}
-        boot_ns, most = parts.datapath.boot_ns(), min(PATHS_EACH, PATHS_IN_ALL // max(1, len(holdings)))
+        boot_ns = parts.datapath.boot_ns()
         reports = tuple(
-            self._report(holding, wanted.get(i), i in failures, i in drifted, boot_ns, panicked, most)
+            self._report(holding, wanted.get(i), i in failures, i in drifted, boot_ns, panicked)
             for i, holding in sorted(holdings.items())
         )
-        return Heartbeat(
+        beat = Heartbeat(
             parts.host_id,
             parts.boot_id,
             parts.version,
@@ -260,6 +262,25 @@ class Reporter:
             (*self.troubles.texts(), *_cut_text(untold)),
             self.started,
         )
+        return self._with_lists(beat)
+
+    def _with_lists(self, beat: Heartbeat) -> Heartbeat:
+        """With as many cgroups and conflicts as a message has room for, in bytes; the others are counted."""
+        known = [report.service_id for report in beat.services]
+        lists = {("cgroups", i): self.cgroups.get(i, ()) for i in known}
+        lists |= {("conflicts", i): self.conflicts.get(i, ()) for i in known}
+        room = min(LISTS_BYTES, HEARTBEAT_BYTES - SPARE_BYTES - len(msgspec.msgpack.encode(beat)))
+        found = listed(lists, min(PATHS_EACH, PATHS_IN_ALL // max(1, len(known))), room)
+        cut = Counter[str]()
+        for (what, i), lines in lists.items():
+            cut[f"{what}.cut"] += len(lines) - len(found[what, i])
+        reports = tuple(
+            replace(
+                one, cgroups=found["cgroups", one.service_id], conflicts=found["conflicts", one.service_id]
+            )
+            for one in beat.services
+        )
+        return replace(beat, services=reports, loss={**beat.loss, **{k: n for k, n in cut.items() if n}})
 
     def _refused_rules(self) -> dict[str, int]:
         refused = len(self._parts.settings.failsafe_refused)
@@ -284,16 +305,13 @@ class Reporter:
         drifted: bool,
         boot_ns: int,
         panicked: bool,
-        most: int,
     ) -> ServiceReport:
         active, i = holding.active, holding.service_id
         report = ServiceReport(
             i,
             state_of(holding, wanted, failed, boot_ns, panicked, bool(self.cgroups.get(i))),
-            cgroups=self.cgroups.get(i, ())[:most],
             drift=drifted,
             verdicts=self.verdicts.get(i, {}),
-            conflicts=self.conflicts.get(i, ())[:most],
             candidate=holding.candidate.digest if holding.candidate else None,
         )
         if active is None:

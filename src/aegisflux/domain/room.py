@@ -1,8 +1,12 @@
-"""Which cgroups a host binds where more are selected than it has room for."""
+"""What is kept where there is not room for all: cgroups that a host binds, lines of a message."""
 
 from collections.abc import Collection, Mapping, Sequence
+from typing import Final, TypeVar
 
 from aegisflux.domain.selectors import Selector
+
+K = TypeVar("K")
+HEAD_BYTES: Final = 5  # of a text in MessagePack, at most
 
 
 def fitting(
@@ -31,10 +35,26 @@ def fitting(
     return kept
 
 
-def shares(wanted: Mapping[int, int], room: int) -> dict[int, int]:
+def shares(wanted: Mapping[K, int], room: int) -> dict[K, int]:
     """Return how much of the room each gets: the same for all, but nobody more than it wants."""
-    found: dict[int, int] = {}
-    for who, much in sorted(wanted.items(), key=lambda item: (item[1], item[0])):
+    found: dict[K, int] = {}
+    for who, much in sorted(wanted.items(), key=lambda item: item[1]):
         found[who] = min(much, room // (len(wanted) - len(found)))
         room -= found[who]
     return found
+
+
+def listed(lists: Mapping[K, Sequence[str]], most: int, room: int) -> dict[K, tuple[str, ...]]:
+    """Return the first lines of each list: at most so many of each, and in all no more bytes than the room of
+    a message, of which each list has the same share."""
+    sizes = {who: [len(line.encode()) + HEAD_BYTES for line in lines[:most]] for who, lines in lists.items()}
+    share = shares({who: sum(found) for who, found in sizes.items()}, max(0, room))
+    return {who: tuple(lines[: _prefix(sizes[who], share[who])]) for who, lines in lists.items()}
+
+
+def _prefix(sizes: Sequence[int], room: int) -> int:
+    for count, size in enumerate(sizes):
+        room -= size
+        if room < 0:
+            return count
+    return len(sizes)
