@@ -5,6 +5,8 @@ import os
 
 import pytest
 import pytest_asyncio
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import CandidateRef, ServiceState
@@ -248,3 +250,67 @@ async def test_nothing_is_applied_where_nothing_was_durable(lab, monkeypatch):
     broken(lab, monkeypatch)
     await lab.desire(lab.plane.service(lab.one_edge()))
     assert (lab.held(), lab.said()) == ([], ["nack disk_full"])
+
+
+MANIFESTS = st.lists(
+    st.tuples(
+        st.tuples(
+            *[st.sampled_from(["renew", "shorten", "select", "try", "promote", "withdraw", "leave"])] * 3
+        ),
+        st.booleans(),
+        st.permutations(range(3)),
+        st.booleans(),
+    ),
+    min_size=1,
+    max_size=5,
+)
+
+
+def wanted(lab, now, number, what):
+    """One service of a manifest: what is in force of it, changed."""
+    plane, until = lab.plane, int(lab.clocks.wall) + 600
+    plain = {"name": "s", "selectors": (f"cgroup:s{number}",)}
+    match what:
+        case "leave":
+            return []
+        case "withdraw":
+            return [ServiceState(service_id=101 + number, **plain)]
+        case "promote":
+            return [plane.service(now[number][1], **plain)]
+        case "shorten":
+            return [plane.service(now[number][0], lease=until - 550, **plain)]
+        case "select":
+            plain["selectors"] = ("cgroup:other",)
+        case "try":
+            plain["candidate"] = CandidateRef(2, now[number][1].digest)
+    return [plane.service(now[number][0], **plain)]
+
+
+@settings(max_examples=40, deadline=None)
+@given(MANIFESTS)
+async def test_whatever_manifests_come_each_renewal_in_them_holds_and_nothing_else_changes(manifests):
+    lab = await AgentLab().begin()
+    lab.cgroups.tree = {f"s{n}": 20 + n for n in range(3)} | {"other": 30}
+    made = [
+        [lab.plane.content(body(v, service_id=101 + n, ttl_seconds=600)) for v in (1, 2)] for n in range(3)
+    ]
+    await lab.desire(*[one for n in range(3) for one in wanted(lab, made, n, "renew")])
+    with pytest.MonkeyPatch.context() as disk:
+        broken(lab, disk)
+        expected, held, bound = held_deadlines(lab), lab.held(), lab.kernel.bindings()
+        for changes, comes, order, restarts in manifests:
+            lab.clocks.advance(10)
+            services = [one for n in order for one in wanted(lab, made, n, changes[n])]
+            if comes:
+                services.append(ServiceState(109, "new", ("cgroup:other",)))
+            await lab.desire(*services)
+            for n, what in enumerate(changes):
+                if what in ("renew", "select", "try"):
+                    expected[101 + n] = lab.clocks.boot_ns + 600 * 10**9
+            if restarts:
+                await lab.restart()
+            assert (held_deadlines(lab), lab.held(), lab.kernel.bindings()) == (expected, held, bound)
+    await lab.give(lab.plane.desired(*services))
+    changed = {i for i, (reason, _) in lab.runner.applier.failures.items() if reason == "disk_full"}
+    assert not changed, "what waited is applied"
+    assert lab.agent().accepted.manifest.services == tuple(services)
