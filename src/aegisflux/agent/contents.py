@@ -6,6 +6,7 @@ import msgspec
 
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.troubles import Troubles
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
@@ -105,7 +106,7 @@ class Contents:
             except Refused as error:
                 raise Unavailable(f"content {digest}: {error}") from error
             except BROKEN as error:
-                raise Unavailable(f"content {digest}: not a chunk: {error}") from None
+                raise Unavailable(f"content {digest}: not a chunk: {in_words(error, ContentChunk)}") from None
             except Unavailable:
                 if attempt == TRIES - 1 or not bus.connected:
                     raise

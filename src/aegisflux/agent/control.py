@@ -22,7 +22,7 @@ from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts, numbered
 from aegisflux.agent.runner import Runner
 from aegisflux.domain import json_text
 from aegisflux.domain.cgroup_paths import within
-from aegisflux.domain.decoding import converted
+from aegisflux.domain.decoding import converted, in_words
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.failsafe_paths import failsafe_path, void
@@ -115,7 +115,7 @@ class Control:
             async for answer in self._answer(question, is_gone):
                 yield answer
         except BROKEN as error:
-            yield {"error": f"question: {error}", "kind": "refused"}
+            yield {"error": f"question: {in_words(error, Question)}", "kind": "refused"}
         except AegisError as error:
             yield {"error": str(error), "kind": "refused" if isinstance(error, Refused) else "unavailable"}
 

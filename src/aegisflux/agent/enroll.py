@@ -13,6 +13,7 @@ from nacl.signing import SigningKey
 
 from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
 from aegisflux.agent.parts import Store
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
 from aegisflux.domain.names import check_name
 from aegisflux.domain.trust import Nacked
@@ -54,7 +55,9 @@ def enroll(text: str, host_id: str, store: Store) -> Identity:
     try:
         answer = msgspec.json.decode(raw, type=EnrollAnswer)
     except BROKEN as error:
-        raise Refused(f"enrolment: the answer of {token.url} is not one: {error}") from None
+        raise Refused(
+            f"enrolment: the answer of {token.url} is not one: {in_words(error, EnrollAnswer)}"
+        ) from None
     identity = checked(answer, token, host_id)
     store.write(IDENTITY, msgspec.msgpack.encode(identity))
     return identity

@@ -8,6 +8,7 @@ from nacl.exceptions import BadSignatureError
 from nacl.signing import SigningKey, VerifyKey
 
 from aegisflux.agent.parts import Store
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, NotFound, Unavailable
 from aegisflux.domain.manifest import KeySet
 from aegisflux.domain.trust import Trusted, accept_keys
@@ -47,7 +48,7 @@ def read_identity(store: Store) -> tuple[Identity, bytes]:
     try:
         return msgspec.msgpack.decode(raw, type=Identity), seed
     except BROKEN as error:
-        raise Unavailable(f"state {IDENTITY}: damaged ({error}); enrol again") from None
+        raise Unavailable(f"state {IDENTITY}: damaged ({in_words(error, Identity)}); enrol again") from None
 
 
 def first_trust(identity: Identity) -> Trusted:

@@ -9,6 +9,7 @@ from msgspec.structs import replace
 from aegisflux.agent.parts import Store
 from aegisflux.domain import trust
 from aegisflux.domain.converge import Book
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Unavailable
 from aegisflux.domain.manifest import HostManifest
 from aegisflux.domain.panic import DAMAGED, Panic
@@ -107,4 +108,6 @@ def _decoded(store: Store, name: str, kind: type[T]) -> T | None:
     try:
         return msgspec.msgpack.decode(raw, type=kind)
     except BROKEN as error:
-        raise Unavailable(f"state {name}: damaged ({error}); remove it or enrol again") from None
+        raise Unavailable(
+            f"state {name}: damaged ({in_words(error, kind)}); remove it or enrol again"
+        ) from None

@@ -11,6 +11,7 @@ import msgspec
 
 from aegisflux.cli.facts import PEOPLES
 from aegisflux.cli.output import columnar, say, show
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Forbidden, Invalid, OverLimit, Refused
 
 MOST_SHOWN = 5
@@ -26,7 +27,7 @@ def wrong(file: Path) -> Iterator[None]:
     except Forbidden:
         raise
     except (Refused, *BROKEN) as error:
-        say(f"{file}: {error}")
+        say(f"{file}: {in_words(error) if isinstance(error, BROKEN) else error}")
         sys.exit(2)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any, Final
 
 import msgspec
@@ -13,6 +14,11 @@ from aegisflux.domain.paths import step
 
 _PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`\Z")
 _STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[([0-9]+)\]|(\[\.\.\.\])")
+_FIELDS: Final = (
+    ("Object missing required field `", "a value (the field is required)"),
+    ("Object contains unknown field `", "no such field"),
+)
+_CLOSED: Final = ("Invalid enum value", "Invalid value")
 _PLAIN: Final = (
     ("`int | float`", "a number"),
     ("`int`", "an integer"),
@@ -33,6 +39,29 @@ def converted(raw: Any, kind: Any, *, strict: bool = True) -> Any:
         raise _explained(error, raw, kind) from None
 
 
+def in_words(error: Exception, kind: Any = None) -> str:
+    """Return in our words what msgspec says of bytes that it could not decode as a type: they are not there
+    any more, so that the value is named as far as msgspec names it."""
+    message = str(error)
+    found = _PATH.search(message)
+    text = message[: found.start()] if found else message
+    path: list[str | int] = [
+        name or (int(index) if index else "...")
+        for name, index, _ in _STEP.findall(found[2] if found else "")
+    ]
+    for begin, expected in _FIELDS:
+        if text.startswith(begin):
+            return f"{step(path_text(path), text.removeprefix(begin).rstrip('`'))}: expected {expected}"
+    got = text.partition(", got ")[2] or text.partition(" value ")[2]
+    for name, word in _PLAIN:
+        got = got.replace(name, word)
+    if text.startswith(("Expected ", *_CLOSED)):
+        came = f", got {got.replace('`', '')}" if got else ""
+        text = f"expected {_expected(text, path, None, kind)}{came}"
+    at = path_text(path)
+    return f"{at}: {text}" if at else text
+
+
 def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
     """msgspec's message as ours: `path: expected X, got Y`, with the value that came."""
     message = str(error)
@@ -46,10 +75,7 @@ def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
             step(path_text(path), str(key)), f"a key that is {_expected(text, path, key, kind)}", key
         )
     at = path_text(path)
-    for words, expected in (
-        ("Object missing required field `", "a value (the field is required)"),
-        ("Object contains unknown field `", "no such field"),
-    ):
+    for words, expected in _FIELDS:
         if text.startswith(words):
             name = text.removeprefix(words).rpartition("`")[0]
             return Invalid(step(at, name), expected, "nothing" if "missing" in words else name)
@@ -58,7 +84,7 @@ def _explained(error: msgspec.ValidationError, raw: Any, kind: Any) -> Invalid:
 
 def _words(path: list[str | int], kind: Any) -> list[str]:
     """What the type allows at a path of a closed set of words."""
-    found = [msgspec.inspect.type_info(kind)]
+    found = [_info(kind)] if kind is not None else []
     for part in path:
         found = [inner for one in found for outer in _choices(one) for inner in _inside(outer, part)]
     values = [
@@ -74,6 +100,12 @@ def _words(path: list[str | int], kind: Any) -> list[str]:
         )
     ]
     return list(dict.fromkeys(map(str, values)))
+
+
+@cache
+def _info(kind: Any) -> msgspec.inspect.Type:
+    """What the library knows of a type; others may send many values that are wrong."""
+    return msgspec.inspect.type_info(kind)
 
 
 def _choices(kind: msgspec.inspect.Type) -> Iterator[msgspec.inspect.Type]:
@@ -93,6 +125,8 @@ def _inside(kind: msgspec.inspect.Type, part: str | int) -> Iterator[msgspec.ins
         for n, field in enumerate(kind.fields):
             if part in (field.encode_name, n):
                 yield field.type
+        if isinstance(kind, look.StructType) and part == kind.tag_field:
+            yield look.LiteralType((kind.tag,))
     elif isinstance(kind, look.DictType):
         yield kind.value_type
     elif isinstance(kind, look.ListType | look.VarTupleType | look.SetType | look.FrozenSetType):
@@ -156,8 +190,8 @@ def _with(raw: Any, path: list[str | int], part: Any) -> Any:
 
 
 def _expected(text: str, path: list[str | int], value: Any, kind: Any) -> str:
-    words = _words(path, kind) if text.startswith(("Invalid enum value", "Expected `str`")) else []
-    if words or text.startswith("Invalid enum value"):
+    words = _words(path, kind) if text.startswith((*_CLOSED, "Expected `str`")) else []
+    if words or text.startswith(_CLOSED):
         near = close(value, words) if isinstance(value, str) else ""
         hint = f" ({near.removeprefix('; ')})" if near else ""
         return (f"one of {', '.join(words)}" if words else "one of the documented words") + hint

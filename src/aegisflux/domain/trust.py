@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Refused
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
@@ -232,7 +233,7 @@ def _decoded(payload: bytes, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(payload, type=kind)
     except BROKEN as err:
-        raise Nacked("bad_schema", f"{kind.__name__}: {err}") from None
+        raise Nacked("bad_schema", f"{kind.__name__}: {in_words(err, kind)}") from None
 
 
 def _check_size(message: Signed, limit: int) -> None:

@@ -10,6 +10,7 @@ from typing import Final, TypeVar
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN
 from aegisflux.domain.trust import Nacked, Signed
 
@@ -83,4 +84,4 @@ def _decode(data: bytes, limit: int, kind: type[T]) -> T:
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except BROKEN as err:
-        raise Nacked("bad_schema", f"{kind.__name__}: {err}") from None
+        raise Nacked("bad_schema", f"{kind.__name__}: {in_words(err, kind)}") from None

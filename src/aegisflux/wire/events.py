@@ -6,6 +6,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, BootId, Event, EventBatch
@@ -59,7 +60,7 @@ def decode_batch(data: bytes) -> EventBatch:
     try:
         return _BATCH.decode(data)
     except BROKEN as error:
-        raise Invalid("batch", "an EventBatch", str(error)) from None
+        raise Invalid("batch", "an EventBatch", in_words(error)) from None
 
 
 def decode_loose(data: bytes) -> Loose:
@@ -69,7 +70,7 @@ def decode_loose(data: bytes) -> Loose:
     try:
         loose = _LOOSE.decode(data)
     except BROKEN as error:
-        raise Invalid("batch", "an EventBatch", str(error)) from None
+        raise Invalid("batch", "an EventBatch", in_words(error)) from None
     if not 1 <= len(loose.events) <= MAX_BATCH:
         raise OverLimit("batch_events", MAX_BATCH, len(loose.events), "events")
     return loose
@@ -85,7 +86,7 @@ def decode_taken(data: bytes) -> tuple[Taken, ...]:
     try:
         return _TAKEN.decode(data)
     except BROKEN as error:
-        raise Invalid("batches", "batches that ingest let through", str(error)) from None
+        raise Invalid("batches", "batches that ingest let through", in_words(error)) from None
 
 
 def encode_event(event: Event) -> bytes:
@@ -98,7 +99,7 @@ def decode_event(data: bytes | Raw) -> Event:
     try:
         return _EVENT.decode(data)
     except BROKEN as error:
-        raise Invalid("event", "an event of the schema", str(error)) from None
+        raise Invalid("event", "an event of the schema", in_words(error, Event)) from None
 
 
 def encode_enriched(batch: EnrichedBatch) -> bytes:
@@ -116,4 +117,4 @@ def decode_enriched(data: bytes) -> tuple[EnrichedBatch, ...]:
     try:
         return _ENRICHED.decode(data)
     except BROKEN as error:
-        raise Invalid("batches", "enriched batches", str(error)) from None
+        raise Invalid("batches", "enriched batches", in_words(error)) from None

@@ -6,6 +6,7 @@ import msgspec
 import zstandard
 from msgspec import Meta, Raw, Struct
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.inventory import MAX_PACKAGES, Package, PackageInventory, Short, System
 from aegisflux.domain.manifest import HostId
@@ -66,9 +67,9 @@ def _picked(plain: bytes) -> PackageInventory:
             try:
                 good.append(_PACKAGE.decode(raw))
             except BROKEN as error:
-                why.append(f"packages[{place}]: {error}")
+                why.append(f"packages[{place}]: {in_words(error, Package)}")
     except BROKEN as error:
-        raise Invalid("inventory", "a PackageInventory", str(error)) from None
+        raise Invalid("inventory", "a PackageInventory", in_words(error)) from None
     if not good:
         raise Invalid("inventory", "a PackageInventory", why[0] if why else "no package")
     refused = (f"{len(why)} packages refused; {printable(why[0])}"[:256],) if why else ()

@@ -4,6 +4,7 @@ from typing import Any, Final
 
 import msgspec
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.paths import step
 
@@ -23,7 +24,7 @@ def parse(data: bytes, what: str = "a MessagePack value") -> Any:
         if msgspec.msgpack.encode(found) != data:
             _walk(data, 0, "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, TypeError) as error:
-        raise Invalid("", what, str(error)) from None
+        raise Invalid("", what, in_words(error)) from None
     return found
 
 

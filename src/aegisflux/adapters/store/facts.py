@@ -20,6 +20,7 @@ from msgspec.structs import replace
 from aegisflux.adapters.store import partitions, timescale
 from aegisflux.adapters.store.postgres import AWAY, CONTENDED, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Conflict, Refused, Unavailable
 from aegisflux.domain.event import Listen
@@ -410,7 +411,7 @@ def _readable(row: Row) -> PackageInventory | None:
     try:
         return _unpacked(row["body"])
     except (zstandard.ZstdError, *BROKEN) as error:
-        log.warning("a stored inventory cannot be read", error=str(error))
+        log.warning("a stored inventory cannot be read", error=in_words(error))
         return None
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
 from aegisflux.domain.net import parse_address
@@ -152,7 +153,7 @@ class Answers:
         try:
             said = msgspec.msgpack.decode(sealed.payload, type=type_)
         except BROKEN as error:
-            raise Refused(f"not as the schema says: {error}") from None
+            raise Refused(f"not as the schema says: {in_words(error, type_)}") from None
         if said.host_id != host:
             raise Refused(f"host {host} speaks for {said.host_id}")
         check_storable(said)
@@ -259,7 +260,9 @@ def heartbeat_of(row: Row) -> Heartbeat | None:
     try:
         return msgspec.msgpack.decode(row["heartbeat"], type=Heartbeat)
     except BROKEN as error:
-        log.warning("a stored heartbeat cannot be read", host_id=row["host_id"], error=str(error))
+        log.warning(
+            "a stored heartbeat cannot be read", host_id=row["host_id"], error=in_words(error, Heartbeat)
+        )
         return None
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.stages import Run, Verb, verbs
 from aegisflux.ports.store import Queries, Row
@@ -108,7 +109,7 @@ def readable(rows: Iterable[Row]) -> list[Carried]:
         try:
             found.append(carried_of(row))
         except (msgspec.ValidationError, TypeError, LookupError) as error:
-            log.warning("a rollout cannot be read", rollout=row["id"], error=str(error))
+            log.warning("a rollout cannot be read", rollout=row["id"], error=in_words(error))
     return found
 
 

@@ -6,6 +6,7 @@ from collections import OrderedDict
 
 import msgspec
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.domain.manifest import CHUNK_BYTES, ContentChunk, ContentRequest
 from aegisflux.domain.tables import TABLES_FORMAT
@@ -32,7 +33,7 @@ class Contents:
         try:
             request = msgspec.msgpack.decode(message.payload, type=ContentRequest)
         except BROKEN as error:
-            raise Invalid("content request", "a ContentRequest", str(error)) from None
+            raise Invalid("content request", "a ContentRequest", in_words(error, ContentRequest)) from None
         return msgspec.msgpack.encode(await self._chunk(host, request))
 
     def forget(self) -> None:

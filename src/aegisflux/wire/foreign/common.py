@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain import json_text
+from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.event import MAX_TEXT, Event
 from aegisflux.domain.net import parse_address
@@ -150,7 +151,5 @@ def within(time_ns: int, path: str) -> int:
 
 def checked(event: E) -> E:
     """The event when it is one of the schema; raises Invalid with the path of the field."""
-    try:
-        return msgspec.convert(msgspec.to_builtins(event), type(event))
-    except msgspec.ValidationError as error:
-        raise Invalid("event", "an event of the schema", str(error)) from None
+    found: E = converted(msgspec.to_builtins(event), type(event))
+    return found

@@ -9,6 +9,7 @@ from typing import Final
 
 import msgspec
 
+from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.wire.foreign import auditd
 from aegisflux.wire.foreign.common import Record
@@ -98,7 +99,7 @@ def _unpacked(body: bytes) -> Iterator[Record]:
     try:
         found = msgspec.msgpack.decode(body, type=list[msgspec.Raw])
     except BROKEN as error:
-        raise Invalid("body", "an array of MessagePack", str(error)) from None
+        raise Invalid("body", "an array of MessagePack", in_words(error)) from None
     for raw in found:
         yield Record(bytes(raw), "msgpack")
 
