@@ -8,7 +8,7 @@ when they are used, so that the agent stays small.
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TextIO
 
 from cyclopts import App, Parameter
 
@@ -40,8 +40,8 @@ app.command("aegisflux.cli.dead:app", name="dead")
 app.command("aegisflux.agent.cli:app", name="agent")
 
 
-def main() -> None:
-    """Run the command line."""
+def main(words: list[str] | None = None) -> None:
+    """Run the command line: these words, or those of the process."""
     from cyclopts.exceptions import CycloptsError
 
     from aegisflux.domain.errors import Misused, Refused, Unavailable
@@ -49,7 +49,7 @@ def main() -> None:
 
     terminal.guard()
     try:
-        _run()
+        _run(words, sys.stdout)
     except CycloptsError:
         sys.exit(2)
     except Misused as error:
@@ -61,7 +61,7 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:
-        _let_go()
+        _let_go(sys.stdout.fileno())
         sys.exit(0)
     except UnicodeEncodeError as error:  # an argument or a variable holds bytes that are no text
         _fail(2, f"error: expected text that is UTF-8, got {str(error.object)[:200]}")
@@ -69,23 +69,23 @@ def main() -> None:
         _fail(2, f"error: {error}")
 
 
-def _run() -> None:
+def _run(words: list[str] | None, output: TextIO) -> None:
     """Run the command, and write what it printed: a pipe that nobody reads is found out here, not when the
     interpreter ends."""
     try:
-        app(exit_on_error=False, error_formatter=_misused)
+        app(words, exit_on_error=False, error_formatter=_misused)
     except SystemExit as ended:  # the library that prints help ends with 1
         if isinstance(ended.__context__, BrokenPipeError):
             raise ended.__context__ from None
         raise
     finally:
-        sys.stdout.flush()
+        output.flush()
 
 
-def _let_go() -> None:
+def _let_go(output: int) -> None:
     """Whoever read standard output (`| head`) has seen enough: what is still to be written goes nowhere."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, sys.stdout.fileno())
+    os.dup2(nowhere, output)
     os.close(nowhere)
 
 
@@ -104,4 +104,12 @@ def _misused(error: "CycloptsError") -> object:
 
     from aegisflux.domain.text import printable
 
-    return CycloptsPanel(printable(str(error)))
+    return CycloptsPanel(printable(f"{_argument(error)}{error}"))
+
+
+def _argument(error: "CycloptsError") -> str:
+    """The name of an argument that is given by its place: the library names options alone."""
+    token, argument = getattr(error, "token", None), error.argument
+    if token is None or token.keyword is not None or argument is None or getattr(error, "msg", None) is None:
+        return ""
+    return f"{argument.name.lstrip('-').upper().replace('-', '_')}: "

@@ -9,12 +9,16 @@ import urllib.request
 from collections.abc import Mapping
 from http.client import HTTPException
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from aegisflux.cli.control import known
-from aegisflux.domain.errors import Forbidden, Refused, Unavailable, shown
+from aegisflux.domain.digits import integer
+from aegisflux.domain.errors import Forbidden, Invalid, Misused, Refused, Unavailable, shown
+from aegisflux.domain.names import close, literal_of
 
 SECONDS = 30.0
+INTEGER = "an integer in ASCII digits without leading zeros"
+URLS = ("AEGISFLUX_URL", "AEGISFLUX_ENRICH_URL", "AEGISFLUX_SEGMENTER_URL", "AEGISFLUX_INGEST_URL")
 
 
 def facts(path: str, query: Mapping[str, object] | None = None) -> Any:
@@ -48,12 +52,13 @@ def call(
     data = body if isinstance(body, bytes) else None if body is None else _encoded(body)
     headers = {"Authorization": f"Bearer {_token()}", "Content-Type": "application/json"}
     try:
+        _checked_base(base)
         url = base + path + (f"?{urlencode(given, doseq=True)}" if given else "")
         request = urllib.request.Request(url, data=data, headers=headers, method=method)  # noqa: S310 - our own URL
     except UnicodeEncodeError as error:
         raise _no_text(error) from None
     except ValueError:
-        raise Refused(f"AEGISFLUX_URL: expected http://host:port, got {shown(base)}") from None
+        raise _no_url(base) from None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=SECONDS) as answer:
@@ -69,6 +74,33 @@ def call(
         raise kind(f"{error.code} {detail}") from None
     except (OSError, HTTPException) as error:
         raise Unavailable(f"{base}: {getattr(error, 'reason', error)}; is aegisflux up running?") from None
+
+
+def _checked_base(base: str) -> None:
+    """Raise Refused for what is no URL of a control plane; the library takes `localhost:` for a scheme."""
+    parts = urlsplit(base)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0:
+        raise _no_url(base)
+
+
+def _no_url(base: str) -> Refused:
+    names = [name for name in URLS if os.environ.get(name) == base]
+    return Refused(f"{names[0] if names else URLS[0]}: expected http://host:port, got {shown(base)}")
+
+
+def number_of(service: str) -> int:
+    """Return the number of a service that is named by it or by its name; raises Misused for another spelling
+    of numbers, or Refused."""
+    number = integer(service)
+    if number is not None:
+        return number
+    if not service or literal_of(service):
+        raise Misused("SERVICE_ID", f"{INTEGER}, or the name of a service", service)
+    known = {row["name"]: int(row["id"]) for row in call("GET", "/api/v1/services")}
+    if service not in known:
+        hint = close(service, known) or "; aegisflux service list shows them"
+        raise Invalid("SERVICE_ID", f"the number or the name of a service{hint}", service)
+    return known[service]
 
 
 def quoted(name: str) -> str:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call, quoted
+from aegisflux.cli.client import call, number_of, quoted
 from aegisflux.cli.control import Config, DataDir, PortBase, known
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Refused
@@ -20,6 +20,7 @@ from aegisflux.domain.selectors import never_matches
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
 ]
+Service = Annotated[str, Parameter(help="the number or the name of a service")]
 File = Annotated[Path, Parameter(help="JSON; - is stdin", allow_leading_hyphen=True)]
 DryRun = Annotated[
     bool, Parameter(name="--dry-run", help="say what would change, and change nothing", negative="")
@@ -63,29 +64,29 @@ def post(
 
 @snapshot_app.command
 def promote(
-    service_id: int, *, version: int | None = None, dry_run: DryRun = False, output: Output = "json"
+    service_id: Service, *, version: int | None = None, dry_run: DryRun = False, output: Output = "json"
 ) -> None:
     """Give a posted version to all hosts of the service."""
-    body = {"service_id": service_id, "version": version}
+    body = {"service_id": number_of(service_id), "version": version}
     _changed(call("POST", "/seg/maps/promote", body, _asked(dry_run)), output)
 
 
 @snapshot_app.command
 def rollback(
-    service_id: int, *, to_version: int | None = None, dry_run: DryRun = False, output: Output = "json"
+    service_id: Service, *, to_version: int | None = None, dry_run: DryRun = False, output: Output = "json"
 ) -> None:
     """Bring back earlier content under a new version."""
-    body = {"service_id": service_id, "to_version": to_version}
+    body = {"service_id": number_of(service_id), "to_version": to_version}
     _changed(call("POST", "/seg/maps/rollback", body, _asked(dry_run)), output)
 
 
 @snapshot_app.command
 def withdraw(
-    service_id: int, *, host: Hosts = None, dry_run: DryRun = False, output: Output = "json"
+    service_id: Service, *, host: Hosts = None, dry_run: DryRun = False, output: Output = "json"
 ) -> None:
     """End enforcement of a service, everywhere or on some hosts."""
     query = {"target_host": host, **_asked(dry_run)}
-    _changed(call("DELETE", f"/seg/maps/{service_id}", None, query), output)
+    _changed(call("DELETE", f"/seg/maps/{number_of(service_id)}", None, query), output)
 
 
 def _asked(dry_run: bool) -> dict[str, object]:
@@ -110,23 +111,23 @@ def list_snapshots(*, output: Output = "table") -> None:
 
 
 @snapshot_app.command(name="show")
-def show_snapshot(service_id: int, *, version: int | None = None, output: Output = "json") -> None:
+def show_snapshot(service_id: Service, *, version: int | None = None, output: Output = "json") -> None:
     """A service's versions; --version adds that snapshot."""
-    found = call("GET", f"/seg/maps/{service_id}", None, {"version": version})
+    found = call("GET", f"/seg/maps/{number_of(service_id)}", None, {"version": version})
     show(found, output, ("service_id", "name", "latest", "stable", "candidate"))
 
 
 @snapshot_app.command
-def status(service_id: int, *, output: Output = "table") -> None:
+def status(service_id: Service, *, output: Output = "table") -> None:
     """Each host's desired and observed version."""
-    found = call("GET", f"/seg/maps/{service_id}/status")
+    found = call("GET", f"/seg/maps/{number_of(service_id)}/status")
     columns = ("host_id", "state", "desired", "observed", "since", "lease_until", "last_nack", "troubles")
     show(found["hosts"] if columnar(output) else found, output, columns)
 
 
 @snapshot_app.command
 def why(
-    service_id: int,
+    service_id: Service,
     proto: str,
     peer: str,
     port: int | None = None,
@@ -141,7 +142,7 @@ def why(
     """
     direction = "ingress" if ingress else "egress"
     query = {"proto": proto, "peer": peer, "port": port, "direction": direction, "host": host}
-    found = call("GET", f"/seg/maps/{service_id}/why", None, query)
+    found = call("GET", f"/seg/maps/{number_of(service_id)}/why", None, query)
     if not columnar(output):
         show(found, output)
         return
@@ -198,7 +199,7 @@ def put_service(
 
 @service_app.command
 def health(
-    service_id: int,
+    service_id: Service,
     *,
     sick: Annotated[str | None, Parameter(help="what is wrong with it")] = None,
     well: Annotated[bool, Parameter(negative="", help="it is healthy again")] = False,
@@ -211,13 +212,13 @@ def health(
     if (sick is None) == (not well):
         raise Refused("expected one of --sick and --well")
     said = {"healthy": well, "detail": sick or "", "host_id": host}
-    call("POST", f"/api/v1/services/{service_id}/health", said)
+    call("POST", f"/api/v1/services/{number_of(service_id)}/health", said)
 
 
 @service_app.command(name="delete")
-def delete_service(service_id: int) -> None:
+def delete_service(service_id: Service) -> None:
     """Forget a service without snapshots on hosts."""
-    call("DELETE", f"/api/v1/services/{service_id}")
+    call("DELETE", f"/api/v1/services/{number_of(service_id)}")
 
 
 @host_app.command(name="token")

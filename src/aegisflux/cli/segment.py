@@ -14,7 +14,7 @@ from aegisflux.cli.files import replaced
 from aegisflux.cli.output import Output, columnar, document, say, show
 from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.digits import decimal, whole
-from aegisflux.domain.errors import Refused
+from aegisflux.domain.errors import Misused, Refused
 from aegisflux.domain.net import PROTOCOL_NAMES
 
 Number = Annotated[int, Parameter(help="of a proposal, as `segment list` shows it")]
@@ -174,6 +174,9 @@ def plan(
 
     Example: aegisflux segment plan --proposal 3
     """
+    if (proposal is None) == (policy is None):
+        got = "neither" if policy is None else "both"
+        raise Misused("segment plan", "--proposal and its number, or --policy and a file", got)
     asked = {
         "proposal": proposal,
         "since": moment(since),

@@ -75,7 +75,8 @@ class Plans:
     async def settled(self, asked: PlanAsked) -> tuple[PlanAsked, Policy, Asked]:
         """With its window said, its policy and its flows; raises Invalid or NotFound."""
         if (asked.proposal is None) == (asked.policy is None):
-            raise Invalid("", "a proposal or a policy, one of both", msgspec.to_builtins(asked))
+            both = "neither" if asked.proposal is None else "both"
+            raise Invalid("", "a proposal or a policy, one of both", both)
         if asked.proposal is not None:
             policy = await self._proposals.policy(asked.proposal)
             window = (await self._proposals.one(asked.proposal)).asked
