@@ -16,7 +16,7 @@ VERBS = (
 
 def run(capsys, *words: str) -> tuple[int, str]:
     try:
-        cli.main(list(words))
+        cli.main(*words)
         status = 0
     except SystemExit as ended:
         status = int(ended.code or 0)

@@ -183,7 +183,7 @@ def panic(*, why: str = "by hand", instance: Instance = None, config: ConfigFile
         about = _meant(
             config, instance, kernel, lambda meant: ended.extend(rescue.end_at_once(meant, kernel))
         )
-        done = rescue.panic(about, why, kernel, ended=ended)
+        done = rescue.panic(about, why, kernel, time.time, ended)
         names = {note.instance: str(note) for note in about.agents}
         for name in () if done.left else done.found:
             known = names.get(name, f"{name or 'no name'} (of no known agent)")

@@ -40,7 +40,7 @@ app.command("aegisflux.cli.dead:app", name="dead")
 app.command("aegisflux.agent.cli:app", name="agent")
 
 
-def main(words: list[str] | None = None) -> None:
+def main(*words: str) -> None:
     """Run the command line: these words, or those of the process."""
     from cyclopts.exceptions import CycloptsError
 
@@ -69,11 +69,11 @@ def main(words: list[str] | None = None) -> None:
         _fail(2, f"error: {error}")
 
 
-def _run(words: list[str] | None, output: TextIO) -> None:
+def _run(words: tuple[str, ...], output: TextIO) -> None:
     """Run the command, and write what it printed: a pipe that nobody reads is found out here, not when the
     interpreter ends."""
     try:
-        app(words, exit_on_error=False, error_formatter=_misused)
+        app(*([list(words)] if words else ()), exit_on_error=False, error_formatter=_misused)
     except SystemExit as ended:  # the library that prints help ends with 1
         if isinstance(ended.__context__, BrokenPipeError):
             raise ended.__context__ from None
