@@ -45,7 +45,7 @@ def of_each(value):
     return [value] * 3
 
 
-HEARTBEATS = (HOSTS, of_each(5.0), of_each(b"b"), of_each(1), of_each("10.0.0.1"), 7.0)
+HEARTBEATS = (HOSTS, of_each(5.0), of_each(b"b"), of_each(1), of_each("10.0.0.1"), 7.0, of_each(None))
 TEXTS = (of_each("sha256:1"), of_each("sha256:2"), of_each(9))
 REPORTS = (HOSTS, of_each(7), of_each("in_force"), of_each(1))
 BY_HOST, BY_SERVICE = "service_id = 7", "host_id = 'h2'"

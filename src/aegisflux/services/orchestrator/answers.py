@@ -60,37 +60,46 @@ class Answers:
         newest = {beat.host_id: beat for beat in good}
         if not newest:
             return
-        await self._compare_runs(good)
-        beats = list(newest.values())
-        await self._core.store.run(
-            "store_heartbeats",
-            [b.host_id for b in beats],
-            [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
-            [msgspec.msgpack.encode(b) for b in beats],
-            [b.serial for b in beats],
-            ["\n".join(filter(_is_address, b.addresses)) for b in beats],
-            self._core.clock.now(),
-        )
-        await self._store_reports(beats)
+        await self._store_heartbeats(good, list(newest.values()))
+        await self._store_reports(list(newest.values()))
         metrics.heartbeats.inc(len(good))
         await self.confirm(set(newest))
 
     @again
-    async def _compare_runs(self, beats: Sequence[Heartbeat]) -> None:
-        """Report two agents that answer as one host at once: when it begins, and for as long as it lasts."""
-        now, known = self._core.clock.now(), self._core.runs
-        for beat in (one for one in beats if one.started):
-            before = known.get(beat.host_id, Runs())
-            after = known[beat.host_id] = answered(before, Run(beat.boot_id, beat.started), now)
-            if after.clashed_at == before.clashed_at:
-                continue
-            metrics.identity_clashes.inc()
-            if before.clashes(now, CLASH_SECONDS):
-                continue  # it goes on, and was said
-            detail = clash_text(after)
-            log.error("two agents with one identity", host_id=beat.host_id, detail=detail)
-            async with self._core.store.change() as db:
-                await db.audit(Who().did("host.clash", f"host/{beat.host_id}", reason=detail))
+    async def _store_heartbeats(self, good: Sequence[Heartbeat], newest: Sequence[Heartbeat]) -> None:
+        """Store the newest of each host with the processes that all of them are of: a batch that is delivered
+        again is compared with what was stored of it. Two live agents of one host are audited with it."""
+        core, now = self._core, self._core.clock.now()
+        known = await self._runs({beat.host_id for beat in newest})
+        runs, clashes = dict(known), list[str]()
+        for beat in (one for one in good if one.started):
+            before = runs.get(beat.host_id, Runs())
+            after = answered(before, Run(beat.boot_id, beat.started), beat.clock, now)
+            runs[beat.host_id] = after
+            if after.clashed_at != before.clashed_at:
+                clashes.append(beat.host_id)
+        values = (*_columns(newest), now, [_packed(runs.get(beat.host_id)) for beat in newest])
+        fresh = [h for h in dict.fromkeys(clashes) if not known.get(h, Runs()).clashes(now, CLASH_SECONDS)]
+        if not fresh:
+            await core.store.run("store_heartbeats", *values)
+        else:
+            async with core.store.change() as db:
+                await db.run("store_heartbeats", *values)
+                for host in fresh:
+                    await db.audit(Who().did("host.clash", f"host/{host}", reason=clash_text(runs[host])))
+        core.runs.update(runs)
+        metrics.identity_clashes.inc(len(clashes))
+        for host in fresh:
+            log.error("two agents with one identity", host_id=host, detail=clash_text(runs[host]))
+
+    async def _runs(self, hosts: set[str]) -> dict[str, Runs]:
+        found = {}
+        for row in await self._core.store.rows("runs_of", list(hosts)):
+            try:
+                found[row["host_id"]] = msgspec.msgpack.decode(row["runs"], type=Runs)
+            except BROKEN as error:  # another version of ours stored them: they are learned again
+                log.warning("stored runs cannot be read", host_id=row["host_id"], error=str(error))
+        return found
 
     async def confirm(self, hosts: set[str]) -> None:
         """Send what is due among these hosts."""
@@ -264,6 +273,20 @@ def heartbeat_of(row: Row) -> Heartbeat | None:
             "a stored heartbeat cannot be read", host_id=row["host_id"], error=in_words(error, Heartbeat)
         )
         return None
+
+
+def _columns(beats: Sequence[Heartbeat]) -> tuple[list[Any], ...]:
+    return (
+        [b.host_id for b in beats],
+        [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
+        [msgspec.msgpack.encode(b) for b in beats],
+        [b.serial for b in beats],
+        ["\n".join(filter(_is_address, b.addresses)) for b in beats],
+    )
+
+
+def _packed(runs: Runs | None) -> bytes | None:
+    return msgspec.msgpack.encode(runs) if runs else None
 
 
 def _lines(names: Sequence[str]) -> str:

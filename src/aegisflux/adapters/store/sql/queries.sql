@@ -121,7 +121,7 @@ on conflict (host_id) do update set public_key = $2, labels = $3, enrolled_at = 
     serial = hosts.serial + 1, dirty = true
 
 -- name: release_host
-update hosts set released_at = $2, public_key = null, heartbeat = null, message = null, digests = '{}',
+update hosts set released_at = $2, public_key = null, heartbeat = null, runs = null, message = null, digests = '{}',
     serial = serial + 1, dirty = false where host_id = $1
 
 -- name: delete_reports
@@ -328,10 +328,10 @@ on conflict (host_id, service_id) do update set nack_serial = excluded.nack_seri
 with held as materialized (
     select host_id from hosts where host_id = any($1::text[]) and released_at is null order by host_id for no key update
 )
-update hosts h set seen_at = $6, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial,
+update hosts h set seen_at = $6, every = g.every, heartbeat = g.body, heartbeat_serial = g.serial, runs = coalesce(g.runs, h.runs),
     addresses = case when g.addresses = '' then h.addresses else string_to_array(g.addresses, e'\n') end
-from held join unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[])
-    as g (host_id, every, body, serial, addresses) using (host_id)
+from held join unnest($1::text[], $2::double precision[], $3::bytea[], $4::bigint[], $5::text[], $7::bytea[])
+    as g (host_id, every, body, serial, addresses, runs) using (host_id)
 where h.host_id = held.host_id
 
 -- name: store_reports
@@ -354,6 +354,10 @@ on conflict (host_id, service_id) do update set state = excluded.state, version 
 select r.host_id, r.service_id, r.ack_serial, r.ack_version, r.ack_digest, r.ack_at
 from reports r join hosts h using (host_id)
 where r.awaits and h.released_at is null and r.confirmed_at is null and r.host_id = any($1::text[])
+
+-- The processes that answered as these hosts, as the heartbeats that are stored say.
+-- name: runs_of
+select host_id, runs from hosts where host_id = any($1::text[]) and runs is not null
 
 -- name: heartbeats_of
 select host_id, heartbeat from hosts where host_id = any($1::text[]) and heartbeat is not null
