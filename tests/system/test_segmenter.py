@@ -264,7 +264,7 @@ async def enrolled(lab):
     for host, address in table_of((*WEBS, *DBS)).items():
         role = {"w": "web", "d": "db"}[host[0]]
         await store.run("put_host", host, b"k" * 32, {"role": role}, 0)
-        await store.run("store_heartbeats", [host], [5.0], [b"{}"], [1], [address], 0)
+        await store.run("store_heartbeats", [host], [5.0], [b"{}"], [1], [address], 0, [None])
     for number, name in ((101, "web"), (102, "db")):
         await store.run("put_service", number, name, [], {"role": name}, 0)
 
