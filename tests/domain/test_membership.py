@@ -1,6 +1,8 @@
 """A host that runs a service by its own report alone gets the service's snapshot, and nobody else's rules."""
 
 import asyncio
+import threading
+from typing import ClassVar
 
 import pytest
 
@@ -116,6 +118,38 @@ class Rows:
 def test_only_labels_prove_where_a_service_runs(labels, hosts, reported) -> None:
     now = asyncio.run(places.read(Rows(labels)))  # type: ignore[arg-type]
     assert now.inventory.services["web"] == ServicePlace(1, hosts, 5, reported)
+
+
+class Watched(dict):  # type: ignore[type-arg]
+    """Labels that note when and where they are read."""
+
+    reads: ClassVar[list[threading.Thread]] = []
+
+    def get(self, *values):  # type: ignore[no-untyped-def]
+        self.reads.append(threading.current_thread())
+        return super().get(*values)
+
+    def items(self):  # type: ignore[no-untyped-def]
+        self.reads.append(threading.current_thread())
+        return super().items()
+
+
+@pytest.mark.parametrize("services", [1, 40])
+def test_services_are_placed_by_one_look_at_each_host_beside_the_loop(services: int) -> None:
+    rows = Rows({})
+    hosts = [f"h{n}" for n in range(20)]
+    labels = {host: Watched(env="prod", role=host) for host in hosts}
+    rows.found["host_places"] = [{"host_id": h, "labels": labels[h], "addresses": []} for h in hosts]
+    rows.found["services"] = [
+        {"id": n, "name": f"s{n}", "host_labels": {"env": "prod", "role": f"h{n}"}, "latest": 0}
+        for n in range(services)
+    ]
+    rows.found["all_running"] = []
+    Watched.reads.clear()
+    now = asyncio.run(places.read(rows))  # type: ignore[arg-type]
+    assert now.inventory.services["s0"].hosts == ("h0",)
+    assert len(Watched.reads) <= len(hosts)
+    assert threading.main_thread() not in Watched.reads
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,8 @@
 """Transcripts of rollouts: each line is an event and what the hosts then have."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import Conflict, NotFound
@@ -148,3 +150,12 @@ def test_a_host_that_has_a_version_keeps_it_when_it_joins_again():
         rollouts.promote(Rollout(7), 1, LEASE, RUNNING).rollout, 2, LEASE, ["a"], RUNNING
     ).rollout
     assert rollouts.joined(held, ["a"], NOW, 600) == rollouts.Step(held, ())
+
+
+LABELS = st.dictionaries(st.sampled_from("abc"), st.sampled_from("xyz"))
+
+
+@given(st.dictionaries(st.text(max_size=2), LABELS), LABELS)
+def test_hosts_are_found_by_labels_as_each_of_them_alone(hosts, wanted):
+    one_by_one = {host for host, labels in hosts.items() if rollouts.runs(wanted, labels)}
+    assert rollouts.Labelled(hosts).running(wanted) == one_by_one

@@ -6,6 +6,7 @@ with its lease; a promoted one is renewed (`Assigned.renewed`) until it is super
 Versions on a host only rise.
 """
 
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
@@ -193,6 +194,21 @@ def joined(rollout: Rollout, hosts: Iterable[str], now: int, stable_ttl: int) ->
 def runs(host_labels: Mapping[str, str], labels: Mapping[str, str]) -> bool:
     """Whether a host with `labels` runs a service for `host_labels`; a service without them names no host."""
     return bool(host_labels) and all(labels.get(name) == value for name, value in host_labels.items())
+
+
+class Labelled:
+    """Hosts by their labels: which of them run a service, found without a look at every host."""
+
+    def __init__(self, labels: Mapping[str, Mapping[str, str]]) -> None:
+        self._hosts: dict[tuple[str, str], set[str]] = defaultdict(set)
+        for host, given in labels.items():
+            for item in given.items():
+                self._hosts[item].add(host)
+
+    def running(self, host_labels: Mapping[str, str]) -> set[str]:
+        """Return the hosts for which `runs` holds."""
+        found = sorted((self._hosts.get(item, set()) for item in host_labels.items()), key=len)
+        return set.intersection(*found) if found else set()
 
 
 def _version(rollout: Rollout, host: str) -> int | None:
