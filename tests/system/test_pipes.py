@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from socketserver import StreamRequestHandler, ThreadingUnixStreamServer
 
@@ -21,6 +22,15 @@ FOUND = {
 COMMANDS = (
     "--help", "--version", "agent --help", "env --help", "agent status", "agent status -o json",
     "agent why 1 tcp 10.0.0.1 22", "agent denied", "agent doctor", "agent doctor -o json",
+)  # fmt: skip
+
+ROWS = [
+    {"id": 1, "name": "n" * 1000, "host_id": "h", "host_labels": {"a": "b"}, "labels": {}} for _ in range(200)
+]
+ASKING = (
+    "service list", "service list -o json", "service list -o yaml", "service list -o csv", "hosts list",
+    "token list", "keys list", "snapshot list", "snapshot show 1", "audit list", "audit list -o jsonl",
+    "rollout list -o json", "segment plans", "inventory hosts",
 )  # fmt: skip
 
 
@@ -59,6 +69,43 @@ def test_a_reader_that_has_seen_enough_ends_the_command(command, state):
         check=False,
         timeout=60,
     )
+    os.close(writing)
+    said = [line for line in done.stderr.decode().splitlines() if not line.startswith("warning: ")]
+    assert (done.returncode, said) == (0, [])
+
+
+class Api(BaseHTTPRequestHandler):
+    """Answers everything with many rows, in the form of the route."""
+
+    def do_GET(self) -> None:
+        bare = self.path.startswith(("/api/v1/services", "/api/v1/hosts", "/api/v1/tokens", "/seg/maps"))
+        body = json.dumps(ROWS if bare else {"items": ROWS, "more": False} | ROWS[0]).encode()
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def api():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Api) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("command", ASKING)
+def test_a_command_that_asks_ends_too(command, api):
+    names = ("URL", "ENRICH_URL", "SEGMENTER_URL", "INGEST_URL")
+    env = os.environ | {f"AEGISFLUX_{name}": api for name in names} | {"AEGISFLUX_TOKEN": "x"}
+    argv = [AEGISFLUX, *command.split()]
+    heard = subprocess.run(argv, env=env, capture_output=True, check=False, timeout=60)
+    assert heard.stdout, f"it prints nothing that one could stop reading: {heard.stderr.decode()}"
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(argv, env=env, stdout=writing, stderr=subprocess.PIPE, check=False, timeout=60)
     os.close(writing)
     said = [line for line in done.stderr.decode().splitlines() if not line.startswith("warning: ")]
     assert (done.returncode, said) == (0, [])
