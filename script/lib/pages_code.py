@@ -17,9 +17,10 @@ UNKNOWN_SETTINGS = (
     "A setting in a file, or a variable that begins with `AEGISFLUX_`, that is not on this page is "
     "refused by each start, with the name that was probably meant; so is a value that is not allowed. "
     "Commands that ask, `panic` and `resume` say it and go on without it. What an agent that is refused "
-    "enforced before stays in force until its leases end ([ADR 0023](../adr/0023-requests-mean-what-they- "
-    "say.md)). A variable that is empty is not given; names of any case are ours, and those that "
-    "Kubernetes gives to a pod beside a service called `aegisflux` are not."
+    "enforced before stays in force until its leases end ([ADR "
+    "0023](../adr/0023-requests-mean-what-they-say.md)). A variable that is empty is not given; names "
+    "of any case are ours, and those that Kubernetes gives to a pod beside a service called `aegisflux` "
+    "are not."
 )
 EXIT_CODES = (
     (0, "fine"),
