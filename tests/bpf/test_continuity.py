@@ -157,8 +157,8 @@ while True:
 """
 
 # Begins flows to ports by UDP and TCP until it is told to stop; how often each was refused. A call
-# beside a change of the mapping (an agent begins) is left to its packet: the last port, which is never open, is
-# asked for that.
+# beside a change of the mapping (an agent begins) is left to its packet: the last port, which is never
+# open, is asked for that.
 PAIRS = """
 import collections, json, select, socket, struct, sys
 seen = collections.Counter()
