@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aegisflux.agent import rescue
 from aegisflux.agent.control import line_of
+from aegisflux.agent.notes import Note
 from aegisflux.agent.panics import Flags, StateMedium
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.panic import Panic
@@ -27,9 +29,9 @@ class CommandLine:
 
     def panic(self):
         self._clock += 1
-        flag = self._flags.standing() or Panic(self._clock, "locked out")
-        self._say(do="panic", at=flag.at, why=flag.why)
-        self._flags.keep(flag)
+        fresh = Panic(self._clock, "locked out")
+        self._say(do="panic", at=fresh.at, why=fresh.why)
+        self._flags.keep(self._flags.standing() or fresh)
 
     def resume(self):
         self._clock += 1
@@ -41,6 +43,27 @@ class CommandLine:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
             line.connect(str(self._path))
             line.sendall(line_of(question))
+
+
+class NoKernel:
+    """A kernel that holds nothing of ours: the agent's datapath is simulated."""
+
+    def linked(self):
+        return []
+
+    attached = cut = linked
+
+    def visible(self, _places):
+        return None
+
+    def detach(self, attached):
+        assert not attached
+
+    def unpin(self, attached):
+        return list(attached)
+
+    def describe(self, one):
+        return one.name
 
 
 async def enforcing():
@@ -109,6 +132,27 @@ async def test_a_late_resume_says_nothing_of_a_panic_that_came_after_it(tmp_path
         assert (lab.runner.panic, held(lab), lab.runner.flags.words()) == (later, [], [later])
         await asked(path, do="resume", at=19.0)
         assert (lab.runner.panic, held(lab)) == (None, CALM), "who waits for the answer is obeyed"
+
+
+async def test_a_new_panic_holds_although_the_flag_of_one_that_ended_cannot_be_deleted(tmp_path, monkeypatch):
+    """Its only medium is read-only: whoever reads that alone takes the former panic for one that stands."""
+    lab, medium = await enforcing(), Paper()
+    lab.runner.flags = Flags([medium])
+    await lab.runner.begin_panic(Panic(7.0, "first"))
+    medium.works = False
+    await lab.runner.end_panic()
+    assert (lab.runner.panic, held(lab)) == (None, CALM)
+    monkeypatch.setattr(rescue, "flags_of", lambda *_: Flags([medium]))
+    note = Note("web1", str(tmp_path), "one", "", "", "simulated")
+    about = rescue.Meant((note,), (), (), frozenset({"one"}))
+    async with listening(lab.runner, tmp_path):
+        await asyncio.to_thread(rescue.panic, about, "again", NoKernel(), lambda: 9.0)
+        assert (lab.runner.panic, held(lab)) == (Panic(9.0, "again"), [])
+        await lab.runner.look()
+        await lab.runner.drift()
+        assert lab.runner.panic == Panic(9.0, "again")
+        await asyncio.to_thread(rescue.resume, about, NoKernel())
+        assert (lab.runner.panic, held(lab)) == (None, CALM)
 
 
 @pytest.mark.parametrize("step", ["take-down", "write"])

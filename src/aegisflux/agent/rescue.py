@@ -189,9 +189,11 @@ def panic(
     before = [*ended, *end_at_once(about, kernel)]
     there = list(dict.fromkeys([*before, *view.attached()]))
     flags = {note.state_dir: flags_of(note, kernel) for note in about.agents}
-    panics = {state: found.standing() or Panic(wall(), why) for state, found in flags.items()}
-    unwritten = _marked(about, there, kernel, Panic(wall(), why), panics)
-    calls = [_told(note, panics[note.state_dir]) for note in about.agents]
+    fresh = Panic(wall(), why)
+    panics = {state: found.standing() or fresh for state, found in flags.items()}
+    unwritten = _marked(about, there, kernel, fresh, panics)
+    # an agent may know that the panic of a medium that nobody can write has ended: this one has not
+    calls = [_told(note, fresh) for note in about.agents]
     unpinned = _taken_down(about, there, view)
     until = time.monotonic() + ANSWER_SECONDS
     running = [note for note, call in zip(about.agents, calls, strict=True) if call.answer(until) is not None]
