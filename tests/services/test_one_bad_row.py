@@ -14,6 +14,7 @@ from tests.services.test_graphed import PEERS, Parting, batch
 from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.graph import facts_of
 from aegisflux.domain.inventory import Package, PackageInventory, System
+from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 from aegisflux.domain.storable import check_storable
 from aegisflux.runtime import metrics
 from aegisflux.services.enrich import graphed, refill
@@ -133,6 +134,61 @@ async def test_a_rollout_that_cannot_be_renewed_leaves_the_others(monkeypatch, e
     await clockwork.look()
     assert seen == [3, 1]
     assert clockwork._quiet == "", "it is looked at again"
+
+
+WEB = Inventory({"web": ServicePlace(1, ("w1",))}, {"w1": HostPlace({}, ("10.0.0.1",))})
+GOOD, UNREADABLE, REFUSED = ("policy: 1\nservices: [web]\n", "policy: 2\n", "policy: 1\nname: refused\n")
+
+
+@pytest.mark.parametrize(
+    ("texts", "processes"),
+    [
+        ([GOOD], 1),
+        ([GOOD] * 3, 1),
+        ([GOOD, UNREADABLE, GOOD], 1),
+        ([GOOD, REFUSED, GOOD], 2),
+    ],
+)
+async def test_one_process_compiles_all_policies_but_those_that_are_refused(monkeypatch, texts, processes):
+    policies = dict(enumerate(texts, 1))
+    ran, said = [], []
+
+    class Plans(Store):
+        async def row(self, query, *values):
+            return {"policy": policies[values[0]]} if query == "plan" else None
+
+    async def computed(function, *values):
+        ran.append(function.__name__)
+        return function(*values)
+
+    async def read(_):
+        return SimpleNamespace(digest="d", inventory=WEB, in_force={})
+
+    def carried_of(row):
+        return SimpleNamespace(id=row["id"], plan=row["plan"], parts=(), run=SimpleNamespace(reason=""))
+
+    def compiled(policy, inventory, real=renewals.compile_in_force):
+        if policy.name == "refused":
+            raise NotFound("nothing of it can be compiled")
+        return real(policy, inventory)
+
+    for module in (renewals, renewals.in_force):
+        monkeypatch.setattr(module, "compile_in_force", compiled)
+    monkeypatch.setattr(renewals, "computed", computed)
+    monkeypatch.setattr(renewals.places, "read", read)
+    monkeypatch.setattr(renewals, "carried_of", carried_of)
+    clockwork = Renewals(
+        core(Plans(live_rollouts=[{"id": n, "plan": n, "stage": "promoted"} for n in policies]))
+    )
+
+    async def say(carried, reason):
+        said.append((carried.id, bool(reason)))
+
+    monkeypatch.setattr(clockwork, "_say", say)
+    await clockwork.look()
+    assert len(ran) == processes, (ran, said)
+    refused = [number for number, why in said if why]
+    assert refused == [n for n, text in policies.items() if text != GOOD]
 
 
 class Bus:

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aegisflux.domain.errors import AegisError
+from aegisflux.domain.errors import AegisError, Refused
 from aegisflux.domain.net import Cidr, masked
 from aegisflux.domain.policy import Policy, label_of, ports_of
 from aegisflux.domain.policy_compile import Inventory, compile_policy, unlabelled
@@ -63,6 +63,17 @@ def compile_in_force(policy: Policy, inventory: Inventory) -> Compiled:
         believed = {name: replace(place, reported=()) for name, place in inventory.services.items()}
         reported = _compiled(known, replace(inventory, services=believed))[0]
     return Compiled(labelled, reported, members, stuck)
+
+
+def compile_each(policies: Sequence[Policy], inventory: Inventory) -> list[Compiled | None]:
+    """Compile many for one inventory; None for one that is refused, which stops no other."""
+    found: list[Compiled | None] = []
+    for policy in policies:
+        try:
+            found.append(compile_in_force(policy, inventory))
+        except Refused:
+            found.append(None)
+    return found
 
 
 def carried(name: str, before: MapSnapshot, compiled: Compiled, inventory: Inventory) -> Carried | None:

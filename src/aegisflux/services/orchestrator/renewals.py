@@ -4,6 +4,8 @@ is said where the rollout is shown.
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Final
 
 import msgspec
@@ -13,12 +15,13 @@ from aegisflux.domain import policy_in_force as in_force
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
+from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
-from aegisflux.domain.policy_in_force import compile_in_force
+from aegisflux.domain.policy_in_force import Compiled, compile_each, compile_in_force
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.snapshot import MapSnapshot, Mode
 from aegisflux.domain.text import first_of
-from aegisflux.ports.store import Change, Queries
+from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.again import again
 from aegisflux.runtime.jobs import computed
@@ -43,6 +46,7 @@ class Renewals:
         self._core = core
         self._reported: set[int] = set()
         self._quiet = ""  # the digest of a fleet for which nothing is due
+        self._compiled: dict[int, Compiled] = {}  # by plan, for the look that goes on
         self._wanted: dict[int, tuple[bytes, float]] = {}
         self._renewed: dict[int, list[float]] = defaultdict(list)
 
@@ -58,7 +62,7 @@ class Renewals:
         here = await places.read(self._core.store) if promoted else None
         if here is None or here.digest == self._quiet:
             return
-        quiet = True
+        quiet, self._compiled = True, await self._together(promoted, here)
         for row in reversed(promoted):
             try:
                 quiet = await self._one(carried_of(row), here) and quiet
@@ -68,7 +72,26 @@ class Renewals:
             except Exception:  # what is wrong with one rollout stops no other
                 quiet = False
                 log.exception("cannot be renewed", rollout=row["id"])
-        self._quiet = here.digest if quiet else ""
+        self._quiet, self._compiled = here.digest if quiet else "", {}
+
+    async def _together(self, promoted: Sequence[Row], here: places.Now) -> dict[int, Compiled]:
+        """The policies of these rollouts by plan, compiled in one process: each reads the inventory of the
+        fleet. What fails here is left to its own turn, which says why."""
+        policies: dict[int, Policy] = {}
+        try:
+            for plan in dict.fromkeys(row.get("plan") for row in promoted):
+                row = await self._core.store.row("plan", plan)
+                if plan is not None and row is not None:
+                    with suppress(Refused):
+                        stored = await asyncio.to_thread(policyfile.read_stored, row["policy"])
+                        policies[plan] = stored.policy
+            if len(policies) < 2:
+                return {}
+            found = await computed(compile_each, list(policies.values()), here.inventory)
+        except AegisError as error:
+            log.info("each policy is compiled alone", reason=str(error))
+            return {}
+        return {plan: one for plan, one in zip(policies, found, strict=True) if one is not None}
 
     async def _one(self, carried: Carried, here: places.Now) -> bool:
         """Whether nothing is left to do for it while the fleet stays as it is."""
@@ -78,7 +101,9 @@ class Renewals:
         try:
             stored = await asyncio.to_thread(policyfile.read_stored, row["policy"])
             self._report(carried, stored.odd)
-            compiled = await computed(compile_in_force, stored.policy, here.inventory)
+            compiled = self._compiled.get(carried.plan)
+            if compiled is None:
+                compiled = await computed(compile_in_force, stored.policy, here.inventory)
         except Unavailable:
             raise
         except Refused as error:
