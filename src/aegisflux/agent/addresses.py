@@ -9,7 +9,6 @@ from typing import Final
 from aegisflux.agent.parts import Parts
 
 GAP_SECONDS, LONGEST_GAP_SECONDS = 0.1, 0.5
-SHARE: Final = 10
 AGAIN_SECONDS: Final = 1.0
 MOST_NAMED: Final = 16
 QUIET_SECONDS: Final = 600.0
@@ -45,7 +44,7 @@ class OwnAddresses:
             began = time.monotonic()
             await self._guarded(self.heed)
             took = time.monotonic() - began
-            await asyncio.sleep(min(max(GAP_SECONDS, SHARE * took), LONGEST_GAP_SECONDS))
+            await asyncio.sleep(min(max(GAP_SECONDS, took), LONGEST_GAP_SECONDS))
 
     def changed(self) -> None:
         """Another cgroup is governed: its first process, and so its namespace, may come a moment later."""

@@ -1,7 +1,10 @@
 """The own addresses of every network namespace that matters, kept in the map `own` and told of by netlink.
 
-Namespaces that matter: the agent's own, those of governed processes, and those that `ip netns` named. Nothing
-here holds one alive: between readings no descriptor of a namespace is open.
+Namespaces that matter: the agent's own, those of governed processes, and those that `ip netns` named.
+Nothing here holds one alive: between readings no descriptor of a namespace is open.
+
+Root's come first: those of users are read in turns, each of a limited time and followed by a rest, so that
+who changes addresses all the time keeps nobody else's from being known.
 """
 
 import os
@@ -18,12 +21,17 @@ from aegisflux.adapters.datapath.bpf.namespaces import NAMED, Owner, cookie, ins
 from aegisflux.adapters.datapath.bpf.own import OwnMap
 from aegisflux.adapters.datapath.bpf.routes import Read, read_own
 from aegisflux.adapters.datapath.bpf.shares import MOST, MOST_NAMESPACES, ORDER, Share, admitted
-from aegisflux.adapters.datapath.bpf.watch import Changed, Watch
+from aegisflux.adapters.datapath.bpf.watch import Changed
+from aegisflux.adapters.datapath.bpf.watches import Watches
 from aegisflux.domain.net import Address, address_of
 from aegisflux.domain.own_addresses import Standing, likeliest_first
 
 WAYS_KEPT: Final = 3
 SURE: Final = 60.0
+TURN_SECONDS: Final = 0.05
+REST: Final = 10
+"""How much longer than a turn the rest after it is."""
+
 OURS: Final = "/proc/self/ns/net"
 OF_USERS: Final = (
     f"own addresses: network namespaces of other user namespaces have more than {MOST['users']} addresses "
@@ -44,6 +52,10 @@ class Way(Struct):
         if self.paths[0] == OURS:
             return "host"
         return "root" if self.owner == "ours" else "users"
+
+    def is_users(self) -> bool:
+        """Whether it takes users' room."""
+        return self.share() == "users"
 
     def is_reached(self, by_all: bool) -> bool:
         """Whether others reach the host by its addresses: never by those that a user may choose."""
@@ -105,7 +117,7 @@ class Addresses:
         own_fd: int,
         pids: Callable[[], Iterable[int]],
         by_all: bool,
-        watch: Watch | None,
+        watch: Watches | None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._own = OwnMap(own_fd)
@@ -113,36 +125,67 @@ class Addresses:
         self._seen: dict[int, Seen] = {}
         self._trouble: dict[int, str] = {}
         self._of_users: set[int] = set()
+        self._due: dict[int, Way] = {}
         self._left: dict[Share, int] = {}
         self.reached: tuple[Address, ...] = ()
 
     def refresh(self) -> None:
         """Look for namespaces, and read those that are new, have changed, tell nothing or were not read for
-        long; those that went leave the map."""
+        long, of users as many as one turn has time for; those that went leave the map."""
         self._look(self._drained())
+        self._take_turn(at_once=True)
 
     def heed(self) -> None:
-        """Read again what changed since the last call."""
+        """Read again what changed since the last call: root's all, users' when it is their turn."""
         changed = self._drained()
         if changed.everything:
             self._look(changed)
-        elif changed:
-            again = {i: seen.way for i, seen in self._seen.items() if _is_in(changed, seen)}
+        elif again := self._changed_in(changed, of_users=False):
             entered = self._read_again(again)
             self._write_all(again.keys() & self._seen.keys())
             if not entered:
                 self._look(changed)
+        self._take_turn()
 
     def _drained(self) -> Changed:
-        """What changed; what ended is forgotten at once."""
+        """What changed of root's; what ended is forgotten at once."""
         if self._watch is None:
             return Changed(everything=True)
         changed = self._watch.drain()
+        self._forget(changed, of_users=False)
+        return changed
+
+    def _forget(self, changed: Changed, *, of_users: bool) -> None:
         for inode, seen in list(self._seen.items()):
-            if seen.number in changed.gone:
+            if seen.number in changed.gone and seen.way.is_users() == of_users:
                 self._own.drop(seen.cookie)
                 del self._seen[inode]
-        return changed
+
+    def _changed_in(self, changed: Changed, *, of_users: bool) -> dict[int, Way]:
+        return {
+            inode: seen.way
+            for inode, seen in self._seen.items()
+            if seen.way.is_users() == of_users and (changed.everything or _is_in(changed, seen))
+        }
+
+    def _take_turn(self, *, at_once: bool = False) -> None:
+        """Read of users' namespaces what is due, for as long as a turn is, in the order in which it came."""
+        began = self._clock()
+        if self._watch is not None:
+            changed = self._watch.drain_users(at_once=at_once)
+            if changed is None:
+                return
+            self._forget(changed, of_users=True)
+            for inode, way in self._changed_in(changed, of_users=True).items() if changed else ():
+                self._due.setdefault(inode, way)
+        done = []
+        while self._due and self._clock() - began < TURN_SECONDS:
+            inode = next(iter(self._due))
+            if self._read_again({inode: self._due.pop(inode)}):
+                done.append(inode)
+        self._write_all(done)
+        if self._watch is not None and (done or self._due):
+            self._watch.rest(REST * (self._clock() - began))
 
     def _look(self, changed: Changed) -> None:
         self._own.read()
@@ -152,14 +195,20 @@ class Addresses:
         self._trouble = {inode: text for inode, text in self._trouble.items() if inode in ways}
         self._of_users &= ways.keys()
         now = self._clock()
-        due = {i: way for i, way in ways.items() if changed.everything or self._is_due(i, changed, now)}
-        self._read_again(due)
+        due = {i: way for i, way in ways.items() if self._is_due(i, changed, now)}
+        self._due = {i: ways[i] for i in self._due if i in ways}
+        self._due |= {i: way for i, way in due.items() if way.is_users()}
+        self._read_again({i: way for i, way in due.items() if not way.is_users()})
         self._own.keep_only(seen.cookie for seen in self._seen.values())
         self._write_all(self._seen)
 
     def _is_due(self, inode: int, changed: Changed, now: float) -> bool:
         seen = self._seen.get(inode)
-        return seen is None or _is_in(changed, seen) or not seen.is_told or now - seen.at > SURE
+        if seen is None or not seen.is_told or now - seen.at > SURE:
+            return True
+        if seen.way.is_users():
+            return self._watch is None
+        return changed.everything or _is_in(changed, seen)
 
     def unknown(self) -> int:
         """How many namespaces' own addresses are not known."""
@@ -196,7 +245,7 @@ class Addresses:
                     # the process went, or even the namespace, and another has its number
                     if os.fstat(fd).st_ino != inode or owner_of(fd) != way.owner:
                         continue
-                    number = self._watch.listen_to(fd, ours) if self._watch is not None else None
+                    number = self._listen_to(fd, way)
                     at = self._clock()
                     made, read = inside(fd, partial(_read_here, MOST[way.share()]))
                     told = self._watch is not None and (ours or number is not None)
@@ -204,6 +253,12 @@ class Addresses:
                 finally:
                     os.close(fd)
         return None
+
+    def _listen_to(self, fd: int, way: Way) -> int | None:
+        share = way.share()
+        if self._watch is None:
+            return None
+        return self._watch.listen_to(fd, is_ours=share == "host", is_users=share == "users")
 
     def _write_all(self, inodes: Collection[int]) -> None:
         """Bring these into the map: first goes what makes room, then the host is written, and users' last."""

@@ -22,7 +22,7 @@ from aegisflux.adapters.datapath.bpf.namespaces import cookie, each_namespace, h
 from aegisflux.adapters.datapath.bpf.owner import Marker, bind_owner
 from aegisflux.adapters.datapath.bpf.pins import NO_PACKET, Pinned
 from aegisflux.adapters.datapath.bpf.routes import read_own
-from aegisflux.adapters.datapath.bpf.watch import Watch
+from aegisflux.adapters.datapath.bpf.watches import Watches
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.domain.flow import DEFAULT_FAILSAFE, FailsafeRule, Flow, Host, Own
 from aegisflux.domain.net import TCP, UDP, Address
@@ -60,7 +60,7 @@ class BpfDatapath:
         self._denied: DeniedFlows | None = None
         self._failsafe: tuple[tuple[FailsafeRule, ...], str | None] = (DEFAULT_FAILSAFE, None)
         self._addresses: Addresses | None = None
-        self._watch: Watch | None = None
+        self._watch: Watches | None = None
 
     # life
 
@@ -337,7 +337,7 @@ class BpfDatapath:
         """See `Datapath.watch_addresses`."""
         if self._watch is None:
             with suppress(OSError):
-                self._watch = Watch()
+                self._watch = Watches()
         return None if self._watch is None else self._watch.fd
 
     def heed_addresses(self) -> list[str]:
@@ -345,6 +345,7 @@ class BpfDatapath:
         if self._addresses is None:
             if self._watch is not None:
                 self._watch.drain()
+                self._watch.drain_users()
             return []
         self._addresses.heed()
         return self._addresses.troubles()

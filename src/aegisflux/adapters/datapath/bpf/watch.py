@@ -1,7 +1,7 @@
 """Being told of changed addresses and local routes in many network namespaces, by one netlink socket.
 
-The socket lies in the agent's own namespace and hears every namespace that has a number there (nsid, which
-`listen_to` gives). A number holds no namespace alive; a socket or a descriptor inside one would.
+The socket lies in the namespace of the thread that makes it and hears every namespace that has a number there
+(nsid, which `listen_to` gives). A number holds no namespace alive; a socket or a descriptor inside one would.
 """
 
 import ctypes
@@ -62,6 +62,9 @@ class Watch:
     def __init__(self) -> None:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_ROUTE)
+        self._ask = socket.socket(socket.AF_NETLINK, kind & ~socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE)
+        self._ask.settimeout(1)
+        self._asked = 0
         try:
             _attach(self._socket)
             self._socket.bind((0, 0))
@@ -69,7 +72,7 @@ class Watch:
             for group in GROUPS:
                 self._socket.setsockopt(routes.SOL_NETLINK, ADD_MEMBERSHIP, group)
         except OSError:
-            self._socket.close()
+            self.close()
             raise
 
     @property
@@ -78,6 +81,7 @@ class Watch:
 
     def close(self) -> None:
         self._socket.close()
+        self._ask.close()
 
     def listen_to(self, fd: int, ours: bool) -> int | None:
         """The number of the namespace behind this descriptor, given to it where it has none and is not ours:
@@ -85,12 +89,11 @@ class Watch:
         if not self.all_namespaces:
             return None
         with suppress(OSError):
-            number = _number_of(fd)
+            number = self._number_of(fd)
             if number == UNASSIGNED and not ours:
-                _asked(
-                    RTM_NEWNSID, _attribute(NETNSA_NSID, UNASSIGNED) + _attribute(NETNSA_FD, fd), NLM_F_ACK
-                )
-                number = _number_of(fd)
+                wanted = _attribute(NETNSA_NSID, UNASSIGNED) + _attribute(NETNSA_FD, fd)
+                self._answer(RTM_NEWNSID, wanted, NLM_F_ACK)
+                number = self._number_of(fd)
             return None if number == UNASSIGNED else number
         return None
 
@@ -118,6 +121,26 @@ class Watch:
                     numbers.add(number)
         return Changed(here=here, numbers=frozenset(numbers - gone), gone=frozenset(gone))
 
+    def _number_of(self, fd: int) -> int:
+        return _nsid(self._answer(RTM_GETNSID, _attribute(NETNSA_FD, fd)))
+
+    def _answer(self, kind: int, attributes: bytes, flags: int = 0) -> bytes:
+        """The body of the answer to a question in the socket's namespace; raises OSError."""
+        body = bytes(4) + attributes
+        self._asked += 1
+        head = (routes.HEADER.size + len(body), kind, routes.NLM_F_REQUEST | flags, self._asked, 0)
+        self._ask.send(routes.HEADER.pack(*head) + body)
+        while True:
+            data = self._ask.recv(MESSAGE)
+            if routes.HEADER.unpack_from(data)[3] != self._asked:
+                continue  # of a question whose answer came too late
+            for got, _, answer in routes.messages(data):
+                code = -int.from_bytes(answer[:4], "little", signed=True)
+                if got == routes.NLMSG_ERROR and code:
+                    raise OSError(code, f"number of a network namespace: {os.strerror(code)}")
+                return answer
+            raise OSError(errno.EPROTO, "number of a network namespace: the kernel did not answer")
+
     def _hear_all(self) -> bool:
         try:
             self._socket.setsockopt(routes.SOL_NETLINK, LISTEN_ALL_NSID, 1)
@@ -137,10 +160,6 @@ def _attribute(kind: int, value: int) -> bytes:
     return struct.pack("=HHi", 8, kind, value)
 
 
-def _number_of(fd: int) -> int:
-    return _nsid(_asked(RTM_GETNSID, _attribute(NETNSA_FD, fd)))
-
-
 def _nsid(body: bytes) -> int:
     at = 4
     while at + 8 <= len(body):
@@ -149,20 +168,3 @@ def _nsid(body: bytes) -> int:
             return int(value)
         at += max(4, (length + 3) & ~3)
     return UNASSIGNED
-
-
-def _asked(kind: int, attributes: bytes, flags: int = 0) -> bytes:
-    """The body of the answer; raises OSError."""
-    body = bytes(4) + attributes
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as s:
-        s.settimeout(1)
-        s.send(
-            routes.HEADER.pack(routes.HEADER.size + len(body), kind, routes.NLM_F_REQUEST | flags, 1, 0)
-            + body
-        )
-        for got, _, answer in routes.messages(s.recv(MESSAGE)):
-            code = -int.from_bytes(answer[:4], "little", signed=True)
-            if got == routes.NLMSG_ERROR and code:
-                raise OSError(code, f"number of a network namespace: {os.strerror(code)}")
-            return answer
-    raise OSError(errno.EPROTO, "number of a network namespace: the kernel did not answer")
