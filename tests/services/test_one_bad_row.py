@@ -34,9 +34,10 @@ class Store:
     """Answers by query; remembers what was run."""
 
     def __init__(self, **answers):
-        self.answers, self.ran = answers, []
+        self.answers, self.ran, self.asked = answers, [], []
 
-    async def rows(self, query, *_):
+    async def rows(self, query, *values):
+        self.asked.append((query, *values))
         found = self.answers.get(query, [])
         return found.pop(0) if found and isinstance(found[0], list) else found
 
@@ -229,16 +230,25 @@ async def test_a_manifest_that_cannot_be_made_or_sent_leaves_those_of_other_host
     monkeypatch.setattr(relay, "ManifestMessage", lambda *_: None)
     keys = SimpleNamespace(seal=seal, envelope=None)
     hosts = ("a", "unmade", "bad", "c")
-    dirty = [{"host_id": h, "serial": 1, "built_serial": 0, "message": b"", "labels": {}} for h in hosts]
+    dirty = [
+        {"host_id": h, "serial": 1, "built_serial": 0, "message": b"", "labels": {}, "left_out": ""}
+        for h in hosts
+    ]
     built = [{"host_id": host} for host in hosts if host != "unmade"]
     store, bus = Store(dirty=dirty, store_built=built), Bus()
-    loop = Relay(core(store, bus=bus, keys=keys, digests={}))
-    with pytest.raises(Refused):
-        await loop._publish_dirty()
+    shared = core(store, bus=bus, keys=keys, digests={}, unmade={})
+    assert await Relay(shared)._publish_dirty()
     assert [subject.rpartition(".")[2] for subject, _ in bus.sent] == ["a", "c"]
     assert store.ran == [("published", ["a", "c"], [1, 1])]
-    alone = Relay(core(Store(dirty=[dirty[1]]), bus=bus, keys=keys, digests={}))
-    assert not await alone._publish_dirty(), "nothing was done: the loop waits, and does not spin"
+    assert {host: (one.serial, one.why) for host, one in shared.unmade.items()} == {
+        "unmade": (1, "surrogates"),
+        "bad": (1, "too large"),
+    }
+    await Relay(shared)._publish_dirty()
+    asked = [values for query, *values in store.asked if query == "dirty"]
+    assert asked[1][1:] == [["unmade", "bad"], [1, 1]], (
+        "they stand before no other, and the loop does not spin"
+    )
 
 
 async def test_a_host_that_cannot_be_compared_leaves_the_others():

@@ -194,7 +194,10 @@ def put_service(
     Example: aegisflux service put web --id 101 --selector unit:web.service --label role=web
     """
     body = {"id": service_id, "name": name, "selectors": selector or [], "host_labels": labels_of(label)}
-    show(call("POST", "/api/v1/services", body), output, ("id", "name", "selectors", "host_labels"))
+    found = call("POST", "/api/v1/services", body)
+    show(found, output, ("id", "name", "selectors", "host_labels"))
+    if found.get("warning"):
+        say(f"warning: {found['warning']}")
 
 
 @service_app.command

@@ -50,7 +50,9 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
         metrics.dirty_hosts.set(count)
         if not orchestrator.core.bus.connected:
             raise Unavailable("not connected")
-        return f"connected; {count} hosts wait for their manifest"
+        full = found["overfull"] if found else 0
+        cut = f"; {full} hosts are offered too many services: see aegisflux hosts list" if full else ""
+        return f"connected; {count} hosts wait for their manifest{cut}"
 
     async def started() -> str:
         assert orchestrator is not None

@@ -2,7 +2,7 @@
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
@@ -49,9 +49,20 @@ def clash_text(runs: Runs) -> str:
     )
 
 
+class Unmade(NamedTuple):
+    """A manifest that cannot be made or sent, why, and until when nobody tries it again."""
+
+    serial: int
+    why: str
+    again_at: float
+
+
 @dataclass(slots=True, kw_only=True)
 class Core:
-    """Ports, keys and the two bells that wake the relay."""
+    """Ports, keys and the two bells that wake the relay.
+
+    unmade: the last manifest of a host that could not be made or sent
+    """
 
     store: Store
     bus: Bus
@@ -65,16 +76,23 @@ class Core:
     host_keys: dict[str, bytes] = field(default_factory=dict)
     digests: dict[str, frozenset[str]] = field(default_factory=dict)
     runs: dict[str, Runs] = field(default_factory=dict)
+    unmade: dict[str, Unmade] = field(default_factory=dict)
 
     def now(self) -> int:
         """Whole seconds since the epoch."""
         return int(self.clock.now())
 
-    def troubles(self, host: str, beat: Heartbeat | None) -> tuple[str, ...]:
-        """What stands in the way of a host's agent, in words: what it says, and what it cannot know."""
-        runs = self.runs.get(host, Runs())
-        clash = (clash_text(runs),) if runs.clashes(self.clock.now(), CLASH_SECONDS) else ()
-        return (*clash, *(beat.troubles[:MAX_TROUBLES] if beat else ()))
+    def troubles(self, host: str, beat: Heartbeat | None, left_out: str = "") -> tuple[str, ...]:
+        """What stands in the way of a host's agent, in words: what it says, and what it cannot know; `left_out`:
+        what its manifest has no room for."""
+        found = []
+        if (runs := self.runs.get(host, Runs())).clashes(self.clock.now(), CLASH_SECONDS):
+            found.append(clash_text(runs))
+        if host in self.unmade:
+            found.append(f"it gets no newer manifest: {self.unmade[host].why}")
+        if left_out:
+            found.append(left_out)
+        return (*found, *(beat.troubles[:MAX_TROUBLES] if beat else ()))
 
     def lease(self, ttl_seconds: int) -> int:
         """The length of a lease of a snapshot with this TTL, in seconds."""

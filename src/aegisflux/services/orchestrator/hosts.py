@@ -177,6 +177,7 @@ class Hosts:
             await self._core.accounts.revoke_agent(known["public_key"], now)
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
+        self._core.unmade.pop(host, None)
 
     @again
     async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
@@ -230,7 +231,7 @@ class Hosts:
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
             services=tuple(sorted(services)),
             suspicious=suspicious,
-            troubles=self._core.troubles(row["host_id"], beat),
+            troubles=self._core.troubles(row["host_id"], beat, row["left_out"]),
         )
 
 

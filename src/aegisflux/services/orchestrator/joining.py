@@ -1,13 +1,13 @@
 """Hosts that begin to run a service get what the service has: many at once, in a few statements."""
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 from msgspec import Struct
 
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain.errors import OverLimit
-from aegisflux.domain.manifest import MAX_SERVICES
+from aegisflux.domain.manifest_room import SELECTOR_BYTES, SERVICE_BYTES, most_bytes, no_room
 from aegisflux.domain.rollout import Assigned, runs
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import guard, state
@@ -19,10 +19,12 @@ Pair = tuple[int, str]
 
 
 class Joins(Struct, frozen=True):
-    """What hosts are given, and the hosts that have the most services that a host can have (`full`)."""
+    """What hosts are given, and the hosts whose manifests have no room for more (`full`); `why`: the first
+    one's reason."""
 
     given: tuple[Given, ...] = ()
     full: tuple[str, ...] = ()
+    why: OverLimit | None = None
 
 
 async def join(core: Core, db: Change, host: str, now: int) -> None:
@@ -64,11 +66,13 @@ async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) ->
         if host not in spared:
             wanted[number].append(host)
     given: list[Given] = []
+    sizes: dict[int, int] = {}
     for row in await db.rows("services_of", sorted(wanted)):
+        sizes[row["id"]] = most_bytes(row["selectors"])
         rollout, number = state.rollout_of(row, known[row["id"]]), row["id"]
         step = rollouts.joined(rollout, wanted[number], now, ttls.get(number, 0))
         given += [(number, host, step.rollout.hosts[host]) for host in step.changed]
-    return await _with_room(db, given)
+    return await _with_room(db, given, sizes)
 
 
 async def write(db: Change, joins: Joins, now: int) -> None:
@@ -79,20 +83,22 @@ async def write(db: Change, joins: Joins, now: int) -> None:
 
 
 async def _write_all(db: Change, joins: Joins, now: int) -> None:
-    if joins.full:
-        raise OverLimit("services_per_host", MAX_SERVICES, MAX_SERVICES + 1, f"host {joins.full[0]}")
+    if joins.why is not None:
+        raise joins.why
     await write(db, joins, now)
 
 
-async def _with_room(db: Queries, given: Collection[Given]) -> Joins:
+async def _with_room(db: Queries, given: Collection[Given], sizes: Mapping[int, int]) -> Joins:
     hosts = sorted({host for _, host, _ in given})
-    rows = await db.rows("assigned_counts", hosts) if hosts else ()
+    rows = await db.rows("assigned_counts", hosts, SERVICE_BYTES, SELECTOR_BYTES) if hosts else ()
     counts = Counter({row["host_id"]: row["services"] for row in rows})
-    fits, full = [], dict[str, None]()
+    filled = Counter({row["host_id"]: row["bytes"] for row in rows})
+    fits, full = [], dict[str, OverLimit]()
     for number, host, one in given:
-        if counts[host] >= MAX_SERVICES:
-            full[host] = None
+        if error := no_room(host, counts[host] + 1, filled[host] + sizes[number]):
+            full.setdefault(host, error)
             continue
         counts[host] += 1
+        filled[host] += sizes[number]
         fits.append((number, host, one))
-    return Joins(tuple(fits), tuple(full))
+    return Joins(tuple(fits), tuple(full), next(iter(full.values()), None))

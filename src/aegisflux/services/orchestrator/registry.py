@@ -3,14 +3,23 @@
 import re
 from collections.abc import Collection, Mapping, Sequence
 
+import msgspec
 from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
-from aegisflux.domain.manifest import HostId
+from aegisflux.domain.manifest import MAX_SERVICES, HostId
+from aegisflux.domain.manifest_room import (
+    ROOM_BYTES,
+    SELECTOR_BYTES,
+    SERVICE_BYTES,
+    most_bytes,
+    overfull_text,
+)
 from aegisflux.domain.names import check_name
 from aegisflux.domain.policy import RESERVED
 from aegisflux.domain.selectors import parse_selector, parse_stored_selector
-from aegisflux.ports.store import Change
+from aegisflux.ports.store import Change, Queries
+from aegisflux.runtime import logs
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
@@ -20,6 +29,7 @@ from aegisflux.services.orchestrator.state import Service, service_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_SELECTORS = 32
+log = logs.get("registry")
 
 
 class Health(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -55,12 +65,16 @@ class Registry:
                 check_name("name", name)
             state.check_labels("host_labels", host_labels, before["host_labels"] if before else None)
             await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
+            if before and most_bytes(selectors) > most_bytes(before["selectors"]):
+                given = [row["host_id"] for row in await db.rows("assignments", number)]
+                await state.check_room(db, number, given, again=True)
             await join_labelled(core, db, number, dict(host_labels), now)
             if selectors or (before and before["selectors"]):
                 db.bump(None)
             after = await db.row("service", number)
             assert after is not None
             service = service_of(after)
+            warning = await _overfull(db, service) if selectors else ""
             await db.audit(
                 who.did(
                     "service.put",
@@ -70,7 +84,9 @@ class Registry:
                 )
             )
         core.wake()
-        return service
+        if warning:
+            log.warning("more services than hosts can be offered", service=name, detail=warning)
+        return msgspec.structs.replace(service, warning=warning)
 
     async def _number(self, db: Change, service_id: int | None, name: str) -> int:
         named = await db.row("service_named", name)
@@ -135,6 +151,15 @@ def _check(name: str, selectors: Sequence[str], stored: Collection[str] = ()) ->
     for index, selector in enumerate(selectors):
         read = parse_stored_selector if selector in stored else parse_selector
         read(selector, f"selectors[{index}]")
+
+
+async def _overfull(db: Queries, service: Service) -> str:
+    """Why the service is not offered to all its hosts, in words; empty: it is."""
+    limits = MAX_SERVICES, ROOM_BYTES, SERVICE_BYTES, SELECTOR_BYTES
+    row = await db.row("overfull", service.host_labels, *limits)
+    if row is None or not (row["hosts"] or row["everywhere"] > MAX_SERVICES):
+        return ""
+    return overfull_text(row["host_id"], row["hosts"], row["services"] or row["everywhere"])
 
 
 def _said(service: Service | None) -> str:

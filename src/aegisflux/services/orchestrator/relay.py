@@ -6,26 +6,38 @@ published again.
 """
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 
 import msgspec
+from msgspec import Struct
 
-from aegisflux.domain.errors import Refused
-from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, ServiceState
-from aegisflux.domain.rollout import runs
+from aegisflux.domain.errors import OverLimit, Refused
+from aegisflux.domain.manifest import HostManifest
+from aegisflux.domain.manifest_room import fitted, left_out_text
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.tasks import woken
-from aegisflux.services.orchestrator.core import Core
+from aegisflux.services.orchestrator.core import Core, Unmade
+from aegisflux.services.orchestrator.wanted import measure, wanted_of
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.envelope import ManifestMessage
 
 MANIFEST_SECONDS = 30 * 86_400
 BATCH, AT_ONCE = 256, 128
 IDLE_SECONDS = 2.0
+AGAIN_SECONDS = 30.0  # until a manifest that could not be made is tried again
+LONGEST = subjects.MAX_MESSAGE - 1024  # beside its headers
 log = logs.get("relay")
+
+
+class Built(Struct, frozen=True):
+    """A manifest as it is stored and sent; `left_out`: what it has no room for, in words."""
+
+    serial: int
+    message: bytes
+    digests: frozenset[str]
+    left_out: str
 
 
 class Relay:
@@ -35,7 +47,6 @@ class Relay:
         self._core = core
         self._room = asyncio.Semaphore(AT_ONCE)
         self._one_writer = asyncio.Lock()
-        self._unmade: set[str] = set()
 
     async def manifests(self) -> None:
         """Publish until no host is dirty, then wait for the bell."""
@@ -107,71 +118,64 @@ class Relay:
             return await self._publish_dirty()
 
     async def _publish_dirty(self) -> bool:
-        dirty = await self._core.store.rows("dirty", BATCH)
+        bad, now = self._core.unmade, self._core.clock.now()
+        waits = [(host, one.serial) for host, one in bad.items() if now < one.again_at]
+        dirty = await self._core.store.rows("dirty", BATCH, [h for h, _ in waits], [s for _, s in waits])
         if not dirty:
             return False
         fresh = [row for row in dirty if row["built_serial"] != row["serial"]]
         kept = [(r["host_id"], r["serial"], r["message"]) for r in dirty if r["built_serial"] == r["serial"]]
+        if never_sent := [host for host, _, message in kept if len(message) > LONGEST]:
+            await self._core.store.run(
+                "bump", never_sent
+            )  # an older version of ours made it: make a shorter one
         built = await self._build(fresh) if fresh else []
-        await self._publish([*kept, *built], "new")
-        return any(row["host_id"] not in self._unmade for row in dirty)
+        await self._publish([*(one for one in kept if len(one[2]) <= LONGEST), *built], "new")
+        return True
 
     async def _build(self, dirty: Sequence[Row]) -> list[tuple[str, int, bytes]]:
         """Sign and store; what somebody else built or raised meanwhile is left for the next round."""
         core, now = self._core, self._core.now()
-        services = await self._services(dirty)
-        made: dict[str, tuple[int, bytes, frozenset[str]]] = {}
+        wanted, bytes_of = await wanted_of(core, dirty), measure()
+        made: dict[str, Built] = {}
         for row in dirty:
-            host, given = row["host_id"], services[row["host_id"]]
-            manifest = HostManifest(host, row["serial"], now, now + MANIFEST_SECONDS, tuple(given))
+            host, serial = row["host_id"], row["serial"]
             try:
-                sealed = core.keys.seal(envelope.MANIFEST, msgspec.msgpack.encode(manifest))
-                message = envelope.encode(ManifestMessage(core.keys.envelope, sealed))
-            except Exception:  # one that cannot be made leaves those of the other hosts
-                log.exception("a manifest cannot be made", host_id=host)
-                self._unmade.add(host)
+                fit = fitted(host, wanted[host], bytes_of)
+                left_out = left_out_text(fit.left_out, len(fit.services))
+                manifest = HostManifest(host, serial, now, now + MANIFEST_SECONDS, fit.services)
+                made[host] = self._sealed(manifest, left_out)
+            except Exception as error:  # one that cannot be made leaves those of the other hosts
+                log.exception("a manifest cannot be made", host_id=host, serial=serial)
+                self._set_aside(host, serial, error)
                 continue
-            self._unmade.discard(host)
-            refs = (ref for service in given for ref in (service.active, service.candidate) if ref)
-            made[host] = row["serial"], message, frozenset(ref.digest for ref in refs)
+            if left_out and left_out != row["left_out"]:
+                log.warning("services are left out of a manifest", host_id=host, detail=left_out)
         stored = await core.store.rows(
             "store_built",
             list(made),
-            [serial for serial, _, _ in made.values()],
-            [message for _, message, _ in made.values()],
+            [one.serial for one in made.values()],
+            [one.message for one in made.values()],
             now,
-            [",".join(sorted(digests)) for _, _, digests in made.values()],
+            [",".join(sorted(one.digests)) for one in made.values()],
+            [one.left_out for one in made.values()],
         )
         hosts = [row["host_id"] for row in stored]
-        core.digests.update((host, made[host][2]) for host in hosts)
-        return [(host, made[host][0], made[host][1]) for host in hosts]
+        core.digests.update((host, made[host].digests) for host in hosts)
+        return [(host, made[host].serial, made[host].message) for host in hosts]
 
-    async def _services(self, dirty: Iterable[Row]) -> dict[str, list[ServiceState]]:
-        """The services of each host: those with a snapshot, and those whose selectors it is to look for."""
-        labels = {row["host_id"]: row["labels"] for row in dirty}
-        found: dict[str, dict[int, ServiceState]] = defaultdict(dict)
-        offered = [
-            (row["host_labels"], ServiceState(row["id"], row["name"], tuple(row["selectors"])))
-            for row in await self._core.store.rows("offered")
-        ]
-        for host, given in labels.items():
-            for wanted, service in offered:
-                if not wanted or runs(wanted, given):
-                    found[host][service.service_id] = service
-        confirm = self._core.options.confirm_seconds
-        for row in await self._core.store.rows("active_of", list(labels)):
-            trial = 0 if row["copy_of"] is not None else confirm  # what comes back was good before
-            active = ActiveRef(row["version"], row["digest"], row["lease_until"], trial, row["preflight"])
-            found[row["host_id"]][row["service_id"]] = ServiceState(
-                row["service_id"], row["name"], tuple(row["selectors"]), active
-            )
-        for row in await self._core.store.rows("candidates_of", list(labels)):
-            beside = CandidateRef(row["version"], row["digest"])
-            known = found[row["host_id"]].get(row["service_id"]) or ServiceState(
-                row["service_id"], row["name"], tuple(row["selectors"])
-            )
-            found[row["host_id"]][row["service_id"]] = msgspec.structs.replace(known, candidate=beside)
-        return {host: [found[host][number] for number in sorted(found[host])] for host in labels}
+    def _sealed(self, manifest: HostManifest, left_out: str) -> Built:
+        core = self._core
+        sealed = core.keys.seal(envelope.MANIFEST, msgspec.msgpack.encode(manifest))
+        message = envelope.encode(ManifestMessage(core.keys.envelope, sealed))
+        if len(message) > LONGEST:
+            raise OverLimit("message", LONGEST, len(message), f"the manifest of host {manifest.host_id}")
+        refs = (ref for service in manifest.services for ref in (service.active, service.candidate) if ref)
+        return Built(manifest.serial, message, frozenset(ref.digest for ref in refs), left_out)
+
+    def _set_aside(self, host: str, serial: int, error: Exception) -> None:
+        """This manifest waits a while, or for a newer one, so that no other waits for it."""
+        self._core.unmade[host] = Unmade(serial, str(error), self._core.clock.now() + AGAIN_SECONDS)
 
     async def _publish(self, messages: Sequence[tuple[str, int, bytes]], why: str) -> None:
         """Put manifests on the bus, many at once, and note those that lie there."""
@@ -185,12 +189,19 @@ class Relay:
                 )
 
         results = await asyncio.gather(*(one(*message) for message in messages), return_exceptions=True)
-        good = [
-            m for m, result in zip(messages, results, strict=True) if not isinstance(result, BaseException)
-        ]
+        good = []
+        for (host, serial, _), result in zip(messages, results, strict=True):
+            if not isinstance(result, BaseException):
+                self._core.unmade.pop(host, None)
+                good.append((host, serial))
+            elif isinstance(result, Refused):  # it never will be sent
+                log.error("a manifest cannot be sent", host_id=host, serial=serial, error=str(result))
+                self._set_aside(host, serial, result)
         if good:
-            await self._core.store.run("published", [host for host, _, _ in good], [s for _, s, _ in good])
+            await self._core.store.run(
+                "published", [host for host, _ in good], [serial for _, serial in good]
+            )
             metrics.manifests.inc(len(good))
         for result in results:
-            if isinstance(result, BaseException):
+            if isinstance(result, BaseException) and not isinstance(result, Refused):
                 raise result

@@ -7,24 +7,28 @@ from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
+from aegisflux.domain.manifest_room import ROOM_BYTES, SELECTOR_BYTES, SERVICE_BYTES, no_room
 from aegisflux.domain.names import check_label
 from aegisflux.domain.paths import step
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
 from aegisflux.ports.store import Change, Queries, Row
+from aegisflux.runtime import logs
 
 MAX_LABELS = 64
 Given = tuple[int, str, Assigned]
 """What a host is to run of a service: the service's number, the host, and what."""
+log = logs.get("state")
 
 
 class Service(Struct, frozen=True):
-    """A registered service."""
+    """A registered service; `warning`: what is odd about it, when it is registered."""
 
     id: int
     name: str
     selectors: tuple[str, ...]
     host_labels: dict[str, str]
     created_at: int
+    warning: str = ""
 
 
 def check_labels(path: str, labels: Mapping[str, str], known: Mapping[str, str] | None = None) -> None:
@@ -69,11 +73,16 @@ def rollout_of(row: Row, hosts: dict[str, Assigned]) -> Rollout:
 
 
 async def running(db: Queries, service: Service) -> set[str]:
-    """The enrolled hosts that run a service: by their labels, or by a matched cgroup."""
-    found = {row["host_id"] for row in await db.rows("running", service.id)}
+    """The enrolled hosts that run a service: by their labels, or by a matched cgroup. One whose manifest is
+    full runs no further service by its own report: it would stop what is meant for all."""
     hosts = await db.rows("host_labels")
+    labelled = {r["host_id"] for r in hosts if runs(service.host_labels, r["labels"])}
     enrolled = {row["host_id"] for row in hosts}
-    return (found & enrolled) | {r["host_id"] for r in hosts if runs(service.host_labels, r["labels"])}
+    found = {row["host_id"] for row in await db.rows("running", service.id)} & enrolled - labelled
+    full = await crowded(db, service.id, found) if found else {}
+    for host, error in full.items():
+        log.warning("a host has no room for a service that it reports", host_id=host, reason=str(error))
+    return labelled | found - full.keys()
 
 
 async def save(db: Change, step: Step, now: int) -> None:
@@ -83,7 +92,7 @@ async def save(db: Change, step: Step, now: int) -> None:
     given = [(host, rollout.hosts[host]) for host in step.changed if host in rollout.hosts]
     gone = [host for host in step.changed if host not in rollout.hosts]
     if given:
-        await _check_room(db, rollout.service_id, [host for host, _ in given])
+        await check_room(db, rollout.service_id, [host for host, _ in given])
         await assign(db, [(rollout.service_id, host, one) for host, one in given], now)
     if gone:
         await db.run("unassign", rollout.service_id, gone)
@@ -136,7 +145,20 @@ async def assign(db: Queries, given: Sequence[Given], now: int) -> None:
     )
 
 
-async def _check_room(db: Queries, service_id: int, hosts: Iterable[str]) -> None:
-    full = await db.row("crowded", list(hosts), service_id, MAX_SERVICES)
-    if full is not None:
-        raise OverLimit("services_per_host", MAX_SERVICES, full["services"] + 1, f"host {full['host_id']}")
+async def crowded(
+    db: Queries, service_id: int, hosts: Iterable[str], *, again: bool = False
+) -> dict[str, OverLimit]:
+    """The hosts whose manifests have no room for the snapshot of a service, and why; `again`: also of those
+    that have one, since its selectors became longer."""
+    limits = MAX_SERVICES, ROOM_BYTES, SERVICE_BYTES, SELECTOR_BYTES
+    found = {}
+    for row in await db.rows("crowded", list(hosts), service_id, *limits, again):
+        if error := no_room(row["host_id"], row["services"], row["bytes"]):
+            found[row["host_id"]] = error
+    return found
+
+
+async def check_room(db: Queries, service_id: int, hosts: Iterable[str], *, again: bool = False) -> None:
+    """Raises OverLimit by the first of the hosts whose manifest has no room for the service."""
+    for error in (await crowded(db, service_id, hosts, again=again)).values():
+        raise error

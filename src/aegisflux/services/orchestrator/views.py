@@ -259,7 +259,7 @@ class Views:
             last_nack=nack,
             acked_at=report["ack_stored_at"] if report else None,
             beside=beside,
-            troubles=self._core.troubles(host["host_id"], heartbeat_of(host)),
+            troubles=self._core.troubles(host["host_id"], heartbeat_of(host), host["left_out"]),
         )
 
 

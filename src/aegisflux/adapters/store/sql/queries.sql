@@ -89,11 +89,11 @@ select snapshot from contents where digest = $1
 select payload, key_id, signature from contents where digest = $1
 
 -- name: hosts
-select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial
+select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial, left_out
 from hosts where released_at is null order by host_id
 
 -- name: host
-select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial
+select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial, left_out
 from hosts where host_id = $1
 
 -- name: host_labels
@@ -108,9 +108,13 @@ select host_id, labels from hosts where host_id = any($1::text[]) and released_a
 select h.host_id from hosts h where h.released_at is null and h.labels @> $2::jsonb
 and not exists (select 1 from assignments a where a.host_id = h.host_id and a.service_id = $1) order by h.host_id
 
--- How many services each of these hosts has a snapshot of.
+-- How many services each of these hosts has a snapshot of, and how long they can be in its manifest.
 -- name: assigned_counts
-select host_id, count(*) as services from assignments where host_id = any($1::text[]) group by host_id
+with sizes as materialized (
+    select id, $2 + octet_length(array_to_string(selectors, '')) + $3 * cardinality(selectors) as bytes from services
+)
+select a.host_id, count(*) as services, sum(z.bytes)::bigint as bytes from assignments a join sizes z on z.id = a.service_id
+where a.host_id = any($1::text[]) group by a.host_id
 
 -- name: host_keys
 select host_id, public_key from hosts where released_at is null
@@ -156,9 +160,34 @@ select service_id, version from assignments where host_id = $1
 -- name: all_assigned
 select host_id, service_id from assignments
 
+-- Of these hosts, those that would be given more than a manifest has room for with this service: by number, and by
+-- bytes. Those that have the service already, and are not asked `again`, need no more room.
 -- name: crowded
-select host_id, count(*) as services from assignments where host_id = any($1::text[]) and service_id <> $2
-group by host_id having count(*) >= $3 order by host_id limit 1
+with sizes as materialized (
+    select id, $5 + octet_length(array_to_string(selectors, '')) + $6 * cardinality(selectors) as bytes from services
+), given as (
+    select h.host_id, $2::bigint as id from unnest($1::text[]) as h (host_id)
+    where $7 or not exists (select from assignments a where a.host_id = h.host_id and a.service_id = $2)
+    union
+    select host_id, service_id from assignments where host_id = any($1::text[])
+)
+select host_id, count(*) as services, sum(bytes)::bigint as bytes from given join sizes using (id)
+group by host_id having bool_or(id = $2) and (count(*) > $3 or sum(bytes) > $4) order by host_id
+
+-- Hosts that are offered more than a manifest has room for, of those that run for these labels.
+-- name: overfull
+with sizes as materialized (
+    select host_labels, $4 + octet_length(array_to_string(selectors, '')) + $5 * cardinality(selectors) as bytes
+    from services where cardinality(selectors) > 0
+), offered as (
+    select h.host_id, count(*) as services, sum(z.bytes) as bytes from hosts h join sizes z on z.host_labels <@ h.labels
+    where h.released_at is null and $1::jsonb <@ h.labels
+    and ((select count(*) from sizes) > $2 or (select sum(bytes) from sizes) > $3)
+    group by h.host_id
+)
+select count(*) as hosts, coalesce(min(host_id), '') as host_id, max(services) as services, max(bytes)::bigint as bytes,
+    (select count(*) from sizes where host_labels = '{}') as everywhere
+from offered where services > $2 or bytes > $3
 
 -- name: assign
 insert into assignments (service_id, host_id, version, lease_until, renewed, changed_at)
@@ -186,8 +215,10 @@ where a.host_id = due.host_id and a.service_id = due.service_id returning a.host
 -- name: aged
 select host_id from hosts where released_at is null and not dirty and issued_at < $1 limit $2
 
+-- Without those of which this very manifest cannot be made or sent: they must not stand before the others.
 -- name: dirty
-select host_id, labels, serial, built_serial, message from hosts where dirty and released_at is null order by host_id limit $1
+select host_id, labels, serial, built_serial, message, left_out from hosts where dirty and released_at is null
+and (host_id, serial) not in (select * from unnest($2::text[], $3::bigint[])) order by host_id limit $1
 
 -- name: active_of
 select a.host_id, a.service_id, s.name, s.selectors, a.version, c.digest, a.lease_until, a.preflight, c.copy_of
@@ -201,8 +232,10 @@ select id, name, selectors, host_labels from services where cardinality(selector
 
 -- name: store_built
 with held as materialized (select host_id from hosts where host_id = any($1::text[]) order by host_id for no key update)
-update hosts h set message = g.message, built_serial = g.serial, issued_at = $4, digests = string_to_array(g.digests, ',')
-from held join unnest($1::text[], $2::bigint[], $3::bytea[], $5::text[]) as g (host_id, serial, message, digests) using (host_id)
+update hosts h set message = g.message, built_serial = g.serial, issued_at = $4, digests = string_to_array(g.digests, ','),
+    left_out = g.left_out
+from held join unnest($1::text[], $2::bigint[], $3::bytea[], $5::text[], $6::text[])
+    as g (host_id, serial, message, digests, left_out) using (host_id)
 where h.host_id = held.host_id and h.serial = g.serial and h.built_serial <> g.serial returning h.host_id
 
 -- name: published
@@ -387,7 +420,8 @@ select 1 as due from assignments a join contents c on c.service_id = a.service_i
 where a.renewed and (a.lease_until - $1::bigint) * 2 <= least(c.ttl_seconds, $2::bigint) limit 1
 
 -- name: dirty_count
-select count(*) as dirty from hosts where dirty and released_at is null
+select count(*) filter (where dirty) as dirty, count(*) filter (where left_out <> '') as overfull
+from hosts where released_at is null
 
 -- name: add_proposal
 insert into proposals (created_at, created_by, asked, flows, flows_digest, body) values ($1, $2, $3, $4, $5, $6) returning id
