@@ -52,7 +52,7 @@ BY_HOST, BY_SERVICE = "service_id = 7", "host_id = 'h2'"
 ORDERED = [
     ("hosts", "host_id", "true", "bump", (HOSTS,)),
     ("hosts", "host_id", "true", "bump_all", ()),
-    ("hosts", "host_id", "true", "store_built", (HOSTS, of_each(1), of_each(b"m"), 7, of_each(""))),
+    ("hosts", "host_id", "true", "store_built", (HOSTS, of_each(1), of_each(b"m"), 7, *[of_each("")] * 2)),
     ("hosts", "host_id", "true", "published", (HOSTS, of_each(1))),
     ("hosts", "host_id", "true", "store_heartbeats", HEARTBEATS),
     (

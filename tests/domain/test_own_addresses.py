@@ -3,7 +3,14 @@
 import pytest
 
 from aegisflux.domain.net import parse_address
-from aegisflux.domain.own_addresses import MOST_TOLD, Standing, likeliest_first, told
+from aegisflux.domain.own_addresses import (
+    MOST_TOLD,
+    Standing,
+    believed,
+    likeliest_first,
+    told,
+    unbelieved_text,
+)
 
 VIPS = {f"10.0.{i >> 8}.{i & 255}": Standing.ALONE for i in range(300)}
 OLD = {f"10.8.0.{i}": Standing.DEPRECATED for i in range(100)}
@@ -32,3 +39,27 @@ def test_the_likeliest_are_told_and_the_others_counted(found, always, left):
     assert len(texts) == min(MOST_TOLD, len(texts) + more)
     assert not {"fe80::1", "127.0.0.1"} & set(texts)
     assert list(texts) == [str(a) for a in sorted(map(parse_address, texts))]
+
+
+MANY = tuple(f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}" for i in range(45_000))
+REPORTED = {  # how many of these are believed, and how many are not looked at
+    "a few": (MANY[:3], 3, 0),
+    "as many as an agent tells": (MANY[:MOST_TOLD], MOST_TOLD, 0),
+    "one more": (MANY[: MOST_TOLD + 1], MOST_TOLD, 1),
+    "very many": (MANY, MOST_TOLD, 45_000 - MOST_TOLD),
+    "no addresses": (("x", "10.0.0.1/24", "10.0.0.1\n", "", *MANY[:2]), 2, 0),
+    "many that are none": (("x" * 300,) * 45_000, 0, 45_000 - MOST_TOLD),
+    "the same again": (MANY[:1] * 45_000, 1, 45_000 - MOST_TOLD),
+    "none": ((), 0, 0),
+}
+
+
+@pytest.mark.parametrize("case", REPORTED)
+def test_no_more_addresses_of_a_host_are_believed_than_an_agent_tells(case):
+    reported, count, left = REPORTED[case]
+    kept, more = believed(reported)
+    assert (len(kept), more) == (count, left)
+    assert kept == tuple(text for text in dict.fromkeys(reported) if text in MANY)[:count]
+    said = unbelieved_text(more)
+    assert bool(said) == bool(left)
+    assert not said or f"{len(reported)} are reported, and {MOST_TOLD} are believed" in said

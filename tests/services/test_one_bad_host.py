@@ -9,6 +9,8 @@ from tests.support.engines import eventually
 
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.manifest import Ack, Heartbeat, Nack, ServiceReport
+from aegisflux.domain.own_addresses import MOST_TOLD
+from aegisflux.runtime import places
 from aegisflux.wire import envelope, subjects
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
@@ -87,6 +89,30 @@ async def test_a_cgroup_whose_name_holds_a_line_feed_is_one_cgroup(plane):
         return found == [["a\\x0asystem.slice/web.service", "c\\x1b"]]
 
     await eventually(stored)
+
+
+async def test_a_host_of_many_addresses_is_believed_as_many_as_an_agent_tells(plane):
+    many = tuple(f"{9 + (n >> 14)}.{n >> 7 & 127}.{(n & 127) * 2}.4" for n in range(45_000))
+    await plane.bad.beat(addresses=many)
+
+    async def stored():
+        rows = {row["host_id"]: row["addresses"] for row in await plane.store.rows("host_places")}
+        return rows["bad"] == list(many[:MOST_TOLD])
+
+    await eventually(stored)
+    bad = await plane.orchestrator.hosts.one("bad")
+    assert [text for text in bad.troubles if "45000 are reported, and 64 are believed" in text]
+    row = await plane.store.row("host", "bad")
+    assert len(row["heartbeat"]) < 4096, "no more of it is kept"
+    await plane.bad.beat(addresses=("10.0.0.1",))
+
+    async def well():
+        return (await plane.orchestrator.hosts.one("bad")).troubles == ()
+
+    await eventually(well)
+    # a store that an earlier version filled
+    await plane.store.run("store_heartbeats", ["bad"], [5.0], [b"\x80"], [1], ["\n".join(many)], 1.0, [None])
+    assert len((await places.read(plane.store)).inventory.hosts["bad"].addresses) == MOST_TOLD
 
 
 ANSWERS = {

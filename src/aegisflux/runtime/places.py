@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain import snapshot as snapshots
+from aegisflux.domain.own_addresses import MOST_TOLD
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 from aegisflux.domain.rollout import Labelled
 from aegisflux.domain.snapshot import MapSnapshot
@@ -35,7 +36,12 @@ async def read(store: Queries) -> Now:
 
 
 def _made(places: Rows, running: Rows, services: Rows, in_force: Rows) -> Now:
-    hosts = {r["host_id"]: HostPlace(r["labels"], tuple(sorted(r["addresses"]))) for r in places}
+    hosts = {
+        r["host_id"]: HostPlace(
+            r["labels"], tuple(sorted(r["addresses"][:MOST_TOLD]))
+        )  # more were stored once
+        for r in places
+    }
     by_report: dict[int, set[str]] = defaultdict(set)
     for row in running:
         by_report[row["service_id"]].add(row["host_id"])

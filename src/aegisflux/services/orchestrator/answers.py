@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, Invalid, Refused
+from aegisflux.domain.errors import BROKEN, Refused
 from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
-from aegisflux.domain.net import parse_address
+from aegisflux.domain.own_addresses import believed, unbelieved_text
 from aegisflux.domain.runs import Run, Runs, answered
 from aegisflux.domain.storable import check_storable
 from aegisflux.domain.text import printable
@@ -41,6 +41,7 @@ class Answers:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._cut: set[str] = set()
 
     async def on_acks(self, messages: Sequence[Message]) -> None:
         """Store a batch of acks and nacks."""
@@ -60,10 +61,21 @@ class Answers:
         newest = {beat.host_id: beat for beat in good}
         if not newest:
             return
-        await self._store_heartbeats(good, list(newest.values()))
-        await self._store_reports(list(newest.values()))
+        beats = [self._bounded(beat) for beat in newest.values()]
+        await self._store_heartbeats(good, beats)
+        await self._store_reports(beats)
         metrics.heartbeats.inc(len(good))
         await self.confirm(set(newest))
+
+    def _bounded(self, beat: Heartbeat) -> Heartbeat:
+        """The heartbeat with as many addresses as others are told of; a cut is a trouble of that host."""
+        addresses, more = believed(beat.addresses)
+        trouble, host = unbelieved_text(more), beat.host_id
+        if trouble and host not in self._cut:
+            log.warning("addresses of a host are left out", host_id=host, detail=trouble)
+        (self._cut.add if trouble else self._cut.discard)(host)
+        troubles = (trouble, *beat.troubles) if trouble else beat.troubles
+        return msgspec.structs.replace(beat, addresses=addresses, troubles=troubles)
 
     @again
     async def _store_heartbeats(self, good: Sequence[Heartbeat], newest: Sequence[Heartbeat]) -> None:
@@ -281,7 +293,7 @@ def _columns(beats: Sequence[Heartbeat]) -> tuple[list[Any], ...]:
         [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
         [msgspec.msgpack.encode(b) for b in beats],
         [b.serial for b in beats],
-        ["\n".join(filter(_is_address, b.addresses)) for b in beats],
+        ["\n".join(b.addresses) for b in beats],
     )
 
 
@@ -292,13 +304,6 @@ def _packed(runs: Runs | None) -> bytes | None:
 def _lines(names: Sequence[str]) -> str:
     """Names for a column that takes them by lines; one that holds a line feed is still one name."""
     return "\n".join(map(printable, names[:64]))
-
-
-def _is_address(text: str) -> bool:
-    try:
-        return bool(parse_address(text))
-    except Invalid:
-        return False
 
 
 def _state(beat: Heartbeat, report: ServiceReport) -> HostState:
