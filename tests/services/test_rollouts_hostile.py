@@ -9,8 +9,9 @@ from tests.support.control import WHO, body
 from tests.support.engines import eventually
 from tests.support.rollouts import GATE, modes, running_fleet, running_world
 
+from aegisflux.domain import renewal
 from aegisflux.domain.errors import Conflict
-from aegisflux.domain.manifest import CandidateRef
+from aegisflux.domain.manifest import CandidateRef, ServiceReport
 from aegisflux.services.orchestrator.panic import PanicRequest
 from aegisflux.services.orchestrator.rollouts import Move
 
@@ -149,3 +150,55 @@ async def test_an_accepted_caller_from_outside_is_accepted_from_any_address_of_i
     said = {"candidate": True, "ingress": True, "peer": "10.8.0.77"}
     await fleet.denied(fleet.hosts[0], rollout.parts[0].digest, 8022, **said)
     await fleet.goes_on(rollout.id, "canary")
+
+
+async def test_a_host_without_a_label_denies_nobody_and_stops_no_renewal(fleet, monkeypatch):
+    """It reports the cgroup of a service that is denied, and more addresses than there is room for."""
+    plane, other = fleet.plane, 900_000 + fleet.service
+    orchestrator, scratch, caller = plane.orchestrator, f"scratch{fleet.service}", f"s{fleet.service}"
+    await orchestrator.registry.put(other, scratch, ["unit:scratch.service"], {}, WHO)
+    reported = ServiceReport(other, "pending", cgroups=("system.slice/scratch.service",))
+
+    async def joins(host, labels, addresses, *services):
+        agent = await plane.agent(f"{host}-{fleet.service}", labels, addresses=addresses)
+        await agent.beat(services=services)
+
+        async def known():
+            rows = await plane.store.rows("host_places")
+            return any(row["host_id"] == agent.host and row["addresses"] for row in rows)
+
+        await eventually(known)
+
+    await joins("scr", {"role": "scratch"}, ("10.0.2.1",), reported)
+    rules = (
+        f"\n  - {{from: {caller}, to: [10.0.1.0/24, 'label:role=db'], ports: [tcp/5432]}}"
+        f"\n  - {{from: {caller}, to: {scratch}, ports: [tcp/1, tcp/2, tcp/3, tcp/5432], action: deny}}"
+        f"\nservices: [{caller}]"
+    )
+    await joins("db1", {"role": "db"}, ("10.7.7.1",))
+    told = await fleet.promoted(rules=rules)
+    monkeypatch.setattr(renewal, "SETTLED_SECONDS", 0.0)
+    claimed = ("10.0.1.1", *(f"{9 + (n >> 14)}.{n >> 7 & 127}.{(n & 127) * 2}.4" for n in range(45_000)))
+    await joins("evil", {}, claimed, reported)
+    await joins("db2", {"role": "db"}, ("10.7.7.3",))
+
+    async def renewed():
+        await orchestrator.renewals.look()
+        return renewal.RENEWED in (await fleet.rollouts.one(told.rollout.id)).rollout.run.reason
+
+    await eventually(renewed)
+    first, second = [
+        msgspec.json.decode((await orchestrator.views.one(fleet.service, n)).snapshot) for n in (1, 2)
+    ]
+    assert {e["cidr"] for e in first["deny"]} == {"10.0.2.1/32"}
+    assert second["deny"] == first["deny"]
+    assert {e["dst_cidr"] for e in second["edges"]} - {e["dst_cidr"] for e in first["edges"]} == {
+        "10.7.7.3/32"
+    }
+
+    async def said():
+        await orchestrator.renewals.look()
+        reason = (await fleet.rollouts.one(told.rollout.id)).rollout.run.reason
+        return f"host evil-{fleet.service} runs {scratch} by report alone and is not denied" in reason
+
+    await eventually(said)

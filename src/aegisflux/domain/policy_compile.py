@@ -44,6 +44,9 @@ from aegisflux.domain.spans import FAMILIES, Spans
 
 FIRST_VERSION: Final = 1
 Way = Literal["egress", "ingress"]
+Reports = Literal["denied", "ignored", "believed"]
+"""What the hosts are to others that are members of a service by their own report alone: in a plan they are
+denied with it; they are not its members at all; they are, as if its labels named them."""
 
 
 class HostPlace(Struct, frozen=True):
@@ -57,7 +60,7 @@ class ServicePlace(Struct, frozen=True):
     """A registered service and the hosts that run it; `version` is the next one of its snapshots.
 
     `reported` are those of `hosts` that only their own report names, not their labels: they get the service's
-    snapshot, and none of their addresses is allowed to anyone in the service's name.
+    snapshot, and none of their addresses is allowed to anyone in the service's name. A plan denies them too.
     """
 
     id: int
@@ -91,8 +94,10 @@ class Place(NamedTuple):
 class Places:
     """Ends of a policy, looked up in an inventory; each once."""
 
-    def __init__(self, policy: Policy, inventory: Inventory, *, strict: bool = True) -> None:
-        self._policy, self._inventory = policy, inventory
+    def __init__(
+        self, policy: Policy, inventory: Inventory, *, strict: bool = True, reports: Reports = "denied"
+    ) -> None:
+        self._policy, self._inventory, self._reports = policy, inventory, reports
         self._known: dict[str, Place] = {}
         self._prefixes: dict[tuple[str, bool], tuple[Cidr, ...]] = {}
         self._reached: dict[str, Mapping[str, frozenset[int]]] = {}
@@ -114,11 +119,12 @@ class Places:
     def prefixes(self, end: str, path: str, *, allow: bool = True) -> tuple[Cidr, ...]:
         """Return the prefixes of an end, as few as can be.
 
-        To allow a service is to allow the hosts that its labels name; to deny it is to deny also those that
-        only say that they run it.
+        In a plan, to allow a service is to allow the hosts that its labels name; to deny it is to deny also
+        those that only say that they run it.
         """
         service = self._inventory.services.get(end)
-        reported = frozenset(service.reported if service and allow else ())
+        labels_alone = self._reports == "ignored" or (self._reports == "denied" and allow)
+        reported = frozenset(service.reported if service and labels_alone else ())
         found = self._prefixes.get((end, bool(reported)))
         if found is None:
             place = self.of(end, path)
@@ -165,11 +171,10 @@ class Places:
             return {end: frozenset(FAMILIES)}
         inside = self._inside(self.of(end, path))
         count = Counter(service for host in inside for service in self._on[host])
-        services = ((name, set(self._inventory.services[name].hosts)) for name in count)
         return {
-            name: frozenset[int]().union(*(inside[host] for host in hosts))
-            for name, hosts in services
-            if count[name] == len(hosts)
+            name: frozenset[int]().union(*(inside[host] for host in self._members[name] & inside.keys()))
+            for name in count
+            if count[name] == len(self._members[name]) or name in self._held_by_any
         }
 
     def _inside(self, place: Place) -> Mapping[str, Collection[int]]:
@@ -194,10 +199,27 @@ class Places:
     def _on(self) -> Mapping[str, Set[str]]:
         """The services of each host."""
         found: dict[str, set[str]] = defaultdict(set)
-        for name, service in self._inventory.services.items():
-            for host in service.hosts:
+        for name, hosts in self._members.items():
+            for host in hosts:
                 found[host].add(name)
         return found
+
+    @cached_property
+    def _members(self) -> Mapping[str, Set[str]]:
+        """The hosts of each service that an end has to hold: but in a plan a report is none beside labels."""
+        services = self._inventory.services.items()
+        if self._reports == "denied":
+            return {name: frozenset(service.hosts) for name, service in services}
+        return {
+            name: frozenset(service.hosts).difference(service.reported) or frozenset(service.hosts)
+            for name, service in services
+        }
+
+    @cached_property
+    def _held_by_any(self) -> Set[str]:
+        """The services that an end holds with any of their hosts: a report takes no rule from the others."""
+        services = self._inventory.services.items() if self._reports == "believed" else ()
+        return {name for name, service in services if len(service.reported) == len(service.hosts)}
 
     def _covered(self, place: Place) -> tuple[Cidr, ...]:
         if place.anyone:
@@ -290,12 +312,15 @@ def _named(policy: Policy, inventory: Inventory) -> tuple[str, ...]:
 
 
 class _Entries:
-    """What a service's snapshot is made of; never more than a snapshot may have."""
+    """What a service's snapshot is made of; never more than a snapshot may have. What is said of a rule
+    counts once it is kept."""
 
     def __init__(self, service: str) -> None:
         self._service = service
         self._rows: set[tuple[str, Way, Cidr, Port]] = set()
         self._said: set[tuple[str, Way, str, Port, frozenset[int]]] = set()
+        self._new_rows: set[tuple[str, Way, Cidr, Port]] = set()
+        self._new_said: set[tuple[str, Way, str, Port, frozenset[int]]] = set()
 
     def say(
         self, action: str, way: Way, ends: Sequence[str], ports: Collection[Port],
@@ -304,17 +329,30 @@ class _Entries:
         """These peers by these ports; raises OverLimit by the path of the rule."""
         for end, port in product(ends, ports):
             said = action, way, end, port, families
-            if said in self._said:
+            if said in self._said or said in self._new_said:
                 continue
-            self._said.add(said)
+            self._new_said.add(said)
             cidrs = places.prefixes(end, path, allow=action == "allow")
-            self._rows.update((action, way, cidr, port) for cidr in cidrs if cidr.family in families)
-            if len(self._rows) > MAX_ENTRIES:
-                needed = max(len(self._rows), len(cidrs) * len(ports))
+            rows = ((action, way, cidr, port) for cidr in cidrs if cidr.family in families)
+            self._new_rows.update(row for row in rows if row not in self._rows)
+            count = len(self._rows) + len(self._new_rows)
+            if count > MAX_ENTRIES:
+                needed = max(count, len(cidrs) * len(ports))
                 what = (
                     f"{path}: {way} of {self._service}, by {end}: name fewer or wider CIDRs, or fewer ports"
                 )
                 raise OverLimit("entries", MAX_ENTRIES, needed, what)
+
+    def keep(self) -> None:
+        """Take what was said since the last rule."""
+        self._rows |= self._new_rows
+        self._said |= self._new_said
+        self.drop()
+
+    def drop(self) -> None:
+        """Forget what was said since the last rule."""
+        self._new_rows.clear()
+        self._new_said.clear()
 
     def edges(self) -> tuple[Edge, ...]:
         return tuple(Edge(str(c), *port) for does, way, c, port in self._rows if (does, way) == EDGE)
@@ -333,19 +371,24 @@ INGRESS: Final = ("allow", "ingress")
 
 
 def compile_policy(
-    policy: Policy, inventory: Inventory, stuck: Callable[[int, AegisError], None] | None = None
+    policy: Policy,
+    inventory: Inventory,
+    stuck: Callable[[int, AegisError], None] | None = None,
+    *,
+    reports: Reports = "denied",
 ) -> dict[str, MapSnapshot]:
     """The canonical snapshot of each governed service, by name; raises NotFound, Invalid or OverLimit by the
     path of the rule. The same policy and inventory give the same snapshots.
 
-    With `stuck`, a rule whose ends cannot be looked up is left out and told to it, by its number.
+    With `stuck`, a rule whose ends cannot be looked up, or that needs more entries than there is room for, is
+    left out as a whole and told to it, by its number.
     """
-    places = Places(policy, inventory, strict=stuck is None)
+    places = Places(policy, inventory, strict=stuck is None, reports=reports)
     found = {name: _Entries(name) for name in governed(policy, inventory)}
     for n, rule in enumerate(policy.rules):
         try:
             _say(rule, f"rules[{n}]", places, found)
-        except (NotFound, Invalid) as error:
+        except (NotFound, Invalid, OverLimit) as error:
             if stuck is None:
                 raise
             stuck(n, error)
@@ -364,10 +407,19 @@ def _say(rule: Rule, path: str, places: Places, found: Mapping[str, _Entries]) -
         ("egress", clients, servers),
         ("ingress", servers, clients),
     )
-    for way, own, peers in sides:
-        for name, families in sorted(reached(own, path, places).items()):
-            if name in found:
-                found[name].say(rule.action, way, peers, ports, families, places, path)
+    concerned: dict[str, _Entries] = {}
+    try:
+        for way, own, peers in sides:
+            for name, families in sorted(reached(own, path, places).items()):
+                if name in found:
+                    entries = concerned[name] = found[name]
+                    entries.say(rule.action, way, peers, ports, families, places, path)
+    except OverLimit:
+        for entries in concerned.values():
+            entries.drop()
+        raise
+    for entries in concerned.values():
+        entries.keep()
 
 
 def reached(ends: Iterable[str], path: str, places: Places) -> dict[str, frozenset[int]]:

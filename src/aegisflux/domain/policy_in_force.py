@@ -1,10 +1,11 @@
 """A policy in force, compiled with a later inventory: what cannot be said any more stays as it is.
 
-Nobody is asked when a policy in force is compiled again, so it loses no allow that nobody took away:
+Nobody is asked when a policy in force is compiled again, so what a host says of itself changes nothing for
+others (ADR 0035):
 
-* a host that is a member of a service by its own report alone stays where it is allowed, and enters nowhere
-  else (ADR 0028: a report widens no allow; ADR 0035: nor does a renewal take one away for it);
-* a rule that cannot be compiled keeps the entries of its ports, and no other rule is affected.
+* a host that is a member of a service by its own report alone stays where it is allowed or denied, and enters
+  no allow and no deny: a plan, which somebody approves, may add it to the denies;
+* a rule that cannot be compiled, or has no room, keeps the entries of its ports, and affects no other rule.
 """
 
 from bisect import bisect_left
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 from aegisflux.domain.errors import AegisError, Refused
 from aegisflux.domain.net import Cidr, masked
 from aegisflux.domain.policy import Policy, label_of, ports_of
-from aegisflux.domain.policy_compile import Inventory, compile_policy, unlabelled
+from aegisflux.domain.policy_compile import Inventory, Reports, compile_policy, unlabelled
 from aegisflux.domain.renewal import without_gone
 from aegisflux.domain.snapshot import Deny, Edge, Entry, IngressRule, MapSnapshot, canonical, ruleset
 from aegisflux.domain.spans import Spans
@@ -38,7 +39,7 @@ class Stuck(NamedTuple):
 
 
 class Compiled(Struct, frozen=True):
-    """The snapshots of a policy: `labelled` as any plan has them, `reported` as if reports were labels."""
+    """The snapshots of a policy: `labelled` of labels alone, `reported` as if reports were labels."""
 
     labelled: Mapping[str, MapSnapshot]
     reported: Mapping[str, MapSnapshot]
@@ -56,12 +57,12 @@ class Carried(Struct, frozen=True):
 def compile_in_force(policy: Policy, inventory: Inventory) -> Compiled:
     """Compile what can be compiled; raises NotFound, Invalid or OverLimit where nothing can."""
     known = _registered(policy, inventory)
-    labelled, stuck = _compiled(known, inventory)
+    labelled, stuck = _compiled(known, inventory, "ignored")
     members = tuple(unlabelled(known, inventory))
     reported = labelled
-    if members:
-        believed = {name: replace(place, reported=()) for name, place in inventory.services.items()}
-        reported = _compiled(known, replace(inventory, services=believed))[0]
+    if members or any(inventory.services[name].reported for name in labelled):
+        reported, more = _compiled(known, inventory, "believed")
+        stuck += tuple(one for one in more if one.rule not in {had.rule for had in stuck})
     return Compiled(labelled, reported, members, stuck)
 
 
@@ -102,7 +103,12 @@ def carried(name: str, before: MapSnapshot, compiled: Compiled, inventory: Inven
         )
     )
     words = (f"rule {one.rule} keeps the entries it has: {one.why}" for one in compiled.stuck)
-    return Carried(made, (*_by_report(kept, compiled, inventory), *words))
+    said = _by_report(kept, _uncovered(reported, made), compiled, inventory)
+    if kept and not said:
+        said = [
+            f"{name} keeps entries that a report would take from it; give {name} host_labels and plan again"
+        ]
+    return Carried(made, (*said, *words))
 
 
 def _lists(snapshot: MapSnapshot) -> tuple[tuple[Entry, ...], ...]:
@@ -158,20 +164,39 @@ def _inside(cidr: Cidr, others: Set[Cidr]) -> bool:
     return any(masked(cidr.family, cidr.value, plen) in others for plen in range(cidr.plen, -1, -1))
 
 
-def _by_report(kept: Sequence[Cidr], compiled: Compiled, inventory: Inventory) -> list[str]:
-    spans, words = Spans(kept), []
-    for service, hosts in compiled.members if kept else ():
-        here = [host for host in hosts if any(spans.has(a) for a in inventory.addresses((host,)))]
-        if here:
-            named = f"host{'s' if len(here) > 1 else ''} {first_of(here, MOST_NAMED)}"
-            run = "run" if len(here) > 1 else "runs"
-            words.append(
-                f"{named} {run} {service} by report alone; give {service} host_labels and plan again"
-            )
+def _by_report(
+    kept: Sequence[Cidr], undenied: Sequence[Cidr], compiled: Compiled, inventory: Inventory
+) -> list[str]:
+    """Who stays where it is for its report alone, and who is not denied for it, in words."""
+    words = []
+    for cidrs, effect in ((kept, ""), (undenied, " and is not denied")):
+        spans = Spans(cidrs)
+        for service, hosts in compiled.members if cidrs else ():
+            here = [host for host in hosts if any(spans.has(a) for a in inventory.addresses((host,)))]
+            if here:
+                named = f"host{'s' if len(here) > 1 else ''} {first_of(here, MOST_NAMED)}"
+                run = f"run{'s' if len(here) == 1 else ''} {service} by report alone{effect}"
+                words.append(f"{named} {run}; give {service} host_labels and plan again")
     return words
 
 
-def _compiled(policy: Policy, inventory: Inventory) -> tuple[dict[str, MapSnapshot], tuple[Stuck, ...]]:
+def _uncovered(wide: MapSnapshot, made: MapSnapshot) -> list[Cidr]:
+    """The prefixes that would be denied if reports were labels, and are not."""
+    if wide is made:
+        return []
+    held = {place: Spans(cidrs) for place, cidrs in _keyed(_lists(made)[2]).items()}
+    nothing = Spans(())
+    return [
+        cidr
+        for place, cidrs in _keyed(_lists(wide)[2]).items()
+        for cidr in cidrs
+        if not held.get(place, nothing).holds(Spans((cidr,)))
+    ]
+
+
+def _compiled(
+    policy: Policy, inventory: Inventory, reports: Reports
+) -> tuple[dict[str, MapSnapshot], tuple[Stuck, ...]]:
     stuck: list[Stuck] = []
 
     def note(number: int, error: AegisError) -> None:
@@ -179,7 +204,7 @@ def _compiled(policy: Policy, inventory: Inventory) -> tuple[dict[str, MapSnapsh
         keys = frozenset((rule.action, *port) for port in ports_of(rule, ""))
         stuck.append(Stuck(label_of(rule, number), str(error), keys))
 
-    return compile_policy(policy, inventory, note), tuple(stuck)
+    return compile_policy(policy, inventory, note, reports=reports), tuple(stuck)
 
 
 def _registered(policy: Policy, inventory: Inventory) -> Policy:

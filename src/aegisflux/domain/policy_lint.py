@@ -145,8 +145,8 @@ def lint(policy: Policy, inventory: Inventory, seen: Iterable[Seen] | None = Non
             Lint(
                 "unlabelled",
                 f"service {service}",
-                f"{first_of(hosts, MOST_NAMED)} {run} it by report alone, "
-                "so that no rule allows others its addresses there",
+                f"{first_of(hosts, MOST_NAMED)} {run} it by report alone, so that no rule allows others its "
+                "addresses there; a deny of it holds for what is reported",
                 f"give {service} host_labels, and {those} its labels",
             )
         )
