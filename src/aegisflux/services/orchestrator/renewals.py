@@ -44,6 +44,7 @@ class Renewals:
 
     def __init__(self, core: Core) -> None:
         self._core = core
+        self._one_look = asyncio.Lock()
         self._reported: set[int] = set()
         self._quiet = ""  # the digest of a fleet for which nothing is due
         self._compiled: dict[int, Compiled] = {}  # by plan, for the look that goes on
@@ -56,7 +57,11 @@ class Renewals:
         await asyncio.sleep(EVERY)
 
     async def look(self) -> None:
-        """Renew what is due."""
+        """Renew what is due; one look at a time, since two would take each other's renewal for a conflict."""
+        async with self._one_look:
+            await self._look()
+
+    async def _look(self) -> None:
         rows = await self._core.store.rows("live_rollouts")
         promoted = [row for row in rows if row["stage"] == "promoted"]
         here = await places.read(self._core.store) if promoted else None
