@@ -83,8 +83,8 @@ class Core:
         return int(self.clock.now())
 
     def troubles(self, host: str, beat: Heartbeat | None, left_out: str = "") -> tuple[str, ...]:
-        """What stands in the way of a host's agent, in words: what it says, and what it cannot know; `left_out`:
-        what its manifest has no room for."""
+        """What stands in the way of a host's agent, in words: what it says, and what it cannot know;
+        `left_out`: what its manifest has no room for."""
         found = []
         if (runs := self.runs.get(host, Runs())).clashes(self.clock.now(), CLASH_SECONDS):
             found.append(clash_text(runs))
