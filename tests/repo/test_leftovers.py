@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from bench.lib.report import Report, run
 
+from aegisflux.agent.control import SOCKET
 from tests.support import leftovers
 
 
@@ -99,3 +101,40 @@ def test_a_benchmark_that_leaves_nothing_succeeds(host: Host) -> None:
     before = host.left()
     assert run(Report("x", quick=True), lambda _: None) == 0
     assert host.left() == before
+
+
+@pytest.mark.parametrize(
+    ("folder", "lock", "swept"),
+    [
+        ("pytest-of-root/pytest-7/test_x0/state", None, True),
+        ("pytest-of-root/pytest-7/test_x0/state", "999999999", True),
+        ("pytest-of-root/pytest-7/popen-gw1/test_x0/state", "no number", True),
+        ("pytest-of-root/pytest-7/test_x0/state", str(os.getpid()), False),
+        ("pytest-of-root/other/state", None, False),
+        ("mine/pytest-7/state", None, False),
+        ("var/lib/aegisflux", None, False),
+    ],
+)
+def test_what_a_killed_pytest_left_of_any_instance_is_known_by_its_state_folder(
+    host: Host, tmp_path: Path, folder: str, lock: str | None, swept: bool
+) -> None:
+    state, note = tmp_path / "tmp" / folder, host.folders["NOTES"] / "x.json"
+    state.mkdir(parents=True)
+    note.write_text(json.dumps({"state_dir": str(state), "instance": "default"}))
+    if lock is not None:
+        (tmp_path / "tmp/pytest-of-root/pytest-7/.lock").write_text(lock)
+    assert (note in leftovers.of_dead_processes()) is swept
+
+
+def test_a_note_of_an_agent_that_runs_stays(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, note = tmp_path / "pytest-of-x/pytest-1/s", host.folders["NOTES"] / "x.json"
+    state.mkdir(parents=True)
+    note.write_text(json.dumps({"state_dir": str(state), "instance": "default"}))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as server:
+        monkeypatch.chdir(state)
+        server.bind(SOCKET)
+        server.listen()
+        assert note not in leftovers.of_dead_processes()
+    assert note in leftovers.of_dead_processes()

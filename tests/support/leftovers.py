@@ -1,14 +1,18 @@
 """What tests, benchmarks and demos leave on this host beside their folders: notes, panics, pins, markers.
 
-All of them name an instance after the process that made it, so that it is known whose it is.
+They name an instance after the process that made it, so that it is known whose it is; or their state folder
+lies in the temporary folder of a pytest, which says in `.lock` which process it is.
 """
 
 import json
 import os
 import re
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+
+from aegisflux.agent.control import sockets_of
 
 NOTES, PANICS = Path("/run/aegisflux/agents"), Path("/run/aegisflux/panic")
 MARKERS, PINS = Path("/sys/fs/bpf/aegisflux-panic"), Path("/sys/fs/bpf/aegisflux")
@@ -17,6 +21,8 @@ MARKERS, PINS = Path("/sys/fs/bpf/aegisflux-panic"), Path("/sys/fs/bpf/aegisflux
 _MADE = re.compile(
     r"(?:(?:aegisflux-|test-|bench-)?(?:af|demo)|test-(?:bench|contract)-|aegisflux-(?:agent|contract|web|db)-)(\d+)(?:-|$)"
 )
+
+_PYTEST, _OF_USER = re.compile(r"pytest-\d+"), re.compile(r"pytest-of-")
 
 
 def maker(name: str) -> int | None:
@@ -31,6 +37,24 @@ def of_the_dead(name: str) -> bool:
     return pid is not None and not Path("/proc", str(pid)).exists()
 
 
+def of_a_dead_pytest(state: Path) -> bool:
+    """Whether this state folder lies in the temporary folder of a pytest that ended, and no agent runs there."""
+    above = state.parents
+    tops = [one for one in above if _PYTEST.fullmatch(one.name) and _OF_USER.match(one.parent.name)]
+    if not tops:
+        return False
+    with suppress(OSError, ValueError):
+        if Path("/proc", str(int((tops[0] / ".lock").read_text()))).exists():
+            return False
+    return not any(_listens(path) for path in sockets_of(state))
+
+
+def _listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line, suppress(OSError):
+        return line.connect_ex(str(path)) == 0
+    return False
+
+
 def below(folder: Path) -> list[Path]:
     """Notes and panics of agents whose state folder lies below this one."""
     return [path for path, told in _told() if folder in (told, *told.parents)]
@@ -43,7 +67,9 @@ def of_this_process() -> list[Path]:
 
 def of_dead_processes() -> list[Path]:
     """Markers and pins of instances whose maker was killed, and what was told in /run of these instances."""
-    return [path for path, _ in _told(of_the_dead)] + _of_instances(of_the_dead)
+    told = [path for path, _ in _told(of_the_dead)]
+    told += [path for path, state in _told() if of_a_dead_pytest(state) and path not in told]
+    return told + _of_instances(of_the_dead)
 
 
 def remove(paths: list[Path]) -> None:
