@@ -38,7 +38,7 @@ def of_the_dead(name: str) -> bool:
 
 
 def of_a_dead_pytest(state: Path) -> bool:
-    """Whether this state folder lies in the temporary folder of a pytest that ended, and no agent runs there."""
+    """Whether this state folder lies in the temporary folder of a pytest that ended, and no agent runs."""
     above = state.parents
     tops = [one for one in above if _PYTEST.fullmatch(one.name) and _OF_USER.match(one.parent.name)]
     if not tops:
