@@ -22,7 +22,7 @@ from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.services.orchestrator import panic as panics
 from aegisflux.services.orchestrator import relay, renewals, upkeep
 from aegisflux.services.orchestrator.carried import readable
-from aegisflux.services.orchestrator.joining import Joins
+from aegisflux.services.orchestrator.joining import JoinPlan
 from aegisflux.services.orchestrator.panic import Observing, Panic, PanicRequest
 from aegisflux.services.orchestrator.relay import Relay
 from aegisflux.services.orchestrator.renewals import Renewals
@@ -76,7 +76,7 @@ async def test_a_host_that_cannot_join_stops_neither_others_nor_what_comes_after
     async def planned(_core, _db, pairs, _now):
         if any(host == "bad" for _, host in pairs):
             raise KeyError("labels")
-        return Joins(tuple((number, host, None) for number, host in pairs))
+        return JoinPlan(tuple((number, host, None) for number, host in pairs))
 
     async def write(_db, joins, _now):
         joined.extend(host for _, host, _ in joins.given)

@@ -18,7 +18,7 @@ Pair = tuple[int, str]
 """A service by its number, and a host that begins to run it."""
 
 
-class Joins(Struct, frozen=True):
+class JoinPlan(Struct, frozen=True):
     """What hosts are given, and the hosts whose manifests have no room for more (`full`); `why`: the first
     one's reason."""
 
@@ -47,12 +47,12 @@ async def join_labelled(
     await _write_all(db, await planned(core, db, pairs, now), now)
 
 
-async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) -> Joins:
+async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) -> JoinPlan:
     """Return what these hosts get. A host that is marked as one on which nothing is enforced gets nothing;
     one that has a snapshot of the service keeps it.
     """
     if not pairs:
-        return Joins()
+        return JoinPlan()
     numbers, hosts = sorted({number for number, _ in pairs}), sorted({host for _, host in pairs})
     spared = await guard.spared(core, db, hosts)
     ttls = {row["id"]: core.lease(row["ttl_seconds"]) for row in await db.rows("stable_ttls", numbers)}
@@ -75,20 +75,20 @@ async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) ->
     return await _with_room(db, given, sizes)
 
 
-async def write(db: Change, joins: Joins, now: int) -> None:
+async def write(db: Change, joins: JoinPlan, now: int) -> None:
     """Write what was planned in this transaction, and raise the serials of the hosts."""
     if joins.given:
         await state.assign(db, joins.given, now)
         db.bump(sorted({host for _, host, _ in joins.given}))
 
 
-async def _write_all(db: Change, joins: Joins, now: int) -> None:
+async def _write_all(db: Change, joins: JoinPlan, now: int) -> None:
     if joins.why is not None:
         raise joins.why
     await write(db, joins, now)
 
 
-async def _with_room(db: Queries, given: Collection[Given], sizes: Mapping[int, int]) -> Joins:
+async def _with_room(db: Queries, given: Collection[Given], sizes: Mapping[int, int]) -> JoinPlan:
     hosts = sorted({host for _, host, _ in given})
     rows = await db.rows("assigned_counts", hosts, SERVICE_BYTES, SELECTOR_BYTES) if hosts else ()
     counts = Counter({row["host_id"]: row["services"] for row in rows})
@@ -101,4 +101,4 @@ async def _with_room(db: Queries, given: Collection[Given], sizes: Mapping[int, 
         counts[host] += 1
         filled[host] += sizes[number]
         fits.append((number, host, one))
-    return Joins(tuple(fits), tuple(full), next(iter(full.values()), None))
+    return JoinPlan(tuple(fits), tuple(full), next(iter(full.values()), None))
