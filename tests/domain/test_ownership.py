@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from aegisflux.domain import ownership
 from aegisflux.domain.ownership import Ownership
-from aegisflux.domain.selectors import Selector, owners, parse_selector
+from aegisflux.domain.selectors import Selector, owners, parse_selector, parse_stored_selector
 
 NAMES = ["web.service", "web.socket", "_web.service", "web@1.service", "web@1.socket", "web@.service",
          "web-1", "a", "b", "x.scope", "web.slice", "system-web.slice", "\udcff", "a\x1b"]  # fmt: skip
@@ -25,7 +25,9 @@ TEXTS = st.sampled_from(
 )  # fmt: skip
 SERVICES = st.dictionaries(
     st.integers(1, 4),
-    st.lists(TEXTS.map(lambda text: parse_selector(text, slices=("system.slice", "kube.slice"))), max_size=3),
+    st.lists(
+        TEXTS.map(lambda text: parse_stored_selector(text, slices=("system.slice", "kube.slice"))), max_size=3
+    ),
     max_size=4,
 )
 HISTORY = st.lists(st.tuples(st.lists(PATHS, max_size=8), SERVICES), min_size=1, max_size=6)

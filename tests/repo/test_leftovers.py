@@ -109,7 +109,7 @@ def test_a_benchmark_that_leaves_nothing_succeeds(host: Host) -> None:
         ("pytest-of-root/pytest-7/test_x0/state", None, True),
         ("pytest-of-root/pytest-7/test_x0/state", "999999999", True),
         ("pytest-of-root/pytest-7/popen-gw1/test_x0/state", "no number", True),
-        ("pytest-of-root/pytest-7/test_x0/state", str(os.getpid()), False),
+        ("pytest-of-root/pytest-7/test_x0/state", "ours", False),
         ("pytest-of-root/other/state", None, False),
         ("mine/pytest-7/state", None, False),
         ("var/lib/aegisflux", None, False),
@@ -122,7 +122,9 @@ def test_what_a_killed_pytest_left_of_any_instance_is_known_by_its_state_folder(
     state.mkdir(parents=True)
     note.write_text(json.dumps({"state_dir": str(state), "instance": "default"}))
     if lock is not None:
-        (tmp_path / "tmp/pytest-of-root/pytest-7/.lock").write_text(lock)
+        (tmp_path / "tmp/pytest-of-root/pytest-7/.lock").write_text(
+            str(os.getpid()) if lock == "ours" else lock
+        )
     assert (note in leftovers.of_dead_processes()) is swept
 
 

@@ -110,7 +110,7 @@ class Answers:
             try:
                 found[row["host_id"]] = msgspec.msgpack.decode(row["runs"], type=Runs)
             except BROKEN as error:  # another version of ours stored them: they are learned again
-                log.warning("stored runs cannot be read", host_id=row["host_id"], error=str(error))
+                log.warning("stored runs cannot be read", host_id=row["host_id"], error=in_words(error, Runs))
         return found
 
     async def confirm(self, hosts: set[str]) -> None:
