@@ -479,16 +479,17 @@ def _status_table(found: Json) -> list[str]:
 
 def _skipped_lines(found: Json) -> list[str]:
     """What services wanted and did not get, and cgroups that no selector can name."""
+    loss = found.get("loss", {})
     lines = [
         f"service {s['service_id']}: {text}" for s in found["services"] for text in s.get("conflicts", ())
     ]
     lines += [
         f"{more} more {what} are not listed: there are too many for one message"
         for what in ("cgroups", "conflicts")
-        if (more := found["loss"].get(f"{what}.cut"))
+        if (more := loss.get(f"{what}.cut"))
     ]
     if paths := found.get("skipped_cgroups"):
-        count = found["loss"].get("skipped_cgroups", len(paths))
+        count = loss.get("skipped_cgroups", len(paths))
         lines.append(
             f"{count} cgroups have names that are no text and belong to no service: {', '.join(paths)}"
         )
