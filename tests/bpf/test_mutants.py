@@ -53,7 +53,7 @@ MUTANTS = {
     "DHCP is judged": ("(flow.peer.family, ours, theirs) not in DHCP_PORTS", "True"),
     "DHCP by ports of any family": ("(flow.peer.family, ours, theirs) not in DHCP_PORTS", "(ours, theirs) not in {(68, 67), (546, 547)}"),
     "ICMP answers are judged": ("flow.icmp_type in ICMP_ANSWERS.get(flow.proto, ())", "False"),
-    "the host's list is forgotten": ("any(_listed(rule, f) for rule in h.failsafe)", "False"),
+    "the host's list is forgotten": ("any(is_listed(rule, f) for rule in h.failsafe)", "False"),
     "::1 is judged": ("flow.peer == LOOPBACK_V6", "False"),
     "the agent is judged": ("lambda f, _: f.from_agent", "lambda f, _: False"),
     "malformed packets pass": ("    if flow.malformed:\n        return \"deny\"", "    if False:\n        return \"deny\""),

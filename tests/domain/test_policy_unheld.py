@@ -168,3 +168,12 @@ def test_one_host_and_many_are_told_in_their_number(hosts, words, advice):
     )
     assert found.detail.startswith(words)
     assert advice in found.advice
+
+
+def test_a_rule_that_waits_for_its_service_is_not_told_again():
+    """`segment export` writes what was seen of hosts outside of services; the group of such a rule says so."""
+    groups = {"others": Group(hosts=("s1",), unregistered=True), "peers": Group(cidrs=("10.9.0.1",))}
+    for rules, told in (((rule("others", "peers"),), []), ((rule("peers", "10.8.0.0/16"),), ["rules[0]"])):
+        policy = Policy(policy=1, name="p", services=("web",), groups=groups, rules=rules)
+        found = [one.about for one in lint(policy, FLEET) if one.kind == "matches_nothing"]
+        assert found == told

@@ -272,3 +272,26 @@ def test_whatever_happens_what_was_ended_neither_stands_nor_is_written(history):
                 media[number].works = step == "works"
         found = flags.standing()
         assert found is None or found.at not in ended
+
+
+@pytest.mark.parametrize("half", [True, False])
+async def test_a_take_down_that_fails_is_done_at_the_next_look_and_can_be_resumed(monkeypatch, half):
+    """Somebody else removes the same pins: it fails once the datapath is closed, or before that."""
+    lab = await enforcing()
+    whole = lab.kernel.panic
+
+    def failing():
+        if half:
+            whole()
+        raise OSError(39, "Directory not empty")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lab.kernel, "panic", failing)
+        await lab.runner.begin_panic(Panic(7.0, "locked out"))
+        assert lab.runner.flags.words() == [Panic(7.0, "locked out")], "it is written all the same"
+    if not half:
+        assert held(lab) == CALM
+        await lab.runner.look()
+    assert (lab.runner.panic, held(lab)) == (Panic(7.0, "locked out"), [])
+    await lab.runner.end_panic()
+    assert (lab.runner.panic, held(lab)) == (None, CALM)

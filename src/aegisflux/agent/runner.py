@@ -69,7 +69,7 @@ class Runner:
             self.telemetry.troubles = self.reporter.troubles
         self.panic: Panic | None = None
         self.applied = asyncio.Event()
-        self._open = False
+        self._open, self._detached = False, True
         self._wake = asyncio.Event()
         self._turn = asyncio.Lock()
         self._receiving = asyncio.Lock()
@@ -525,7 +525,7 @@ class Runner:
         if (thorough or self.panic is not None) and flag is None:  # beside the loop: there may be many maps
             words = await self.parts.blocking(self.flags.words, True)
             flag = self.flags.standing(also=words)
-        if (flag is None) == (self.panic is None):
+        if (flag is None) == (self.panic is None) and (flag is None or self._detached):
             return
         self.panic = flag
         if flag is not None:
@@ -566,14 +566,18 @@ class Runner:
 
     async def _take_down(self, flag: Panic) -> None:
         """Detach before `_turn` is free, which may be held while a content is fetched: steps that are under
-        way fail once the datapath is closed."""
-        await self.parts.blocking(self.parts.datapath.panic)
+        way fail once the datapath is closed. What fails here is tried again at the next look."""
+        await self._guarded(self._detach)
         async with self._turn:
-            await self.parts.blocking(self.parts.datapath.panic)
             self._open = False
+            self._detached = await self._guarded(self._detach)
             self.binder.reset()
             await self.applier.panicked()
-        self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
+        if self._detached:
+            self.parts.log(f"panic: nothing is enforced on this host ({flag.why})")
+
+    async def _detach(self) -> None:
+        await self.parts.blocking(self.parts.datapath.panic)
 
     async def _read_addresses(self) -> None:
         if self.panic is None and self._open:

@@ -181,6 +181,11 @@ def _matchless(policy: Policy, inventory: Inventory, places: Places) -> Iterator
             yield Lint("matches_nothing", f"services: {name}", detail, "look at its host_labels")
 
 
+def _is_unregistered(policy: Policy, end: str) -> bool:
+    group = policy.groups.get(end)
+    return group is not None and group.unregistered
+
+
 def _unheld(
     policy: Policy, inventory: Inventory, places: Places, reaches: Sequence[_Reach]
 ) -> Iterator[Lint]:
@@ -197,6 +202,8 @@ def _unheld(
             if held
         ]
         effect = f"the rule {'allows' if allow else 'denies'} nothing"
+        if not ways and any(_is_unregistered(policy, end) for end in (*clients, *servers)):
+            continue  # an exported rule that waits until somebody registers a service: its group says so
         if not ways:
             where = "add it to `services`" if policy.services is not None else "make one of those hosts"
             yield _unheld_as(one, f"no governed service is at either end; {effect}", f"name one, or {where}")
