@@ -1,155 +1,23 @@
 """script/demo tells its whole story, ends by itself, says so by its exit code, leaves nothing behind."""
 
-import json
-import os
-import re
 import signal
-import subprocess
-import sys
-import tempfile
-import time
-from pathlib import Path
 
-import psutil
 import pytest
-from tests.support.netns import cgroup_root
+from tests.support.demo_run import Demo, ends_well, short_folder, sockets
 
-from aegisflux.adapters.engines.postgres import PostgresEngine
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 120
-BPFFS = Path("/sys/fs/bpf/aegisflux")
-REAL = [pytest.mark.bpf, pytest.mark.netns]
-# Root without what a kernel's world needs; others lack it anyway. The demo finds that out by itself.
-LESS = ("setpriv", "--bounding-set=-sys_admin,-net_admin,-bpf,-perfmon") if os.geteuid() == 0 else ()
-WORLDS = [pytest.param("bpf", (), id="kernel", marks=REAL), pytest.param("simulated", LESS, id="refused")]
-TITLES = [
-    "A fleet of five hosts",
-    "aegisflux up: NATS, PostgreSQL and the orchestrator",
-    "Enrolment: one token, one host, one key",
-    "Traffic before any snapshot: everybody reaches everybody",
-    "The database: observe first, then enforce",
-    "What the hosts told meanwhile: nobody wrote any of this down",
-    "A canary: web version 1 on web-1 only",
-    "Promotion: all hosts of the service",
-    "Bad snapshots are refused, and say why",
-    "An attacker on the bus: a tampered and a replayed manifest for web-1",
-    "A mistake, and the way back",
-    "The control plane is killed (kill -9, every process)",
-    "Panic on web-1, without any network",
-    "The control plane comes back",
-    "All hosts converge again",
-    "Withdraw all of it, and learn from what the hosts did",
-    "Plan it, and try it on what was recorded: nobody is touched",
-    "The rollout: beside, then a canary, then all, by evidence alone",
-    "A harmful change: caught by simulation; pushed by force, taken back by itself",
-    "What the traffic saw all along",
-]
-# Without packets there is nothing to learn from.
-TRAFFIC_ONLY = TITLES[-4:-1]
-# A story that expects what the control plane refuses.
-MISTAKEN = """
-import sys
-sys.path.insert(0, sys.argv.pop(1))
-from demo import main, story
-def mistaken(scene):
-    with scene.account.step("A service without a name"):
-        scene.post("it is accepted", "/api/v1/services", {})
-def after(scene):
-    with scene.account.step("Afterwards"):
-        scene.account.expect("it goes on", True, "as told")
-main.CHAPTERS = (story.build, story.control_plane, mistaken, after)
-sys.exit(main.main(sys.argv[1:]))
-"""
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.bpf, pytest.mark.netns, pytest.mark.slow]
 
 
 @pytest.fixture
 def folder():
-    """A short path: sockets live below it."""
-    with tempfile.TemporaryDirectory(prefix="afd") as name:
-        Path(name).chmod(0o711)
-        yield Path(name)
+    with short_folder() as path:
+        yield path
 
 
-class Demo:
-    """One run of demo/run.py, and what it could leave behind."""
-
-    def __init__(
-        self, folder: Path, *arguments: str, under: tuple[str, ...] = (), code: str | None = None
-    ) -> None:
-        self.folder = folder
-        script = [str(ROOT / "demo" / "run.py")] if code is None else ["-c", code, str(ROOT)]
-        argv = [*under, sys.executable, *script, *arguments]
-        environment = {**os.environ, "TMPDIR": str(folder), "NO_COLOR": "1"}
-        if under:  # what was found out about us is not true of it
-            environment = {k: v for k, v in environment.items() if not k.startswith("AEGISFLUX_CAN_")}
-        self.process = subprocess.Popen(
-            argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd="/"
-        )
-
-    def told(self) -> tuple[int, str, str]:
-        """Exit code, and what it said on stdout and stderr."""
-        out, err = self.process.communicate(timeout=LIMIT + 20)
-        return self.process.returncode, out, err
-
-    def leftovers(self) -> list[str]:
-        mine = f"demo{self.process.pid}-"
-        found = [str(p) for p in cgroup_root().glob(f"aegisflux-{mine}*")]
-        found += [str(p) for p in Path("/run/netns").glob(f"{mine}*")]
-        found += [str(p) for p in BPFFS.glob(f"{mine}*")] if BPFFS.is_dir() else []
-        found += [str(p) for p in self.folder.iterdir()]
-        return found + [f"process {p.pid}: {p.info['cmdline']}" for p in self._processes()]
-
-    def _processes(self):
-        for process in psutil.process_iter(["cmdline", "environ"]):
-            if process.pid != os.getpid() and (process.info["environ"] or {}).get("TMPDIR") == str(
-                self.folder
-            ):
-                yield process
+def test_the_story_ends_well_and_leaves_nothing(folder):
+    ends_well(folder, "bpf")
 
 
-def sockets(text):
-    """The folder of PostgreSQL's sockets, from what the account said of its data."""
-    data = re.search(r"data in ([^\s\"]+)", text)
-    assert data, text
-    return PostgresEngine(Path(data[1]) / "postgres").socket_dir
-
-
-@pytest.mark.parametrize(("world", "under"), WORLDS)
-def test_the_story_ends_well_and_leaves_nothing(folder, world, under):
-    began = time.monotonic()
-    demo = Demo(folder, "-o", "json", under=under)
-    code, text, complaints = demo.told()
-    seconds = time.monotonic() - began
-    assert complaints == ""
-    told = json.loads(text)
-    facts = [(step["title"], fact) for step in told["steps"] for fact in step["facts"]]
-    failed = [f"{title}: {fact['claim']}: {fact['seen']}" for title, fact in facts if not fact["ok"]]
-    assert (code, failed, told["ended"]) == (0, [], None), text[-3000:]
-    assert told["datapath"] == world
-    titles = [step["title"] for step in told["steps"]]
-    assert titles == (TITLES if world == "bpf" else [title for title in TITLES if title not in TRAFFIC_ONLY])
-    assert all(step["facts"] for step in told["steps"][1:])
-    assert seconds < LIMIT
-    assert demo.leftovers() == []
-    assert not sockets(text).exists()
-
-
-def test_what_is_not_as_expected_is_told_and_fails_it(folder):
-    demo = Demo(folder, "--simulated", code=MISTAKEN)
-    code, text, complaints = demo.told()
-    assert (code, complaints) == (1, ""), text
-    assert "asked for by --simulated" in text
-    assert "FAIL it is accepted" in text
-    assert "ok   it goes on" in text, "one failure does not end the story"
-    assert "not as expected: it is accepted" in text
-    assert re.search(r" 1 failed; \d+ s; FAILED$", text.rstrip()), text
-    assert demo.leftovers() == []
-
-
-@pytest.mark.bpf
-@pytest.mark.netns
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
 def test_it_cleans_up_when_it_is_interrupted(folder, number):
     demo = Demo(folder)
