@@ -190,6 +190,7 @@ class RealFleet:
                 leftovers.remove([leftovers.PINS / machine.pins])
             drop_postgres(self.folder)
             shutil.rmtree(self.folder, ignore_errors=True)
+            leftovers.remove(leftovers.below(self.folder))
 
     def leftovers(self) -> list[str]:
         """What of ours is still on this machine: for the last expectation."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from tests.support import leftovers
 
 from demo import product
 from demo.logs import drop_postgres, tail
@@ -191,9 +192,11 @@ class SimulatedFleet:
         self.machines.clear()
         drop_postgres(self.folder)
         shutil.rmtree(self.folder, ignore_errors=True)
+        leftovers.remove(leftovers.below(self.folder))
 
     def leftovers(self) -> list[str]:
-        return [str(self.folder)] if self.folder.exists() else []
+        notes = [str(path) for path in leftovers.below(self.folder)]
+        return [*notes, str(self.folder)] if self.folder.exists() else notes
 
 
 def _tree(pid: int) -> list[psutil.Process]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 
 from aegisflux.adapters.engines.postgres import PostgresEngine
+from tests.support import leftovers
 from tests.support.netns import cgroup_root
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -79,7 +80,7 @@ class Demo:
         found = [str(p) for p in cgroup_root().glob(f"aegisflux-{mine}*")]
         found += [str(p) for p in Path("/run/netns").glob(f"{mine}*")]
         found += [str(p) for p in BPFFS.glob(f"{mine}*")] if BPFFS.is_dir() else []
-        found += [str(p) for p in self.folder.iterdir()]
+        found += [str(p) for p in (*self.folder.iterdir(), *leftovers.below(self.folder))]
         return found + [f"process {p.pid}: {p.info['cmdline']}" for p in self._processes()]
 
     def _processes(self) -> Iterator[psutil.Process]:
