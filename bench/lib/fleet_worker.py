@@ -83,7 +83,7 @@ def _runner(host: str, store: MemoryStore, bus: NatsBus) -> Runner:
         bus=bus,
         datapath=SimulatedDatapath(lambda: time.clock_gettime_ns(time.CLOCK_BOOTTIME)),
         store=store,
-        cgroups=FixedCgroups({"fleet/app.service": 1}),
+        cgroups=FixedCgroups({"many/app.service": 1}),
         sign=signer(seed),
         verify=verify,
         wall=time.time,
