@@ -245,18 +245,12 @@ def bracketed(host: str) -> str:
 def load(config: Path | None, environ: Mapping[str, str], wrong: Wrong = refuse, **given: Any) -> Settings:
     """Return the settings; what `given` says (and is not None) wins. `wrong` hears of each setting that is
     left out, or raises it: then raises Invalid by the name of the setting."""
-    raw: dict[str, Any] = {}
-    path = config or CONFIG
-    if config is not None or path.exists():
-        try:
-            raw = configured.toml_of(path)
-        except Invalid as error:
-            if config is not None:  # who named it means this one and no other
-                raise
-            wrong(error)
+    raw = configured.in_file(config, CONFIG, wrong)
     for unknown in unknown_variables(environ):
         wrong(unknown)
-    values = configured.values(Settings, raw, configured.Places(str(path), PREFIX, environ), wrong)
+    values = configured.values(
+        Settings, raw, configured.Places(str(config or CONFIG), PREFIX, environ), wrong
+    )
     for name, kind in Settings.__annotations__.items():
         if given.get(name) is not None:
             values[name] = configured.value(name, given[name], kind)

@@ -14,7 +14,7 @@ from aegisflux.adapters.datapath.bpf import elsewhere, takedown
 from aegisflux.adapters.datapath.bpf.elsewhere import Budget
 from aegisflux.runtime.cgroupfs import paths_of, shallow_first
 from tests.bpf.test_takedown import BPFFS, governed, instance, judging, lab  # noqa: F401 - fixtures
-from tests.support.elsewhere import mounts
+from tests.support.elsewhere import held, mounts
 from tests.support.kernel import Kernel
 from tests.support.netns import Lab, cgroup_root
 
@@ -94,14 +94,8 @@ def of_a_user() -> Iterator[int]:
         "-c",
         f"exec {code}",
     ]
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout
-        assert process.stdout.readline() == "ready\n"
-        yield process.pid
-    finally:
-        process.kill()
-        process.communicate()
+    with held(argv) as pid:
+        yield pid
 
 
 def test_mount_namespaces_of_users_are_not_read_and_those_of_root_are(

@@ -53,7 +53,7 @@ class Elsewhere(AgentProcess):
 @contextmanager
 def mounts(script: str = MOUNTS) -> Iterator[tuple[str, ...]]:
     """A prefix for commands in a new mount namespace, in which the script ran."""
-    with _held(["unshare", "--mount", "sh", "-ec", f"{script}\n{READY}"]) as pid:
+    with held(["unshare", "--mount", "sh", "-ec", f"{script}\n{READY}"]) as pid:
         yield "nsenter", f"--mount=/proc/{pid}/ns/mnt"
 
 
@@ -64,12 +64,13 @@ def below(top: Path, inside: tuple[str, ...], script: str = "true") -> Iterator[
     root = cgroup_root()
     namespaces = f"{script}\numount -l {root}\nmount -t cgroup2 none {root}\n{READY}"
     move = f'echo $$ > {top}/cgroup.procs\nexec unshare --mount --cgroup sh -ec "$1"'
-    with _held([*inside, "sh", "-ec", move, "sh", namespaces]) as pid:
+    with held([*inside, "sh", "-ec", move, "sh", namespaces]) as pid:
         yield "nsenter", f"--mount=/proc/{pid}/ns/mnt", f"--cgroup=/proc/{pid}/ns/cgroup"
 
 
 @contextmanager
-def _held(argv: list[str]) -> Iterator[int]:
+def held(argv: list[str]) -> Iterator[int]:
+    """The process of a command that says `ready` and then stays."""
     holder = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout

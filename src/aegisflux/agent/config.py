@@ -116,15 +116,8 @@ def read_config(path: Path | None, environ: Mapping[str, str], wrong: Wrong = re
 
     A line of `failsafe` that is wrong takes no other one with it: see `failsafe_of`.
     """
-    source = path or Path(environ.get(PREFIX + "CONFIG") or CONFIG)
-    found: dict[str, Any] = {}
-    if path is not None or source.exists():
-        try:
-            found = configured.toml_of(source)
-        except Invalid as error:
-            if path is not None:  # who named it means this one and no other
-                raise
-            wrong(error)
+    default = Path(environ.get(PREFIX + "CONFIG") or CONFIG)
+    source, found = path or default, configured.in_file(path, default, wrong)
     refused, numbers = _failsafe_lines(found, f"{source}: failsafe", environ, wrong)
     others = {name: text for name, text in environ.items() if name != FAILSAFE}
     values = configured.values(AgentConfig, found, configured.Places(str(source), PREFIX, others), wrong)

@@ -27,6 +27,7 @@ from aegisflux.domain.own_addresses import MOST_TOLD, told
 from aegisflux.domain.room import listed
 from aegisflux.domain.runs import Run
 from aegisflux.domain.tables import TABLES_FORMAT
+from aegisflux.domain.text import first_of
 from aegisflux.domain.trust import Nacked
 from aegisflux.ports.datapath import DeniedFlow
 from aegisflux.wire import envelope, subjects
@@ -82,8 +83,7 @@ class Reporter:
         if not unbound:
             self.troubles.end("cgroups")
             return
-        names, more = ", ".join(map(str, sorted(unbound)[:NAMED])), len(unbound) - NAMED
-        which = f"{names} and {more} more" if more > 0 else names
+        which = first_of([str(number) for number in sorted(unbound)], NAMED)
         self.troubles.begin(
             "cgroups",
             f"not every cgroup that is selected is bound, of service {which}: agent status says why",

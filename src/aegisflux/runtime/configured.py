@@ -31,6 +31,20 @@ def toml_of(path: Path) -> dict[str, Any]:
         raise Invalid(str(path), f"a readable TOML file ({error})", "one that is not") from None
 
 
+def in_file(named: Path | None, default: Path, wrong: Wrong = refuse) -> dict[str, Any]:
+    """Return what is in the file that somebody named, who means this one and no other: raises Invalid where
+    it cannot be read. Else what is in `default`, if there is one; `wrong` hears of one that cannot be read.
+    """
+    if named is not None:
+        return toml_of(named)
+    if default.exists():
+        try:
+            return toml_of(default)
+        except Invalid as error:
+            wrong(error)
+    return {}
+
+
 def variables(kind: type[Struct], prefix: str) -> Iterator[str]:
     """The variables of the environment that set the fields of a table, and those of its tables."""
     for field in msgspec.structs.fields(kind):

@@ -97,9 +97,7 @@ class Upkeep:
             await self._join(pairs[middle:], now)
             return
         if full:
-            log.warning(
-                "hosts have as many services as a host can have", hosts=first_of(full, MOST_NAMED, ", ")
-            )
+            log.warning("hosts have as many services as a host can have", hosts=first_of(full, MOST_NAMED))
 
     @again
     async def _joined(self, pairs: Sequence[Pair], now: int) -> tuple[str, ...]:
