@@ -5,12 +5,17 @@
 
 #include "search.h"
 
-/* 127/8, 0.0.0.0, ::1 and :: as a peer. */
+/* 127/8, 0.0.0.0, ::1 and ::. */
+static __always_inline int is_loopback_end(__u8 family, const __u32 *end)
+{
+	if (family == 4)
+		return !end[3] || (end[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
+	return !(end[0] | end[1] | end[2]) && (!end[3] || end[3] == bpf_htonl(1));
+}
+
 static __always_inline int is_loopback(const struct packet *p)
 {
-	if (p->family == 4)
-		return !p->peer[3] || (p->peer[3] & bpf_htonl(0xff000000)) == bpf_htonl(0x7f000000);
-	return !(p->peer[0] | p->peer[1] | p->peer[2]) && (!p->peer[3] || p->peer[3] == bpf_htonl(1));
+	return is_loopback_end(p->family, p->peer);
 }
 
 static __always_inline int is_answer(const struct packet *p)

@@ -52,14 +52,6 @@ __noinline int is_for_a_tunnel(struct __sk_buff *skb, const struct packet *p)
 	return tunnel;
 }
 
-static __always_inline int is_local_loopback(const struct packet *p)
-{
-	struct packet mirrored = {.family = p->family};
-
-	__builtin_memcpy(mirrored.peer, p->local, sizeof(p->local));
-	return is_loopback(&mirrored);
-}
-
 __noinline int is_carried_on(struct __sk_buff *skb, struct view *v, const struct state *st)
 {
 	struct bpf_sock *sk = skb->sk;
@@ -73,7 +65,7 @@ __noinline int is_carried_on(struct __sk_buff *skb, struct view *v, const struct
 	parse(skb, EGRESS, &v->p);
 	if (v->p.options & O_ROUTE || (is_call && v->p.malformed) || is_for_a_tunnel(skb, &v->p))
 		return 1;
-	return !is_local_loopback(&v->p) && is_forged(skb, sk, st, &v->p);
+	return !is_loopback_end(v->p.family, v->p.local) && is_forged(skb, sk, st, &v->p);
 }
 
 static __always_inline int on_loopback(struct __sk_buff *skb, struct view *v, const struct state *st)
