@@ -5,12 +5,12 @@ import time
 
 import pytest
 from tests.contract.test_facts import facts, server
-from tests.support.facts import NOON, SECOND, enriched, execed, flow, listen
+from tests.support.facts import NOON, SECOND, enriched, execed, facts_of, flow, listen
 
 from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.domain.enriched import Context
 from aegisflux.domain.event import VerdictSeen
-from aegisflux.domain.graph import RELATIONS, facts_of
+from aegisflux.domain.graph import RELATIONS
 from aegisflux.services.enrich.refill import refill
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]

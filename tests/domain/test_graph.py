@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch
 from aegisflux.domain.event import VerdictSeen
-from aegisflux.domain.graph import Edge, Ref, Upserts, facts_of
-from tests.support.facts import NOON, execed, flow, listen
+from aegisflux.domain.graph import Edge, Ref, Upserts
+from tests.support.facts import NOON, execed, facts_of, flow, listen
 
 WEB = Context(service_id=1, service="web")
 HOST, SERVICE = Ref("Host", "h"), Ref("Service", 1)
@@ -82,6 +82,26 @@ def test_programs_and_listeners_belong_to_their_service_or_to_the_host():
     assert runs == {SERVICE: 2, HOST: 1}
     (edge,) = [e for e in found.edges if e.name == "LISTENS"]
     assert edge.start == SERVICE
+
+
+@given(
+    told=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(1, 9)), max_size=20),
+    cut=st.integers(0, 20),
+)
+def test_it_is_the_same_whether_put_in_together_or_batch_by_batch(told, cut):
+    batches = [
+        EnrichedBatch(
+            host_id=f"h{host}", boot_id="b", received_ns=NOON,
+            events=(Enriched(flow(seq, peer=f"192.0.2.{peer}", bytes_in=size), WEB),),
+        )
+        for seq, (host, peer, size) in enumerate(told)
+    ]  # fmt: skip
+    twice, each = Upserts(), Upserts()
+    for part in (batches[:cut], batches[cut:]):
+        facts_of(part, twice)
+    for one in batches:
+        facts_of([one], each)
+    assert twice == each == facts_of(batches)
 
 
 @given(nodes=st.integers(0, 9), edges=st.integers(0, 9), most=st.integers(1, 12))

@@ -1,11 +1,11 @@
 """What events say is put into the graph in parts, each once, although the graph goes away between them."""
 
 import pytest
-from tests.support.facts import NOON, flow
+from tests.support.facts import NOON, facts_of, flow
 
 from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.graph import Upserts, facts_of
+from aegisflux.domain.graph import Upserts
 from aegisflux.services.enrich import graphed
 from aegisflux.services.enrich.graphed import Graphed
 

@@ -10,9 +10,9 @@ import msgspec
 import pytest
 import zstandard
 from tests.services.test_graphed import PEERS, Parting, batch
+from tests.support.facts import facts_of
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
-from aegisflux.domain.graph import facts_of
 from aegisflux.domain.inventory import Package, PackageInventory, System
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 from aegisflux.domain.storable import check_storable

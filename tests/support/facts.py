@@ -2,6 +2,7 @@
 
 from aegisflux.domain.enriched import Context, Enriched, EnrichedBatch
 from aegisflux.domain.event import Ancestor, Exec, FlowSeen, Listen
+from aegisflux.domain.graph import Sights, Upserts
 
 NOON = 1_795_521_600_000_000_000  # 2026-11-24T12:00:00Z
 SECOND = 1_000_000_000
@@ -35,3 +36,12 @@ def enriched(*events, host="web-1", boot="boot-1", context=None, **more):
     return EnrichedBatch(
         host_id=host, boot_id=boot, received_ns=NOON, events=tuple(Enriched(e, found) for e in events), **more
     )
+
+
+def facts_of(batches, into=None):
+    """What batches say of the graph, added to `into`."""
+    found, sights = Upserts() if into is None else into, Sights()
+    sights.see(batches)
+    for _ in sights.put(found):
+        pass
+    return found

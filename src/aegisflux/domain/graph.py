@@ -159,18 +159,6 @@ class Upserts:
 _ADDING: Final = {r.name: frozenset(p.name for p in r.properties if p.adds) for r in RELATIONS}
 
 
-def facts_of(batches: Iterable[EnrichedBatch], into: Upserts | None = None) -> Upserts:
-    """What events say of the graph, added to `into`. What a batch repeats is added up before."""
-    found = into if into is not None else Upserts()
-    for batch in batches:
-        host = host_of(found, batch.host_id, batch.labels)
-        seen = Sight()
-        for enriched in batch.events:
-            seen.add(enriched.event, enriched.context)
-        seen.put(found, host)
-    return found
-
-
 def host_of(found: Upserts, host_id: str, labels: Mapping[str, str]) -> Ref:
     """A host with its labels, as one text."""
     return found.node(
@@ -193,6 +181,10 @@ class Sight:
         self.flows: dict[FlowKey, list[int]] = {}
         self.runs: dict[tuple[int | None, str], list[int]] = {}
         self.listens: dict[tuple[int | None, str, int, int], tuple[bool, int]] = {}
+
+    def __len__(self) -> int:
+        """How many edges it is."""
+        return len(self.ran) + len(self.flows) + len(self.runs) + len(self.listens)
 
     def add(self, event: Event, context: Context) -> None:
         """See an event."""
@@ -269,6 +261,31 @@ class Sight:
         if service is not None:
             self.names[service] = name
             self.ran[service] = at
+
+
+class Sights:
+    """What many hosts say until it is put in, added up: what is told again takes no more room."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[str, tuple[Sight, Mapping[str, str]]] = {}
+        self.edges = 0
+
+    def see(self, batches: Iterable[EnrichedBatch]) -> None:
+        """See the events of batches, later ones after earlier ones."""
+        for batch in batches:
+            known = self._hosts.get(batch.host_id)
+            sight = known[0] if known else Sight()
+            before = len(sight)
+            for enriched in batch.events:
+                sight.add(enriched.event, enriched.context)
+            self._hosts[batch.host_id] = sight, batch.labels
+            self.edges += len(sight) - before
+
+    def put(self, found: Upserts) -> Iterator[None]:
+        """Put all of it as nodes and edges, a host at each step."""
+        for host_id, (sight, labels) in self._hosts.items():
+            sight.put(found, host_of(found, host_id, labels))
+            yield
 
 
 def _peer(event: FlowSeen | VerdictSeen, context: Context) -> tuple[Ref, str]:

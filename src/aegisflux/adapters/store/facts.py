@@ -21,7 +21,7 @@ from aegisflux.adapters.store import partitions, timescale
 from aegisflux.adapters.store.postgres import AWAY, CONTENDED, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.enriched import EnrichedBatch
+from aegisflux.domain.enriched import Enriched, EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Conflict, Refused, Unavailable
 from aegisflux.domain.event import Listen
 from aegisflux.domain.inventory import Package, PackageDelta, PackageInventory, delta
@@ -324,13 +324,11 @@ class _Plan:
         seen = self.marks.get(source)
         if seen is None:
             seen = source.seen.copy()
-        unseen = {e.event.seq: e for e in batch.events if e.event.seq not in seen}
-        fresh = [unseen[sequence] for sequence in sorted(unseen)]
+        fresh, ranges = _unseen(batch.events, seen)
         self.new += len(fresh)
         self.known += len(batch.events) - len(fresh)
         if not fresh:
             return
-        ranges = ranges_of([enriched.event.seq for enriched in fresh])
         for start, end in ranges:
             seen.add(start, end)
         closed = seen.close()
@@ -352,6 +350,16 @@ class _Plan:
         key = (host, event.proto, _plain(event.address), event.port)
         value = (service, _plain(event.cgroup), _plain(event.path), _time(event.time_ns))
         self.listens[key] = None if event.closed else value
+
+
+def _unseen(events: Sequence[Enriched], seen: Seen) -> tuple[Sequence[Enriched], list[Range]]:
+    """The events that were not seen, each once, by sequence; and the ranges that they fill."""
+    sequences = [enriched.event.seq for enriched in events]
+    start, end = (sequences[0], sequences[0] + len(sequences)) if sequences else (0, 0)
+    if start > seen.high and sequences == list(range(start, end)):  # as a host sends them
+        return events, [Range(start, end)]
+    unseen = {enriched.event.seq: enriched for enriched in events if enriched.event.seq not in seen}
+    return [unseen[sequence] for sequence in sorted(unseen)], ranges_of(sorted(unseen))
 
 
 async def _only_writer(connection: Any) -> None:

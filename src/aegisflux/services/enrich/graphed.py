@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from aegisflux.domain.enriched import EnrichedBatch
-from aegisflux.domain.graph import Upserts, facts_of, software_of
+from aegisflux.domain.graph import Sights, Upserts, software_of
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs, metrics
@@ -26,15 +26,16 @@ class Graphed:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._seen = Upserts()
+        self._sights = Sights()
+        self._failed = Upserts()
         self._inventories: dict[str, PackageInventory] = {}
 
     def see(self, batches: Sequence[EnrichedBatch]) -> None:
         """Stored events, each once."""
-        facts_of(batches, self._seen)
-        if len(self._seen.edges) > MAX_EDGES:
-            metrics.graph_dropped.inc(len(self._seen.edges))
-            self._seen = Upserts()
+        self._sights.see(batches)
+        if self._sights.edges + len(self._failed.edges) > MAX_EDGES:
+            metrics.graph_dropped.inc(self._sights.edges + len(self._failed.edges))
+            self._sights, self._failed = Sights(), Upserts()
 
     def see_inventory(self, inventory: PackageInventory) -> None:
         """A host's software, instead of what it had."""
@@ -47,17 +48,22 @@ class Graphed:
 
     async def flush(self) -> None:
         """Put in what was seen; on a failure it stays seen."""
-        waiting = deque(self._seen.parts(AT_ONCE))
-        self._seen = Upserts()
+        waiting = deque((await self._taken()).parts(AT_ONCE))
         try:
             await _put_all(self._graph, waiting)
         except Exception:
-            waiting.append(self._seen)
-            self._seen = Upserts()
             for part in waiting:
-                _merge(self._seen, part)
+                _merge(self._failed, part)
             raise
         await self._put_software()
+
+    async def _taken(self) -> Upserts:
+        """What was seen until now, host by host: the loop is not held for the whole fleet."""
+        seen, self._failed = self._failed, Upserts()
+        sights, self._sights = self._sights, Sights()
+        for _ in sights.put(seen):
+            await asyncio.sleep(0)
+        return seen
 
     async def _put_software(self) -> None:
         """The software of each host; one that fails stays, and leaves the others. Raises the last failure."""
