@@ -29,9 +29,6 @@ def play(lines: str) -> list[str]:
         elif verb == "promote":
             version = rollouts.promotable(rollout, int(words[0]) if words else None)
             step = rollouts.promote(rollout, version, LEASE, RUNNING)
-        elif verb == "rollback":
-            rollouts.rollback_target(rollout, int(words[0]) if words else None)
-            step = rollouts.rollback(rollout, rollout.latest + 1, LEASE, RUNNING)
         elif verb == "withdraw":
             step = rollouts.withdraw(rollout, words[0].split(",") if words else None)
         else:
@@ -54,25 +51,6 @@ def test_canary_then_promote():
         post 2 c -> a1* b1* c2; changed c
         promote 2 -> a2* b2* c2*; changed a,b,c
     """)
-
-
-def test_rollback_of_a_canary_takes_the_stable_content_under_a_new_version():
-    play("""
-        post 1 -> a1 b1 c1; changed a,b,c
-        promote -> a1* b1* c1*; changed a,b,c
-        post 2 a -> a2 b1* c1*; changed a
-        rollback -> a3* b3* c3*; changed a,b,c
-    """)
-
-
-def test_rollback_before_a_promotion_needs_a_version_and_reaches_only_who_has_one():
-    play("""
-        post 1 a -> a1; changed a
-        post 2 a -> a2; changed a
-        rollback 1 -> a3; changed a
-    """)
-    with pytest.raises(Conflict, match="name to_version"):
-        play("post 1 a -> a1; changed a\nrollback -> x")
 
 
 def test_withdraw_and_join():

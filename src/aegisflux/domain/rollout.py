@@ -110,10 +110,14 @@ def promotable(rollout: Rollout, version: int | None) -> int:
     return wanted
 
 
-def promote(rollout: Rollout, version: int, lease_until: int, running: Collection[str]) -> Step:
-    """Give the version to all hosts that run the service or have one of it, and renew it from now on."""
+def promote(
+    rollout: Rollout, version: int, lease_until: int, running: Collection[str],
+    spared: Collection[str] = (),
+) -> Step:  # fmt: skip
+    """Give the version to all hosts that run the service or have one of it, and renew it from now on. Those
+    that are `spared` keep what they have."""
     wanted = Assigned(version, lease_until, True)
-    hosts = dict.fromkeys(sorted({*running, *rollout.hosts}), wanted)
+    hosts = dict.fromkeys(sorted({*running, *rollout.hosts} - set(spared)), wanted)
     changed = tuple(host for host in hosts if not _holds(rollout, host, version))
     kept = {host: rollout.hosts[host] for host in hosts if host not in changed}
     history = rollout.promotions if rollout.stable == version else (*rollout.promotions, version)
@@ -124,7 +128,7 @@ def promote(rollout: Rollout, version: int, lease_until: int, running: Collectio
         promotions=history[-MAX_PROMOTIONS:],
         open_version=None,
         open_until=0,
-        hosts={**hosts, **kept},
+        hosts={**rollout.hosts, **hosts, **kept},
     )
     return Step(after, changed)
 
@@ -147,23 +151,6 @@ def rollback_target(rollout: Rollout, to_version: int | None) -> int:
             f"service {rollout.service_id}: nothing was promoted before; name to_version, or withdraw"
         )
     return earlier[-1]
-
-
-def rollback(rollout: Rollout, new_version: int, lease_until: int, running: Collection[str]) -> Step:
-    """Give the older content, now `new_version`, to every host of the service; where nothing was promoted
-    yet, only to the hosts that have a version."""
-    if rollout.stable is not None:
-        return promote(rollout, new_version, lease_until, running)
-    return post(rollout, new_version, lease_until, list(rollout.hosts), running)
-
-
-def take_back(rollout: Rollout, hosts: Iterable[str], new_version: int, lease_until: int) -> Step:
-    """Give these hosts older content, now `new_version`; all others keep what they have. Renewed when
-    something was promoted: then that is what the older content was."""
-    wanted = Assigned(new_version, lease_until, rollout.stable is not None)
-    given = dict.fromkeys(sorted(hosts), wanted)
-    after = replace(rollout, latest=max(rollout.latest, new_version), hosts={**rollout.hosts, **given})
-    return Step(after, tuple(given))
 
 
 def withdraw(rollout: Rollout, targets: Iterable[str] | None) -> Step:

@@ -16,8 +16,8 @@ log = logs.get("rollouts")
 
 
 class Part(Struct, frozen=True, kw_only=True):
-    """What one service gets: `version` on `hosts`; `replaces` is what comes back when it fails, to the hosts
-    that `had` something; None: nothing was in force."""
+    """What one service gets: `version` on `hosts`; `replaces` is what comes back when it fails, where undoing
+    may lead to it; None: nothing was in force."""
 
     service_id: int
     service: str
@@ -27,7 +27,6 @@ class Part(Struct, frozen=True, kw_only=True):
     ttl_seconds: int
     replaces: int | None
     hosts: tuple[str, ...]
-    had: tuple[str, ...] = ()
 
 
 class DeniedWay(Struct, frozen=True, kw_only=True):

@@ -1,21 +1,25 @@
 """What a rollout's commands do to the desired state, inside of the transaction of its step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from msgspec import structs
 
 from aegisflux.domain import rollout as rollouts
+from aegisflux.domain import undo
 from aegisflux.domain.errors import NotFound
-from aegisflux.domain.rollout import Rollout, Step
+from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
+from aegisflux.domain.undo import Past
 from aegisflux.ports.store import Change, Queries
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.carried import Carried, Part, built, readable
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.past import past_of
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_and_tell
 
-Copies = Mapping[int, Prepared]
+Copies = Mapping[int, Mapping[int, Prepared]]
+"""Of each service the versions that come back, each compiled under its new version."""
 
 
 class Overtaken(Exception):
@@ -34,12 +38,29 @@ class Carrier:
             return {}
         found, store = {}, self._core.store
         for part in carried.parts:
-            stored = await store.row("snapshot", part.service_id, part.replaces) if part.replaces else None
-            if stored is None:
+            try:
+                _, rollout = await state.load(store, part.service_id)
+            except NotFound:
                 continue
-            _, rollout = await state.load(store, part.service_id)
-            found[part.service_id] = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1)
+            _, back = await self._returns(store, part, rollout, rollout.on(part.version))
+            sources = sorted({one for one in back.values() if one is not None})
+            found[part.service_id] = {
+                source: await self._copy(part.service_id, source, rollout.latest + 1 + place)
+                for place, source in enumerate(sources)
+            }
         return found
+
+    async def _copy(self, service_id: int, source: int, version: int) -> Prepared:
+        stored = await self._core.store.row("snapshot", service_id, source)
+        assert stored is not None
+        return await self._core.workshop.copy(stored["snapshot"], version)
+
+    async def _returns(
+        self, db: Queries, part: Part, rollout: Rollout, hosts: Collection[str]
+    ) -> tuple[Past, dict[str, int | None]]:
+        """What comes back on these hosts."""
+        past = await past_of(self._core, db, rollout, hosts, [part.version, part.replaces or part.version])
+        return past, undo.returns(past, hosts, part.replaces, frozenset({part.version}))
 
     async def do(
         self, db: Change, carried: Carried, commands: Sequence[Command], copies: Copies, who: Who
@@ -50,12 +71,13 @@ class Carrier:
         for command in commands:
             for part in carried.parts:
                 hosts = sorted(_hosts(command, carried) & set(part.hosts) & enrolled)
-                done += await self._one(db, carried, part, command, hosts, copies.get(part.service_id), who)
+                found = copies.get(part.service_id, {})
+                done += await self._one(db, carried, part, command, hosts, found, who)
         return tuple(done)
 
     async def _one(
         self, db: Change, carried: Carried, part: Part, command: Command, hosts: list[str],
-        copy: Prepared | None, who: Who,
+        copies: Mapping[int, Prepared], who: Who,
     ) -> list[str]:  # fmt: skip
         now = self._core.now()
         try:
@@ -71,55 +93,55 @@ class Carrier:
                 if rollout.latest != part.version:
                     raise Overtaken
                 step = rollouts.post(rollout, part.version, lease_until, hosts, hosts)
-                await state.save(db, step, now)
+                await state.give(db, step, now)
                 await db.run("ask_preflight", part.service_id, hosts, not await _accepted(db, carried.plan))
                 await state.end_offers(db, part.service_id, hosts)
                 return [f"{part.service}: version {part.version} to {', '.join(hosts)}"] if hosts else []
             case Keep():
                 running = await state.running(db, service)
-                running -= await guard.spared(self._core, db, running)
-                step = rollouts.promote(rollout, part.version, lease_until, running)
-                await state.save(db, step, now)
+                spared = await guard.spared(self._core, db, {*running, *rollout.hosts})
+                step = rollouts.promote(rollout, part.version, lease_until, running - spared, spared)
+                await state.give(db, step, now)
                 return [f"{part.service}: version {part.version} promoted"]
             case TakeBack():
-                return await self._take_back(db, part, rollout, hosts, copy, who)
+                return await self._take_back(db, part, rollout, hosts, copies, who)
             case Withdraw():
                 await state.end_offers(db, part.service_id)
         return []
 
     async def _take_back(
-        self, db: Change, part: Part, rollout: Rollout, hosts: list[str], copy: Prepared | None, who: Who
-    ) -> list[str]:
+        self, db: Change, part: Part, rollout: Rollout, hosts: list[str], copies: Mapping[int, Prepared],
+        who: Who,
+    ) -> list[str]:  # fmt: skip
         """Only where it is still the rollout's: what somebody else gave since then is theirs."""
-        now = self._core.now()
-        mine = [host for host in hosts if host in rollout.on(part.version)]
-        fresh = [host for host in mine if host not in part.had]
-        promoted = rollout.stable == part.version
+        now, promoted = self._core.now(), rollout.stable == part.version
+        mine = [host for host in rollout.on(part.version) if promoted or host in hosts]
         if not mine and not promoted:
             return []
-        if copy is None:
-            await state.save(db, rollouts.withdraw(rollout, None if promoted else mine), now)
-            return [f"{part.service}: version {part.version} withdrawn, nothing was in force before"]
-        if copy.version != rollout.latest + 1:
+        past, back = await self._returns(db, part, rollout, mine)
+        wanted = sorted({one for one in back.values() if one is not None})
+        following = list(range(rollout.latest + 1, rollout.latest + 1 + len(wanted)))
+        if [copies[one].version for one in wanted if one in copies] != following:
             raise Overtaken
-        lease_until = now + self._core.lease(copy.ttl_seconds)
-        step: Step
-        if promoted:
-            service, _ = await state.load(db, part.service_id)
-            running = await state.running(db, service)
-            running -= await guard.spared(self._core, db, running)
-            step = rollouts.promote(rollout, copy.version, lease_until, running)
-        else:
-            if fresh:
-                gone = rollouts.withdraw(rollout, fresh)
-                await state.save(db, gone, now)
-                rollout = gone.rollout
-            step = rollouts.take_back(rollout, [h for h in mine if h in part.had], copy.version, lease_until)
-        await store_and_tell(self._core, db, copy, "rollback", step.changed, who, part.replaces)
+        found = {one: copies[one] for one in wanted}
+        lease = min([self._core.lease(one.ttl_seconds) for one in found.values()], default=0)
+        versions = {one: copy.version for one, copy in found.items()}
+        step = undo.take_back(rollout, past, back, versions, now + lease, part.replaces, promoted)
+        for source, copy in found.items():
+            on = tuple(host for host, one in back.items() if one == source)
+            await store_and_tell(self._core, db, copy, "rollback", on, who, source)
         await state.save(db, step, now)
-        if promoted:
-            await _followed_again(db, part, copy)
-        return [f"{part.service}: version {part.replaces} again, as version {copy.version}"]
+        if promoted and part.replaces in found and step.rollout.stable is not None:
+            await _followed_again(db, part, found[part.replaces])
+        return _taken_back(part, back, found)
+
+
+def _taken_back(part: Part, back: Mapping[str, int | None], found: Mapping[int, Prepared]) -> list[str]:
+    """In words."""
+    words = [f"{part.service}: version {one} again, as version {copy.version}" for one, copy in found.items()]
+    if None in back.values() or not back:
+        words.append(f"{part.service}: version {part.version} withdrawn where nothing was in force before")
+    return words
 
 
 async def _followed_again(db: Change, part: Part, copy: Prepared) -> None:

@@ -7,6 +7,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from aegisflux.domain import rollout as rollouts
+from aegisflux.domain import undo
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.rollout import Rollout, Step
@@ -16,6 +17,7 @@ from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.past import past_of
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import check_enrolled, store_content
 from aegisflux.wire import envelope
@@ -55,7 +57,7 @@ class Changes:
         now = self._core.now()
         async with self._core.store.change() as db:
             step, answer = await self._promotion(db, service_id, version, who, now)
-            await state.save(db, step, now)
+            await state.give(db, step, now)
             await state.end_offers(db, service_id)
             await self._audit(db, answer, who, answer.from_version, answer.digest)
         self._core.wake()
@@ -88,7 +90,8 @@ class Changes:
         return step, _changed("promote", rollout, step, wanted, content["digest"], now, told=told)
 
     async def rollback(self, service_id: int, to_version: int | None, who: Who) -> Changed:
-        """The content of an earlier version under a new, higher version; raises NotFound or Conflict."""
+        """The content of an earlier version under a new, higher version, where it leads back to what was
+        promoted or what the host had; raises NotFound, or Conflict when it leads no host back."""
         for _ in range(TRIES):
             rollout, source, prepared = await self._earlier(service_id, to_version)
             answer = await self._rolled_back(rollout, source, prepared, who)
@@ -116,8 +119,11 @@ class Changes:
         service, rollout = await state.load(db, prepared.service_id)
         runs = await state.running(db, service)
         lease_until = now + self._core.lease(prepared.ttl_seconds)
-        step = rollouts.rollback(rollout, prepared.version, lease_until, runs)
-        return step, _changed("rollback", rollout, step, prepared.version, prepared.digest, now, source)
+        past = await past_of(self._core, db, rollout, runs, [source])
+        undone = undo.roll_back(rollout, past, source, prepared.version, lease_until, runs)
+        told = (f"left as they are: {undo.told(undone.kept)}",) if undone.kept else ()
+        version, digest = prepared.version, prepared.digest
+        return undone.step, _changed("rollback", rollout, undone.step, version, digest, now, source, told)
 
     @again
     async def _rolled_back(self, seen: Rollout, source: int, prepared: Prepared, who: Who) -> Changed | None:
@@ -147,6 +153,8 @@ class Changes:
             step, answer = await _withdrawal(db, service_id, targets, now)
             await state.save(db, step, now)
             await state.end_offers(db, service_id, targets)
+            if targets is not None:
+                await db.run("withhold", service_id, list(targets))
             await self._audit(db, answer, who, answer.from_version, "")
         self._core.wake()
         return answer

@@ -170,6 +170,7 @@ class Hosts:
             if known is None or known["released_at"] is not None:
                 raise NotFound(f"host {host} is not enrolled")
             await db.run("unassign_host", host)
+            await db.run("forget_had", host)
             await db.run("delete_reports", host)
             await db.run("end_candidates_of_host", host)
             await db.run("release_host", host, now)

@@ -48,8 +48,8 @@ async def join_labelled(
 
 
 async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) -> JoinPlan:
-    """Return what these hosts get. A host that is marked as one on which nothing is enforced gets nothing;
-    one that has a snapshot of the service keeps it.
+    """Return what these hosts get. Nothing goes to a host that is marked as one on which nothing is enforced,
+    or from which the service was withdrawn; one that has a snapshot of the service keeps it.
     """
     if not pairs:
         return JoinPlan()
@@ -61,9 +61,10 @@ async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) ->
         known[row["service_id"]][row["host_id"]] = Assigned(
             row["version"], row["lease_until"], row["renewed"]
         )
+    withheld = {(row["service_id"], row["host_id"]) for row in await db.rows("withheld", numbers)}
     wanted: dict[int, list[str]] = defaultdict(list)
     for number, host in pairs:
-        if host not in spared:
+        if host not in spared and (number, host) not in withheld:
             wanted[number].append(host)
     given: list[Given] = []
     sizes: dict[int, int] = {}
@@ -79,6 +80,7 @@ async def write(db: Change, joins: JoinPlan, now: int) -> None:
     """Write what was planned in this transaction, and raise the serials of the hosts."""
     if joins.given:
         await state.assign(db, joins.given, now)
+        await state.remember(db, joins.given)
         db.bump(sorted({host for _, host, _ in joins.given}))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
-from aegisflux.domain import rollout as rollouts
+from aegisflux.domain import undo
 from aegisflux.domain.errors import AegisError, Conflict, Invalid, NotFound, Refused, Unavailable
 from aegisflux.domain.manifest import HostId
 from aegisflux.domain.rollout import Rollout, Step
@@ -185,7 +185,5 @@ class Panic:
 
     async def _step(self, db: Change, rollout: Rollout, copy: Prepared, host: str | None) -> Step:
         lease_until = self._core.now() + self._core.lease(copy.ttl_seconds)
-        if host is not None:
-            return rollouts.take_back(rollout, [host], copy.version, lease_until)
         service, _ = await state.load(db, copy.service_id)
-        return rollouts.rollback(rollout, copy.version, lease_until, await state.running(db, service))
+        return undo.observe(rollout, copy.version, lease_until, await state.running(db, service), host)

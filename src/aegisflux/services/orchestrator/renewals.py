@@ -177,14 +177,16 @@ class Renewals:
             if rollout.latest + 1 != prepared.version:
                 raise Conflict(f"version {rollout.latest} was stored meanwhile")
             running = await state.running(db, service)
-            running -= await guard.spared(self._core, db, running)
+            spared = await guard.spared(self._core, db, {*running, *rollout.hosts})
+            running -= spared
+            running -= {row["host_id"] for row in await db.rows("withheld", [part.service_id])}
             await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
             lease_until = now + self._core.lease(prepared.ttl_seconds)
             others = await _others(db, rollout, part, prepared.mode)
             ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in others})
-            step = rollouts.promote(ours, prepared.version, lease_until, running - others)
+            step = rollouts.promote(ours, prepared.version, lease_until, running - others, spared)
             await store_and_tell(self._core, db, prepared, "renew", step.changed, SELF)
-            await state.save(db, step, now)
+            await state.give(db, step, now)
             return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)
 
     async def _kept(

@@ -95,8 +95,6 @@ class Rollouts:
             carried = _drafted(plan, found, prepared, who, now)
             for part in carried.parts:
                 await self._store(db, part, prepared[part.service], who)
-            parts = tuple([await _had(db, part) for part in carried.parts])
-            carried = msgspec.structs.replace(carried, parts=parts)
             values = who.principal.name, "draft", built(carried.run), built(carried.parts)
             made = await db.row("add_rollout", plan, now, *values)
             assert made is not None
@@ -231,11 +229,6 @@ class Rollouts:
         await db.run("add_rollout_step", number, run.since, run.stage, run.at, name, run.reason, list(did))
         where = f"rollout/{number}"
         await db.audit(who.did(f"rollout.{run.stage}", where, after=f"turn {run.at}", reason=run.reason))
-
-
-async def _had(db: Queries, part: Part) -> Part:
-    _, rollout = await state.load(db, part.service_id)
-    return msgspec.structs.replace(part, had=tuple(sorted(rollout.hosts)))
 
 
 def raise_moved(held: Carried) -> None:

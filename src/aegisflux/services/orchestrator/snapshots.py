@@ -107,7 +107,7 @@ class Snapshots:
         if beside:
             changed = await state.offer(db, rollout, prepared.version, chosen)
         else:
-            await state.save(db, step, now)
+            await state.give(db, step, now)
             await state.end_offers(db, service.id, step.changed)
             changed = step.changed
         what = f"service/{service.id}/version/{prepared.version}"

@@ -11,6 +11,7 @@ from aegisflux.domain.manifest_room import ROOM_BYTES, SELECTOR_BYTES, SERVICE_B
 from aegisflux.domain.names import check_label
 from aegisflux.domain.paths import step
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
+from aegisflux.domain.undo import MAX_HAD
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs
 
@@ -85,8 +86,23 @@ async def running(db: Queries, service: Service) -> set[str]:
     return labelled | found - full.keys()
 
 
+async def give(db: Change, step: Step, now: int) -> None:
+    """Write a step that somebody approved: undoing may lead the changed hosts back to it from now on."""
+    await save(db, step, now)
+    hosts = step.rollout.hosts
+    number = step.rollout.service_id
+    await remember(db, [(number, host, hosts[host]) for host in step.changed if host in hosts])
+
+
+async def remember(db: Change, given: Sequence[Given]) -> None:
+    """Note what hosts were given."""
+    if given:
+        values = [number for number, _, _ in given], [host for _, host, _ in given]
+        await db.run("remember_had", *values, [one.version for _, _, one in given], MAX_HAD)
+
+
 async def save(db: Change, step: Step, now: int) -> None:
-    """Write a step: the rollout, the assignments of the changed hosts, and their raised serials."""
+    """Write a step that undoes: the rollout, what changed hosts are to run, and their raised serials."""
     rollout = step.rollout
     await _put(db, rollout)
     given = [(host, rollout.hosts[host]) for host in step.changed if host in rollout.hosts]

@@ -190,11 +190,42 @@ select count(*) as hosts, coalesce(min(host_id), '') as host_id, max(services) a
 from offered where services > $2 or bytes > $3
 
 -- name: assign
+with ended as (
+    delete from withheld w using unnest($1::bigint[], $2::text[]) as given (s, h) where w.service_id = given.s and w.host_id = given.h
+)
 insert into assignments (service_id, host_id, version, lease_until, renewed, changed_at)
 select s, h, v, l, r, $6 from unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[], $5::boolean[]) as given (s, h, v, l, r)
 on conflict (host_id, service_id) do update
 set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at,
     preflight = false
+
+-- What hosts were given, the newest last; $4: how many versions of a service are remembered of a host.
+-- name: remember_had
+insert into had as known (service_id, host_id, versions)
+select s, h, array[v] from unnest($1::bigint[], $2::text[], $3::bigint[]) as given (s, h, v)
+on conflict (service_id, host_id) do update set versions = (
+    select array_agg(v order by at) from (
+        select v, at from unnest(array_remove(known.versions, excluded.versions[1]) || excluded.versions)
+            with ordinality as all_of_them (v, at) order by at desc limit $4
+    ) newest
+)
+
+-- name: had
+select host_id, versions from had where service_id = $1
+
+-- name: forget_had
+with ended as (delete from withheld where host_id = $1)
+delete from had where host_id = $1
+
+-- name: withhold
+insert into withheld (service_id, host_id) select $1, h from unnest($2::text[]) as given (h) on conflict do nothing
+
+-- name: withheld
+select service_id, host_id from withheld where service_id = any($1::bigint[])
+
+-- The rules of versions, and whether they block.
+-- name: rules_of
+select version, rules_digest, mode = 'enforce' as enforces from contents where service_id = $1 and version = any($2::bigint[])
 
 -- name: unassign
 delete from assignments where service_id = $1 and host_id = any($2::text[])
@@ -413,6 +444,7 @@ join services s on s.id = r.service_id
 join hosts h on h.host_id = r.host_id and h.released_at is null
 where cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels and (s.stable is not null or s.open_until > $1)
 and not exists (select 1 from assignments a where a.host_id = r.host_id and a.service_id = r.service_id)
+and not exists (select 1 from withheld w where w.host_id = r.host_id and w.service_id = r.service_id)
 and (r.service_id, r.host_id) > ($2::bigint, $3::text) order by r.service_id, r.host_id limit $4
 
 -- name: renewal_due

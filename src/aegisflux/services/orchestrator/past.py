@@ -1,0 +1,26 @@
+"""What a service had, as `domain.undo` asks for it."""
+
+from collections.abc import Iterable
+
+from aegisflux.domain.rollout import Rollout
+from aegisflux.domain.undo import Content, Past
+from aegisflux.ports.store import Queries
+from aegisflux.services.orchestrator import guard
+from aegisflux.services.orchestrator.core import Core
+
+
+async def past_of(
+    core: Core, db: Queries, rollout: Rollout, hosts: Iterable[str] = (), versions: Iterable[int] = ()
+) -> Past:
+    """What the service had, with these further hosts and versions."""
+    had = {row["host_id"]: tuple(row["versions"]) for row in await db.rows("had", rollout.service_id)}
+    given = {one.version for one in rollout.hosts.values()}
+    named = {*versions, *rollout.promotions, *given, *(one for of in had.values() for one in of)}
+    rows = await db.rows("rules_of", rollout.service_id, sorted(named))
+    contents = {row["version"]: Content(row["rules_digest"], row["enforces"]) for row in rows}
+    return Past(
+        contents=contents,
+        promoted=frozenset(contents[one].rules for one in rollout.promotions if one in contents),
+        had=had,
+        spared=frozenset(await guard.spared(core, db, {*hosts, *rollout.hosts})),
+    )
