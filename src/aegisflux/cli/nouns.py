@@ -198,6 +198,36 @@ def put_service(
     show(found, output, ("id", "name", "selectors", "host_labels"))
     if found.get("warning"):
         say(f"warning: {found['warning']}")
+    if waits := found.get("waits"):
+        say(f"to approve it: aegisflux service approve {found['id']} {waits['id']}")
+
+
+@service_app.command(name="changes")
+def service_changes(*, limit: int = 100, output: Output = "table") -> None:
+    """Changes of services that wait for an approver."""
+    found = call("GET", "/api/v1/services/changes", None, {"limit": limit})
+    show(found, output, ("id", "service_id", "name", "selectors", "host_labels", "created_by"))
+
+
+@service_app.command(name="approve")
+def approve_change(
+    service_id: Service, change: int, /, *, dry_run: DryRun = False, output: Output = "json"
+) -> None:
+    """Make a change of a service that waits.
+
+    Example: aegisflux service approve web 7
+    """
+    path = f"/api/v1/services/{number_of(service_id)}/approve"
+    found = call("POST", path, {"change": change}, _asked(dry_run))
+    if dry_run:
+        say("dry run: nothing was changed")
+    show(found, output, ("id", "name", "selectors", "host_labels"))
+
+
+@service_app.command(name="discard")
+def discard_change(service_id: Service, change: int, /) -> None:
+    """Drop a change of a service that waits."""
+    call("POST", f"/api/v1/services/{number_of(service_id)}/discard", {"change": change})
 
 
 @service_app.command

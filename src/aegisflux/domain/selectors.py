@@ -95,6 +95,30 @@ class Selector(NamedTuple):
         return tuple(path for name in _unit_names(self.pattern) for path in default_paths(name))
 
 
+def may_meet(one: Selector, other: Selector) -> bool:
+    """Whether a cgroup that the one selects may be, or lie below, one that the other selects, or the other
+    way round. True where that is not easily told: what stands before the first wildcard decides.
+    """
+    if one.kind != other.kind:
+        return _unit_may_meet(one, other) if one.kind == "unit" else _unit_may_meet(other, one)
+    if one.kind == "unit" and one.literal and other.literal:
+        return bool({*_unit_names(one.pattern)} & {*_unit_names(other.pattern)})
+    first, second = (found.pattern[: found.prefix] + "/" * found.literal for found in (one, other))
+    return first.startswith(second) or second.startswith(first)
+
+
+def _unit_may_meet(unit: Selector, path: Selector) -> bool:
+    """A unit lies in slices, so a path meets it at a component of its name, or in a slice above it."""
+    *above, last = path.pattern[: path.prefix].split("/")
+    head = unit.pattern[: unit.prefix]
+    if any(part.startswith(head) for part in above):
+        return True
+    if path.literal:
+        return is_slice(last) or last.startswith(head)
+    slices = above[-1].removesuffix(".slice") + "-" if above else ""
+    return any(last.startswith(start) or start.startswith(last) for start in (head, slices))
+
+
 class Owners(NamedTuple):
     """Who owns what: service by path, and for each service what it wanted and lost, in words."""
 

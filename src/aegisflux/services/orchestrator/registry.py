@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.definition import Definition, waits
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.manifest import MAX_SERVICES, HostId
 from aegisflux.domain.manifest_room import (
@@ -25,7 +26,16 @@ from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.joining import join_labelled
-from aegisflux.services.orchestrator.state import Service, service_of
+from aegisflux.services.orchestrator.service_changes import (
+    approvable,
+    change_of,
+    check_guardrails,
+    held_change,
+    hold,
+    matters,
+    told,
+)
+from aegisflux.services.orchestrator.state import Service, ServiceChange, service_of
 
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,62}")
 MAX_SELECTORS = 32
@@ -55,37 +65,77 @@ class Registry:
         host_labels: Mapping[str, str],
         who: Who,
     ) -> Service:
-        """Register a service, or change the one of that number; without one it gets the next."""
-        core, now = self._core, self._core.now()
-        async with core.store.change() as db:
+        """Register a service, or change the one of that number; without one it gets the next. A change of a
+        service that takes part in what hosts enforce waits for an approver, unless an admin makes it."""
+        async with self._core.store.change() as db:
             number = await self._number(db, service_id, name)
-            before = await db.row("service", number)
-            _check(name, selectors, before["selectors"] if before else ())
-            if before is None or before["name"] != name:
-                check_name("name", name)
-            state.check_labels("host_labels", host_labels, before["host_labels"] if before else None)
-            await db.run("put_service", number, name, list(selectors), dict(host_labels), now)
-            if before and most_bytes(selectors) > most_bytes(before["selectors"]):
-                given = [row["host_id"] for row in await db.rows("assignments", number)]
-                await state.check_room(db, number, given, again=True)
-            await join_labelled(core, db, number, dict(host_labels), now)
-            if selectors or (before and before["selectors"]):
-                db.bump(None)
-            after = await db.row("service", number)
-            assert after is not None
-            service = service_of(after)
-            warning = await _overfull(db, service) if selectors else ""
-            await db.audit(
-                who.did(
-                    "service.put",
-                    f"service/{number}",
-                    before=_said(service_of(before) if before else None),
-                    after=_said(service),
-                )
-            )
-        core.wake()
-        if warning:
-            log.warning("more services than hosts can be offered", service=name, detail=warning)
+            row = await db.row("service", number)
+            before = service_of(row) if row else None
+            after = Definition(name, tuple(selectors), dict(host_labels))
+            _check_definition(before, after)
+            why = await matters(db, number, before, after)
+            known = before.definition if before else None
+            if waits(known, after, matters=bool(why), author=who.principal):
+                if before is None:
+                    before = await self._put(db, number, None, Definition(name), who)
+                return await hold(db, before, after, self._core.now(), why, who)
+            if before is not None:
+                await check_guardrails(self._core, db, before, after)
+            service = await self._put(db, number, before, after, who)
+        self._core.wake()
+        return _warned(service)
+
+    @again
+    async def approve(self, service_id: int, change: int, who: Who, dry_run: bool = False) -> Service:
+        """Make the change that waits; raises NotFound, Conflict when it is another one or a guardrail does
+        not hold, or Forbidden for its author below an admin."""
+        if dry_run:
+            _, held = await approvable(self._core, self._core.store, service_id, change, who)
+            return msgspec.structs.replace(await self.one(service_id), waits=held)
+        async with self._core.store.change() as db:
+            before, held = await approvable(self._core, db, service_id, change, who)
+            after = Definition(held.name, held.selectors, held.host_labels)
+            await self._number(db, service_id, held.name)
+            _check_definition(before, after)
+            await db.run("end_change", service_id)
+            author = f"change {held.id} of {held.created_by}"
+            service = await self._put(db, service_id, before, after, who, author)
+        self._core.wake()
+        return _warned(service)
+
+    @again
+    async def discard(self, service_id: int, change: int, who: Who) -> None:
+        """Drop a change that waits; raises NotFound, or Conflict when it is another one."""
+        async with self._core.store.change() as db:
+            held = await held_change(db, service_id, change)
+            await db.run("end_change", service_id)
+            await db.audit(who.did("service.discard", f"service/{service_id}", before=told(held)))
+
+    async def changes(self, limit: int) -> tuple[ServiceChange, ...]:
+        """Changes that wait, oldest first."""
+        return tuple(map(change_of, await self._core.store.rows("held_changes", limit)))
+
+    async def _put(
+        self, db: Change, number: int, before: Service | None, after: Definition, who: Who, reason: str = ""
+    ) -> Service:
+        core, now = self._core, self._core.now()
+        selectors, labels = list(after.selectors), dict(after.host_labels)
+        await db.run("put_service", number, after.name, selectors, labels, now)
+        if before and most_bytes(selectors) > most_bytes(before.selectors):
+            given = [row["host_id"] for row in await db.rows("assignments", number)]
+            await state.check_room(db, number, given, again=True)
+        await join_labelled(core, db, number, labels, now)
+        if selectors or (before and before.selectors):
+            db.bump(None)
+        row = await db.row("service", number)
+        assert row is not None
+        service = service_of(row)
+        warning = await _overfull(db, service) if selectors else ""
+        said = str(before.definition) if before else ""
+        what = f"service/{number}"
+        await db.audit(
+            who.did("service.put", what, before=said, after=str(service.definition), reason=reason)
+        )
         return msgspec.structs.replace(service, warning=warning)
 
     async def _number(self, db: Change, service_id: int | None, name: str) -> int:
@@ -162,7 +212,15 @@ async def _overfull(db: Queries, service: Service) -> str:
     return overfull_text(row["host_id"], row["hosts"], row["services"] or row["everywhere"])
 
 
-def _said(service: Service | None) -> str:
-    if service is None:
-        return ""
-    return f"{service.name} {list(service.selectors)} {service.host_labels}"
+def _warned(service: Service) -> Service:
+    if service.warning:
+        log.warning("more services than hosts can be offered", service=service.name, detail=service.warning)
+    return service
+
+
+def _check_definition(before: Service | None, after: Definition) -> None:
+    """Raises Invalid; what is stored may stay as it is."""
+    _check(after.name, after.selectors, before.selectors if before else ())
+    if before is None or before.name != after.name:
+        check_name("name", after.name)
+    state.check_labels("host_labels", after.host_labels, before.host_labels if before else None)

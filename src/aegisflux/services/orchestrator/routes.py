@@ -25,7 +25,7 @@ from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
 from aegisflux.services.orchestrator.registry import Health
 from aegisflux.services.orchestrator.rotation import KeyState
 from aegisflux.services.orchestrator.snapshots import Accepted
-from aegisflux.services.orchestrator.state import Service
+from aegisflux.services.orchestrator.state import Service, ServiceChange
 from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceStatus, Why
 
@@ -76,6 +76,12 @@ class ServiceRequest(Struct, frozen=True, forbid_unknown_fields=True):
     id: Annotated[int, Meta(ge=0, le=2**32 - 1)] | None = None
     selectors: Annotated[list[str], Meta(max_length=32)] = []
     host_labels: dict[str, str] = {}
+
+
+class ChangeRequest(Struct, frozen=True, forbid_unknown_fields=True):
+    """The change that waits, by the number under which it was seen."""
+
+    change: Annotated[int, Meta(ge=1, le=2**62)]
 
 
 class HostTokenRequest(Struct, frozen=True, forbid_unknown_fields=True):
@@ -255,7 +261,9 @@ async def list_services(request: Handler) -> tuple[Service, ...]:
 
 @post("/api/v1/services", status_code=200, guards=[needs("operator")])
 async def put_service(data: ServiceRequest, request: Handler) -> Service:
-    """Register a service, or change the one of this id."""
+    """Register a service, or change the one of this id. A change of a service that has snapshots, or that a
+    policy in force names, waits for an approver (`waits`), unless an admin makes it.
+    """
     return await orchestrator_of(request).registry.put(
         data.id, data.name, data.selectors, data.host_labels, who(request)
     )
@@ -265,6 +273,29 @@ async def put_service(data: ServiceRequest, request: Handler) -> Service:
 async def get_service(service_id: ServiceNumber, request: Handler) -> Service:
     """One service."""
     return await orchestrator_of(request).registry.one(service_id)
+
+
+@get("/api/v1/services/changes", guards=[needs("viewer")])
+async def list_service_changes(
+    request: Handler, limit: Annotated[int, Parameter(ge=1, le=1000)] = 100
+) -> tuple[ServiceChange, ...]:
+    """Changes of services that wait for an approver, oldest first; of each service at most one."""
+    return await orchestrator_of(request).registry.changes(limit)
+
+
+@post("/api/v1/services/{service_id:int}/approve", status_code=200, guards=[needs("approver")])
+async def approve_service_change(
+    service_id: ServiceNumber, data: ChangeRequest, request: Handler, dry_run: DryRun = False
+) -> Service:
+    """Make the change of a service that waits. Who asked for it may not, below an admin."""
+    registry = orchestrator_of(request).registry
+    return await registry.approve(service_id, data.change, who(request), dry_run)
+
+
+@post("/api/v1/services/{service_id:int}/discard", status_code=204, guards=[needs("operator")])
+async def discard_service_change(service_id: ServiceNumber, data: ChangeRequest, request: Handler) -> None:
+    """Drop the change of a service that waits."""
+    await orchestrator_of(request).registry.discard(service_id, data.change, who(request))
 
 
 @post("/api/v1/services/{service_id:int}/health", status_code=204, guards=[needs("operator")])
@@ -377,6 +408,7 @@ def _hosts(given: Sequence[str] | None) -> list[str] | None:
 HANDLERS = (
     post_maps, promote, rollback, withdraw, list_maps, get_maps, status, why,
     list_services, put_service, get_service, delete_service, service_health,
+    list_service_changes, approve_service_change, discard_service_change,
     list_hosts, get_host, put_labels, suspicion, release_host, host_token,
     list_tokens, issue_token, revoke_token, keys, rotate, audit,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from aegisflux.domain.definition import Definition
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
 from aegisflux.domain.manifest_room import ROOM_BYTES, SELECTOR_BYTES, SERVICE_BYTES, no_room
@@ -21,8 +22,21 @@ Given = tuple[int, str, Assigned]
 log = logs.get("state")
 
 
+class ServiceChange(Struct, frozen=True):
+    """A change of a service that waits for somebody who approves it."""
+
+    id: int
+    service_id: int
+    name: str
+    selectors: tuple[str, ...]
+    host_labels: dict[str, str]
+    created_at: int
+    created_by: str
+
+
 class Service(Struct, frozen=True):
-    """A registered service; `warning`: what is odd about it, when it is registered."""
+    """A registered service; `warning`: what is odd about it, when it is registered. `waits`: a change that
+    was asked for, and is not approved yet."""
 
     id: int
     name: str
@@ -30,6 +44,12 @@ class Service(Struct, frozen=True):
     host_labels: dict[str, str]
     created_at: int
     warning: str = ""
+    waits: ServiceChange | None = None
+
+    @property
+    def definition(self) -> Definition:
+        """What rules mean by it."""
+        return Definition(self.name, self.selectors, self.host_labels)
 
 
 def check_labels(path: str, labels: Mapping[str, str], known: Mapping[str, str] | None = None) -> None:

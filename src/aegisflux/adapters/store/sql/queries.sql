@@ -50,6 +50,35 @@ on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
 -- name: put_rollout
 update services set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6 where id = $1
 
+-- Whether what a service is takes part in what hosts enforce: it has snapshots, or a policy that is being carried out or in force
+-- has its name in it ($2: the name with its dots escaped).
+-- name: takes_part
+select exists (select 1 from services s where s.id = $1 and (s.stable is not null or s.open_version is not null))
+    or exists (select 1 from assignments where service_id = $1)
+    or exists (
+        select 1 from rollouts r join plans p on p.id = r.plan where r.stage in ('observe', 'canary', 'waves', 'promoted')
+        and p.policy ~ ('(^|[^a-z0-9._-])' || $2::text || '($|[^a-z0-9._-])')
+    ) as takes_part
+
+-- Other services with snapshots, and the cgroups that are theirs.
+-- name: services_with_snapshots
+select name, selectors, host_labels from services s where s.id <> $1 and cardinality(s.selectors) > 0
+and (s.stable is not null or s.open_version is not null or exists (select 1 from assignments a where a.service_id = s.id))
+order by s.id
+
+-- name: hold_change
+insert into service_changes (service_id, name, selectors, host_labels, created_at, created_by) values ($1, $2, $3, $4, $5, $6)
+returning id, service_id, name, selectors, host_labels, created_at, created_by
+
+-- name: held_change
+select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes where service_id = $1
+
+-- name: held_changes
+select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes order by id limit $1
+
+-- name: end_change
+delete from service_changes where service_id = $1
+
 -- name: delete_service
 with gone as (delete from contents where service_id = $1),
 held as materialized (select host_id from reports where service_id = $1 order by host_id for update),

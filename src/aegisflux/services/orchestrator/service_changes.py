@@ -1,0 +1,98 @@
+"""Changes of services that take part in what hosts enforce: asked for by one, approved by another."""
+
+import asyncio
+from typing import Final
+
+import msgspec
+
+from aegisflux.domain.definition import Definition, takes_from
+from aegisflux.domain.errors import Conflict, Forbidden, NotFound
+from aegisflux.domain.roles import may_approve
+from aegisflux.domain.rollout import runs
+from aegisflux.domain.text import first_of
+from aegisflux.ports.store import Change, Queries, Row
+from aegisflux.services.orchestrator import guard, state
+from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.state import Service, ServiceChange
+
+MOST_NAMED: Final = 5
+
+
+async def matters(db: Queries, service_id: int, before: Service | None, after: Definition) -> str:
+    """Why a change may change what hosts enforce: the service has snapshots or a policy in force names it, or
+    its new selectors may take cgroups from such services; empty: it does not.
+    """
+    if before is not None and before.definition != after:
+        row = await db.row("takes_part", before.id, before.name.replace(".", "[.]"))
+        if row and row["takes_part"]:
+            return "it takes part in what hosts enforce"
+    rows = await db.rows("services_with_snapshots", service_id) if after.selectors else ()
+    others = [Definition(row["name"], tuple(row["selectors"]), row["host_labels"]) for row in rows]
+    known = before.definition if before else None
+    found = await asyncio.to_thread(takes_from, known, after, others)
+    return f"its selectors may take cgroups from {first_of(found, MOST_NAMED)}" if found else ""
+
+
+async def check_guardrails(core: Core, db: Queries, before: Service, after: Definition) -> None:
+    """Raises Conflict when a host begins to run the service on which its snapshot may not be enforced."""
+    _, rollout = await state.load(db, before.id)
+    version = rollout.stable if rollout.stable is not None else rollout.open_version
+    content = await db.row("content", before.id, version) if version is not None else None
+    if content is None:
+        return
+    hosts = {row["host_id"]: row["labels"] for row in await db.rows("host_labels")}
+    begin = [
+        host
+        for host, labels in hosts.items()
+        if runs(after.host_labels, labels) and host not in rollout.hosts
+    ]
+    await guard.check(core, db, begin, content["mode"], content["ttl_seconds"])
+
+
+async def hold(db: Change, before: Service, after: Definition, now: int, why: str, who: Who) -> Service:
+    """Keep a change until somebody approves it, instead of one that waits already."""
+    await db.run("end_change", before.id)
+    values = after.name, list(after.selectors), dict(after.host_labels), now, who.principal.name
+    row = await db.row("hold_change", before.id, *values)
+    assert row is not None
+    said = str(before.definition)
+    await db.audit(who.did("service.ask", f"service/{before.id}", before=said, after=str(after), reason=why))
+    warning = f"not changed: {why}; change {row['id']} waits for an approver"
+    return msgspec.structs.replace(before, waits=change_of(row), warning=warning)
+
+
+async def approvable(
+    core: Core, db: Queries, service_id: int, change: int, who: Who
+) -> tuple[Service, ServiceChange]:
+    """The service and its change, which this person may approve now; raises as `Registry.approve`."""
+    service, _ = await state.load(db, service_id)
+    held = await held_change(db, service_id, change)
+    if not may_approve(who.principal, held.created_by):
+        raise Forbidden(
+            f"service {service_id}: change {held.id} was asked for by {held.created_by}; "
+            "another approver approves it, or an admin"
+        )
+    await check_guardrails(core, db, service, Definition(held.name, held.selectors, held.host_labels))
+    return service, held
+
+
+async def held_change(db: Queries, service_id: int, change: int) -> ServiceChange:
+    """The change of the service that waits; raises NotFound, or Conflict when it is another one."""
+    row = await db.row("held_change", service_id)
+    if row is None:
+        raise NotFound(f"service {service_id}: no change waits for approval")
+    if row["id"] != change:
+        raise Conflict(
+            f"service {service_id}: change {row['id']} waits, not change {change}; look at it first"
+        )
+    return change_of(row)
+
+
+def change_of(row: Row) -> ServiceChange:
+    """From a row of `service_changes`."""
+    return ServiceChange(**{**dict(row), "selectors": tuple(row["selectors"])})
+
+
+def told(change: ServiceChange) -> str:
+    """A change for the audit log."""
+    return f"change {change.id}: {Definition(change.name, change.selectors, change.host_labels)}"

@@ -1,0 +1,164 @@
+"""A service that takes part in what hosts enforce is changed by two people, or by an admin."""
+
+from dataclasses import replace
+
+import asyncpg
+import pytest
+import pytest_asyncio
+from msgspec import structs
+from tests.support.control import WHO, body, running_plane
+
+from aegisflux.domain.errors import Conflict, Forbidden, NotFound
+from aegisflux.domain.guardrails import OPEN
+from aegisflux.domain.roles import Principal
+from aegisflux.services.orchestrator.core import Who
+
+pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
+OLGA = Who(Principal("olga", "operator"), "test", "req-1")
+ANNA, ANTON = (Who(Principal(name, "approver"), "test", "req-2") for name in ("anna", "anton"))
+NUMBERS = iter(range(301, 400))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def plane(tmp_path_factory):
+    async with running_plane(tmp_path_factory.mktemp("changes")) as plane:
+        for host in ("c1", "c2"):
+            await plane.agent(host, {"at": host})
+        yield plane
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def number(plane):
+    """A service of host c1 whose policy is in force."""
+    number = next(NUMBERS)
+    registry = plane.orchestrator.registry
+    await registry.put(number, f"s{number}", [f"unit:s{number}"], {"at": "c1"}, OLGA)
+    await plane.orchestrator.snapshots.post(body(number, 1), None, "", OLGA)
+    return number
+
+
+async def put(plane, number, who, selectors=None, labels=None, name=None):
+    wanted = [f"unit:s{number}"] if selectors is None else selectors
+    registry = plane.orchestrator.registry
+    return await registry.put(
+        number, name or f"s{number}", wanted, {"at": "c1"} if labels is None else labels, who
+    )
+
+
+async def lines(plane, number):
+    """The audit lines of a service, oldest first."""
+    rows = await plane.store.rows("audit_newest", 2**62, 1000)
+    return [(r["actor"], r["action"]) for r in reversed(rows) if r["object"] == f"service/{number}"]
+
+
+async def on(plane, number):
+    return {row["host_id"] for row in await plane.store.rows("assignments", number)}
+
+
+WIDER = {
+    "other labels": {"labels": {"at": "c2"}},
+    "no labels": {"labels": {}},
+    "more selectors": {"selectors": ["unit:x"]},
+    "no selectors": {"selectors": []},
+    "another name": {"name": "renamed"},
+}
+
+
+@pytest.mark.parametrize("kind", WIDER)
+@pytest.mark.parametrize("who", [OLGA, ANNA], ids=["operator", "approver"])
+async def test_nobody_below_an_admin_changes_it_alone(plane, number, kind, who):
+    before = await plane.orchestrator.registry.one(number)
+    asked = await put(plane, number, who, **WIDER[kind])
+    assert (asked.name, asked.selectors, asked.host_labels) == (
+        before.name,
+        before.selectors,
+        before.host_labels,
+    )
+    assert asked.waits is not None
+    assert asked.warning == (
+        f"not changed: it takes part in what hosts enforce; change {asked.waits.id} waits for an approver"
+    )
+    assert await plane.orchestrator.registry.one(number) == before
+    assert await on(plane, number) == {"c1"}
+    assert asked.waits in await plane.orchestrator.registry.changes(100)
+    await plane.orchestrator.registry.discard(number, asked.waits.id, OLGA)
+    assert [action for _, action in await lines(plane, number)][-2:] == ["service.ask", "service.discard"]
+
+
+async def test_another_one_approves_what_was_asked_for(plane, number):
+    first = await put(plane, number, ANNA, labels={"at": "c2"})
+    asked = await put(plane, number, ANNA, labels={})
+    approve = plane.orchestrator.registry.approve
+    with pytest.raises(Conflict, match=f"change {asked.waits.id} waits, not change {first.waits.id}"):
+        await approve(number, first.waits.id, ANTON)
+    with pytest.raises(Forbidden, match="was asked for by anna; another approver approves it"):
+        await approve(number, asked.waits.id, ANNA)
+    tried = await approve(number, asked.waits.id, ANTON, dry_run=True)
+    assert (tried.host_labels, tried.waits) == ({"at": "c1"}, asked.waits)
+    done = await approve(number, asked.waits.id, ANTON)
+    assert (done.host_labels, done.waits) == ({}, None)
+    with pytest.raises(NotFound, match="no change waits"):
+        await approve(number, asked.waits.id, ANTON)
+    said = await lines(plane, number)
+    assert said[-3:] == [("anna", "service.ask"), ("anna", "service.ask"), ("anton", "service.put")]
+
+
+async def test_hosts_on_which_nothing_is_enforced_begin_nothing(plane, number):
+    core = plane.orchestrator.core
+    free = core.options
+    asked = await put(plane, number, OLGA, labels={"at": "c2"})
+    core.options = replace(free, limits=structs.replace(OPEN, never_block={"at": "c2"}))
+    try:
+        with pytest.raises(Conflict, match="never_block: c2"):
+            await plane.orchestrator.registry.approve(number, asked.waits.id, ANNA)
+        with pytest.raises(Conflict, match="never_block: c2"):
+            await put(plane, number, WHO, labels={"at": "c2"})
+    finally:
+        core.options = free
+    assert (await plane.orchestrator.registry.one(number)).host_labels == {"at": "c1"}
+
+
+async def test_a_new_service_takes_no_cgroups_from_one_in_force(plane, number):
+    thief = next(NUMBERS)
+    asked = await put(plane, thief, OLGA, [f"cgroup:system.slice/s{number}.service"], {})
+    assert asked.selectors == ()
+    assert asked.warning.startswith(f"not changed: its selectors may take cgroups from s{number}; change")
+    done = await plane.orchestrator.registry.approve(thief, asked.waits.id, ANNA)
+    assert done.selectors == (f"cgroup:system.slice/s{number}.service",)
+    free = await put(plane, next(NUMBERS), OLGA, [f"cgroup:system.slice/s{number}.service"], {"at": "c3"})
+    assert free.waits is None
+
+
+async def test_what_changes_nothing_or_takes_part_in_nothing_waits_for_nobody(plane, number):
+    assert (await put(plane, number, OLGA)).waits is None
+    idle = next(NUMBERS)
+    await put(plane, idle, OLGA)
+    assert (await put(plane, idle, OLGA, ["unit:elsewhere"], {"at": "c2"})).selectors == ("unit:elsewhere",)
+    changed = await put(plane, number, WHO, labels={})
+    assert (changed.host_labels, changed.waits) == ({}, None)
+
+
+@pytest.mark.parametrize(("stage", "held"), [("promoted", True), ("canary", True), ("rolled_back", False)])
+@pytest.mark.parametrize("named", ["[{name}]", "{name}x, x{name}, x.{name}, {name}-x"])
+async def test_a_service_that_a_policy_in_force_names_waits_too(plane, stage, held, named):
+    idle = next(NUMBERS)
+    await put(plane, idle, OLGA, name=f"p{idle}.web")
+    text = f"rules:\n- {{from: {named.format(name=f'p{idle}.web')}, to: fleet, ports: [any]}}\n"
+    connection = await asyncpg.connect(plane.dsn)
+    try:
+        plan = await connection.fetchval(
+            "insert into plans (created_at, created_by, policy, asked, inventory_digest, flows_digest, "
+            "digest, body) values (0, 'x', $1, '{}', '', '', '', '{}') returning id",
+            text,
+        )
+        await connection.execute(
+            "insert into rollouts (plan, created_at, created_by, stage, run, parts) "
+            "values ($1, 0, 'x', $2, '{}', '[]')",
+            plan,
+            stage,
+        )
+        asked = await put(plane, idle, OLGA, labels={"at": "c2"}, name=f"p{idle}.web")
+        assert (asked.waits is not None) is (held and "x" not in named)
+    finally:
+        await connection.execute("delete from rollouts where plan = $1", plan)
+        await connection.close()
