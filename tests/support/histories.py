@@ -39,7 +39,7 @@ class History:
         self.told = []
         # the oracle
         self.approved, self.for_all, self.open = defaultdict(set), set(), None
-        self.enforced, self.ever = set(), set()
+        self.enforced = defaultdict(set)
 
     # what is drawn
 
@@ -55,7 +55,7 @@ class History:
         for _ in range(steps):
             verb, actor = verbs[self.choose(len(verbs))], ACTORS[self.choose(len(ACTORS))]
             before = {host: self.content(host) for host in HOSTS}
-            ever = set(self.enforced)
+            ever = {host for host, versions in self.enforced.items() if versions}
             try:
                 undoes = verb(actor)
             except (Conflict, NotFound):
@@ -73,7 +73,7 @@ class History:
             content, was = self.content(host), before[host]
             if content is None or not content.enforces:
                 continue
-            self.enforced.add(host)
+            self.enforced[host].add(self.rollout.hosts[host].version)
             if content.rules not in self.approved[host] | self.for_all:
                 raise Wrong(f"{host} enforces {content.rules}, which nobody approved for it: {self.told}")
             if undoes and (was is None or not was.enforces) and host not in ever:
@@ -188,7 +188,7 @@ class History:
         version, content = self.stored(actor)
         hosts = [host for host in sorted(self.running) if host not in self.spared]
         self.rollout = rollouts.replace(self.rollout, latest=version)
-        self.carried, self.ever = (version, replaces, hosts), set(self.enforced)
+        self.carried = version, replaces, hosts
         self.told.append(f"a rollout of {version}={content.rules} begins, instead of {replaces}")
         return True
 
@@ -233,7 +233,8 @@ class History:
         self.rollout, self.carried = step.rollout, None
         for host in mine:
             content = self.content(host)
-            if content is not None and content.enforces and host not in self.ever:
+            others = self.enforced[host] - {version}
+            if content is not None and content.enforces and not others:
                 raise Wrong(f"{host} enforces, which it did not before the rollout: {self.told}")
         return True
 
