@@ -113,7 +113,7 @@ def test_what_was_never_promoted_comes_back_only_where_it_was_until_its_lease_en
 
 
 def test_nobody_is_led_to_what_nobody_had():
-    with pytest.raises(Conflict, match=r"no host may be led back to version 2 \(b: .* have it promoted"):
+    with pytest.raises(Conflict, match=r"no host may be led back to version 2 \(b, c: .* have it promoted"):
         play("""
             post 1 -> a1 b1 c1; changed a,b,c
             promote -> a1* b1* c1*; changed a,b,c
@@ -152,6 +152,13 @@ def test_where_nothing_is_ever_enforced_what_enforces_goes():
         post 2 -> a2 b2 c2; changed a,b,c
         mark a -> a2 b2 c2; changed none
         rollback 1 -> b3* c3*; changed a,b,c
+    """)
+    play("""
+        post 1 -> a1 b1 c1; changed a,b,c
+        promote -> a1* b1* c1*; changed a,b,c
+        post 2~ a -> a2 b1* c1*; changed a
+        mark a -> a2 b1* c1*; changed none
+        rollback 1 -> a2 b3* c3*; changed b,c
     """)
 
 
