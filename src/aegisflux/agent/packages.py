@@ -61,7 +61,8 @@ class Packages:
             self._compare = gone  # should it fail, this is to be found out again
             await self._send(inventory)
         self._owed = self._compare = False
-        self.said = f"{len(inventory.packages)} packages" + "".join(f", {f} failed" for f in inventory.failed)
+        missing = "".join(f"; not read: {failed}" for failed in inventory.failed)
+        self.said = f"{len(inventory.packages)} packages{missing}"
         return sent
 
     async def _looked(self) -> bool:
