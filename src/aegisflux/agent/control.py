@@ -13,14 +13,16 @@ from functools import partial
 from hashlib import sha256
 from math import inf
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
+from msgspec import Meta
 from msgspec.structs import replace
 
 from aegisflux.agent.failsafes import absent_failsafes, cgroup_mounts, numbered
 from aegisflux.agent.runner import Runner
 from aegisflux.domain import json_text
+from aegisflux.domain.bounds import EpochTime, Small
 from aegisflux.domain.cgroup_paths import within
 from aegisflux.domain.decoding import converted, in_words
 from aegisflux.domain.digits import whole
@@ -52,13 +54,13 @@ class Question(msgspec.Struct, frozen=True):
     direction: Direction = "egress"
     proto: str = "tcp"
     peer: str = ""
-    port: int | None = None
+    port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     role: Role = "active"
     follow: bool = False
-    last: int = 100
+    last: Small = 100
     why: str = ""
-    at: float = 0.0
-    ended: tuple[float, ...] = ()
+    at: EpochTime = 0.0
+    ended: Annotated[tuple[EpochTime, ...], Meta(max_length=64)] = ()
 
 
 class Control:

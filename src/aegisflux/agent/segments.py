@@ -16,6 +16,7 @@ from zlib import crc32
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.bounds import Count, Signed64
 from aegisflux.domain.errors import BROKEN, Unavailable
 
 HEAD: Final = struct.Struct("<III")
@@ -33,12 +34,12 @@ class Meta(Struct, frozen=True, array_like=True):
     cursors:     of sources, behind the events
     """
 
-    n: int
+    n: Count
     boot_id: str
-    first: int
-    last: int
-    kinds: dict[str, int]
-    cursors: dict[str, int]
+    first: Count
+    last: Count
+    kinds: dict[str, Count]
+    cursors: dict[str, Signed64]
 
 
 class Record(Struct, frozen=True):

@@ -17,6 +17,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.agent.segments import Log, Meta, Record
+from aegisflux.domain.bounds import Count, Signed64
 from aegisflux.domain.errors import BROKEN, Unavailable
 
 Lane = Literal["flows", "events"]
@@ -40,13 +41,13 @@ class Marks(Struct, array_like=True):
     cursors:  of sources, where no record is left that says it
     """
 
-    turn: int
+    turn: Count
     host_id: str
     boot_id: str
-    reserved: int
-    sent: dict[str, tuple[int, list[int]]]
-    lost: dict[str, int]
-    cursors: dict[str, int]
+    reserved: Count
+    sent: dict[str, tuple[Count, list[Count]]]
+    lost: dict[str, Count]
+    cursors: dict[str, Signed64]
 
 
 class _Progress:

@@ -19,6 +19,7 @@ from typing import Final, Literal
 from msgspec import Struct
 from msgspec.structs import replace
 
+from aegisflux.domain.bounds import Epoch, EpochTime, Serial, ServiceId, Signed64, Small, Version
 from aegisflux.domain.manifest import ActiveRef, CandidateRef, Confirm, HostManifest, ServiceState
 from aegisflux.domain.snapshot import Established, Expiry, Mode
 
@@ -30,18 +31,18 @@ class InForce(Struct, frozen=True):
     """A generation as the agent knows it. `serial` is that of the manifest it came with, `lease_until` wall
     time, `deadline_ns` boot clock."""
 
-    version: int
+    version: Version
     digest: str
     tables_digest: str
-    serial: int
-    lease_until: int
-    deadline_ns: int
-    ttl_seconds: int
+    serial: Serial
+    lease_until: Epoch
+    deadline_ns: Signed64
+    ttl_seconds: Small
     mode: Mode
     on_expiry: Expiry
     established: Established
-    confirm_seconds: int = 0
-    applied_at: float = 0.0
+    confirm_seconds: Small = 0
+    applied_at: EpochTime = 0.0
 
 
 class Holding(Struct, frozen=True):
@@ -55,11 +56,11 @@ class Holding(Struct, frozen=True):
     refused:        what failed its trial
     """
 
-    service_id: int
-    slot: int
+    service_id: ServiceId
+    slot: Small
     active: InForce | None = None
     good: InForce | None = None
-    confirm_by_ns: int = 0
+    confirm_by_ns: Signed64 = 0
     intent: InForce | None = None
     candidate: CandidateRef | None = None
     refused: CandidateRef | None = None
@@ -69,7 +70,7 @@ class Book(Struct, frozen=True):
     """What the agent holds, as it must be remembered; `boot_id` says which boot clock it speaks of."""
 
     boot_id: str = ""
-    services: dict[int, Holding] = {}
+    services: dict[ServiceId, Holding] = {}
 
 
 class Remove(Struct, frozen=True):
@@ -267,7 +268,7 @@ def recovered(book: Book, boot_id: str, seen: Iterable[Seen], boot_ns: int) -> t
     """
     same_boot = book.boot_id == boot_id
     found = {(one.slot, one.role): one for one in seen}
-    services: dict[int, Holding] = {}
+    services: dict[ServiceId, Holding] = {}
     ended: list[Holding] = []
     for service_id, holding in book.services.items():
         if holding.confirm_by_ns and not same_boot:

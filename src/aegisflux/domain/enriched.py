@@ -3,10 +3,11 @@
 A join that found nothing leaves its field at the default and is counted; nothing is guessed.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
+from aegisflux.domain.bounds import Count, Nanoseconds, ServiceId, Signed64
 from aegisflux.domain.event import Ancestor, Event
 from aegisflux.domain.manifest import HostId
 
@@ -32,7 +33,7 @@ class OpenVulnerability(Struct, frozen=True, gc=False, kw_only=True, omit_defaul
     package: str
     severity: str = ""
     kev: bool = False
-    epss: float | None = None
+    epss: Annotated[float, Meta(ge=0.0, le=1.0)] | None = None
 
 
 class Indicator(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -41,7 +42,7 @@ class Indicator(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True)
     value: str
     kind: str
     feed: str
-    confidence: int = 0
+    confidence: Annotated[int, Meta(ge=0, le=100)] = 0
 
 
 class Context(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -53,11 +54,11 @@ class Context(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     ancestors:             of the event's process, nearest first, where the event itself does not say
     """
 
-    service_id: int | None = None
+    service_id: ServiceId | None = None
     service: str = ""
     peer_class: AddressClass | None = None
     peer_host: str = ""
-    peer_service_id: int | None = None
+    peer_service_id: ServiceId | None = None
     peer_service: str = ""
     path: str = ""
     ancestors: tuple[Ancestor, ...] = ()
@@ -84,8 +85,8 @@ class EnrichedBatch(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=T
 
     host_id: HostId
     boot_id: str
-    received_ns: int
+    received_ns: Nanoseconds
     events: tuple[Enriched, ...]
     labels: dict[str, str] = {}
-    offset_ns: int = 0
-    lost: dict[str, int] = {}
+    offset_ns: Signed64 = 0
+    lost: dict[str, Count] = {}

@@ -9,24 +9,22 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from aegisflux.domain.bounds import BootId, Count, Name, Nanoseconds, ServiceId
 from aegisflux.domain.manifest import HostId
 
 MAX_BATCH: Final = 1000
 MAX_BATCH_BYTES: Final = 512 << 10
 MAX_ARGS: Final = 256
 MAX_TEXT: Final = 4096
+MAX_COUNTERS: Final = 1024
 
-Nanoseconds = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
-Count = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 Sequence = Annotated[int, Meta(ge=1, le=(1 << 63) - 2)]  # a range of the store ends one above
 Text = Annotated[str, Meta(max_length=MAX_TEXT)]
-Name = Annotated[str, Meta(max_length=256)]
 Port = Annotated[int, Meta(ge=0, le=65_535)]
 IpProto = Annotated[int, Meta(ge=0, le=255)]
 Pid = Annotated[int, Meta(ge=0, le=1 << 31)]
 Direction = Literal["egress", "ingress"]
 Verdict = Literal["allowed", "would block", "blocked", "unknown"]
-BootId = Annotated[str, Meta(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9:._-]+$(?!\n)")]
 
 
 class Common(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
@@ -99,7 +97,7 @@ class FlowSeen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, 
     connections: Count = 0
     verdict: Verdict = "unknown"
     reason: Name = ""
-    service_id: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    service_id: ServiceId | None = None
     cgroup: Text = ""
     pid: Pid = 0
     start_ns: Nanoseconds = 0
@@ -117,13 +115,13 @@ class Listen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, ta
     start_ns: Nanoseconds = 0
     path: Text = ""
     cgroup: Text = ""
-    service_id: Annotated[int, Meta(ge=0, lt=1 << 32)] | None = None
+    service_id: ServiceId | None = None
 
 
 class VerdictSeen(Common, frozen=True, gc=False, kw_only=True, omit_defaults=True, tag="verdict"):
     """An initiation that was denied, or would be; `rule` as `domain.verdict.rule_text`."""
 
-    service_id: Annotated[int, Meta(ge=0, lt=1 << 32)]
+    service_id: ServiceId
     direction: Direction
     proto: IpProto
     peer: Annotated[str, Meta(max_length=45)]
@@ -191,4 +189,4 @@ class EventBatch(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True
     boot_id: BootId
     sent_ns: Nanoseconds
     events: Annotated[tuple[Event, ...], Meta(min_length=1, max_length=MAX_BATCH)]
-    lost: dict[Name, Count] = {}
+    lost: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}

@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta, Struct
 
+from aegisflux.domain.bounds import Nanoseconds
 from aegisflux.domain.manifest import HostId
 
 MAX_PACKAGES: Final = 20_000
@@ -46,7 +47,7 @@ class PackageInventory(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """All packages of a host, sorted; sent again when `digest` changes. `failed`: what could not be read."""
 
     host_id: HostId
-    taken_ns: int
+    taken_ns: Nanoseconds
     digest: Short
     system: System
     packages: Annotated[tuple[Package, ...], Meta(max_length=MAX_PACKAGES)]

@@ -8,6 +8,20 @@ from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct
 
+from aegisflux.domain.bounds import (
+    BootId,
+    Count,
+    Epoch,
+    EpochTime,
+    Interval,
+    Name,
+    Nanoseconds,
+    Serial,
+    ServiceId,
+    Small,
+    Text,
+    Version,
+)
 from aegisflux.domain.snapshot import Established, Expiry, Mode
 from aegisflux.domain.tables import Tables
 
@@ -17,6 +31,7 @@ MAX_CONTENT_BYTES: Final = 64 * 1024 * 1024
 CHUNK_BYTES: Final = 512 * 1024
 
 HostId = Annotated[str, Meta(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}$(?!\n)")]
+Counts = Annotated[dict[Name, Count], Meta(max_length=256)]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$(?!\n)")]
 
 NackReason = Literal[
@@ -56,17 +71,17 @@ KeyPurpose = Literal["snapshot"]
 class PublicKey(Struct, frozen=True):
     """An Ed25519 key (32 raw bytes) that signs manifests, contents and confirmations while it is valid."""
 
-    id: str
+    id: Name
     public: bytes
-    not_before: int
-    not_after: int
+    not_before: Epoch
+    not_after: Epoch
     purpose: KeyPurpose = "snapshot"
 
 
 class KeySet(Struct, frozen=True):
     """Signed by the root key; `version` only rises."""
 
-    version: int
+    version: Version
     keys: tuple[PublicKey, ...]
 
 
@@ -74,24 +89,24 @@ class ActiveRef(Struct, frozen=True):
     """The content that is to be in force; `confirm_seconds` 0 asks for no commit-confirm. `preflight`: refuse
     it where it would cut what is alive."""
 
-    version: int
+    version: Version
     digest: Digest
-    lease_until: int
-    confirm_seconds: int = 0
+    lease_until: Epoch
+    confirm_seconds: Small = 0
     preflight: bool = False
 
 
 class CandidateRef(Struct, frozen=True):
     """The content that is judged beside the active one and blocks nothing."""
 
-    version: int
+    version: Version
     digest: Digest
 
 
 class ServiceState(Struct, frozen=True):
     """Desired state of one service on one host."""
 
-    service_id: int
+    service_id: ServiceId
     name: str
     selectors: tuple[str, ...]
     active: ActiveRef | None = None
@@ -103,23 +118,23 @@ class HostManifest(Struct, frozen=True):
     """The whole desired state of one host. A service that is not in it is no longer governed."""
 
     host_id: HostId
-    serial: int
-    issued_at: int
-    not_after: int
+    serial: Serial
+    issued_at: Epoch
+    not_after: Epoch
     services: tuple[ServiceState, ...]
 
 
 class HostContent(Struct, frozen=True):
     """What a host reads of a `Content`: all but the text of the snapshot, which is three times the tables."""
 
-    service_id: int
-    version: int
+    service_id: ServiceId
+    version: Version
     digest: Digest
     rules_digest: Digest
-    tables_format: int
+    tables_format: Small
     tables_digest: Digest
-    entries: int
-    ttl_seconds: int
+    entries: Small
+    ttl_seconds: Small
     mode: Mode
     on_expiry: Expiry
     established: Established
@@ -139,14 +154,14 @@ class ContentRequest(Struct, frozen=True):
     """One chunk, from `offset`, of the signed content of a digest of the host's own manifest."""
 
     digest: Digest
-    tables_format: int
-    offset: int
+    tables_format: Small
+    offset: Annotated[int, Meta(ge=0, le=MAX_CONTENT_BYTES)]
 
 
 class ContentChunk(Struct, frozen=True):
     """`total` bytes in all; `error` says why there is nothing."""
 
-    total: int
+    total: Small
     data: bytes
     error: str = ""
 
@@ -155,9 +170,9 @@ class Confirm(Struct, frozen=True):
     """What a host reported in force may stay."""
 
     host_id: HostId
-    serial: int
-    service_id: int
-    version: int
+    serial: Serial
+    service_id: ServiceId
+    version: Version
     digest: Digest
 
 
@@ -166,13 +181,13 @@ class Ack(Struct, frozen=True, tag="ack"):
     cgroup of this host is selected, so that something is judged by it."""
 
     host_id: HostId
-    serial: int
-    service_id: int
-    version: int
+    serial: Serial
+    service_id: ServiceId
+    version: Version
     digest: Digest
-    tables_digest: str
-    deadline: int
-    applied_at: float
+    tables_digest: Name
+    deadline: Epoch
+    applied_at: EpochTime
     awaits_confirm: bool = False
     matches: bool = True
 
@@ -185,12 +200,12 @@ class Nack(Struct, frozen=True, tag="nack"):
 
     host_id: HostId
     reason: NackReason
-    detail: str
-    serial: int = 0
-    service_id: int | None = None
-    version: int | None = None
-    digest: str | None = None
-    at: float = 0.0
+    detail: Text
+    serial: Serial = 0
+    service_id: ServiceId | None = None
+    version: Version | None = None
+    digest: Name | None = None
+    at: EpochTime = 0.0
 
 
 Answer = Ack | Nack
@@ -199,17 +214,17 @@ Answer = Ack | Nack
 class ServiceReport(Struct, frozen=True):
     """Observed state of one service on one host; `candidate` is the digest of what is judged beside it."""
 
-    service_id: int
+    service_id: ServiceId
     state: HostState
-    version: int | None = None
-    digest: str | None = None
-    tables_digest: str | None = None
-    deadline: int | None = None
+    version: Version | None = None
+    digest: Name | None = None
+    tables_digest: Name | None = None
+    deadline: Epoch | None = None
     cgroups: tuple[str, ...] = ()
     drift: bool = False
-    verdicts: dict[str, int] = {}
+    verdicts: Counts = {}
     conflicts: tuple[str, ...] = ()
-    candidate: str | None = None
+    candidate: Name | None = None
 
 
 class Heartbeat(Struct, frozen=True):
@@ -222,18 +237,18 @@ class Heartbeat(Struct, frozen=True):
     """
 
     host_id: HostId
-    boot_id: str
-    agent_version: str
-    tables_formats: tuple[int, ...]
-    features: tuple[str, ...]
-    serial: int
+    boot_id: BootId
+    agent_version: Annotated[str, Meta(max_length=128)]
+    tables_formats: Annotated[tuple[Small, ...], Meta(max_length=16)]
+    features: Annotated[tuple[Name, ...], Meta(max_length=64)]
+    serial: Serial
     services: tuple[ServiceReport, ...]
-    clock: float
+    clock: EpochTime
     panicked: bool
-    datapath: str
-    loss: dict[str, int] = {}
-    interval: float = 5.0
+    datapath: Name
+    loss: Counts = {}
+    interval: Interval = 5.0
     addresses: tuple[str, ...] = ()
-    skipped_cgroups: tuple[str, ...] = ()
-    troubles: tuple[str, ...] = ()
-    started: int = 0
+    skipped_cgroups: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    troubles: Annotated[tuple[Text, ...], Meta(max_length=64)] = ()
+    started: Nanoseconds = 0

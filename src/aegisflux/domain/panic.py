@@ -10,6 +10,8 @@ from typing import Final, Literal
 
 from msgspec import Struct
 
+from aegisflux.domain.bounds import EpochTime
+
 DAMAGED: Final = 0.0  # the time of a panic whose record cannot be read
 
 Kind = Literal["link", "legacy", "tracepoint"]
@@ -21,7 +23,7 @@ class Panic(Struct, frozen=True, omit_defaults=True):
     `at` is the panic's name: an ending ends the panic of exactly that time.
     """
 
-    at: float
+    at: EpochTime
     why: str = ""
     ended: bool = False
 

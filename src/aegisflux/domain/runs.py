@@ -1,18 +1,21 @@
 """Whether one agent answers under an identity, or several: a machine was cloned with its key."""
 
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 from msgspec.structs import replace
 
+from aegisflux.domain.bounds import MAX_SECONDS, EpochTime, Nanoseconds
+
 MAX_EARLIER: Final = 8
+Delay = Annotated[float, Meta(ge=-2.0 * MAX_SECONDS, le=2.0 * MAX_SECONDS)]
 
 
 class Run(Struct, frozen=True):
     """One agent's process: the boot that it runs in, and when it began (nanoseconds of the boot clock)."""
 
     boot_id: str
-    started: int
+    started: Nanoseconds
 
     def __str__(self) -> str:
         return f"boot {self.boot_id}, begun at {self.started / 1e9:.1f} s of it"
@@ -27,9 +30,9 @@ class Life(Struct, frozen=True):
     """
 
     run: Run
-    since: float
-    sent: float
-    delay: float
+    since: EpochTime
+    sent: EpochTime
+    delay: Delay
 
 
 class Runs(Struct, frozen=True):
@@ -39,7 +42,7 @@ class Runs(Struct, frozen=True):
     """
 
     lives: tuple[Life, ...] = ()
-    clashed_at: float = 0.0
+    clashed_at: EpochTime = 0.0
 
     @property
     def current(self) -> Run | None:

@@ -8,9 +8,9 @@ which is `domain.verdict`.
 
 import struct
 from hashlib import sha256
-from typing import Final
+from typing import Annotated, Final
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from aegisflux.domain.net import TCP, UDP, Address, Cidr, masked
 
@@ -48,7 +48,7 @@ class Tables(Struct, frozen=True):
     ingress:     whether ingress is restricted at all
     """
 
-    index_bits: int
+    index_bits: Annotated[int, Meta(ge=0, le=MAX_INDEX_BITS)]
     v4_index: bytes
     v4_leaves: bytes
     v6_starts: bytes

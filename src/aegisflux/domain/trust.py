@@ -21,6 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain.bounds import Epoch, Serial, ServiceId
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Refused
 from aegisflux.domain.manifest import (
@@ -85,9 +86,9 @@ class Trusted(Struct, frozen=True):
     host_id: str
     root: bytes
     keys: KeySet
-    serial: int = 0
+    serial: Serial = 0
     manifest_sha256: str = ""
-    clock_floor: int = 0
+    clock_floor: Epoch = 0
     digests: dict[str, str] = {}
 
 
@@ -265,14 +266,14 @@ class _Loose(Struct, frozen=True):
     """A manifest whose services are not read yet."""
 
     host_id: HostId
-    serial: int
-    issued_at: int
-    not_after: int
+    serial: Serial
+    issued_at: Epoch
+    not_after: Epoch
     services: tuple[msgspec.Raw, ...]
 
 
 class _Named(Struct):
-    service_id: int
+    service_id: ServiceId
 
 
 def _manifest(payload: bytes) -> tuple[HostManifest, list[RefusedService]]:

@@ -1,15 +1,16 @@
 """Batches of events as bytes. Typed at once when all is well; one by one only when something is not."""
 
 from collections.abc import Iterable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Raw, Struct
+from msgspec import Meta, Raw, Struct
 
+from aegisflux.domain.bounds import Count, Name, Nanoseconds, Signed64
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
-from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, BootId, Event, EventBatch
+from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, MAX_COUNTERS, BootId, Event, EventBatch
 from aegisflux.domain.manifest import HostId
 
 _ENCODER: Final = msgspec.msgpack.Encoder()
@@ -23,24 +24,24 @@ class Loose(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
 
     host_id: HostId
     boot_id: BootId
-    sent_ns: int
-    events: tuple[Raw, ...]
-    lost: dict[str, int] = {}
+    sent_ns: Nanoseconds
+    events: Annotated[tuple[Raw, ...], Meta(min_length=1, max_length=MAX_BATCH)]
+    lost: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
 
 
 class Taken(Struct, frozen=True, gc=False, array_like=True):
     """A batch that ingest let through: when it had it, and how far the host's clock is behind."""
 
-    received_ns: int
-    offset_ns: int
+    received_ns: Nanoseconds
+    offset_ns: Signed64
     batch: EventBatch
 
 
 class Sealed(Struct, frozen=True, gc=False, array_like=True):
     """The same with the batch as the bytes that came."""
 
-    received_ns: int
-    offset_ns: int
+    received_ns: Nanoseconds
+    offset_ns: Signed64
     batch: Raw
 
 

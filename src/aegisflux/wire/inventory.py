@@ -6,6 +6,7 @@ import msgspec
 import zstandard
 from msgspec import Meta, Raw, Struct
 
+from aegisflux.domain.bounds import Nanoseconds
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
 from aegisflux.domain.inventory import MAX_PACKAGES, Package, PackageInventory, Short, System
@@ -20,7 +21,7 @@ class _Loose(Struct, frozen=True, kw_only=True):
     """An inventory whose packages are not read yet."""
 
     host_id: HostId
-    taken_ns: int
+    taken_ns: Nanoseconds
     digest: Short
     system: System
     packages: Annotated[tuple[Raw, ...], Meta(max_length=MAX_PACKAGES)]
