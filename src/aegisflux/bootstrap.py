@@ -24,7 +24,7 @@ from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
 from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.bus import Message
-from aegisflux.runtime import http, logs
+from aegisflux.runtime import http, logs, metrics
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Child, Observer, Supervisor
@@ -111,6 +111,7 @@ class Place:
                 ca_pem=self.nats_ca.read_text(),
                 trouble=lambda words: log.warning("bus", detail=words),
                 makes_streams=makes_streams,
+                over_share=metrics.count_over_share,
             )
         )
 

@@ -1,5 +1,7 @@
 """Contents by digest: from the cache, else from the control plane in chunks; verified either way."""
 
+import asyncio
+import random
 from typing import Final
 
 import msgspec
@@ -7,7 +9,7 @@ import msgspec
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.troubles import Troubles
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Busy, Invalid, Refused, Unavailable
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
     ActiveRef,
@@ -22,6 +24,8 @@ from aegisflux.wire import envelope, subjects
 from aegisflux.wire.content import unpacked
 
 TRIES: Final = 4
+BUSY_TRIES: Final = 30
+BUSY_SECONDS: Final = 1.0
 CHUNK_SECONDS: Final = 3.0
 LARGE_BYTES: Final = 512 << 10
 
@@ -99,7 +103,8 @@ class Contents:
     async def _chunk(self, digest: str, offset: int) -> ContentChunk:
         ask = msgspec.msgpack.encode(ContentRequest(digest, TABLES_FORMAT, offset))
         bus, subject = self._parts.bus, subjects.content(self._parts.host_id)
-        for attempt in range(TRIES):
+        attempt = busy = 0
+        while True:
             try:
                 answer = await bus.request(subject, ask, timeout=CHUNK_SECONDS)
                 return msgspec.msgpack.decode(answer, type=ContentChunk)
@@ -107,7 +112,10 @@ class Contents:
                 raise Unavailable(f"content {digest}: {error}") from error
             except BROKEN as error:
                 raise Unavailable(f"content {digest}: not a chunk: {in_words(error, ContentChunk)}") from None
-            except Unavailable:
-                if attempt == TRIES - 1 or not bus.connected:
+            except Busy:  # the control plane is well, and has many requests of this host
+                if (busy := busy + 1) == BUSY_TRIES:
                     raise
-        raise AssertionError("unreachable")
+                await asyncio.sleep(BUSY_SECONDS * (0.5 + random.random()))
+            except Unavailable:
+                if (attempt := attempt + 1) == TRIES or not bus.connected:
+                    raise

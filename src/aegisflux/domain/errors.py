@@ -31,6 +31,10 @@ class Unavailable(AegisError):
     """Something that we depend on cannot be used now."""
 
 
+class Busy(Unavailable):
+    """Too many of our own requests wait already; ask again in a second."""
+
+
 class Contended(Unavailable):
     """Another transaction was in the way: nothing was written, and the whole is to be done again."""
 

@@ -4,7 +4,9 @@
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Literal, Protocol
+
+from aegisflux.domain.shares import Share
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,19 @@ class Message:
     sequence: int = 0
     deliveries: int = 1
     stored_ns: int = 0
+
+
+PULL_BYTES: Final = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Fair:
+    """What one host may have handled of a stream: `messages` and `payload` bytes. A message beyond it comes
+    again `later`, and holds the place of others of that host meanwhile, or is not handled at all."""
+
+    messages: Share
+    payload: Share | None = None
+    beyond: Literal["later", "dropped"] = "later"
 
 
 Handler = Callable[[Message], Awaitable[None]]
@@ -64,23 +79,37 @@ class Bus(Protocol):
 
     async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
         """One request, one answer. A Refused raised by the responder is raised here as Refused, with its
-        text.
+        text. Busy: too many of this host's requests wait already; ask again in a second.
         """
         ...
 
     async def serve(self, subject: str, responder: Responder) -> Subscription:
-        """Answer requests, up to 64 at once."""
+        """Answer requests, up to 64 at once, of each host (the last token of the subject) in turn.
+
+        A host has 16 requests waiting at most, and its share of the bytes of answers. One more is refused:
+        its caller gets Busy.
+        """
         ...
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
+        self,
+        stream: str,
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        linger: float = 0,
+        max_bytes: int = PULL_BYTES,
+        fair: Fair | None = None,
     ) -> Subscription:
         """Read a stream from where this durable name stopped; a batch that returns is done.
 
         `linger`: seconds that the first message of a batch waits for others, which costs less for each.
-        When the handler raises, its messages come again one by one: Refused puts a message on the dead-letter
-        subject, Unavailable brings it again later for ever, anything else five times, then it is a dead
-        letter.
+        `max_bytes`: no more of the stream is in hand at once; at least one message is. `fair`: each host's
+        share, by the last token of the subject.
+        When the handler raises, the halves of its messages are handled, until the one that it raises for is
+        alone: Refused puts it on the dead-letter subject, Unavailable brings it again later for ever,
+        anything else once more, then it is a dead letter.
         """
         ...
 

@@ -39,6 +39,13 @@ identity_clashes = Counter(
 dead_letters = Counter(
     "aegisflux_dead_letters_total", "Messages refused to the dead-letter stream.", registry=REGISTRY
 )
+over_share = Counter(
+    "aegisflux_over_share_total",
+    "Messages and requests put off or dropped because their host used up its share, by queue; the log names "
+    "the hosts with most.",
+    ["queue"],
+    registry=REGISTRY,
+)
 confirms = Counter("aegisflux_confirms_total", "Commit-confirms sent.", registry=REGISTRY)
 content_chunks = Counter("aegisflux_content_chunks_total", "Chunks of content served.", registry=REGISTRY)
 hosts = Gauge("aegisflux_hosts", "Hosts by whether they are heard.", ["state"], registry=REGISTRY)
@@ -88,6 +95,11 @@ intake_lag = Gauge(
 intake_waits = Counter(
     "aegisflux_intake_waits_total", "Times that the bus would not take a checked batch.", registry=REGISTRY
 )
+
+
+def count_over_share(queue: str) -> None:
+    """One more that was put off or dropped."""
+    over_share.labels(queue).inc()
 
 
 def page() -> bytes:

@@ -6,11 +6,11 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from aegisflux.domain.bounds import Count, Name, Nanoseconds, Signed64
+from aegisflux.domain.bounds import BootId, Count, Name, Nanoseconds, Signed64
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Invalid, OverLimit
-from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, MAX_COUNTERS, BootId, Event, EventBatch
+from aegisflux.domain.event import MAX_BATCH, MAX_BATCH_BYTES, MAX_COUNTERS, Event, EventBatch
 from aegisflux.domain.manifest import HostId
 
 _ENCODER: Final = msgspec.msgpack.Encoder()

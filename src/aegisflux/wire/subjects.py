@@ -16,6 +16,10 @@ HOST = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 NAME_TEMPLATE = "{{name()}}"
 MAX_MESSAGE = 1 << 20
 MAX_LETTER = MAX_MESSAGE - 8192  # of a dead letter, beside its headers
+MAX_ANSWER = 16 << 10  # of an ack or a nack, whose longest text has 1,000 characters
+MAX_TELEMETRY = (512 << 10) + 4096  # a batch, and its headers
+# How much of a stream one host can fill: what its agent has under way at once, several times.
+ANSWERS_EACH, TELEMETRY_EACH = 1024, 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +43,11 @@ class Subject:
 class Stream:
     """A JetStream stream; sizes in bytes, ages in seconds, 0 = no bound of that kind.
 
+    per_subject: messages of one subject, which is one host's where the subject names one. When there are
+    more, the oldest of that subject go; a queue refuses the new one
     queue: a work queue: what its one consumer has handled is gone, and a full one refuses instead of
     forgetting, so that the sender keeps what cannot be taken
+    max_message: of one message with its headers
     """
 
     name: str
@@ -49,6 +56,7 @@ class Stream:
     max_bytes: int
     max_age: int
     queue: bool = False
+    max_message: int = 0
 
     @property
     def last_value(self) -> bool:
@@ -89,9 +97,9 @@ STREAMS: tuple[Stream, ...] = (
     Stream("MAPS", (MAPS,), 0, 1 << 30, 30 * DAY),
     Stream("DESIRED", ("actions.seg.desired.*",), 1, 0, 0),
     Stream("CONFIRM", ("actions.seg.confirm.*",), 1, 0, DAY),
-    Stream("ACKS", ("agent.acks.*",), 0, 1 << 30, 7 * DAY),
+    Stream("ACKS", ("agent.acks.*",), ANSWERS_EACH, 1 << 30, 7 * DAY, max_message=MAX_ANSWER),
     Stream("HEARTBEATS", ("agent.heartbeat.*",), 1, 0, DAY),
-    Stream("TELEMETRY", ("telemetry.*",), 0, 4 << 30, 0, queue=True),
+    Stream("TELEMETRY", ("telemetry.*",), TELEMETRY_EACH, 4 << 30, 0, queue=True, max_message=MAX_TELEMETRY),
     Stream("INVENTORY", ("inventory.packages.*",), 1, 0, 0),
     Stream("EVENTS_RAW", (RAW,), 0, 4 << 30, 0, queue=True),
     Stream("EVENTS", (ENRICHED,), 0, 2 << 30, DAY),

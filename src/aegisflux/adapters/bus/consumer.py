@@ -11,18 +11,23 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
+from aegisflux.adapters.bus.admission import Admission, host_in
 from aegisflux.adapters.bus.subscribed import described, end, header_text, message_of, unsubscribe
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.ports.bus import BatchHandler, Message
+from aegisflux.runtime.over_share import LetterRoom
 from aegisflux.wire import subjects
 
 if TYPE_CHECKING:
     from aegisflux.adapters.bus.nats import NatsBus
 
 ACK_SECONDS, PROGRESS_SECONDS, PULL_SECONDS = 10.0, 3.0, 5.0
-MAX_DELIVERIES = 5
-RETRY_NANOSECONDS, RETRY_LIMIT = 100_000_000, 8
+MAX_DELIVERIES = 2  # of what fails for another reason than our surroundings: it is in the message
+MAX_UNSETTLED = 16_384
+RETRY_SECONDS, RETRY_LIMIT = 0.1, 8
 PENDING_BYTES = 64 << 20
+# What the server says of a pull that has a bound in bytes; after the second the next message is for the next.
+COMPLETED, TOO_MANY_BYTES = "Batch Completed", "MaxBytes"
 
 
 class Consumer:
@@ -36,12 +41,17 @@ class Consumer:
         stream: str,
         durable: str,
         handler: BatchHandler,
+        admission: Admission,
+        letters: LetterRoom,
+        trouble: Callable[[str], None],
+        *,
         batch: int,
         linger: float,
-        trouble: Callable[[str], None],
+        max_bytes: int,
     ) -> None:
         self._bus, self._stream, self._durable = bus, stream, durable
         self._handler, self._batch, self._linger, self._trouble = handler, batch, linger, trouble
+        self._admission, self._letters, self._max_bytes = admission, letters, max_bytes
         self._task: asyncio.Task[None] | None = None
 
     async def attach(self, bus: "NatsBus", nc: Client) -> None:
@@ -85,7 +95,7 @@ class Consumer:
             ack_policy=AckPolicy.EXPLICIT,
             deliver_policy=DeliverPolicy.ALL,
             ack_wait=ACK_SECONDS,
-            max_ack_pending=max(1024, 4 * self._batch),
+            max_ack_pending=MAX_UNSETTLED,  # those that wait for their host's share are among them
         )
         await nc.jetstream(timeout=5).add_consumer(self._stream, config)
 
@@ -93,7 +103,8 @@ class Consumer:
         """Pull until the server says, or its silence shows, that the consumer is gone."""
         box = nc.new_inbox()
         sub = await nc.subscribe(box, pending_bytes_limit=PENDING_BYTES)
-        ask = json.dumps({"batch": self._batch, "expires": int(PULL_SECONDS * 1e9)}).encode()
+        bounds = {"batch": self._batch, "max_bytes": self._max_bytes, "expires": int(PULL_SECONDS * 1e9)}
+        ask = json.dumps(bounds).encode()
         where = f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._durable}"
         try:
             while not nc.is_closed:
@@ -101,11 +112,24 @@ class Consumer:
                 wanted = self._batch
                 while wanted > 0:
                     batch, ended = _sorted(await _arrived(sub, wanted, self._linger))
-                    if batch:
-                        await self._hold(nc, batch)
+                    if admitted := await self._admitted(nc, batch):
+                        await self._hold(nc, admitted)
                     wanted = 0 if ended else wanted - len(batch)
         finally:
             await unsubscribe(sub)
+
+    async def _admitted(self, nc: Client, batch: Sequence[Msg]) -> list[Msg]:
+        """Those within the share of their host; the others are settled here, which costs least."""
+        found = []
+        for raw in batch:
+            seconds = self._admission.wait(raw.subject, len(raw.data))
+            if seconds == 0:
+                found.append(raw)
+            elif self._admission.dropped:
+                await nc.publish(raw.reply, b"+TERM")
+            else:
+                await nc.publish(raw.reply, _later(seconds))
+        return found
 
     async def _hold(self, nc: Client, batch: Sequence[Msg]) -> None:
         beating = asyncio.create_task(_at_work(nc, batch))
@@ -121,8 +145,9 @@ class Consumer:
             if len(batch) == 1:
                 await self._settle(nc, batch[0], error)
                 return
-            for raw in batch:
-                await self._handle(nc, [raw])
+            middle = len(batch) // 2  # by halves: the others do not wait for each one that fails
+            await self._handle(nc, batch[:middle])
+            await self._handle(nc, batch[middle:])
             return
         for raw in batch:
             await nc.publish(raw.reply, b"+ACK")
@@ -135,15 +160,21 @@ class Consumer:
             await nc.publish(raw.reply, b"+TERM")
             return
         self._trouble(f"{raw.subject}: comes again: {reason}")
-        delay = RETRY_NANOSECONDS << min(message.deliveries, RETRY_LIMIT)
-        await nc.publish(raw.reply, b"-NAK " + json.dumps({"delay": delay}).encode())
+        await nc.publish(raw.reply, _later(RETRY_SECONDS * 2 ** min(message.deliveries, RETRY_LIMIT)))
 
     async def _bury(self, message: Message, reason: str) -> None:
+        if not self._letters.take(host_in(message.subject), len(message.payload)):
+            return
         self._trouble(f"{message.subject}: dead letter: {reason}")
         headers = {"Aegisflux-Reason": header_text(reason), "Aegisflux-Subject": message.subject}
         msg_id = f"dead:{self._stream}:{self._durable}:{message.sequence}"
         payload = message.payload[: subjects.MAX_LETTER]
         await self._bus.publish(subjects.dead(self._stream), payload, msg_id=msg_id, headers=headers)
+
+
+def _later(seconds: float) -> bytes:
+    """The answer to the server that brings a message again."""
+    return b"-NAK " + json.dumps({"delay": int(seconds * 1e9)}).encode()
 
 
 async def _at_work(nc: Client, batch: Sequence[Msg]) -> None:
@@ -169,7 +200,12 @@ def _sorted(found: Sequence[Msg]) -> tuple[list[Msg], bool]:
     """Messages proper, and whether the pull has ended; raises Unavailable when the consumer is gone."""
     batch = [raw for raw in found if raw.reply.startswith("$JS.ACK.")]
     said = [raw.headers or {} for raw in found if not raw.reply.startswith("$JS.ACK.")]
+    ended = False
     for headers in said:
-        if headers.get("Status") != "408":
-            raise Unavailable(f"{headers.get('Status')} {headers.get('Description', 'nobody answers')}")
-    return batch, bool(said)
+        words = headers.get("Description", "nobody answers")
+        if words == COMPLETED:  # of a pull that was counted to its end already
+            continue
+        if headers.get("Status") != "408" and TOO_MANY_BYTES not in words:
+            raise Unavailable(f"{headers.get('Status')} {words}")
+        ended = True
+    return batch, ended

@@ -8,11 +8,21 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from aegisflux.adapters.bus.admission import Admission
 from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
-from aegisflux.ports.bus import BatchHandler, Callback, Handler, Message, Responder, Subscription
+from aegisflux.ports.bus import (
+    PULL_BYTES,
+    BatchHandler,
+    Callback,
+    Fair,
+    Handler,
+    Message,
+    Responder,
+    Subscription,
+)
 from aegisflux.wire import subjects
 
-MAX_DELIVERIES = 5
+MAX_DELIVERIES = 2
 RETRY_SECONDS = 0.01
 
 
@@ -35,18 +45,42 @@ class Log:
         if msg_id in self.ids:
             return self.ids[msg_id], False
         self.head += 1
-        if self.stream.last_value and subject in self.newest:
-            del self.messages[self.newest[subject]]
+        if not self.stream.queue and self.stream.per_subject:
+            self._make_room(subject)
         self.newest[subject] = self.head
         self.messages[self.head] = Message(subject, payload, headers, self.head, 1, time.time_ns())
         self.ids[msg_id] = self.head
         self.grown.set()
         return self.head, True
 
-    def waiting(self, durable: str, most: int) -> list[Message]:
+    def _make_room(self, subject: str) -> None:
+        if self.stream.last_value:
+            if subject in self.newest:
+                del self.messages[self.newest[subject]]
+            return
+        those = [sequence for sequence, one in self.messages.items() if one.subject == subject]
+        if len(those) >= self.stream.per_subject:
+            del self.messages[those[0]]
+
+    def full(self, subject: str) -> bool:
+        """Whether a queue has as many messages of a subject as one host may have there."""
+        if not self.stream.queue or not self.stream.per_subject:
+            return False
+        done = set[int]().union(*self.done.values())
+        those = (sequence for sequence, one in self.messages.items() if one.subject == subject)
+        return sum(sequence not in done for sequence in those) >= self.stream.per_subject
+
+    def waiting(self, durable: str, most: int, most_bytes: int) -> list[Message]:
         """Messages that the durable name has not done."""
-        done = self.done.setdefault(durable, set())
-        return [message for sequence, message in self.messages.items() if sequence not in done][:most]
+        done, found, size = self.done.setdefault(durable, set()), list[Message](), 0
+        for sequence, message in self.messages.items():
+            if sequence in done:
+                continue
+            size += len(message.payload)
+            if len(found) == most or (found and size > most_bytes):
+                break
+            found.append(message)
+        return found
 
 
 class Broker:
@@ -106,6 +140,10 @@ class MemoryBus:
         log = self._broker.log(subject)
         if log.stream.name in self._broker.full:
             raise Unavailable(f"{subject}: not stored: maximum bytes exceeded")
+        if log.stream.max_message and len(payload) > log.stream.max_message:
+            raise OverLimit("message", log.stream.max_message, len(payload), subject)
+        if msg_id not in log.ids and log.full(subject):
+            raise Unavailable(f"{subject}: not stored: maximum messages per subject exceeded")
         sequence, new = log.append(subject, bytes(payload), msg_id, tagged)
         if new:
             for watch in list(self._broker.watches):
@@ -145,9 +183,14 @@ class MemoryBus:
         *,
         batch: int = 256,
         linger: float = 0,  # noqa: ARG002
+        max_bytes: int = PULL_BYTES,
+        fair: Fair | None = None,
     ) -> Subscription:
         """See `Bus.consume`."""
-        return self._kept(_Consumer(self, self._broker, stream, durable, handler, batch))
+        admission = Admission(fair, stream, lambda _words: None, lambda _queue: None)
+        return self._kept(
+            _Consumer(self, self._broker, stream, durable, handler, admission, batch, max_bytes)
+        )
 
     async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
         """See `Bus.read`."""
@@ -246,10 +289,18 @@ class _Service:
 
 class _Consumer:
     def __init__(
-        self, bus: MemoryBus, broker: Broker, stream: str, durable: str, handler: BatchHandler, batch: int
+        self,
+        bus: MemoryBus,
+        broker: Broker,
+        stream: str,
+        durable: str,
+        handler: BatchHandler,
+        admission: Admission,
+        batch: int,
+        max_bytes: int,
     ) -> None:
-        self._bus, self._broker, self._handler = bus, broker, handler
-        self._stream, self._durable, self._batch = stream, durable, batch
+        self._bus, self._broker, self._handler, self._admission = bus, broker, handler, admission
+        self._stream, self._durable, self._batch, self._max_bytes = stream, durable, batch, max_bytes
         self._tries: dict[int, int] = {}
         self._task = asyncio.create_task(self._run())
 
@@ -260,15 +311,24 @@ class _Consumer:
                 self._tries.clear()
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            batch = log.waiting(self._durable, self._batch)
-            if batch:
-                await self._handle(log, batch)
+            batch = log.waiting(self._durable, self._batch, self._max_bytes)
+            if admitted := self._admitted(log, batch):
+                await self._handle(log, admitted)
                 continue
             log.grown.clear()
             try:
                 await asyncio.wait_for(log.grown.wait(), RETRY_SECONDS)
             except TimeoutError:
                 continue
+
+    def _admitted(self, log: Log, batch: Sequence[Message]) -> list[Message]:
+        found = []
+        for message in batch:
+            if not self._admission.wait(message.subject, len(message.payload)):
+                found.append(message)
+            elif self._admission.dropped:
+                log.done[self._durable].add(message.sequence)
+        return found
 
     async def _handle(self, log: Log, batch: Sequence[Message]) -> None:
         tries = self._tries
@@ -280,8 +340,9 @@ class _Consumer:
             await self._handler(told)
         except Exception as error:  # noqa: BLE001 - a message loop's edge
             if len(told) > 1:
-                for message in batch:
-                    await self._handle(log, [message])
+                middle = len(batch) // 2
+                await self._handle(log, batch[:middle])
+                await self._handle(log, batch[middle:])
                 return
             await self._settle(log, told[0], error)
             return

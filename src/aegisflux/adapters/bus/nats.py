@@ -25,10 +25,30 @@ from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 
 from aegisflux.adapters.bus import reading, streams
+from aegisflux.adapters.bus.admission import Admission
 from aegisflux.adapters.bus.consumer import Consumer
-from aegisflux.adapters.bus.subscribed import REFUSED, UNAVAILABLE, Service, Watch, described, end, message_of
-from aegisflux.domain.errors import Forbidden, OverLimit, Refused, Unavailable
-from aegisflux.ports.bus import BatchHandler, Callback, Handler, Message, Responder, Subscription
+from aegisflux.adapters.bus.subscribed import (
+    BUSY,
+    REFUSED,
+    UNAVAILABLE,
+    Service,
+    Watch,
+    described,
+    end,
+    message_of,
+)
+from aegisflux.domain.errors import Busy, Forbidden, OverLimit, Refused, Unavailable
+from aegisflux.ports.bus import (
+    PULL_BYTES,
+    BatchHandler,
+    Callback,
+    Fair,
+    Handler,
+    Message,
+    Responder,
+    Subscription,
+)
+from aegisflux.runtime.over_share import LetterRoom, Refusals
 from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
 
@@ -41,6 +61,7 @@ PING_SECONDS = 5
 FRAME_BYTES = 16  # of headers as a whole
 CLOSE_SECONDS = LOOK_SECONDS = 1.0
 READS_SECONDS = 15.0
+TOO_LARGE = 10_054  # the store's number for a message beyond the bound of its stream
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
 Trouble = Callable[[str], None]
@@ -49,7 +70,8 @@ Trouble = Callable[[str], None]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatsOptions:
     """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions.
-    `makes_streams`: False for a user who may not; another one makes them.
+    `makes_streams`: False for a user who may not; another one makes them. `over_share` hears the name of the
+    queue in which a host had no share left.
     """
 
     urls: Sequence[str]
@@ -57,6 +79,7 @@ class NatsOptions:
     ca_pem: str
     trouble: Trouble
     makes_streams: bool = True
+    over_share: Callable[[str], None] = lambda _queue: None
 
 
 class Attachable(Subscription, Protocol):
@@ -121,7 +144,7 @@ class NatsBus:
         while True:
             try:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
-                return _stored(subject, answer)
+                return _stored(subject, answer, len(payload))
             except Unavailable:
                 if time.monotonic() > deadline:
                     raise
@@ -147,6 +170,8 @@ class NatsBus:
         headers = answer.headers or {}
         if REFUSED in headers:
             raise Refused(headers[REFUSED])
+        if BUSY in headers:
+            raise Busy(headers[BUSY])
         if UNAVAILABLE in headers:
             raise Unavailable(headers[UNAVAILABLE])
         return bytes(answer.data)
@@ -170,14 +195,27 @@ class NatsBus:
 
     async def serve(self, subject: str, responder: Responder) -> Subscription:
         """See `Bus.serve`."""
-        return await self._attach(Service(subject, responder, self._options.trouble))
+        refusals = Refusals(subject, self._options.trouble, self._options.over_share)
+        return await self._attach(Service(subject, responder, refusals, self._options.trouble))
 
     async def consume(
-        self, stream: str, durable: str, handler: BatchHandler, *, batch: int = 256, linger: float = 0
+        self,
+        stream: str,
+        durable: str,
+        handler: BatchHandler,
+        *,
+        batch: int = 256,
+        linger: float = 0,
+        max_bytes: int = PULL_BYTES,
+        fair: Fair | None = None,
     ) -> Subscription:
         """See `Bus.consume`."""
+        trouble, over = self._options.trouble, self._options.over_share
+        admission = Admission(fair, stream, trouble, over)
+        letters = LetterRoom(subjects.dead(stream), trouble, over)
+        bounds = {"batch": batch, "linger": linger, "max_bytes": max_bytes}
         return await self._attach(
-            Consumer(self, stream, durable, handler, batch, linger, self._options.trouble)
+            Consumer(self, stream, durable, handler, admission, letters, trouble, **bounds)  # type: ignore[arg-type]
         )
 
     async def read(self, stream: str, after: int, limit: int, subject: str = ">") -> Sequence[Message]:
@@ -397,11 +435,13 @@ def _room() -> asyncio.Semaphore:
     return _ROOMS.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(CONNECTS_AT_ONCE))
 
 
-def _stored(subject: str, answer: Msg) -> int:
+def _stored(subject: str, answer: Msg, size: int) -> int:
     try:
         body: dict[str, Any] = json.loads(answer.data)
     except ValueError:
         raise Unavailable(f"{subject}: expected an acknowledgement of the store, got other bytes") from None
+    if body.get("error", {}).get("err_code") == TOO_LARGE:  # it never will be
+        raise OverLimit("message", subjects.stream_of(subject).max_message, size, subject)
     if "error" in body:
         raise Unavailable(f"{subject}: not stored: {body['error'].get('description')}")
     return int(body["seq"])

@@ -33,6 +33,8 @@ def _config(stream: Stream) -> StreamConfig:
         storage=StorageType.FILE,
         discard=DiscardPolicy.NEW if stream.queue else DiscardPolicy.OLD,
         max_msgs_per_subject=stream.per_subject or -1,
+        discard_new_per_subject=stream.queue and stream.per_subject > 0,
+        max_msg_size=stream.max_message or -1,
         max_bytes=stream.max_bytes or -1,
         max_age=float(stream.max_age),
         duplicate_window=DUPLICATE_SECONDS,
@@ -42,5 +44,8 @@ def _config(stream: Stream) -> StreamConfig:
 
 
 def _differs(found: StreamConfig, wanted: StreamConfig) -> bool:
-    names = ("subjects", "max_msgs_per_subject", "max_bytes", "max_age", "duplicate_window", "allow_direct")
-    return any(getattr(found, name) != getattr(wanted, name) for name in names)
+    names = (
+        "subjects", "max_msgs_per_subject", "discard_new_per_subject", "max_msg_size", "max_bytes", "max_age",
+        "duplicate_window", "allow_direct",
+    )  # fmt: skip
+    return any((getattr(found, name) or None) != (getattr(wanted, name) or None) for name in names)

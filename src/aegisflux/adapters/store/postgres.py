@@ -32,6 +32,7 @@ AWAY = (
     asyncpg.exceptions.InsufficientResourcesError,
 )
 
+NEVER = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, UnicodeError, OverflowError)
 CONTENDED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 T = TypeVar("T")
@@ -228,7 +229,7 @@ async def _here(call: Callable[[], Awaitable[T]]) -> T:
         raise Contended(
             f"the store: another transaction was in the way, and nothing is written: {error}"
         ) from error
-    except (asyncpg.DataError, UnicodeError, OverflowError) as error:  # NUL, half characters, large numbers
+    except NEVER as error:  # NUL, half characters, numbers and texts that are too large
         raise Refused(f"the store cannot hold a value of the request: {error}") from error
     except AttributeError:
         raise Unavailable("the store: not connected yet") from None

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from aegisflux.domain.joins import Joins
-from aegisflux.ports.bus import Bus
+from aegisflux.domain.shares import Share
+from aegisflux.ports.bus import Bus, Fair
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.graph import Graph
@@ -24,6 +25,9 @@ from aegisflux.wire import subjects
 DURABLE: Final = "enrich"
 PULL: Final = 64  # messages, of up to 1,600 events each
 READERS: Final = 2  # while one waits for the store, the other decodes and joins
+INVENTORIES_PULL: Final = 2 << 20  # they are compressed
+# An agent sends one when its packages changed: once a minute is often, and the newest one is not lost.
+INVENTORY_FAIR: Final = Fair(Share(rate=1 / 60, burst=8.0))
 UPKEEP_SECONDS: Final = 600.0
 EVENTS_RAW = subjects.stream_of(subjects.RAW).name
 INVENTORIES = subjects.stream_of(subjects.ALL_INVENTORIES).name
@@ -67,7 +71,13 @@ class Enrich:
         await bus.ensure_streams()
         for _ in range(READERS):
             await bus.consume(EVENTS_RAW, DURABLE, self.pipeline.on_raw, batch=PULL)
-        await bus.consume(INVENTORIES, DURABLE, self.pipeline.on_inventories)
+        await bus.consume(
+            INVENTORIES,
+            DURABLE,
+            self.pipeline.on_inventories,
+            max_bytes=INVENTORIES_PULL,
+            fair=INVENTORY_FAIR,
+        )
         self._tasks.loop("graph", self.graphed.step)
         self._tasks.loop("upkeep", self._kept)
         self.started = True

@@ -21,6 +21,7 @@ from aegisflux.domain.joins import Joins
 from aegisflux.ports.bus import Bus, Message
 from aegisflux.ports.facts import Facts, Stored
 from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.letters import letter_room
 from aegisflux.services.enrich.graphed import Graphed
 from aegisflux.wire import events, subjects
 from aegisflux.wire.events import Sealed
@@ -40,6 +41,7 @@ class Pipeline:
     def __init__(self, bus: Bus, facts: Facts, joins: Joins, graphed: Graphed) -> None:
         self._bus, self._facts, self._joins, self._graphed = bus, facts, joins, graphed
         self._misses: dict[str, int] = {}
+        self._letters = letter_room("enrich")
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
         self._learning, self._owning = asyncio.Lock(), asyncio.Lock()
         self._storing: set[asyncio.Future[None]] = set()
@@ -132,6 +134,9 @@ class Pipeline:
         return Stored(one.new + two.new, one.known + two.known, one.fresh + two.fresh), these + those
 
     async def _bury(self, batch: EnrichedBatch, reason: str) -> None:
+        metrics.dead_letters.inc()
+        if not self._letters.take(batch.host_id, 0):
+            return
         event = batch.events[0].event
         alone = EventBatch(
             host_id=batch.host_id,
@@ -150,7 +155,6 @@ class Pipeline:
         await self._bus.publish(
             where, events.encode_taken([sealed]), msg_id=f"dead:raw:{name}", headers=headers
         )
-        metrics.dead_letters.inc()
         log.warning("refused by the store", host_id=batch.host_id, seq=event.seq, reason=reason)
 
     async def _publish(self, bundle: dict[str, bytes]) -> None:

@@ -19,7 +19,7 @@ from aegisflux.services.ingest.letters import Page, Replayed, Whole
 from aegisflux.services.ingest.posted import Answer
 
 Handler = Request[Any, Any, Any]
-LARGE = 64 << 10
+LARGE = 4 << 20
 BODY_SECONDS = 60.0
 Number = Annotated[int, Parameter(ge=1, le=2**62, description="the letter's id")]
 DryRun = Annotated[bool, Parameter(description="say what would become of it, and change nothing")]
@@ -84,10 +84,10 @@ async def post_events(
     if encoding not in ("", *bodies.ENCODINGS):
         raise HTTPException(f"Content-Encoding: expected {', '.join(bodies.ENCODINGS)}", status_code=415)
     try:
-        plain = await asyncio.to_thread(bodies.plain, raw, encoding) if len(raw) > LARGE or encoding else raw
-        kind = request.headers.get("Content-Type", "")
-        host = request.scope["user"].host_id
-        return await ingest.posted.take(plain, kind, form, host, idempotency_key or "", ingest.now_ns())
+        kind, host = request.headers.get("Content-Type", ""), request.scope["user"].host_id
+        async with ingest.posted.turn(host, large=len(raw) > LARGE or bool(encoding)):
+            plain = await asyncio.to_thread(bodies.plain, raw, encoding) if encoding else raw
+            return await ingest.posted.take(plain, kind, form, host, idempotency_key or "", ingest.now_ns())
     except OverLimit as error:
         raise HTTPException(str(error), status_code=413) from None
 

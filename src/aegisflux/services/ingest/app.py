@@ -9,7 +9,8 @@ from msgspec import Raw
 
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.intake import Offsets
-from aegisflux.ports.bus import Bus, Message, Subscription
+from aegisflux.domain.shares import Share
+from aegisflux.ports.bus import Bus, Fair, Message, Subscription
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime import logs, metrics
@@ -24,6 +25,10 @@ from aegisflux.wire.events import Sealed, encode_taken
 DURABLE = "ingest"
 STREAM = subjects.stream_of(subjects.ALL_TELEMETRY).name
 PUBLISHES_AT_ONCE, BATCH_MESSAGES = 16, 256
+PULL_BYTES = 4 << 20  # decoded they take up to forty times as much
+# Of one host: several times what an agent makes at its highest rate, so that what it kept while we were away
+# arrives too. What is beyond waits on the bus, where a host has few places, and then in its own spool.
+FAIR = Fair(Share(rate=100.0, burst=400.0), Share(rate=float(2 << 20), burst=float(32 << 20)))
 LINGER_SECONDS = 0.02
 BUNDLE, BUNDLE_BYTES = 16, 400 << 10
 LAG_SECONDS = 2.0
@@ -90,7 +95,13 @@ class Ingest:
         """Consume what hosts send."""
         await self.bus.ensure_streams()
         self._reading = await self.bus.consume(
-            STREAM, DURABLE, self.on_batches, batch=BATCH_MESSAGES, linger=LINGER_SECONDS
+            STREAM,
+            DURABLE,
+            self.on_batches,
+            batch=BATCH_MESSAGES,
+            linger=LINGER_SECONDS,
+            max_bytes=PULL_BYTES,
+            fair=FAIR,
         )
         self._tasks.loop("lag", self._measure)
         self.started = True
@@ -109,9 +120,9 @@ class Ingest:
         """Messages of hosts; done when all that goes on, and all that does not, is stored."""
         judged = [self._judged(message) for message in messages]
         await asyncio.gather(*(self._pass(bundle) for bundle in bundled(judged)))
+        refused = [(one, refusal) for one in judged for refusal in one.outcome.refused]
+        await asyncio.gather(*(self._bury(*one) for one in refused))
         for one in judged:
-            for refusal in one.outcome.refused:
-                await self._bury(one.subject, one.host, one.arrival, refusal)
             _count(one.outcome)
 
     def _judged(self, message: Message) -> Judged:
@@ -159,10 +170,12 @@ class Ingest:
         msg_id = names[0] if len(names) == 1 else sha256("\n".join(names).encode()).hexdigest()
         await self.bus.publish(subjects.RAW, encode_taken(sealed), msg_id=msg_id)
 
-    async def _bury(self, subject: str, host: str, arrival: int, refusal: Refusal) -> None:
-        headers = {REASON: refusal.reason, SUBJECT: subject, HOST: host, TIME: str(arrival)}
+    async def _bury(self, judged: Judged, refusal: Refusal) -> None:
+        host, arrival = judged.host, str(judged.arrival)
+        headers = {REASON: refusal.reason, SUBJECT: judged.subject, HOST: host, TIME: arrival}
         log.info("refused", host_id=host, reason=refusal.reason, events=refusal.events)
-        await self.letters.bury(STREAM, refusal.payload, headers)
+        async with self._slots:
+            await self.letters.bury(STREAM, refusal.payload, headers)
 
     async def _measure(self) -> None:
         self.lag = await self.bus.lag(STREAM, DURABLE)

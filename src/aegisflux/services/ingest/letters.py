@@ -11,6 +11,7 @@ from msgspec import Struct
 from aegisflux.domain.errors import BROKEN, AegisError, Invalid, NotFound, Refused
 from aegisflux.ports.bus import Bus, Message
 from aegisflux.runtime import metrics
+from aegisflux.runtime.letters import letter_room
 from aegisflux.services.ingest.intake import check
 from aegisflux.wire import subjects
 from aegisflux.wire.foreign import FORMATS
@@ -72,17 +73,21 @@ class Letters:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._room = letter_room("ingest")
         self.posted: Again | None = None
 
     async def bury(self, stream: str, payload: bytes, headers: Mapping[str, str]) -> None:
-        """Keep what was refused; the same bytes for the same reason are kept once, for a while."""
+        """Keep what was refused; the same bytes for the same reason are kept once, for a while. Of a host
+        that used up its share of letters nothing is kept, and that is counted."""
+        metrics.dead_letters.inc()
+        if not self._room.take(headers.get(HOST, ""), len(payload)):
+            return
         reason = " ".join(headers[REASON].split())[:REASON_CHARS]
         told = {**headers, REASON: reason}
         digest = blake2b(payload + reason.encode(), digest_size=12).hexdigest()
         msg_id = f"dead:{headers.get(HOST, '')}:{headers.get(BOOT, '')}:{headers.get(INDEX, '')}:{digest}"
         where = subjects.dead(stream)
         await self._bus.publish(where, payload[: subjects.MAX_LETTER], msg_id=msg_id, headers=told)
-        metrics.dead_letters.inc()
 
     async def page(self, stream: str | None, after: int, limit: int) -> Page:
         """Letters above an id, of one stream or all; raises Invalid for a stream that is none."""

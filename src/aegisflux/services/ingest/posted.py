@@ -5,7 +5,8 @@ that is sent again adds nothing.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from hashlib import sha256
 
 from msgspec import Raw, Struct
@@ -16,6 +17,7 @@ from aegisflux.domain.event import MAX_BATCH_BYTES, Event, EventBatch
 from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.turns import Turns
 from aegisflux.services.ingest.intake import Outcome
 from aegisflux.services.ingest.letters import (
     BOOT,
@@ -41,7 +43,8 @@ MAX_NAMED = MAX_LETTERS = 1000
 BATCH_EVENTS, BATCH_BYTES = 500, 256 << 10
 FRAME_BYTES = 256
 TURN = 200
-AT_ONCE = 4
+AT_ONCE, EACH, IN_ALL = 4, 4, 16
+LARGE_EACH, LARGE_IN_ALL = 2, 8  # they wait with their bodies
 log = logs.get("posted")
 Through = Callable[[Outcome, int], Awaitable[None]]
 
@@ -65,11 +68,17 @@ class Answer(Struct, frozen=True):
 
 
 class Posted:
-    """Requests of third parties, four at once."""
+    """Requests of third parties, each host in turn: four at once, of large ones one."""
 
     def __init__(self, through: Through, letters: Letters) -> None:
         self._through, self._letters = through, letters
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._room, self._large = Turns(AT_ONCE, EACH, IN_ALL), Turns(1, LARGE_EACH, LARGE_IN_ALL)
+
+    @asynccontextmanager
+    async def turn(self, host: str, *, large: bool) -> AsyncIterator[None]:
+        """Its turn to be read and taken; `large` when its body is, or may become so. Raises Busy."""
+        async with (self._large if large else self._room).of(host):
+            yield
 
     async def take(
         self, body: bytes, content_type: str, form: str, host: str, key: str, now_ns: int
@@ -80,23 +89,22 @@ class Posted:
         if form not in FORMATS:
             raise Invalid("format", " or ".join(FORMATS), form)
         boot = boot_of(key, body)
-        async with self._room:
-            events: list[Event] = []
-            bad: list[tuple[int, Record, str]] = []
-            for index, record in enumerate(split(body, content_type, form)):
-                if index >= MAX_POSTED:
-                    raise OverLimit("posted_events", MAX_POSTED, index + 1, "request")
-                read = _read(record, form, index, now_ns)
-                if isinstance(read, str):
-                    bad.append((index, record, read))
-                else:
-                    events.append(read)
-                if index % TURN == TURN - 1:
-                    await asyncio.sleep(0)
-            for outcome in batches(events, host, boot, now_ns):
-                await self._through(outcome, now_ns)
-            for index, record, reason in bad[:MAX_LETTERS]:
-                await self._bury(host, boot, form, index, record, reason, now_ns)
+        events: list[Event] = []
+        bad: list[tuple[int, Record, str]] = []
+        for index, record in enumerate(split(body, content_type, form)):
+            if index >= MAX_POSTED:
+                raise OverLimit("posted_events", MAX_POSTED, index + 1, "request")
+            read = _read(record, form, index, now_ns)
+            if isinstance(read, str):
+                bad.append((index, record, read))
+            else:
+                events.append(read)
+            if index % TURN == TURN - 1:
+                await asyncio.sleep(0)
+        for outcome in batches(events, host, boot, now_ns):
+            await self._through(outcome, now_ns)
+        for index, record, reason in bad[:MAX_LETTERS]:
+            await self._bury(host, boot, form, index, record, reason, now_ns)
         metrics.intake_refused.inc(len(bad))
         named = tuple(Place(index, reason) for index, _, reason in bad[:MAX_NAMED])
         return Answer(len(events), named, len(bad), boot)

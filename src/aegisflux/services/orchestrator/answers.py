@@ -5,7 +5,7 @@ flip says the same.
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -22,6 +22,7 @@ from aegisflux.ports.bus import Message
 from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.again import again
+from aegisflux.runtime.letters import letter_room
 from aegisflux.services.orchestrator.core import CLASH_SECONDS, Core, Who, clash_text
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import envelope, subjects
@@ -42,6 +43,7 @@ class Answers:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._cut: set[str] = set()
+        self._letters = letter_room("orchestrator")
 
     async def on_acks(self, messages: Sequence[Message]) -> None:
         """Store a batch of acks and nacks."""
@@ -132,14 +134,17 @@ class Answers:
         await self._send_confirms(await self._core.store.rows("confirmed_lately", since))
 
     async def _send_confirms(self, rows: Sequence[Row]) -> None:
+        await self._at_once(self._send_confirm(row) for row in rows)
+
+    async def _at_once(self, calls: Iterable[Coroutine[Any, Any, None]]) -> None:
         """Many at once: one after the other would cost a round trip each."""
         room = asyncio.Semaphore(AT_ONCE)
 
-        async def one(row: Row) -> None:
+        async def one(call: Coroutine[Any, Any, None]) -> None:
             async with room:
-                await self._send_confirm(row)
+                await call
 
-        await asyncio.gather(*(one(row) for row in rows))
+        await asyncio.gather(*map(one, calls))
 
     async def _send_confirm(self, row: Row) -> None:
         host = row["host_id"]
@@ -155,12 +160,13 @@ class Answers:
         return {host: beat for host, beat in found.items() if beat is not None}
 
     async def _believed(self, messages: Sequence[Message], stream: str, kind: str, type_: Any) -> list[Any]:
-        good = []
+        good, bad = [], []
         for message in messages:
             try:
                 good.append(await self._read(message, kind, type_))
             except Refused as error:
-                await self._bury(message, stream, str(error))
+                bad.append((message, str(error)))
+        await self._at_once(self._bury(message, stream, reason) for message, reason in bad)
         return good
 
     async def _read(self, message: Message, kind: str, type_: Any) -> Any:
@@ -194,8 +200,10 @@ class Answers:
         return keys.get(host)
 
     async def _bury(self, message: Message, stream: str, reason: str) -> None:
-        log.warning("dead letter", subject=message.subject, reason=reason)
         metrics.dead_letters.inc()
+        if not self._letters.take(message.subject.rpartition(".")[2], len(message.payload)):
+            return
+        log.warning("dead letter", subject=message.subject, reason=reason)
         headers = {"Aegisflux-Reason": " ".join(reason.split())[:500], "Aegisflux-Subject": message.subject}
         msg_id = f"dead:{stream}:orchestrator:{message.sequence}"
         await self._core.bus.publish(subjects.dead(stream), message.payload, msg_id=msg_id, headers=headers)

@@ -3,6 +3,8 @@
 import asyncio
 
 from aegisflux.domain.manifest import PublicKey
+from aegisflux.domain.shares import Share
+from aegisflux.ports.bus import Fair
 from aegisflux.runtime import logs
 from aegisflux.runtime.again import again
 from aegisflux.runtime.tasks import Tasks
@@ -27,6 +29,9 @@ from aegisflux.wire import subjects
 DURABLE = "orchestrator"
 ACKS = subjects.stream_of(subjects.ALL_ACKS).name
 HEARTBEATS = subjects.stream_of(subjects.ALL_HEARTBEATS).name
+# An agent acks each of its services once for each change, and beats every few seconds.
+ACKS_FAIR = Fair(Share(rate=50.0, burst=1024.0), beyond="dropped")
+HEARTBEATS_FAIR = Fair(Share(rate=20.0, burst=100.0), beyond="dropped")
 log = logs.get("orchestrator")
 
 
@@ -61,8 +66,8 @@ class Orchestrator:
         bus.on_connect(self._connected)
         await bus.ensure_streams()
         await bus.serve(subjects.ALL_CONTENT, self.contents.answer)
-        await bus.consume(ACKS, DURABLE, self.answers.on_acks)
-        await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats)
+        await bus.consume(ACKS, DURABLE, self.answers.on_acks, fair=ACKS_FAIR)
+        await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats, fair=HEARTBEATS_FAIR)
         self._tasks.loop("manifests", self.relay.manifests)
         self._tasks.loop("announcements", self.relay.announcements)
         self._tasks.loop("compare", self._compare)

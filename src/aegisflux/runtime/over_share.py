@@ -1,0 +1,46 @@
+"""What was refused because a host wants more than its share: counted by host, and said every ten seconds."""
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+from aegisflux.domain.shares import Share, Shares, Talkers
+
+SAY_SECONDS: Final = 10.0
+# 44 MB a day of the 256 MiB that are kept for 30 days, after as much as a bad release of an agent makes.
+LETTERS: Final = Share(rate=512.0, burst=float(16 << 20))
+LETTER_COST: Final = 4096  # of its headers and its place
+
+Say = Callable[[str], None]
+Count = Callable[[str], None]
+
+
+class Refusals:
+    """Of one queue. `say` takes a sentence, `count` the queue's name, for a metric that names no host."""
+
+    def __init__(self, queue: str, say: Say, count: Count) -> None:
+        self._queue, self._say, self._count = queue, say, count
+        self._talkers, self._said_at = Talkers(), -SAY_SECONDS
+
+    def note(self, host: str) -> None:
+        """One more; a sentence at most every ten seconds says how many there were since the last."""
+        self._talkers.note(host)
+        self._count(self._queue)
+        now = time.monotonic()
+        if now - self._said_at >= SAY_SECONDS:
+            self._say(f"{self._queue}: {self._talkers.total} over the share of their host: {self._talkers}")
+            self._talkers, self._said_at = Talkers(), now
+
+
+class LetterRoom:
+    """Which dead letters are kept: each host has a share of them, by bytes."""
+
+    def __init__(self, queue: str, say: Say, count: Count) -> None:
+        self._shares, self._refusals = Shares(LETTERS), Refusals(queue, say, count)
+
+    def take(self, host: str, size: int) -> bool:
+        """Whether a letter of so many bytes is kept; one that is not is counted."""
+        if self._shares.take(host, float(size + LETTER_COST), time.monotonic()):
+            return True
+        self._refusals.note(host)
+        return False

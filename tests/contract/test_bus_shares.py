@@ -1,0 +1,205 @@
+"""One host's flood on the bus costs that host its own share."""
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+from tests.support.engines import eventually, running_nats
+
+from aegisflux.adapters.bus import subscribed
+from aegisflux.adapters.bus.memory import Broker, MemoryBus
+from aegisflux.domain.errors import Busy, OverLimit, Unavailable
+from aegisflux.domain.shares import Share
+from aegisflux.ports.bus import Fair
+from aegisflux.wire import subjects
+from aegisflux.wire.subjects import ANSWERS_EACH, MAX_ANSWER, MAX_TELEMETRY, TELEMETRY_EACH
+
+pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def server(tmp_path_factory):
+    async with running_nats(tmp_path_factory.mktemp("nats")) as lab:
+        yield lab
+
+
+@pytest_asyncio.fixture(loop_scope="module", params=["memory", "nats"])
+async def bus(request, server, monkeypatch):
+    """A bus with empty streams."""
+    if request.param == "memory":
+        made = MemoryBus(Broker())
+        await made.ensure_streams()
+        yield made
+        await made.close()
+        return
+    async with server.control() as made:
+        await made.ensure_streams()
+        monkeypatch.setattr("aegisflux.adapters.bus.nats.PUBLISH_SECONDS", 0.5)
+        yield made
+        for stream in subjects.STREAMS:
+            await made.call(f"$JS.API.STREAM.DELETE.{stream.name}", b"")
+
+
+class Taker:
+    """Notes what it is given; raises for payloads that begin with `bad`."""
+
+    def __init__(self) -> None:
+        self.got, self.batches, self.calls = [], [], 0
+
+    async def __call__(self, messages):
+        self.calls += 1
+        if any(message.payload.startswith(b"bad") for message in messages):
+            raise ValueError("bad")
+        self.batches.append([len(message.payload) for message in messages])
+        self.got += [(message.subject.rpartition(".")[2], message.payload[:8]) for message in messages]
+
+    def of(self, host):
+        return [payload for name, payload in self.got if name == host]
+
+
+async def test_a_host_has_its_places_in_a_queue_and_no_more(bus):
+    for n in range(TELEMETRY_EACH):
+        await bus.publish(subjects.telemetry("flooder"), b"x", msg_id=f"f{n}")
+    with pytest.raises(Unavailable, match="per subject"):
+        await bus.publish(subjects.telemetry("flooder"), b"x", msg_id="one more")
+    await bus.publish(subjects.telemetry("honest"), b"x", msg_id="h")
+    await bus.publish(subjects.telemetry("flooder"), b"x", msg_id="f0")  # it is there: its sender hears so
+    taker = Taker()
+    await bus.consume("TELEMETRY", "ingest", taker)
+    await eventually(lambda: len(taker.got) == TELEMETRY_EACH + 1)
+    await bus.publish(subjects.telemetry("flooder"), b"x", msg_id="one more")
+
+
+async def test_of_the_answers_of_a_host_its_own_oldest_go(bus):
+    await bus.publish(subjects.acks("honest"), b"honest", msg_id="h")
+    many = ANSWERS_EACH + 50
+    for start in range(0, many, 100):
+        some = range(start, min(many, start + 100))
+        await asyncio.gather(
+            *(bus.publish(subjects.acks("flooder"), b"%d" % n, msg_id=f"f{n}") for n in some)
+        )
+    taker = Taker()
+    await bus.consume("ACKS", "orchestrator", taker)
+    await eventually(lambda: len(taker.of("flooder")) == ANSWERS_EACH)
+    assert taker.of("honest") == [b"honest"]
+
+
+TOO_LARGE = {subjects.acks("web1"): MAX_ANSWER, subjects.telemetry("web1"): MAX_TELEMETRY}
+
+
+@pytest.mark.parametrize("subject", TOO_LARGE)
+async def test_a_message_beyond_the_bound_of_its_stream_is_refused_for_good(bus, subject):
+    with pytest.raises(OverLimit, match="message"):
+        await bus.publish(subject, bytes(TOO_LARGE[subject] + 1), msg_id="x")
+
+
+async def test_a_pull_has_a_bound_in_bytes(bus):
+    for n in range(20):
+        await bus.publish(subjects.inventory(f"h{n}"), bytes(100_000), msg_id=str(n))
+    taker = Taker()
+    await bus.consume("INVENTORY", "enrich", taker, max_bytes=350_000)
+    await eventually(lambda: len(taker.got) == 20)
+    assert max(map(sum, taker.batches)) <= 350_000
+    assert len(taker.batches) < 20, "and more than one message at a time"
+
+
+async def test_what_is_over_the_share_of_a_host_comes_later_and_the_others_at_once(bus):
+    fair = Fair(Share(rate=5.0, burst=4.0))
+    for n in range(8):
+        await bus.publish(subjects.inventory("flooder"), b"%d" % n, msg_id=f"f{n}")
+        await bus.publish(subjects.telemetry("flooder"), b"%d" % n, msg_id=f"t{n}")
+    await bus.publish(subjects.telemetry("honest"), b"x", msg_id="h")
+    taker = Taker()
+    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
+    await eventually(lambda: taker.of("honest"))
+    assert len(taker.of("flooder")) <= 5
+    await eventually(lambda: len(set(taker.of("flooder"))) == 8, 20)  # nothing is lost
+
+
+async def test_a_share_of_bytes_counts_bytes(bus):
+    fair = Fair(Share(rate=1000.0, burst=1000.0), Share(rate=1.0, burst=10_000.0))
+    for n in range(10):
+        await bus.publish(subjects.telemetry("flooder"), bytes(6000), msg_id=f"f{n}")
+        await bus.publish(subjects.telemetry("honest"), bytes(60), msg_id=f"h{n}")
+    taker = Taker()
+    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
+    await eventually(lambda: len(taker.of("honest")) == 10)
+    assert len(taker.of("flooder")) == 2
+
+
+async def test_what_is_dropped_beyond_a_share_is_not_handled_again(bus):
+    fair = Fair(Share(rate=1 / 3600, burst=3.0), beyond="dropped")
+    for n in range(50):
+        await bus.publish(subjects.acks("flooder"), b"%d" % n, msg_id=f"f{n}")
+    await bus.publish(subjects.acks("honest"), b"x", msg_id="h")
+    taker = Taker()
+    await bus.consume("ACKS", "orchestrator", taker, fair=fair)
+    await eventually(lambda: taker.of("honest"))
+
+    async def none_waits():
+        return await bus.lag("ACKS", "orchestrator") == 0
+
+    await eventually(none_waits)
+    assert 3 <= len(taker.of("flooder")) <= 4
+
+
+async def test_what_fails_is_found_by_halves_and_holds_up_nobody(bus):
+    for n in range(256):
+        name = b"bad" if n == 77 else b"good%d" % n
+        await bus.publish(subjects.acks(f"h{n}"), name, msg_id=str(n))
+    taker, dead = Taker(), Taker()
+    await bus.consume("ACKS", "orchestrator", taker, linger=0.1)
+    await bus.consume("DEAD", "operators", lambda messages: noted(dead, messages))
+    await eventually(lambda: len(taker.got) == 255)
+    await eventually(lambda: dead.got, 15)
+    assert taker.calls < 60
+    assert len(dead.got) == 1
+
+
+async def noted(taker, messages):
+    taker.got += messages
+
+
+@pytest.fixture
+def slow(monkeypatch):
+    monkeypatch.setattr(subscribed, "AT_ONCE", 2)
+
+
+async def test_requests_are_answered_host_by_host_and_a_flood_is_refused(server, slow):
+    """57,600 requests of one host in 8 s made another wait for 11.5 s."""
+    order, gate = [], asyncio.Event()
+
+    async def answer(message):
+        await gate.wait()
+        order.append(message.subject.rpartition(".")[2])
+        return b"chunk"
+
+    async with server.control() as bus:
+        await bus.ensure_streams()
+        await bus.serve(subjects.ALL_CONTENT, answer)
+        many = [asyncio.ensure_future(bus.request(subjects.content("flooder"), b"", 10)) for _ in range(500)]
+        await eventually(lambda: sum(one.done() for one in many) >= 30)  # refused at once
+        honest = asyncio.ensure_future(bus.request(subjects.content("honest"), b"", 10))
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert await honest == b"chunk"
+        assert order.index("honest") <= 4
+        for one in many:
+            one.cancel()
+        done = await asyncio.gather(*many, return_exceptions=True)
+    assert sum(isinstance(one, Busy) for one in done) >= 30
+    assert sum(one == b"chunk" for one in done) <= 18
+
+
+async def test_a_host_has_its_share_of_the_bytes_of_answers(server, monkeypatch):
+    monkeypatch.setattr(subscribed, "ANSWERS", Share(rate=1000.0, burst=50_000.0))
+
+    async def answer(_message):
+        return bytes(40_000)
+
+    async with server.control() as bus:
+        await bus.serve(subjects.ALL_CONTENT, answer)
+        assert len(await bus.request(subjects.content("flooder"), b"")) == 40_000
+        with pytest.raises(Unavailable):
+            await bus.request(subjects.content("flooder"), b"", 0.5)
+        assert len(await bus.request(subjects.content("honest"), b"")) == 40_000
