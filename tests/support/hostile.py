@@ -126,7 +126,7 @@ COMMANDS = {
     "inventory changes": [PACKAGE | {"time": E}],
     "inventory hosts": [HOST | {"last_at": E, "lost": {E: 1}}],
     "inventory list": page(PACKAGE),
-    "keys list": {"version": 1, "keys": [E], "signing": E, "phase": E, "waiting_for": [E]},
+    "keys list": {"version": 1, "keys": [E], "signing": E, "phase": E, "waiting_for": [E], "waits_until": 1},
     "keys rotate": {"phase": "none", "waiting_for": [E], E: E},
     "panic --fleet": {"services": [{"service_id": 1, "service": E, "version": 1, "hosts": [E]}],
     "aborted": [E], "failed": [{"service_id": 2, "reason": E}]},

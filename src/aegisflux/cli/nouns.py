@@ -25,6 +25,7 @@ File = Annotated[Path, Parameter(help="JSON; - is stdin", allow_leading_hyphen=T
 DryRun = Annotated[
     bool, Parameter(name="--dry-run", help="say what would change, and change nothing", negative="")
 ]
+MOST_NAMED = 5
 Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
 
 snapshot_app = App(
@@ -378,18 +379,38 @@ def revoke_token(token_id: str) -> None:
 @keys_app.command(name="list")
 def list_keys(*, output: Output = "json") -> None:
     """The key set in force."""
-    show(call("GET", "/api/v1/keys"), output, ("version", "keys", "signing", "phase", "waiting_for"))
+    show(
+        call("GET", "/api/v1/keys"),
+        output,
+        ("version", "keys", "signing", "phase", "waiting_for", "waits_until"),
+    )
 
 
 @keys_app.command
-def rotate(*, seconds: Annotated[float, Parameter(help="how long to wait for the hosts")] = 300) -> None:
+def rotate(
+    *,
+    without: Annotated[
+        list[str] | None,
+        Parameter(help="a host not to wait for; also while a rotation is under way", negative=""),
+    ] = None,
+    wait_seconds: Annotated[
+        int | None, Parameter(help="how long each phase waits for hosts that are online; an hour by default")
+    ] = None,
+    seconds: Annotated[float, Parameter(help="how long this command waits")] = 300,
+    dry_run: DryRun = False,
+) -> None:
     """Rotate the key that signs, and wait until the old one is gone."""
-    found = call("POST", "/api/v1/keys/rotate", {})
+    body = {"without": without or [], **({} if wait_seconds is None else {"wait_seconds": wait_seconds})}
+    found = call("POST", "/api/v1/keys/rotate", body, _asked(dry_run))
+    if dry_run:
+        show(found, "json")
+        return
     deadline, phase = time.monotonic() + seconds, ""
     while found["phase"] != "none":
         if found["phase"] != phase:
             phase = found["phase"]
-            say(f"phase {phase}: waiting for {len(found['waiting_for'])} hosts")
+            names = ", ".join(found["waiting_for"][:MOST_NAMED])
+            say(f"phase {phase}: waiting for {found['waiting']} hosts{': ' if names else ''}{names}")
         if time.monotonic() > deadline:
             say("it goes on in the background; aegisflux keys list shows how far it is")
             sys.exit(4)

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import IO
 
 from aegisflux.domain.errors import Unavailable
-from aegisflux.runtime import procfs
+from aegisflux.runtime import logfiles, procfs
 from aegisflux.runtime.procfs import PidFile
 
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 0.5
 FIRST_PAUSE, LAST_PAUSE, STEADY_SECONDS = 0.1, 5.0, 10.0
-LOG_LIMIT = 16 << 20
 
 Ready = Callable[[], Awaitable[bool]]
 
@@ -116,6 +115,8 @@ class Process:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._gone.wait(), PROBE_SECONDS)
                 break
+            if self.child.log is not None:
+                await asyncio.to_thread(logfiles.rotate, self.child.log)
             if self.child.healthy and not await asyncio.to_thread(self.child.healthy):
                 self._say("unhealthy")
                 await self._end()
@@ -349,6 +350,5 @@ def _open_log(path: Path | None) -> IO[bytes] | None:
     if path is None:
         return None
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if path.exists() and path.stat().st_size > LOG_LIMIT:
-        path.replace(path.with_suffix(path.suffix + ".1"))
+    logfiles.rotate(path)
     return path.open("ab")

@@ -12,7 +12,16 @@ import msgspec
 
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Refused
-from aegisflux.domain.manifest import Ack, Answer, Confirm, Heartbeat, HostState, Nack, ServiceReport
+from aegisflux.domain.manifest import (
+    MAX_SERVICES,
+    Ack,
+    Answer,
+    Confirm,
+    Heartbeat,
+    HostState,
+    Nack,
+    ServiceReport,
+)
 from aegisflux.domain.own_addresses import believed, unbelieved_text
 from aegisflux.domain.runs import Run, Runs, answered
 from aegisflux.domain.storable import check_storable
@@ -31,7 +40,7 @@ T = TypeVar("T")
 MAX_BYTES = 1 << 20
 CONFIRM_AGAIN_SECONDS = 120
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 300.0
-AT_ONCE = 64
+AT_ONCE = MAX_LINES = 64
 log = logs.get("answers")
 
 
@@ -70,14 +79,16 @@ class Answers:
         await self.confirm(set(newest))
 
     def _bounded(self, beat: Heartbeat) -> Heartbeat:
-        """The heartbeat with as many addresses as others are told of; a cut is a trouble of that host."""
-        addresses, more = believed(beat.addresses)
-        trouble, host = unbelieved_text(more), beat.host_id
+        """The heartbeat with the addresses that others are told of, and lists of bounded length, as it is
+        kept. What of the addresses is left out is a trouble of that host."""
+        found = believed(beat.addresses)
+        trouble, host = unbelieved_text(found), beat.host_id
         if trouble and host not in self._cut:
             log.warning("addresses of a host are left out", host_id=host, detail=trouble)
         (self._cut.add if trouble else self._cut.discard)(host)
         troubles = (trouble, *beat.troubles) if trouble else beat.troubles
-        return msgspec.structs.replace(beat, addresses=addresses, troubles=troubles)
+        services = tuple(map(_with_few_names, beat.services[:MAX_SERVICES]))
+        return msgspec.structs.replace(beat, addresses=found.addresses, troubles=troubles, services=services)
 
     @again
     async def _store_heartbeats(self, good: Sequence[Heartbeat], newest: Sequence[Heartbeat]) -> None:
@@ -257,7 +268,7 @@ class Answers:
             metrics.nacks.labels(nack.reason).inc()
 
     async def _store_reports(self, beats: Sequence[Heartbeat]) -> None:
-        rows = [(beat, report) for beat in beats for report in beat.services[:256]]
+        rows = [(beat, report) for beat in beats for report in beat.services]
         unique = {(beat.host_id, report.service_id): (beat, report) for beat, report in rows}
         if not unique:
             return
@@ -309,9 +320,14 @@ def _packed(runs: Runs | None) -> bytes | None:
     return msgspec.msgpack.encode(runs) if runs else None
 
 
+def _with_few_names(report: ServiceReport) -> ServiceReport:
+    cgroups, conflicts = report.cgroups[:MAX_LINES], report.conflicts[:MAX_LINES]
+    return msgspec.structs.replace(report, cgroups=cgroups, conflicts=conflicts)
+
+
 def _lines(names: Sequence[str]) -> str:
     """Names for a column that takes them by lines; one that holds a line feed is still one name."""
-    return "\n".join(map(printable, names[:64]))
+    return "\n".join(printable(name) for name in names)
 
 
 def _state(beat: Heartbeat, report: ServiceReport) -> HostState:

@@ -10,6 +10,7 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.names import check_name
+from aegisflux.domain.own_addresses import conflict_text
 from aegisflux.ports.store import Change, Row
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
@@ -33,6 +34,7 @@ from aegisflux.wire.token import (
 )
 
 MAX_TOKEN_SECONDS = 3600
+MOST_CONFLICTS = 8
 NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
 
 
@@ -48,7 +50,8 @@ class EnrollmentToken(Struct, frozen=True):
 
 class HostView(Struct, frozen=True):
     """An enrolled host, as people see it. Times are seconds since the epoch. `suspicious`: who says so;
-    `troubles`: what stands in its agent's way, such as a full disk or a second agent with its identity."""
+    `troubles`: what stands in its agent's way, such as a full disk or a second agent with its identity;
+    `address_conflicts`: of the addresses that other hosts report too, the first eight."""
 
     host_id: str
     labels: dict[str, str]
@@ -64,6 +67,7 @@ class HostView(Struct, frozen=True):
     services: tuple[int, ...]
     suspicious: tuple[str, ...]
     troubles: tuple[str, ...] = ()
+    address_conflicts: tuple[str, ...] = ()
 
 
 class Hosts:
@@ -203,8 +207,10 @@ class Hosts:
         for row in await self._core.store.rows("all_assigned"):
             given.setdefault(row["host_id"], []).append(row["service_id"])
         rows, said = await self._core.store.rows("hosts"), await self.suspicions.words()
+        conflicts = await self._conflicts(None)
         return tuple(
-            self._view(row, given.get(row["host_id"], ()), said.get(row["host_id"], ())) for row in rows
+            self._view(row, given.get(row["host_id"], ()), said.get(row["host_id"], ()), conflicts)
+            for row in rows
         )
 
     async def one(self, host: str) -> HostView:
@@ -214,9 +220,27 @@ class Hosts:
             raise NotFound(f"host {host} is not enrolled")
         given = await self._core.store.rows("assignments_of_host", host)
         said = await self.suspicions.words()
-        return self._view(row, [found["service_id"] for found in given], said.get(host, ()))
+        conflicts = await self._conflicts(host)
+        return self._view(row, [found["service_id"] for found in given], said.get(host, ()), conflicts)
 
-    def _view(self, row: Row, services: Sequence[int], suspicious: tuple[str, ...]) -> HostView:
+    async def _conflicts(self, host: str | None) -> dict[str, list[str]]:
+        """Of hosts, the addresses that others report too."""
+        found: dict[str, list[str]] = {}
+        for row in await self._core.store.rows("address_conflicts", host):
+            hosts = row["hosts"][:MOST_CONFLICTS]
+            for name in hosts if host is None else [host]:
+                if len(texts := found.setdefault(name, [])) < MOST_CONFLICTS:
+                    others = [other for other in row["hosts"] if other != name]
+                    texts.append(conflict_text(row["address"], others))
+        return found
+
+    def _view(
+        self,
+        row: Row,
+        services: Sequence[int],
+        suspicious: tuple[str, ...],
+        conflicts: Mapping[str, Sequence[str]],
+    ) -> HostView:
         beat = heartbeat_of(row)
         return HostView(
             host_id=row["host_id"],
@@ -233,12 +257,13 @@ class Hosts:
             services=tuple(sorted(services)),
             suspicious=suspicious,
             troubles=self._core.troubles(row["host_id"], beat, row["left_out"]),
+            address_conflicts=tuple(conflicts.get(row["host_id"], ())),
         )
 
 
 def is_silent(core: Core, row: Row) -> bool:
-    """Whether nothing was heard of a host for three of its heartbeats."""
-    return bool(core.clock.now() - row["seen_at"] > core.options.silent_after * row["every"])
+    """Whether nothing was heard of a host for three of its heartbeats; so it is when no number says more."""
+    return not core.clock.now() - row["seen_at"] <= core.options.silent_after * row["every"]
 
 
 def _name(host: str) -> str:

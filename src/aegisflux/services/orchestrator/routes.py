@@ -23,7 +23,7 @@ from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.changes import Changed
 from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
 from aegisflux.services.orchestrator.registry import Health
-from aegisflux.services.orchestrator.rotation import KeyState
+from aegisflux.services.orchestrator.rotation import KeyState, RotateRequest
 from aegisflux.services.orchestrator.snapshots import Accepted
 from aegisflux.services.orchestrator.state import Service, ServiceChange
 from aegisflux.services.orchestrator.suspicions import Suspicion
@@ -378,9 +378,11 @@ async def keys(request: Handler) -> KeyState:
 
 
 @post("/api/v1/keys/rotate", status_code=202, guards=[needs("admin")])
-async def rotate(request: Handler) -> KeyState:
-    """Begin to rotate the key that signs: add, wait for the hosts, sign anew, wait, remove."""
-    return await orchestrator_of(request).rotation.begin(who(request))
+async def rotate(data: RotateRequest, request: Handler, dry_run: DryRun = False) -> KeyState:
+    """Begin to rotate the key that signs: add, wait for the hosts, sign again, wait, remove. While a rotation
+    is under way: wait no more for the hosts of `without`.
+    """
+    return await orchestrator_of(request).rotation.rotate(data, who(request), dry_run)
 
 
 @get("/api/v1/audit", guards=[needs("approver")])

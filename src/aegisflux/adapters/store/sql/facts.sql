@@ -1,5 +1,5 @@
 -- name: known_hosts
-select host_id, labels, addresses from hosts where released_at is null order by host_id
+select h.host_id, h.labels, a.addresses from hosts h join host_addresses a using (host_id) where h.released_at is null order by host_id
 
 -- name: known_services
 select id as service_id, name, selectors, host_labels from services order by id
@@ -178,12 +178,13 @@ where ($1::text is null or host_id = $1) and time >= $2 order by time desc, host
 
 -- Where services run, by what hosts report of cgroups, or by who listens there; the version is what the kernel holds.
 -- name: parties
-select s.name, s.id as service_id, h.host_id, h.addresses,
+select s.name, s.id as service_id, h.host_id, a.addresses,
        case when r.state = 'panicked' then null else r.version end as version
 from services s
 join (select host_id, service_id from reports where cgroups <> '{}' or version is not null
       union select host_id, service_id from listeners where service_id is not null) p on p.service_id = s.id
 join hosts h on h.host_id = p.host_id and h.released_at is null
+join host_addresses a on a.host_id = h.host_id
 left join reports r on r.host_id = h.host_id and r.service_id = s.id
 order by s.id, h.host_id limit 20000
 

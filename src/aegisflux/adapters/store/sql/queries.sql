@@ -373,11 +373,16 @@ select version, envelope, signing from key_sets order by version desc limit 1
 insert into key_sets (version, envelope, signing, created_at) values ($1, $2, $3, $4)
 
 -- name: rotation
-select phase, new_key, old_key, started_at, asked from rotation where one
+select phase, new_key, old_key, started_at, waits_until, wait_seconds, without from rotation where one
 
 -- name: put_rotation
-insert into rotation (phase, new_key, old_key, started_at, asked) values ($1, $2, $3, $4, $5)
-on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_at = $4, asked = $5
+insert into rotation (phase, new_key, old_key, started_at, waits_until, wait_seconds, without) values ($1, $2, $3, $4, $4 + $5, $5, $6)
+on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_at = $4, waits_until = $4 + $5, wait_seconds = $5,
+    without = $6
+
+-- Hosts that the rotation does not wait for any more.
+-- name: rotate_without
+update rotation set without = $1
 
 -- name: end_rotation
 delete from rotation
@@ -527,7 +532,11 @@ select r.service_id, r.host_id from reports r join hosts h using (host_id) join 
 where h.released_at is null and cardinality(r.cgroups) > 0 and s.host_labels <@ h.labels
 
 -- name: host_places
-select host_id, labels, addresses from hosts where released_at is null order by host_id
+select h.host_id, h.labels, a.addresses from hosts h join host_addresses a using (host_id) where h.released_at is null order by host_id
+
+-- Which addresses a host reports that others report too, and who does; null: of all hosts.
+-- name: address_conflicts
+select address, hosts from shared_addresses where $1::text is null or $1 = any(hosts) order by address limit 10000
 
 -- What is in force of each service: the promoted version, else the newest that a host is to run.
 -- name: in_force
