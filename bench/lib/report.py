@@ -52,6 +52,14 @@ TARGETS: Final = {
     "traffic_connect_ratio": Target("<=", 1.15),
     "traffic_round_trip_ratio": Target("<=", 1.15),
     "traffic_datagram_ratio": Target("<=", 1.15),
+    "neighbour_p99_ms": Target("<=", 2000.0),
+    "neighbour_healthz_ms": Target("<=", 1000.0),
+    "panic_ms": Target("<=", 2000.0),
+    "neighbour_rss_mb": Target("<=", 500.0),
+    "neighbour_nats_rss_mb": Target("<=", 500.0),
+    "foreign_bytes": Target("<=", 0.0),
+    "forged_nacks": Target("<=", 0.0),
+    "suppressed_batches": Target("<=", 0.0),
     "lost_or_doubled": Target("<=", 0.0),
 }
 

@@ -15,7 +15,7 @@ from tests.support.engines import eventually
 from tests.support.facts import NOON, SECOND, execed, flow
 
 from aegisflux.adapters.bus.memory import Broker, MemoryBus
-from aegisflux.domain.errors import Unavailable
+from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.event import EventBatch
 from aegisflux.runtime.access import hashed
 from aegisflux.services.ingest import posted
@@ -169,10 +169,12 @@ async def test_what_is_refused_lies_with_its_reason_and_its_bytes(lab):
 
 
 async def test_a_message_of_the_longest_kind_becomes_a_letter(lab):
-    await lab.send(data=bytes(subjects.MAX_MESSAGE), msg_id="long")
+    with pytest.raises(OverLimit, match="message"):
+        await lab.send(data=bytes(subjects.MAX_TELEMETRY + 1), msg_id="longer")
+    await lab.send(data=bytes(subjects.MAX_TELEMETRY), msg_id="long")
     await lab.handled()
     (letter,) = await lab.letters()
-    assert letter["size"] == subjects.MAX_LETTER
+    assert letter["size"] == subjects.MAX_TELEMETRY
     assert "batch_bytes" in letter["reason"]
 
 

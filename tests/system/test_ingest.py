@@ -97,7 +97,7 @@ async def test_a_foreign_host_and_an_oversized_message_become_letters_with_their
     foreign = encode_batch(batch("db-1", execed(1)))
     async with bus_of(up) as bus:
         await bus.publish(subjects.telemetry("liar"), foreign, msg_id="liar")
-        await bus.publish(subjects.telemetry("liar"), bytes(700 << 10), msg_id="liar2")
+        await bus.publish(subjects.telemetry("liar"), bytes((512 << 10) + 1), msg_id="liar2")
     found = await letters(up, "liar", 2)
     assert ["db-1" in found[0]["reason"], "batch_bytes" in found[1]["reason"]] == [True, True]
     raw = await asyncio.to_thread(up.run, AEGISFLUX, "dead", "show", str(found[0]["id"]))

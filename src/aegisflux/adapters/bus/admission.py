@@ -6,7 +6,8 @@ from aegisflux.domain.shares import Shares
 from aegisflux.ports.bus import Fair
 from aegisflux.runtime.over_share import Count, Refusals, Say
 
-LATER_SECONDS = (0.5, 10.0)
+SOONEST, LATEST = 0.25, 60.0
+MAX_SLOTS = 4096
 
 
 class Admission:
@@ -15,6 +16,8 @@ class Admission:
     def __init__(self, fair: Fair | None, queue: str, say: Say, count: Count) -> None:
         self._messages = Shares(fair.messages) if fair else None
         self._payload = Shares(fair.payload) if fair and fair.payload else None
+        self._fair = fair
+        self._slots: dict[str, float] = {}
         self.dropped = fair is not None and fair.beyond == "dropped"
         self._refusals = Refusals(queue, say, count)
 
@@ -29,11 +32,24 @@ class Admission:
             seconds = max(seconds, self._payload.wait(host, now))
         if seconds > 0:
             self._refusals.note(host)
-            return min(max(seconds, LATER_SECONDS[0]), LATER_SECONDS[1])
+            return self._later(host, size, now, seconds)
         self._messages.use(host, 1.0, now)
         if self._payload is not None:
             self._payload.use(host, float(size), now)
         return 0.0
+
+    def _later(self, host: str, size: int, now: float, seconds: float) -> float:
+        """Seconds until this one may come again: those of one host one after the other, as its share lets
+        them be handled. All at once they would be pulled in vain again and again."""
+        assert self._fair is not None
+        if len(self._slots) >= MAX_SLOTS:
+            self._slots = {name: at for name, at in self._slots.items() if at > now}
+        at = max(now + seconds, self._slots.get(host, now))
+        payload = self._fair.payload
+        self._slots[host] = at + max(
+            1 / self._fair.messages.rate, size / payload.rate if payload is not None else 0.0
+        )
+        return min(max(at - now, SOONEST), LATEST)
 
 
 def host_in(subject: str) -> str:

@@ -31,7 +31,9 @@ ACKS = subjects.stream_of(subjects.ALL_ACKS).name
 HEARTBEATS = subjects.stream_of(subjects.ALL_HEARTBEATS).name
 # An agent acks each of its services once for each change, and beats every few seconds.
 ACKS_FAIR = Fair(Share(rate=50.0, burst=1024.0), beyond="dropped")
-HEARTBEATS_FAIR = Fair(Share(rate=20.0, burst=100.0), beyond="dropped")
+HEARTBEATS_FAIR = Fair(
+    Share(rate=20.0, burst=100.0), Share(rate=float(1 << 20), burst=float(8 << 20)), beyond="dropped"
+)
 log = logs.get("orchestrator")
 
 

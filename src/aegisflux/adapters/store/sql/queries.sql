@@ -376,9 +376,9 @@ insert into key_sets (version, envelope, signing, created_at) values ($1, $2, $3
 select phase, new_key, old_key, started_at, waits_until, wait_seconds, without from rotation where one
 
 -- name: put_rotation
-insert into rotation (phase, new_key, old_key, started_at, waits_until, wait_seconds, without) values ($1, $2, $3, $4, $4 + $5, $5, $6)
-on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_at = $4, waits_until = $4 + $5, wait_seconds = $5,
-    without = $6
+insert into rotation (phase, new_key, old_key, started_at, waits_until, wait_seconds, without) values ($1, $2, $3, $4::bigint, $4::bigint + $5::bigint, $5::bigint, $6::text[])
+on conflict (one) do update set phase = $1, new_key = $2, old_key = $3, started_at = $4, waits_until = excluded.waits_until,
+    wait_seconds = excluded.wait_seconds, without = excluded.without
 
 -- Hosts that the rotation does not wait for any more.
 -- name: rotate_without

@@ -1,0 +1,181 @@
+"""What a hostile host or client tries, each as a small function.
+
+    python -m bench.lib.attacks NAME SITE SECONDS
+
+An attack gets its host (`Neighbour`: credentials, key, connection) and works until `until` (monotonic time);
+it gives how often it tried. Add one with `@attack`; bench/neighbour.py runs all of them, one after the other,
+in a process of their own while another host works.
+"""
+
+import asyncio
+import gzip
+import itertools
+import math
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import uvloop
+import zstandard
+from tests.support.neighbours import Neighbour, raw, read_site, speaking
+
+from aegisflux.domain.manifest import ContentRequest
+from aegisflux.wire import subjects
+
+Attack = Callable[[Neighbour, float], Awaitable[int]]
+ATTACKS: Final[dict[str, Attack]] = {}
+BATCH_BYTES: Final = 512 << 10
+
+
+def attack(made: Attack) -> Attack:
+    """Name an attack after its function."""
+    ATTACKS[made.__name__.replace("_", "-")] = made  # type: ignore[attr-defined]
+    return made
+
+
+async def publish_for(
+    host: Neighbour,
+    until: float,
+    subject: str,
+    payloads: list[bytes],
+    rate: float = math.inf,
+    reply: str = "",
+) -> int:
+    """Publish these again and again, at most `rate` a second, without waiting for an answer."""
+    nc, began, sent = await raw(host), time.monotonic(), 0
+    for payload in itertools.cycle(payloads):
+        if time.monotonic() >= until:
+            return sent
+        await nc.publish(subject, payload, reply=reply)
+        sent += 1
+        ahead = sent / rate - (time.monotonic() - began)
+        if ahead > 0.005:
+            await asyncio.sleep(ahead)
+        elif sent % 16 == 0:
+            await nc.flush(10)
+    return sent
+
+
+@attack
+async def acks_out_of_range(host: Neighbour, until: float) -> int:
+    """800 acks a second of version 2^64 - 1."""
+    payloads = [host.ack(1, n, version=(1 << 64) - 1) for n in range(64)]
+    return await publish_for(host, until, subjects.acks(host.host), payloads, 800)
+
+
+@attack
+async def acks_in_range(host: Neighbour, until: float) -> int:
+    """Acks that are as the schema says, as fast as they go."""
+    payloads = [host.ack(n, n % 256) for n in range(512)]
+    return await publish_for(host, until, subjects.acks(host.host), payloads)
+
+
+@attack
+async def content_requests(host: Neighbour, until: float) -> int:
+    """7,200 requests a second for a content that no manifest names."""
+    ask = msgspec.msgpack.encode(ContentRequest("sha256:" + "1" * 64, 1, 0))
+    reply = subjects.inbox(host.host) + ".x"
+    return await publish_for(host, until, subjects.content(host.host), [ask], 7200, reply)
+
+
+@attack
+async def heartbeats_large(host: Neighbour, until: float) -> int:
+    """Heartbeats of 500 KB of version, of 50,000 addresses, of an interval of NaN."""
+    payloads = [
+        host.beat(agent_version="9" * 500_000),
+        host.beat(addresses=[f"10.{n >> 16}.{n >> 8 & 255}.{n & 255}" for n in range(50_000)]),
+        host.beat(interval=math.nan),
+        host.beat(addresses=["0.0.0.0", "224.0.0.1", "255.255.255.255", "10.9.0.1"]),
+    ]
+    return await publish_for(host, until, subjects.heartbeat(host.host), payloads, 200)
+
+
+@attack
+async def inventories(host: Neighbour, until: float) -> int:
+    """Inventories of many packages, another one each time."""
+
+    def made(n: int) -> bytes:
+        packages = [{"type": "deb", "name": f"p{i}", "version": str(n)} for i in range(20_000)]
+        body = {"host_id": host.host, "taken_ns": n, "digest": str(n), "system": {}, "packages": packages}
+        return zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(body))
+
+    return await publish_for(host, until, subjects.inventory(host.host), [made(n) for n in range(4)], 50)
+
+
+async def _telemetry(host: Neighbour, until: float, payloads: list[bytes], lines: int = 3) -> int:
+    """Over several connections at once."""
+
+    async def one() -> int:
+        async with speaking(host.site) as line:
+            return await publish_for(line, until, subjects.telemetry(host.host), payloads)
+
+    return sum(await asyncio.gather(*(one() for _ in range(lines))))
+
+
+@attack
+async def telemetry_of_a_megabyte(host: Neighbour, until: float) -> int:
+    """1 MB messages over three connections."""
+    return await _telemetry(host, until, [bytes((1 << 20) - 1024)])
+
+
+@attack
+async def telemetry_well_formed(host: Neighbour, until: float) -> int:
+    """Honest batches of almost 512 KiB, as after an outage, over three connections."""
+    payloads = []
+    for _ in range(16):
+        batch = msgspec.msgpack.decode(host.batch(900))
+        for event in batch["events"]:
+            event["args"] = ["x" * 480]
+        payloads.append(msgspec.msgpack.encode(batch))
+    assert all(len(payload) < BATCH_BYTES for payload in payloads)
+    return await _telemetry(host, until, payloads)
+
+
+@attack
+async def telemetry_of_bad_events(host: Neighbour, until: float) -> int:
+    """Batches of a thousand events, of which each is refused with a letter of its own."""
+    batch = msgspec.msgpack.decode(host.batch(1000))
+    for event in batch["events"]:
+        event["uid"] = "root"
+    return await _telemetry(host, until, [msgspec.msgpack.encode(batch)])
+
+
+@attack
+async def bodies_of_empty_members(host: Neighbour, until: float) -> int:
+    """Posts of 200,000 empty members of gzip, and frames of zstd."""
+    empty = {"gzip": gzip.compress(b"") * 200_000, "zstd": zstandard.ZstdCompressor().compress(b"") * 400_000}
+    tries = 0
+    for encoding in itertools.cycle(empty):
+        if time.monotonic() >= until:
+            return tries
+        tries += 1
+        await asyncio.gather(*(asyncio.to_thread(_post, host, encoding, empty[encoding]) for _ in range(4)))
+    return tries
+
+
+def _post(host: Neighbour, encoding: str, body: bytes) -> Any:
+    headers = {
+        "Authorization": f"Bearer {host.site.source_token}",
+        "Content-Encoding": encoding,
+        "Content-Type": "application/x-ndjson",
+    }
+    url = f"http://127.0.0.1:{host.site.port + 5}/api/v1/events"
+    try:
+        return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60).status
+    except (urllib.error.HTTPError, OSError) as error:
+        return error
+
+
+async def run(name: str, site: Path, seconds: float) -> int:
+    """One attack over the host's own connection."""
+    async with speaking(read_site(site)) as host:
+        return await ATTACKS[name](host, time.monotonic() + seconds)
+
+
+if __name__ == "__main__":
+    print(uvloop.run(run(sys.argv[1], Path(sys.argv[2]), float(sys.argv[3]))))
