@@ -64,7 +64,7 @@ class Honest:
 
     def __init__(self, up: Up, host: Neighbour, store: asyncpg.Pool) -> None:
         self._up, self._host, self._store = up, host, store
-        self._serial = 0
+        self._serial = int(time.time())
         self.batches: list[int] = []
 
     async def ack(self) -> None:

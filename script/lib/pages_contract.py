@@ -103,7 +103,15 @@ def subjects_page() -> str:
         for s in subjects.REGISTER
     ]
     streams = [
-        (code(s.name), codes(s.subjects), s.per_subject or "all", _size(s.max_bytes), _age(s.max_age))
+        (
+            code(s.name),
+            codes(s.subjects),
+            s.per_subject or "all",
+            "the new one" if s.queue else "the oldest",
+            _size(s.max_bytes),
+            _age(s.max_age),
+            _size(s.max_message or subjects.MAX_MESSAGE),
+        )
         for s in subjects.STREAMS
     ]
     types = sorted(v for v in vars(envelope).values() if isinstance(v, str) and v.startswith("application/"))
@@ -112,8 +120,9 @@ def subjects_page() -> str:
         "`wire/subjects.py`, `wire/envelope.py`",
         table(("subject", "payload", "from", "to", "delivery", "meaning"), rows),
         "## Streams",
-        table(("stream", "subjects", "kept a subject", "size", "age"), streams),
-        f"A message has at most {_size(subjects.MAX_MESSAGE)}.",
+        table(
+            ("stream", "subjects", "kept a subject", "beyond that goes", "size", "age", "message"), streams
+        ),
         "## What an agent may do on the bus",
         "`{{name()}}` is the host's name, put in by the server. Nothing else is permitted.",
         "Publish:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.agent_publishes()),

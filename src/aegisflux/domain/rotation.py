@@ -6,11 +6,10 @@ for one, signed by the root key, so nobody has to be enrolled again.
 """
 
 from collections.abc import Collection, Iterable
-from typing import Final, Literal
+from typing import Final
 
 from msgspec import Struct
 
-Phase = Literal["added", "switched"]
 MIN_WAIT, MAX_WAIT, DEFAULT_WAIT = 60, 7 * 86_400, 3600
 MAX_NAMED: Final = 100
 

@@ -1,0 +1,71 @@
+"""A room for a few at once: hosts enter in turn, and a flood of one waits behind one of another."""
+
+import asyncio
+
+import pytest
+
+from aegisflux.domain.errors import Busy
+from aegisflux.runtime.turns import Turns
+
+
+async def test_a_flood_of_one_waits_behind_one_of_another():
+    turns, order, gate = Turns(1, 8, 100), [], asyncio.Event()
+
+    async def work(name):
+        async with turns.of(name):
+            await gate.wait()
+            order.append(name)
+
+    tasks = [asyncio.ensure_future(work("flooder")) for _ in range(50)]
+    await asyncio.sleep(0)
+    tasks.append(asyncio.ensure_future(work("honest")))
+    await asyncio.sleep(0)
+    gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert order[:3] == ["flooder", "flooder", "honest"] or order[:2] == ["flooder", "honest"]
+    assert len(order) == 10
+    assert sum(isinstance(one, Busy) for one in done) == 41
+
+
+async def test_who_gives_up_holds_no_place():
+    turns, gate = Turns(1, 8, 100), asyncio.Event()
+
+    async def work():
+        async with turns.of("a"):
+            await gate.wait()
+
+    first, waiting = asyncio.ensure_future(work()), asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    gate.set()
+    await first
+    async with asyncio.timeout(1):
+        async with turns.of("b"):
+            pass
+    assert turns._free == 1
+
+
+async def test_who_is_cancelled_as_it_is_let_in_gives_its_place_on():
+    turns = Turns(1, 8, 100)
+    inside = turns.of("a")
+    await inside.__aenter__()
+
+    async def work():
+        async with turns.of("b"):
+            pass
+
+    waiting = asyncio.ensure_future(work())
+    await asyncio.sleep(0)
+    await inside.__aexit__(None, None, None)  # it is let in, and has not run yet
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    assert turns._free == 1
+
+
+async def test_a_failure_inside_frees_the_place():
+    turns = Turns(1, 8, 100)
+    with pytest.raises(ValueError, match="bug"):
+        async with turns.of("a"):
+            raise ValueError("bug")
+    assert turns._free == 1
