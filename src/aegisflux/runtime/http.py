@@ -33,6 +33,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send, Serializer
 from aegisflux import __version__
 from aegisflux.domain.errors import (
     AegisError,
+    Busy,
     Conflict,
     Forbidden,
     Invalid,
@@ -58,6 +59,7 @@ STATUS: Final[tuple[tuple[type[AegisError], int, str], ...]] = (
     (NotFound, 404, "There is no such object"),
     (Forbidden, 403, "This is not allowed"),
     (Refused, 422, "The request is refused"),
+    (Busy, 429, "Too much is asked at once"),
     (Unavailable, 503, "Something that we need cannot be used now"),
 )
 log = logs.get("http")
@@ -107,7 +109,7 @@ def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[byte
         current_version=current,
         next_version=getattr(error, "following", None),
     )
-    return _answer(problem, {"Retry-After": "1"} if status == 503 else {})
+    return _answer(problem, {"Retry-After": "1"} if status in (429, 503) else {})
 
 
 def failed(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:

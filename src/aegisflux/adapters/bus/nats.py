@@ -146,9 +146,10 @@ class NatsBus:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
                 return _stored(subject, answer, len(payload))
             except Unavailable:
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(pause * (1 + random.random()))
+                rest = pause * (1 + random.random())
+                if time.monotonic() + rest > deadline:
+                    raise  # why it is not stored, and not that the time is over
+                await asyncio.sleep(rest)
                 pause = min(pause * 2, LAST_PAUSE)
 
     async def last(self, subject: str) -> Message | None:

@@ -5,6 +5,7 @@ that is sent again adds nothing.
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
@@ -12,8 +13,9 @@ from hashlib import sha256
 from msgspec import Raw, Struct
 
 from aegisflux.domain import intake
-from aegisflux.domain.errors import Invalid, OverLimit, Refused
+from aegisflux.domain.errors import Busy, Invalid, OverLimit, Refused
 from aegisflux.domain.event import MAX_BATCH_BYTES, Event, EventBatch
+from aegisflux.domain.shares import Share, Shares
 from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics
@@ -45,6 +47,7 @@ FRAME_BYTES = 256
 TURN = 200
 AT_ONCE, EACH, IN_ALL = 4, 4, 16
 LARGE_EACH, LARGE_IN_ALL = 2, 8  # they wait with their bodies
+POSTED = Share(rate=float(2 << 20), burst=float(64 << 20))  # bytes of a host, decompressed
 log = logs.get("posted")
 Through = Callable[[Outcome, int], Awaitable[None]]
 
@@ -72,11 +75,15 @@ class Posted:
 
     def __init__(self, through: Through, letters: Letters) -> None:
         self._through, self._letters = through, letters
+        self._share = Shares(POSTED)
         self._room, self._large = Turns(AT_ONCE, EACH, IN_ALL), Turns(1, LARGE_EACH, LARGE_IN_ALL)
 
     @asynccontextmanager
     async def turn(self, host: str, *, large: bool) -> AsyncIterator[None]:
-        """Its turn to be read and taken; `large` when its body is, or may become so. Raises Busy."""
+        """Its turn to be read and taken; `large` when its body is, or may become so. Raises Busy where too
+        many of this host wait, or it posted more than its share."""
+        if seconds := self._share.wait(host, time.monotonic()):
+            raise Busy(f"{host}: more than its share of events: try again in {seconds:.0f} s")
         async with (self._large if large else self._room).of(host):
             yield
 
@@ -89,6 +96,7 @@ class Posted:
         if form not in FORMATS:
             raise Invalid("format", " or ".join(FORMATS), form)
         boot = boot_of(key, body)
+        self._share.use(host, float(len(body)), time.monotonic())
         events: list[Event] = []
         bad: list[tuple[int, Record, str]] = []
         for index, record in enumerate(split(body, content_type, form)):
