@@ -107,6 +107,7 @@ async def attacked(
         argv = [sys.executable, "-m", "bench.lib.attacks", name, str(attacker), str(seconds)]
         with subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             try:
+                await asyncio.to_thread(process.stdout.readline)
                 await honest.work(times, time.monotonic() + seconds)
                 out, err = await asyncio.to_thread(process.communicate, timeout=120)
             finally:
@@ -129,10 +130,9 @@ async def summed(report: Report, honest: Honest, host: Neighbour, rounds: dict[s
         kind = max(kinds, key=under[worst].p99)
         calm = rounds["calm"].p99(*kinds)
         report.add(figure, under[worst].p99(*kinds), f"{kind} under {worst}; {calm:.0f} without an attack")
-    services = max(times.engines()[0] for times in rounds.values())
-    nats = max(times.engines()[1] for times in rounds.values())
-    report.add("neighbour_rss_mb", services, "the largest of our services")
-    report.add("neighbour_nats_rss_mb", nats)
+    size, name = max(times.largest() for times in rounds.values())
+    report.add("neighbour_rss_mb", size, f"{name}, the largest of our services")
+    report.add("neighbour_nats_rss_mb", max(times.rss.get("nats", 0.0) for times in rounds.values()))
     report.add("foreign_bytes", host.foreign, "on the subjects of the honest host, not of the control plane")
     report.add("forged_nacks", await honest.forged())
     report.add("suppressed_batches", await honest.suppressed(), f"of {len(honest.batches)}")

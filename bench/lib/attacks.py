@@ -172,8 +172,9 @@ def _post(host: Neighbour, encoding: str, body: bytes) -> Any:
 
 
 async def run(name: str, site: Path, seconds: float) -> int:
-    """One attack over the host's own connection."""
+    """One attack over the host's own connection; it says a line when it begins."""
     async with speaking(read_site(site)) as host:
+        print("connected", flush=True)
         return await ATTACKS[name](host, time.monotonic() + seconds)
 
 

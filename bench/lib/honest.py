@@ -47,10 +47,11 @@ class Times:
         """The 99th percentile of the worst of these."""
         return max(percentile(self.found.get(kind, [math.inf]), 0.99) for kind in kinds)
 
-    def engines(self) -> tuple[float, float]:
-        """Most memory of any service, and of NATS, in MB."""
-        services = [size for name, size in self.rss.items() if name not in ENGINES]
-        return max(services, default=0.0), self.rss.get("nats", 0.0)
+    def largest(self) -> tuple[float, str]:
+        """Most memory of any service, in MB, and its name."""
+        return max(
+            ((size, name) for name, size in self.rss.items() if name not in ENGINES), default=(0.0, "")
+        )
 
 
 def percentile(values: list[float], share: float) -> float:

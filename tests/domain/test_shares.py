@@ -27,6 +27,14 @@ def test_a_large_use_is_possible_and_is_paid_for_afterwards():
     assert found.wait("a", 90.1) == 0.0
 
 
+def test_a_name_that_need_not_wait_may_use_something_and_the_other_way_round():
+    found = Shares(SHARE)
+    for amount in (50.0, 50.0, 0.5):
+        assert (found.wait("a", 0.0) == 0.0) == found.take("a", amount, 0.0)
+    assert found.wait("a", 0.0) > 0
+    assert found.take("a", 1.0, found.wait("a", 0.0))
+
+
 @given(st.lists(st.tuples(NAMES, st.floats(0.0, 5.0), st.floats(0.0, 200.0)), max_size=60))
 def test_what_others_use_takes_nothing_from_a_name(uses):
     alone, together, now = Shares(SHARE), Shares(SHARE), 0.0

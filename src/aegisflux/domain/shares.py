@@ -12,6 +12,7 @@ from msgspec import Struct
 
 MAX_NAMES: Final = 16_384
 MAX_TALKERS: Final = 256
+LEAST: Final = 1e-6  # has to be left before a name may use something
 T = TypeVar("T")
 
 
@@ -36,7 +37,7 @@ class Shares:
     def wait(self, name: str, now: float) -> float:
         """Seconds until the name may use something; 0.0 when it may now."""
         over = self._use(name, now) - self._share.burst
-        return max(0.0, over / self._share.rate) if over >= 0 else 0.0
+        return (over + LEAST) / self._share.rate if over >= 0 else 0.0
 
     def use(self, name: str, amount: float, now: float) -> None:
         """Count a use, whether or not there is something left."""
