@@ -145,12 +145,20 @@ class Consumer:
             if len(batch) == 1:
                 await self._settle(nc, batch[0], error)
                 return
+            if isinstance(error, Unavailable) and all(message_of(raw).deliveries == 1 for raw in batch):
+                await self._put_off(nc, batch, error)  # it is away for all: no part of them would fare better
+                return
             middle = len(batch) // 2  # by halves: the others do not wait for each one that fails
             await self._handle(nc, batch[:middle])
             await self._handle(nc, batch[middle:])
             return
         for raw in batch:
             await nc.publish(raw.reply, b"+ACK")
+
+    async def _put_off(self, nc: Client, batch: Sequence[Msg], error: Exception) -> None:
+        self._trouble(f"{self._stream}: {len(batch)} messages come again: {described(error)}")
+        for raw in batch:
+            await nc.publish(raw.reply, _later(2 * RETRY_SECONDS))
 
     async def _settle(self, nc: Client, raw: Msg, error: Exception) -> None:
         message, reason = message_of(raw), f"{type(error).__name__}: {error}"
