@@ -145,6 +145,10 @@ async def test_an_address_that_two_hosts_report_is_used_for_neither(plane):
         assert view.address_conflicts == (text,)
     views = {view.host_id: view for view in await plane.orchestrator.hosts.all()}
     assert all(views[name].address_conflicts for name in ("good", "bad"))
+    await plane.orchestrator.upkeep.count_shared_addresses()
+    plane.orchestrator.upkeep._count_at = 0.0
+    await plane.orchestrator.upkeep.count_shared_addresses()
+    assert plane.orchestrator.core.shared_addresses == 1
     await plane.bad.beat(addresses=("10.1.0.9",))
     await eventually(known)
     assert (await plane.orchestrator.hosts.one("good")).address_conflicts == ()

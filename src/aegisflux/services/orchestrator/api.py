@@ -52,6 +52,12 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
             raise Unavailable("not connected")
         full = found["overfull"] if found else 0
         cut = f"; {full} hosts are offered too many services: see aegisflux hosts list" if full else ""
+        shared = orchestrator.core.shared_addresses
+        cut += (
+            f"; {shared} addresses are used for no host: see address_conflicts in hosts list"
+            if shared
+            else ""
+        )
         return f"connected; {count} hosts wait for their manifest{cut}"
 
     async def started() -> str:

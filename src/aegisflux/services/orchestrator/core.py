@@ -62,6 +62,7 @@ class Core:
     """Ports, keys and the two bells that wake the relay.
 
     unmade: the last manifest of a host that could not be made or sent
+    shared_addresses: how many addresses several hosts report, when it was counted last
     """
 
     store: Store
@@ -77,6 +78,7 @@ class Core:
     digests: dict[str, frozenset[str]] = field(default_factory=dict)
     runs: dict[str, Runs] = field(default_factory=dict)
     unmade: dict[str, Unmade] = field(default_factory=dict)
+    shared_addresses: int = 0
 
     def now(self) -> int:
         """Whole seconds since the epoch."""

@@ -18,6 +18,7 @@ NO_LIMIT = 2_592_000
 BATCH = 2000
 JOINS_AT_ONCE = 500
 MOST_NAMED = 5
+COUNT_SECONDS = 60.0
 NOTHING = (-1, "")  # below every pair of a service and a host
 KEEP_OUTBOX, KEEP_ANSWERS = 30 * 86_400, 86_400
 log = logs.get("upkeep")
@@ -33,10 +34,11 @@ class Upkeep:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._silent: frozenset[str] = frozenset()
+        self._count_at = 0.0
 
     async def tick(self) -> None:
         """One round, then a pause. A step that fails leaves the others."""
-        for step in (self._renew_all, self.join, self.refresh, self.watch):
+        for step in (self._renew_all, self.join, self.refresh, self.watch, self.count_shared_addresses):
             try:
                 await step()
             except AegisError as error:
@@ -131,6 +133,18 @@ class Upkeep:
             core.wake()
         await core.store.run("forget_outbox", now - KEEP_OUTBOX)
         await core.store.run("forget_idempotency", now - KEEP_ANSWERS)
+
+    async def count_shared_addresses(self) -> None:
+        """Once a minute, since it costs as much as there are hosts: for `/readyz` and the doctor."""
+        core = self._core
+        if core.clock.now() < self._count_at:
+            return
+        self._count_at = core.clock.now() + COUNT_SECONDS
+        row = await core.store.row("shared_address_count")
+        found = row["addresses"] if row else 0
+        if found > core.shared_addresses:
+            log.warning("addresses are reported by several hosts, and used for none of them", addresses=found)
+        core.shared_addresses = found
 
     async def watch(self) -> None:
         """Say which hosts fell silent or came back."""

@@ -538,6 +538,10 @@ select h.host_id, h.labels, a.addresses from hosts h join host_addresses a using
 -- name: address_conflicts
 select address, hosts from shared_addresses where $1::text is null or $1 = any(hosts) order by address limit 10000
 
+-- How many addresses several hosts report.
+-- name: shared_address_count
+select count(*) as addresses from shared_addresses
+
 -- What is in force of each service: the promoted version, else the newest that a host is to run.
 -- name: in_force
 select s.name, c.version, c.snapshot from services s
