@@ -36,7 +36,8 @@ class Times:
         """Wait for one thing."""
         began = time.monotonic()
         try:
-            await asyncio.wait_for(work, PATIENCE)
+            async with asyncio.timeout(PATIENCE):
+                await work
             took = (time.monotonic() - began) * 1000
         except Exception:  # noqa: BLE001 - whatever it was: it did not arrive
             took = PATIENCE * 1000

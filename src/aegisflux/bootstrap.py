@@ -166,12 +166,14 @@ def _service_child(name: str, port: int, settings: Settings, place: Place) -> Ch
 async def _status(port: int, path: str) -> int:
     """The status of a GET on this machine; 0 when nothing answers."""
     try:
-        reader, writer = await asyncio.wait_for(asyncio.open_connection("127.0.0.1", port), 1)
+        async with asyncio.timeout(1):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
     except (OSError, TimeoutError):
         return 0
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        line = await asyncio.wait_for(reader.readline(), 3)
+        async with asyncio.timeout(3):
+            line = await reader.readline()
         return int(line.split()[1])
     except (OSError, TimeoutError, ValueError, IndexError):
         return 0
@@ -221,7 +223,8 @@ async def _lived(
     for server in servers:
         server.end()
     await close()
-    await asyncio.wait_for(asyncio.gather(*(one() for one in last), return_exceptions=True), 5)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*(one() for one in last), return_exceptions=True)
     await asyncio.wait(serving, timeout=3)
 
 

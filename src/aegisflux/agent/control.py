@@ -102,7 +102,8 @@ class Control:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            line = await asyncio.wait_for(reader.readline(), CLIENT_SECONDS)
+            async with asyncio.timeout(CLIENT_SECONDS):
+                line = await reader.readline()
             async for answer in self._answers(line, partial(_is_gone, writer)):
                 writer.write(line_of(answer))
                 await writer.drain()

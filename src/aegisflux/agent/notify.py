@@ -56,7 +56,8 @@ class CgroupProber:
             *command, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
         )
         try:
-            _, said = await asyncio.wait_for(child.communicate(), PROBE_SECONDS + 2)
+            async with asyncio.timeout(PROBE_SECONDS + 2):
+                _, said = await child.communicate()
         except TimeoutError:
             child.kill()
             await child.wait()

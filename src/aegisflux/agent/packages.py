@@ -43,7 +43,8 @@ class Packages:
             self._again.clear()
             pause = every if await self._looked() else min(every, RETRY_SECONDS)
             try:
-                await asyncio.wait_for(self._again.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._again.wait()
                 await asyncio.sleep(random.random() * SPREAD_SECONDS)
             except TimeoutError:
                 continue

@@ -39,6 +39,7 @@ from aegisflux.domain.trust import (
     accept_manifest,
 )
 from aegisflux.ports.bus import Message
+from aegisflux.runtime.ending import end
 from aegisflux.wire import envelope, subjects
 
 FIRST_RETRY, LAST_RETRY = 0.25, 15.0
@@ -372,9 +373,7 @@ class Runner:
             for task in done - {ended}:
                 task.result()
         finally:
-            for task in (ended, *running):
-                task.cancel()
-            await asyncio.gather(ended, *running, return_exceptions=True)
+            await end(ended, *running)
             if self._rescanning is not None:
                 self._rescanning.cancel()
             for watch in watches:
@@ -427,7 +426,8 @@ class Runner:
                 pause = FIRST_RETRY
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), pause)
+                async with asyncio.timeout(pause):
+                    await self._wake.wait()
             except TimeoutError:
                 self._wake.set()
             pause = min(pause * 2, LAST_RETRY)

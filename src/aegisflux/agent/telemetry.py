@@ -20,6 +20,7 @@ from aegisflux.agent.wakes import Bell, Watch
 from aegisflux.domain.errors import AegisError, Forbidden, Refused, Unavailable
 from aegisflux.domain.flow import Flow
 from aegisflux.ports.datapath import DeniedFlow
+from aegisflux.runtime.ending import end
 from aegisflux.wire import subjects
 
 IN_FLIGHT: Final = 8
@@ -164,9 +165,7 @@ class Telemetry:
                 flying -= ended
                 done += [task.result() for task in ended]
         finally:
-            for task in (woken, *flying):
-                task.cancel()
-            await asyncio.gather(woken, *flying, return_exceptions=True)
+            await end(woken, *flying)
 
     async def _exchange(self, done: list[Record], most: int) -> list[Record]:
         """Settle these, and get others; `done` is emptied once that is durable."""

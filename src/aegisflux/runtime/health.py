@@ -34,7 +34,8 @@ async def readiness(checks: Mapping[str, Check]) -> Readiness:
 
 async def _asked(name: str, check: Check) -> Dependency:
     try:
-        return Dependency(name, True, await asyncio.wait_for(check(), CHECK_SECONDS))
+        async with asyncio.timeout(CHECK_SECONDS):
+            return Dependency(name, True, await check())
     except TimeoutError:
         return Dependency(name, False, f"no answer within {CHECK_SECONDS:g} s")
     except AegisError as error:

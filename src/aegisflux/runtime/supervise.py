@@ -20,6 +20,7 @@ from typing import IO
 
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime import logfiles, procfs
+from aegisflux.runtime.ending import end
 from aegisflux.runtime.procfs import PidFile
 
 POLL_SECONDS = 0.02
@@ -113,7 +114,8 @@ class Process:
         """Until it is gone or no longer healthy; an unhealthy one is stopped first."""
         while not self._gone.is_set():
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._gone.wait(), PROBE_SECONDS)
+                async with asyncio.timeout(PROBE_SECONDS):
+                    await self._gone.wait()
                 break
             if self.child.log is not None:
                 await asyncio.to_thread(logfiles.rotate, self.child.log)
@@ -135,7 +137,8 @@ class Process:
     async def _end(self) -> None:
         self._signal(self.child.stop_signal)
         try:
-            await asyncio.wait_for(self._gone.wait(), self.child.stop_seconds)
+            async with asyncio.timeout(self.child.stop_seconds):
+                await self._gone.wait()
             self._say("stopped", self._ending())
         except TimeoutError:
             self.kill()
@@ -279,9 +282,7 @@ class Supervisor:
 
     async def stop(self) -> None:
         """Stop all children in reverse order."""
-        for keeper in self._keepers:
-            keeper.cancel()
-        await asyncio.gather(*self._keepers, return_exceptions=True)
+        await end(*self._keepers)
         self._keepers.clear()
         for process in reversed(self._processes):
             await process.stop()

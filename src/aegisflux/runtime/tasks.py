@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 
 from aegisflux.domain.errors import AegisError
 from aegisflux.runtime import logs
+from aegisflux.runtime.ending import end
 
 FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
 log = logs.get("tasks")
@@ -21,10 +22,8 @@ class Tasks:
         self._tasks.append(asyncio.create_task(_looped(name, step), name=name))
 
     async def close(self) -> None:
-        """Cancel all and wait for them."""
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        """End all and wait for them."""
+        await end(*self._tasks)
         self._tasks.clear()
 
 
@@ -47,7 +46,8 @@ async def _looped(name: str, step: Callable[[], Awaitable[None]]) -> None:
 async def woken(event: asyncio.Event, timeout: float) -> None:
     """Until the event is set or the time (seconds) is over; the event is cleared."""
     try:
-        await asyncio.wait_for(event.wait(), timeout)
+        async with asyncio.timeout(timeout):
+            await event.wait()
     except TimeoutError:
         pass
     event.clear()

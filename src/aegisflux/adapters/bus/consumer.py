@@ -12,9 +12,10 @@ from nats.errors import Error as NatsError
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from aegisflux.adapters.bus.admission import Admission, host_in
-from aegisflux.adapters.bus.subscribed import described, end, header_text, message_of, unsubscribe
+from aegisflux.adapters.bus.subscribed import described, header_text, message_of, unsubscribe
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.ports.bus import BatchHandler, Message
+from aegisflux.runtime.ending import end
 from aegisflux.runtime.over_share import LetterRoom
 from aegisflux.wire import subjects
 

@@ -163,7 +163,8 @@ class MemoryBus:
         if service is None:
             raise Unavailable(f"{subject}: nobody answers there")
         try:
-            return await asyncio.wait_for(service.answer(Message(subject, bytes(payload))), timeout)
+            async with asyncio.timeout(timeout):
+                return await service.answer(Message(subject, bytes(payload)))
         except TimeoutError:
             raise Unavailable(f"{subject}: no answer within {timeout:g} s") from None
 
@@ -317,7 +318,8 @@ class _Consumer:
                 continue
             log.grown.clear()
             try:
-                await asyncio.wait_for(log.grown.wait(), RETRY_SECONDS)
+                async with asyncio.timeout(RETRY_SECONDS):
+                    await log.grown.wait()
             except TimeoutError:
                 continue
 

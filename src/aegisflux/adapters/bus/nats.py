@@ -34,7 +34,6 @@ from aegisflux.adapters.bus.subscribed import (
     Service,
     Watch,
     described,
-    end,
     message_of,
 )
 from aegisflux.domain.errors import Busy, Forbidden, OverLimit, Refused, Unavailable
@@ -48,6 +47,7 @@ from aegisflux.ports.bus import (
     Responder,
     Subscription,
 )
+from aegisflux.runtime.ending import end
 from aegisflux.runtime.over_share import LetterRoom, Refusals
 from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
@@ -349,7 +349,8 @@ class NatsBus:
         nc, self._nc = self._nc, None
         if nc is not None:
             with contextlib.suppress(TimeoutError, OSError, NatsError):
-                await asyncio.wait_for(nc.close(), CLOSE_SECONDS)
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await nc.close()
 
     async def _call_back(self) -> None:
         for callback in self._callbacks:
@@ -383,7 +384,8 @@ class NatsBus:
             if self._closing:
                 raise Unavailable("the bus is closed")
             try:
-                await asyncio.wait_for(self._up.wait(), max(0.0, deadline - time.monotonic()))
+                async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                    await self._up.wait()
             except TimeoutError:
                 raise Unavailable(f"the bus is not connected: {self._last_error}") from None
             # Between the event and our turn the connection may have been lost again.

@@ -198,14 +198,3 @@ async def unsubscribe(sub: object) -> None:
         await sub.unsubscribe()  # type: ignore[attr-defined]
     except (NatsError, ConnectionError):
         pass
-
-
-async def end(task: "asyncio.Task[None]") -> None:
-    """Cancel a task until it has ended: up to Python 3.11 `wait_for` may swallow a cancellation that comes
-    together with its result, and the task would go on for ever.
-    """
-    while not task.done():
-        task.cancel()
-        await asyncio.wait({task}, timeout=0.2)
-    if not task.cancelled():
-        task.exception()

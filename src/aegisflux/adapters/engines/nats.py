@@ -58,11 +58,13 @@ class NatsEngine:
     async def ready(self) -> bool:
         """Whether the server greets with JetStream."""
         try:
-            reader, writer = await asyncio.wait_for(asyncio.open_connection(self.host, self.port), 1)
+            async with asyncio.timeout(1):
+                reader, writer = await asyncio.open_connection(self.host, self.port)
         except (OSError, TimeoutError):
             return False
         try:
-            line = await asyncio.wait_for(reader.readline(), 1)
+            async with asyncio.timeout(1):
+                line = await reader.readline()
             return line.startswith(b"INFO ") and bool(json.loads(line[5:]).get("jetstream"))
         except (OSError, TimeoutError, ValueError):
             return False

@@ -165,7 +165,8 @@ class PostgresStore(_Queries):
         if self._runner is None:
             return
         try:
-            await asyncio.wait_for(self._runner.close(), 2)
+            async with asyncio.timeout(2):
+                await self._runner.close()
         except (TimeoutError, asyncpg.InterfaceError):
             self._runner.terminate()
 

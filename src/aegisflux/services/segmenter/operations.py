@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from aegisflux.domain.errors import AegisError, Conflict, NotFound, OverLimit
 from aegisflux.ports.clock import Clock
 from aegisflux.runtime import logs
+from aegisflux.runtime.ending import end
 
 MOST_RUNNING: Final = 2
 MOST_KEPT: Final = 256
@@ -79,9 +80,7 @@ class Operations:
 
     async def close(self) -> None:
         """End all."""
-        for task in list(self._tasks.values()):
-            task.cancel()
-        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+        await end(*self._tasks.values())
 
     async def _run(self, number: str, work: Work) -> None:
         def told(step: str, share: float) -> None:
