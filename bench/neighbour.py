@@ -5,10 +5,12 @@
 
 Each attack runs for 30 s (5 s when quick) in a process of its own, with the credentials of an enrolled host,
 while another host acks, beats, fetches contents and sends events, and an operator asks for health and panic.
+Before that, random histories of posts, promotions, rollouts and all that undoes them, by four people.
 Times run until PostgreSQL has what was said. Leaves nothing behind.
 """
 
 import asyncio
+import random
 import subprocess
 import sys
 import tempfile
@@ -22,6 +24,7 @@ import asyncpg
 from bench.lib.attacks import ATTACKS
 from bench.lib.honest import KINDS, SERVICE, Honest, Times
 from bench.lib.report import Report, add_only, parser, run
+from tests.support import histories
 from tests.support.neighbours import Neighbour, Site, enrolled, speaking, within
 from tests.support.up import Up, running_up
 
@@ -31,6 +34,7 @@ from aegisflux.settings import load
 ROOT = Path(__file__).resolve().parent.parent
 ATTACK_SECONDS, QUICK_SECONDS = 30.0, 5.0
 CALM_SECONDS = 2.0
+HISTORIES, QUICK_HISTORIES, STEPS = 100_000, 2_000, 14
 
 
 def main() -> int:
@@ -38,7 +42,24 @@ def main() -> int:
     add_only(arguments, tuple(ATTACKS))
     args = arguments.parse_args()
     seconds = QUICK_SECONDS if args.quick else ATTACK_SECONDS
-    return run(Report("neighbour", quick=args.quick), lambda report: measure(report, args.only, seconds))
+
+    def all_of_it(report: Report) -> None:
+        unapproved(report, QUICK_HISTORIES if args.quick else HISTORIES)
+        measure(report, args.only, seconds)
+
+    return run(Report("neighbour", quick=args.quick), all_of_it)
+
+
+def unapproved(report: Report, count: int) -> None:
+    """Random histories after which a host enforces what nobody approved for it; seeds from 0."""
+    found = 0
+    for seed in range(count):
+        try:
+            histories.play(random.Random(seed).randrange, STEPS)
+        except histories.Wrong as wrong:
+            found += 1
+            report.say(f"seed {seed}: {wrong}")
+    report.add("unapproved_enforced", found, f"of {count} histories of {STEPS} steps")
 
 
 def measure(report: Report, names: Sequence[str], seconds: float) -> None:

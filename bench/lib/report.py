@@ -60,6 +60,7 @@ TARGETS: Final = {
     "foreign_bytes": Target("<=", 0.0),
     "forged_nacks": Target("<=", 0.0),
     "suppressed_batches": Target("<=", 0.0),
+    "unapproved_enforced": Target("<=", 0.0),
     "lost_or_doubled": Target("<=", 0.0),
 }
 
