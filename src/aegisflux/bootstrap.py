@@ -24,10 +24,11 @@ from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
 from aegisflux.domain.errors import NotFound, Unavailable
 from aegisflux.ports.bus import Message
-from aegisflux.runtime import http, logs, metrics
+from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
-from aegisflux.runtime.supervise import Child, Observer, Supervisor
+from aegisflux.runtime.listener import Bind, Listener, at_path
+from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
 from aegisflux.services.enrich.app import Parts as EnrichParts
@@ -115,6 +116,12 @@ class Place:
             )
         )
 
+    def private(self, name: str) -> Path:
+        """The socket of a service that only the supervisor asks."""
+        folder = self.data / "run"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        return folder / f"{name}.sock"
+
     def store(self) -> PostgresStore:
         """The store, not opened."""
         return PostgresStore(self.dsn, self.secrets.obtain(AUDIT, lambda: os.urandom(32)))
@@ -147,14 +154,20 @@ def supervisor(settings: Settings, observe: Observer) -> Supervisor:
 
 
 def _service_child(name: str, port: int, settings: Settings, place: Place) -> Child:
+    private = place.private(name)
+
     async def ready() -> bool:
-        return await _status(port, "/readyz") == 200
+        return await _status(private, "/readyz", 4) == 200
+
+    async def alive() -> bool:
+        return await _status(private, "/healthz", ALIVE_SECONDS) == 200
 
     mine = {key: text for key, text in os.environ.items() if not key.startswith("AEGISFLUX_")}
     return Child(
         name=name,
         argv=(sys.executable, "-m", "aegisflux", name),
         ready=ready,
+        alive=alive,
         env=mine | settings.environment() | {"AEGISFLUX_DATA_DIR": str(place.data)},
         log=place.data / "log" / f"{name}.log",
         port=port,
@@ -163,22 +176,22 @@ def _service_child(name: str, port: int, settings: Settings, place: Place) -> Ch
     )
 
 
-async def _status(port: int, path: str) -> int:
-    """The status of a GET on this machine; 0 when nothing answers."""
+async def _status(path: Path, page: str, seconds: float) -> int:
+    """The status of a GET on a private socket, which no crowd at the ports can take away; 0 when nothing
+    answers."""
+    writer = None
     try:
-        async with asyncio.timeout(1):
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    except (OSError, TimeoutError):
-        return 0
-    try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(seconds):
+            with at_path(path) as name:
+                reader, writer = await asyncio.open_unix_connection(name)
+            writer.write(f"GET {page} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
             line = await reader.readline()
-        return int(line.split()[1])
+            return int(line.split()[1])
     except (OSError, TimeoutError, ValueError, IndexError):
         return 0
     finally:
-        writer.close()
+        if writer is not None:
+            writer.close()
 
 
 async def run_orchestrator(settings: Settings) -> None:
@@ -186,6 +199,7 @@ async def run_orchestrator(settings: Settings) -> None:
     when its engines do.
     """
     place = Place(settings)
+    metrics.read_restarts(place.data / "run" / RESTARTS)
     store = place.store()
     now = int(time.time())
     control, system = (
@@ -201,41 +215,41 @@ async def run_orchestrator(settings: Settings) -> None:
         system.open()
         await _start(place, store, control, system, accounts, orchestrator)
 
-    servers = _servers(place, application(orchestrator), "orchestrator", settings.api_port)
-    await _lived(servers, start, orchestrator.close, (control.close, system.close, store.close))
+    server = _server(place, application(orchestrator), "orchestrator", settings.api_port)
+    await _lived(server, start, orchestrator.close, (control.close, system.close, store.close))
 
 
-async def _lived(
-    servers: Sequence[http.EmbeddedServer], start: Step, close: Step, last: Sequence[Step]
-) -> None:
+async def _lived(server: Listener, start: Step, close: Step, last: Sequence[Step]) -> None:
     """A service until SIGTERM or SIGINT: it answers at once, starts beside that, and lets go of its ports
     last."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    serving = [asyncio.create_task(server.serve()) for server in servers]
+    serving = asyncio.create_task(server.serve())
     starting = asyncio.ensure_future(start())
     starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
     stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, *serving], return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        _told(serving, stop)
     for task in (stopping, starting):
         task.cancel()
-    for server in servers:
-        server.end()
+    server.end()
     await close()
     async with asyncio.timeout(5):
         await asyncio.gather(*(one() for one in last), return_exceptions=True)
-    await asyncio.wait(serving, timeout=3)
+    await asyncio.wait([serving], timeout=3)
 
 
-def _servers(place: Place, app: Litestar, name: str, port: int) -> list[http.EmbeddedServer]:
-    """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address."""
-    found = [http.server(app, "127.0.0.1", port, None)]
+def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
+    """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address, and the private
+    socket by which the supervisor sees that the event loop goes on."""
+    binds = [Bind(path=place.private(name)), Bind(address="127.0.0.1", port=port)]
     if place.settings.outside:
         files = place.pki.server(name, place.names, time.time())
         tls = files.certificate, files.key
-        found += [http.server(app, address, port, tls) for address in place.settings.outside]
-    return found
+        binds += [Bind(address=address, port=port, tls=tls) for address in place.settings.outside]
+    return serving.server(app, binds, place.settings.http.limits())
 
 
 def _collect_rarely() -> None:
@@ -266,8 +280,8 @@ async def run_enrich(settings: Settings) -> None:
         bus.open()
         await _start_enrich(store, bus, enrich)
 
-    servers = _servers(place, enrich_application(enrich), "enrich", settings.enrich_port)
-    await _lived(servers, start, enrich.close, (bus.close, facts.close, store.close))
+    server = _server(place, enrich_application(enrich), "enrich", settings.enrich_port)
+    await _lived(server, start, enrich.close, (bus.close, facts.close, store.close))
 
 
 async def run_ingest(settings: Settings) -> None:
@@ -282,8 +296,8 @@ async def run_ingest(settings: Settings) -> None:
         bus.open()
         await _start_ingest(store, bus, ingest)
 
-    servers = _servers(place, ingest_application(ingest), "ingest", settings.ingest_port)
-    await _lived(servers, start, ingest.close, (bus.close, store.close))
+    server = _server(place, ingest_application(ingest), "ingest", settings.ingest_port)
+    await _lived(server, start, ingest.close, (bus.close, store.close))
 
 
 async def run_segmenter(settings: Settings) -> None:
@@ -299,8 +313,8 @@ async def run_segmenter(settings: Settings) -> None:
         segmenter.started = True
         log.info("segmenter is ready")
 
-    servers = _servers(place, segmenter_application(segmenter), "segmenter", settings.segmenter_port)
-    await _lived(servers, start, segmenter.close, (facts.close, store.close))
+    server = _server(place, segmenter_application(segmenter), "segmenter", settings.segmenter_port)
+    await _lived(server, start, segmenter.close, (facts.close, store.close))
 
 
 async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:

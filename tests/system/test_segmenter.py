@@ -424,4 +424,5 @@ async def test_what_was_kept_is_computed_again_from_what_it_was_made_of(lab):
         assert "expected flows with the digest sha256:" in operation["error"]
     await store.run("release_host", "w9", 1)
     await store.run("unassign", 102, ["d1"])
-    assert (await again("plans/999999"))["error"] == "there is no plan 999999"
+    missing = await lab.asks("POST", "/segment/plans/999999/recompute")
+    assert (missing.status_code, missing.json()["detail"]) == (404, "there is no plan 999999")

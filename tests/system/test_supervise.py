@@ -1,6 +1,7 @@
 """Supervision of real child processes: order, death, orphans, ports, signals."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from aegisflux.domain.errors import Unavailable
-from aegisflux.runtime import procfs
+from aegisflux.runtime import procfs, supervise
 from aegisflux.runtime.procfs import PidFile
 from aegisflux.runtime.supervise import Child, Process, Supervisor
 from support.engines import eventually, free_port
@@ -241,3 +242,91 @@ def test_a_free_port_is_free():
     started = time.monotonic()
     assert procfs.port_holder(1) is None
     assert time.monotonic() - started < 1
+
+
+@pytest.fixture
+def soon(monkeypatch):
+    """The same in less time."""
+    monkeypatch.setattr(supervise, "ALIVE_SECONDS", 0.3)
+    monkeypatch.setattr(supervise, "ALIVE_EVERY", 0.05)
+    monkeypatch.setattr(supervise, "TRACE_SECONDS", 0.1)
+
+
+@pytest.mark.parametrize("how", ["says no", "does not answer", "is stopped"])
+async def test_a_child_that_hangs_is_restarted_and_counted(tmp_path, soon, how):
+    hung = set[int]()
+
+    async def alive() -> bool:
+        if how != "is stopped" and supervisor.pids()["one"] in hung:
+            await asyncio.sleep(0 if how == "says no" else 60)
+            return False
+        return True
+
+    events = Watcher()
+    supervisor = Supervisor([sleeper("one", alive=alive), sleeper("two")], tmp_path, events)
+    await supervisor.start()
+    try:
+        pid = supervisor.pids()["one"]
+        hung.add(pid)
+        if how == "is stopped":
+            os.kill(pid, signal.SIGSTOP)
+        await eventually(lambda: events.count(("one", "ready")) == 2)
+        assert ("one", "hung") in events
+        assert supervisor.restarted == {("one", "hung"): 1}
+        assert json.loads((tmp_path / supervise.RESTARTS).read_text()) == [["one", "hung", 1]]
+        assert procfs.start_time(pid) is None
+        assert ("two", "hung") not in events
+    finally:
+        await supervisor.stop()
+
+
+async def test_a_busy_moment_restarts_nothing(tmp_path, soon):
+    """One answer that does not come between others is no reason."""
+    asked = 0
+
+    async def alive() -> bool:
+        nonlocal asked
+        asked += 1
+        if asked % 2:
+            await asyncio.sleep(60)
+        return True
+
+    events = Watcher()
+    supervisor = Supervisor([sleeper("one", alive=alive)], tmp_path, events)
+    await supervisor.start()
+    try:
+        await eventually(lambda: asked > 6)
+        assert not supervisor.restarted
+    finally:
+        await supervisor.stop()
+
+
+def test_a_supervisor_that_was_held_up_itself_blames_nobody():
+    clock = supervise.Lateness(100.0)
+    longest = supervise.ALIVE_EVERY + 2 * supervise.ALIVE_SECONDS
+    assert not clock.late(100.0 + longest)
+    assert clock.late(100.0 + longest + 60)
+    assert not clock.late(100.0 + longest + 61)
+
+
+async def test_who_hangs_writes_where_into_a_log_that_nobody_else_reads(tmp_path, soon):
+    code = (
+        "import faulthandler, time\nfaulthandler.enable()\n"
+        "def here():\n print('begun', flush=True)\n time.sleep(600)\nhere()"
+    )
+    log = tmp_path / "log"
+    log.touch(mode=0o644)
+
+    async def never() -> bool:
+        return False
+
+    async def begun() -> bool:
+        return "begun" in log.read_text()
+
+    supervisor = Supervisor([sleeper("one", code, alive=never, ready=begun, log=log)], tmp_path / "run")
+    await supervisor.start()
+    try:
+        await eventually(lambda: "in here" in log.read_text())
+        assert log.stat().st_mode & 0o777 == 0o600
+    finally:
+        await supervisor.stop()

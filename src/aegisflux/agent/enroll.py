@@ -1,8 +1,10 @@
 """Enrolment over HTTP: a token, a name and a proof go out; what comes back is checked against the token."""
 
 import json
+import random
 import re
 import ssl
+import time
 import urllib.error
 import urllib.request
 from typing import Final
@@ -23,8 +25,13 @@ from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken
 
 SECONDS: Final = 15.0
 MAX_ANSWER: Final = 1 << 20
+TRIES: Final = 6  # in half a minute
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 HOST: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+
+
+class Crowded(Unavailable):
+    """The control plane has too much to do just now."""
 
 
 def host_id_of(hostname: str) -> str:
@@ -105,6 +112,18 @@ def _unverified() -> ssl.SSLContext:
 
 
 def _call(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes:
+    """Ask, and again a while later where the control plane has too much to do: many hosts may enrol then."""
+    for number in range(TRIES):
+        try:
+            return _asked(url, context, body)
+        except Crowded:
+            if number == TRIES - 1:
+                raise
+            time.sleep(random.uniform(0.5, 1.0) * 2**number)
+    raise AssertionError("every try returns or raises")
+
+
+def _asked(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes:
     headers = {"Content-Type": "application/json"} if body is not None else {}
     request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - scheme checked by _context
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
@@ -116,10 +135,13 @@ def _call(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes
     except urllib.error.HTTPError as error:
         with error:
             detail = _detail(error.read(MAX_ANSWER)) or error.reason
-        kind = Refused if 400 <= error.code < 500 and error.code != 429 else Unavailable
+        kind = Crowded if error.code in (429, 503) else Refused if 400 <= error.code < 500 else Unavailable
         raise kind(f"enrolment: {error.code} {detail}") from None
     except (urllib.error.URLError, OSError) as error:
-        raise Unavailable(f"enrolment: {url}: {getattr(error, 'reason', error)}") from None
+        reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
+        raise (Crowded if reset else Unavailable)(
+            f"enrolment: {url}: {getattr(error, 'reason', error)}"
+        ) from None
 
 
 def _detail(body: bytes) -> str:

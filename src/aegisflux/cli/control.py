@@ -1,6 +1,7 @@
 """`aegisflux up`, `orchestrator`, `env`: the control plane of this machine."""
 
 import asyncio
+import faulthandler
 import os
 import shlex
 from functools import cache
@@ -48,11 +49,10 @@ def up(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase =
     Example: aegisflux up --data-dir /srv/aegisflux --port-base 9000
     """
     from aegisflux import bootstrap
-    from aegisflux.runtime import logs
     from aegisflux.runtime.supervise import Event, run_until_signal
 
     given = loaded(config, data_dir, port_base)
-    logs.configure(given.log_level, given.log_format)
+    _begin(given)
     seen: set[str] = set()
 
     def told(event: Event) -> None:
@@ -74,10 +74,9 @@ def orchestrator(*, config: Config = None, data_dir: DataDir = None, port_base: 
     import uvloop
 
     from aegisflux import bootstrap
-    from aegisflux.runtime import logs
 
     given = loaded(config, data_dir, port_base)
-    logs.configure(given.log_level, given.log_format)
+    _begin(given)
     uvloop.run(bootstrap.run_orchestrator(given))
 
 
@@ -86,10 +85,9 @@ def enrich(*, config: Config = None, data_dir: DataDir = None, port_base: PortBa
     import uvloop
 
     from aegisflux import bootstrap
-    from aegisflux.runtime import logs
 
     given = loaded(config, data_dir, port_base)
-    logs.configure(given.log_level, given.log_format)
+    _begin(given)
     uvloop.run(bootstrap.run_enrich(given))
 
 
@@ -98,10 +96,9 @@ def ingest(*, config: Config = None, data_dir: DataDir = None, port_base: PortBa
     import uvloop
 
     from aegisflux import bootstrap
-    from aegisflux.runtime import logs
 
     given = loaded(config, data_dir, port_base)
-    logs.configure(given.log_level, given.log_format)
+    _begin(given)
     uvloop.run(bootstrap.run_ingest(given))
 
 
@@ -110,10 +107,9 @@ def segmenter(*, config: Config = None, data_dir: DataDir = None, port_base: Por
     import uvloop
 
     from aegisflux import bootstrap
-    from aegisflux.runtime import logs
 
     given = loaded(config, data_dir, port_base)
-    logs.configure(given.log_level, given.log_format)
+    _begin(given)
     uvloop.run(bootstrap.run_segmenter(given))
 
 
@@ -126,6 +122,16 @@ def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase 
 
     for name, value in bootstrap.environment(known(config, data_dir, port_base)).items():
         document(f"export {name}={shlex.quote(value)}\n")
+
+
+def _begin(given: Settings) -> None:
+    """What each process of the control plane does first: nobody else reads what it writes, and a process that
+    is ended because it hangs says where."""
+    from aegisflux.runtime import logs
+
+    os.umask(0o077)
+    faulthandler.enable()
+    logs.configure(given.log_level, given.log_format)
 
 
 def _screen(given: Settings, seen: set[str]) -> str:

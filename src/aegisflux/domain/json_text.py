@@ -42,6 +42,25 @@ def parse(body: bytes, path: str = "", what: str = "a JSON document", most: int 
     return found
 
 
+def require_no_nul(body: bytes, found: Any) -> None:
+    """Raise Invalid by the path of a text, or a key, of a parsed body that holds the character NUL, which no
+    store of texts takes."""
+    if b"\\u0000" not in body:
+        return
+    waiting = [(found, "")]
+    while waiting:
+        value, path = waiting.pop()
+        if isinstance(value, dict):
+            for key in value:
+                if "\0" in key:
+                    raise Invalid(path, "keys without the character NUL", key)
+            waiting += [(item, step(path, key)) for key, item in value.items()]
+        elif isinstance(value, list):
+            waiting += [(item, step(path, n)) for n, item in enumerate(value)]
+        elif isinstance(value, str) and "\0" in value:
+            raise Invalid(path, "text without the character NUL", value)
+
+
 def _marks(body: bytes) -> int:
     """No less than how many values there are but one; marks in texts count too."""
     return body.count(b",") + body.count(b"[") + body.count(b"{")

@@ -16,6 +16,7 @@ from litestar.exceptions import NotAuthorizedException, PermissionDeniedExceptio
 from litestar.handlers import BaseRouteHandler
 
 from aegisflux.domain.audit import Entry
+from aegisflux.domain.errors import AegisError
 from aegisflux.domain.roles import SYSTEM, Principal, Role, may
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Queries
@@ -25,6 +26,7 @@ REMEMBER_SECONDS = 5.0
 PREFIX = "afx_"
 MAX_REMEMBERED = 4096
 STATE = "bearers"
+FOUND = "aegisflux.found"
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
@@ -50,6 +52,14 @@ class Who:
             reason=reason,
             request_id=self.request_id,
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found of a request's token before its route was known: nobody, or why nothing could be."""
+
+    principal: Principal | None
+    error: AegisError | None = None
 
 
 class Bearers:
@@ -101,8 +111,11 @@ async def bearer_of(connection: Connection) -> Principal:
             "a bearer token is needed: Authorization: Bearer <token>",
             headers={"WWW-Authenticate": "Bearer"},
         )
+    known: Found | None = connection.scope["state"].get(FOUND)
+    if known is not None and known.error is not None:
+        raise known.error
     bearers: Bearers = connection.app.state[STATE]
-    found = await bearers.principal(token.strip())
+    found = known.principal if known is not None else await bearers.principal(token.strip())
     if found is None:
         raise NotAuthorizedException(
             "this token is unknown, expired or revoked",

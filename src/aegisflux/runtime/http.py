@@ -6,13 +6,10 @@ import html
 import re
 import time
 import uuid
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any, Final, cast
 
 import msgspec
-from granian.constants import Interfaces
-from granian.http import HTTP1Settings
-from granian.server.embed import Server
 from litestar import Litestar, Request, Response
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
@@ -47,8 +44,7 @@ from aegisflux.runtime import logs, metrics
 
 MAX_BODY: Final = 16 << 20  # of snapshots and events
 USUAL_BODY: Final = 256 << 10  # of every route that says nothing else
-MAX_CONNECTIONS: Final = 8192
-HEADER_MILLISECONDS: Final = 10_000
+OTHER, NO_ROUTE = "other", "none"  # labels of metrics
 SCOPE_KEY: Final = "aegisflux.request_id"
 PROBLEM: Final = "application/problem+json"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
@@ -160,8 +156,10 @@ def _answer(problem: Problem, headers: dict[str, str]) -> Response[bytes]:
     )
 
 
-def accounted(app: ASGIApp) -> ASGIApp:
-    """Gives each request an id, echoes it, counts the answer."""
+def accounted(app: ASGIApp, routes: Mapping[str, Collection[str]]) -> ASGIApp:
+    """Gives each request an id, echoes it, counts the answer, and lets nobody keep it. `routes` are the
+    methods of each path as the application has it; a metric names nothing else, since a client chooses it.
+    """
 
     async def wrapped(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != ScopeType.HTTP:
@@ -174,8 +172,10 @@ def accounted(app: ASGIApp) -> ASGIApp:
 
         async def tagged(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableScopeHeaders.from_message(message)["X-Request-Id"] = number
-                metrics.requests.labels(scope["method"], str(message["status"])).inc()
+                headers = MutableScopeHeaders.from_message(message)
+                headers["X-Request-Id"] = number
+                headers.setdefault("Cache-Control", "no-store")
+                metrics.requests.labels(*_labels(scope, routes), str(message["status"])).inc()
                 metrics.request_seconds.observe(time.monotonic() - started)
             await send(message)
 
@@ -184,23 +184,60 @@ def accounted(app: ASGIApp) -> ASGIApp:
     return wrapped
 
 
-class EmbeddedServer(Server):
-    """A server in this event loop: `serve()` until `stop()`."""
+def _labels(scope: Scope, routes: Mapping[str, Collection[str]]) -> tuple[str, str]:
+    route = str(scope.get("path_template", ""))
+    methods = routes.get(route, ())
+    method = str(scope.get("method", ""))
+    return (method if method in methods else OTHER), (route if methods else NO_ROUTE)
 
-    def end(self) -> None:
-        """Accept no more, and let `serve` return."""
-        self.stop()  # type: ignore[no-untyped-call]
+
+def table(app: Litestar) -> dict[str, frozenset[str]]:
+    """The methods of each route of an application."""
+    found: dict[str, set[str]] = {}
+    for route in app.routes:
+        for handler in getattr(route, "route_handlers", ()):
+            found.setdefault(route.path_format, set()).update(handler.http_methods)
+    return {path: frozenset(methods) for path, methods in found.items()}
+
+
+async def refuse(scope: Scope, send: Send, error: AegisError | HTTPException) -> None:
+    """Answer a request that is not given to the application."""
+    request: Request[Any, Any, Any] = Request(scope)
+    answer = refused(request, error) if isinstance(error, AegisError) else failed(request, error)
+    headers = [(name.lower().encode(), value.encode()) for name, value in answer.headers.items()]
+    body: bytes = answer.content
+    headers += [(b"content-type", PROBLEM.encode()), (b"content-length", str(len(body)).encode())]
+    headers += [(b"connection", b"close")]
+    await send({"type": "http.response.start", "status": answer.status_code or 500, "headers": headers})
+    await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+class Document(JsonRenderPlugin):
+    """The OpenAPI document, rendered once: who asks for it may have no token."""
+
+    _made: bytes = b""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        """See `JsonRenderPlugin.render`."""
+        self._made = self._made or super().render(request, openapi_schema)
+        return self._made
 
 
 class Page(OpenAPIRenderPlugin):
     """The OpenAPI document as one page of plain HTML: no script, nothing from other hosts."""
 
+    _made: bytes = b""
+
     def __init__(self) -> None:
         super().__init__(path="/")
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        """The page."""
+        """The page, rendered once."""
         del request
+        self._made = self._made or self._page(openapi_schema)
+        return self._made
+
+    def _page(self, openapi_schema: dict[str, Any]) -> bytes:
         rows = []
         for path, methods in sorted(openapi_schema.get("paths", {}).items()):
             for method, operation in methods.items():
@@ -236,7 +273,7 @@ def openapi(title: str, words: str) -> OpenAPIConfig:
         version=__version__,
         description=words,
         path="/schema",
-        render_plugins=[Page(), JsonRenderPlugin()],
+        render_plugins=[Page(), Document()],
         components=Components(
             security_schemes={
                 "bearer": SecurityScheme(type="http", scheme="bearer", description="an API token")
@@ -274,20 +311,3 @@ def documented(app: Litestar) -> Litestar:
                 operation.responses.pop("400", None)
                 operation.responses["default"] = answer
     return app
-
-
-def server(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None) -> EmbeddedServer:
-    """A server in this event loop: `serve()` until `stop()`. `tls` is certificate and key."""
-    return EmbeddedServer(
-        accounted(app),
-        address=address,
-        port=port,
-        interface=Interfaces.ASGINL,
-        websockets=False,
-        log_enabled=False,
-        backlog=1024,
-        backpressure=MAX_CONNECTIONS,
-        http1_settings=HTTP1Settings(header_read_timeout=HEADER_MILLISECONDS),
-        ssl_cert=tls[0] if tls else None,
-        ssl_key=tls[1] if tls else None,
-    )

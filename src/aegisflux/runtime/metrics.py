@@ -1,21 +1,56 @@
-"""Metrics of the control plane: names, meanings, one registry. No host, address or CVE is ever a label."""
+"""Metrics of the control plane: names, meanings, one registry. No host, address or CVE is ever a label.
+
+No client, host or file chooses the value of a label: each is of a set that the program has.
+"""
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 REGISTRY = CollectorRegistry()
+CHILDREN: Final = ("nats", "postgres", "orchestrator", "ingest", "enrich", "segmenter")
+WHY_RESTARTED: Final = ("died", "unhealthy", "hung")
+_files: list[Path] = []
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 
 requests = Counter(
     "aegisflux_http_requests_total",
-    "Requests answered, by method and status.",
-    ["method", "status"],
+    "Requests answered, by method, route and status; what no route has is other and none.",
+    ["method", "route", "status"],
     registry=REGISTRY,
 )
 request_seconds = Histogram(
     "aegisflux_http_request_seconds",
     "Time from a request's head to its answer.",
     buckets=SECONDS,
+    registry=REGISTRY,
+)
+http_refused = Counter(
+    "aegisflux_http_refused_total",
+    "Connections and requests that were ended or refused before their route, by what they passed.",
+    ["reason"],
+    registry=REGISTRY,
+)
+http_connections = Gauge(
+    "aegisflux_http_connections",
+    "Open connections, by whether a valid token was shown on them.",
+    ["kind"],
+    registry=REGISTRY,
+)
+http_unauthorized = Counter(
+    "aegisflux_http_unauthorized_total",
+    "Tokens that were refused: of the API (unknown), or of an enrolment.",
+    ["kind"],
+    registry=REGISTRY,
+)
+restarts = Gauge(
+    "aegisflux_service_restarts",
+    "How often the supervisor has restarted a child since it began: it died, was unhealthy, or hung.",
+    ["service", "reason"],
     registry=REGISTRY,
 )
 posts = Counter("aegisflux_snapshots_total", "Snapshots by outcome.", ["outcome"], registry=REGISTRY)
@@ -102,6 +137,20 @@ def count_over_share(queue: str) -> None:
     over_share.labels(queue).inc()
 
 
+def read_restarts(path: Path) -> None:
+    """Let the pages tell what the supervisor of this process has written into a file about restarts."""
+    _files[:] = [path]
+
+
 def page() -> bytes:
     """All metrics in Prometheus's text format."""
+    for path in _files:
+        _count_restarts(path)
     return generate_latest(REGISTRY)
+
+
+def _count_restarts(path: Path) -> None:
+    with suppress(OSError, ValueError, TypeError):
+        for service, reason, count in json.loads(path.read_text()):
+            if service in CHILDREN and reason in WHY_RESTARTED and isinstance(count, int):
+                restarts.labels(service, reason).set(count)

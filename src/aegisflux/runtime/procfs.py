@@ -73,6 +73,14 @@ def start_time(pid: int) -> int | None:
         return None
 
 
+def is_stopped(pid: int) -> bool:
+    """Whether the process was stopped by a signal, such as SIGSTOP, and not continued."""
+    try:
+        return (PROC / str(pid) / "stat").read_bytes().rpartition(b")")[2].split()[0] == b"T"
+    except (OSError, IndexError):
+        return False
+
+
 def command_line(pid: int) -> str:
     """The command of a process, at most 120 characters; empty when it is gone."""
     try:

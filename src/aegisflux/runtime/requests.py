@@ -65,6 +65,7 @@ async def check(request: Request[Any, Any, Any]) -> None:
     """Refuse a request that says what its route does not read, or that could be read in two ways."""
     found: Read = request.app.state[STATE][request.scope["path_template"], request.method]
     seen = query.check(request.scope["query_string"], found.query)
+    query.check_path(request.scope.get("raw_path", b""), "path")
     _check_path(request.scope["path"], found.path)
     _check_headers(request, found.headers)
     if found.data is not None:
@@ -85,7 +86,9 @@ def _announced(request: Request[Any, Any, Any]) -> bool:
 
 
 def _check_body(body: bytes, found: Read) -> None:
-    converted(json_text.parse(body, what="a JSON object", most=found.values), found.data)
+    raw = json_text.parse(body, what="a JSON object", most=found.values)
+    json_text.require_no_nul(body, raw)
+    converted(raw, found.data)
 
 
 def _check_path(path: str, known: Mapping[int, tuple[str, Parameter]]) -> None:

@@ -9,10 +9,12 @@ end them before it starts its own.
 import asyncio
 import contextlib
 import fcntl
+import json
 import os
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +28,11 @@ from aegisflux.runtime.procfs import PidFile
 POLL_SECONDS = 0.02
 PROBE_SECONDS = 0.5
 FIRST_PAUSE, LAST_PAUSE, STEADY_SECONDS = 0.1, 5.0, 10.0
+ALIVE_SECONDS, ALIVE_EVERY, ALIVE_MISSES = 5.0, 1.0, 2
+SLACK_SECONDS = 2.0
+TRACE_SECONDS = 0.5  # that a hung child has to write where it is
 
+RESTARTS = "restarts.json"
 Ready = Callable[[], Awaitable[bool]]
 
 
@@ -35,6 +41,10 @@ class Child:
     """What to run. `prepare` runs before every start, `cleanup` after the last stop; False from `healthy`,
     which is asked twice a second, restarts the child. `user` is a uid and gid to become (root only).
     `port` and `host` are checked to be free before the first start.
+
+    `alive` asks whether the child does its work: once a second, with ALIVE_SECONDS to answer. ALIVE_MISSES
+    answers in a row that do not come, or are no, restart the child, and so does being stopped by a signal for
+    ALIVE_SECONDS. A child that hangs hears no SIGTERM, and is killed. One missed answer is a busy moment.
     """
 
     name: str
@@ -43,6 +53,7 @@ class Child:
     prepare: Callable[[], None] | None = None
     cleanup: Callable[[], None] | None = None
     healthy: Callable[[], bool] | None = None
+    alive: Ready | None = None
     env: Mapping[str, str] | None = None
     cwd: Path = Path("/")
     log: Path | None = None
@@ -82,6 +93,7 @@ class Process:
         self._pid_file = PidFile(run_dir / f"{child.name}.pid")
         self._popen: subprocess.Popen[bytes] | None = None
         self._gone = asyncio.Event()
+        self.why = ""
 
     @property
     def pid(self) -> int | None:
@@ -111,19 +123,70 @@ class Process:
         self._say("ready")
 
     async def wait(self) -> None:
-        """Until it is gone or no longer healthy; an unhealthy one is stopped first."""
-        while not self._gone.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(PROBE_SECONDS):
-                    await self._gone.wait()
-                break
-            if self.child.log is not None:
-                await asyncio.to_thread(logfiles.rotate, self.child.log)
-            if self.child.healthy and not await asyncio.to_thread(self.child.healthy):
-                self._say("unhealthy")
-                await self._end()
-                return
-        self._say("died", self._ending())
+        """Until it is gone, no longer healthy, or hangs; `why` says which. One that is not gone is ended."""
+        watching = asyncio.create_task(self._hung())
+        try:
+            while not self._gone.is_set():
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(PROBE_SECONDS):
+                        await self._gone.wait()
+                    break
+                if watching.done():
+                    self.why = "hung"
+                    self._say("hung", watching.result())
+                    await self._end_hung()
+                    return
+                if self.child.log is not None:
+                    await asyncio.to_thread(logfiles.rotate, self.child.log)
+                if self.child.healthy and not await asyncio.to_thread(self.child.healthy):
+                    self.why = "unhealthy"
+                    self._say("unhealthy")
+                    await self._end()
+                    return
+            self.why = "died"
+            self._say("died", self._ending())
+        finally:
+            watching.cancel()
+
+    async def _hung(self) -> str:
+        """Until it does no work any more; why that is certain."""
+        clock, misses = Lateness(time.monotonic()), 0
+        while True:
+            await asyncio.sleep(ALIVE_EVERY)
+            if await self._stopped():
+                return f"it has been stopped by a signal for {ALIVE_SECONDS:g} s"
+            answered = await self._answers()
+            if clock.late(time.monotonic()):
+                continue  # we were held up ourselves, and so may it have been
+            misses = 0 if answered else misses + 1
+            if misses >= ALIVE_MISSES:
+                return f"no answer within {ALIVE_SECONDS:g} s, {misses} times"
+
+    async def _stopped(self) -> bool:
+        """Whether it was stopped at both ends of the time that it has to answer."""
+        pid = self.pid
+        if pid is None or not procfs.is_stopped(pid):
+            return False
+        await asyncio.sleep(ALIVE_SECONDS)
+        return procfs.is_stopped(pid)
+
+    async def _answers(self) -> bool:
+        if self.child.alive is None or self.pid is None:
+            return True
+        try:
+            async with asyncio.timeout(ALIVE_SECONDS):
+                return await self.child.alive()
+        except TimeoutError:
+            return False
+
+    async def _end_hung(self) -> None:
+        """End it without asking; a Python program writes first into its log where it hangs."""
+        self._signal(signal.SIGABRT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TRACE_SECONDS):
+                await self._gone.wait()
+        self.kill()
+        await self._gone.wait()
 
     async def stop(self) -> None:
         """Ask it to stop, and kill its process group when it does not within its time. Harmless when it
@@ -231,13 +294,29 @@ class Process:
         return f"; the end of {self.child.log}:\n" + "\n".join("  " + line[:300] for line in lines)
 
 
+class Lateness:
+    """Whether the supervisor itself was held up, by a machine that slept or has no time for it. Times in
+    seconds."""
+
+    def __init__(self, now: float) -> None:
+        self._last = now
+
+    def late(self, now: float) -> bool:
+        """Whether one look took longer than a look can take."""
+        took, self._last = now - self._last, now
+        return took > ALIVE_EVERY + 2 * ALIVE_SECONDS + SLACK_SECONDS
+
+
 @dataclass(slots=True)
 class Supervisor:
-    """Keeps `children` running. One supervisor for a run directory; a second one is refused."""
+    """Keeps `children` running. One supervisor for a run directory; a second one is refused. `restarted`
+    counts by child and reason; RESTARTS in the run directory has it for others.
+    """
 
     children: Sequence[Child]
     run_dir: Path
     observe: Observer = ignore
+    restarted: Counter[tuple[str, str]] = field(default_factory=Counter)
     _processes: list[Process] = field(default_factory=list)
     _keepers: list[asyncio.Task[None]] = field(default_factory=list)
     _lock: IO[str] | None = None
@@ -247,6 +326,7 @@ class Supervisor:
         started.
         """
         self._take_lock()
+        self._tell_restarts()
         self._processes = [Process(child, self.run_dir, self.observe) for child in self.children]
         try:
             for process in reversed(self._processes):
@@ -299,6 +379,8 @@ class Supervisor:
         while True:
             since = time.monotonic()
             await process.wait()
+            self.restarted[process.child.name, process.why] += 1
+            self._tell_restarts()
             if time.monotonic() - since > STEADY_SECONDS:
                 pause = FIRST_PAUSE
             while True:
@@ -309,6 +391,14 @@ class Supervisor:
                     break
                 except (Unavailable, OSError) as error:
                     self.observe(Event(process.child.name, "failed", 0, str(error)))
+
+    def _tell_restarts(self) -> None:
+        """For the metrics of a service; who cannot write it goes on nevertheless."""
+        rows = [[name, reason, count] for (name, reason), count in self.restarted.items()]
+        with contextlib.suppress(OSError):
+            draft = self.run_dir / f"{RESTARTS}.new"
+            draft.write_text(json.dumps(rows))
+            draft.replace(self.run_dir / RESTARTS)
 
     def _take_lock(self) -> None:
         self.run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -348,8 +438,14 @@ async def run_until_signal(supervisor: Supervisor) -> None:
 
 
 def _open_log(path: Path | None) -> IO[bytes] | None:
+    """A log that only our user reads: it holds what hosts and clients chose."""
     if path is None:
         return None
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     logfiles.rotate(path)
-    return path.open("ab")
+    older = path.with_suffix(path.suffix + ".1")
+    if older.exists():
+        older.chmod(0o600)
+    handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    os.fchmod(handle, 0o600)
+    return os.fdopen(handle, "ab")

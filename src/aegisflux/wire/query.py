@@ -81,6 +81,11 @@ def check_required(seen: Set[str], known: Mapping[str, Parameter]) -> None:
             raise Invalid(name, "a value: this route needs it")
 
 
+def check_path(raw: bytes, name: str) -> None:
+    """Raise Invalid for a path of a URL, as it came, that is not text in UTF-8 or holds NUL."""
+    _text(raw.partition(b"?")[0].replace(b"+", b"%2B"), name)
+
+
 def _text(raw: bytes, path: str) -> str:
     if _BROKEN.search(raw):
         raise Invalid(path, "two hexadecimal digits after each %", raw.decode("latin-1"))

@@ -7,6 +7,7 @@ that it owns the key it asks for by signing `proof_bytes`. Nothing here signs or
 
 import base64
 import binascii
+import hmac
 import re
 from hashlib import sha256
 from typing import Annotated, Final
@@ -20,6 +21,8 @@ ENROLL_PATH: Final = "/api/v1/enroll"
 CA_PATH: Final = "/api/v1/enroll/ca"
 MAX_TOKEN_CHARS: Final = 2048
 PREFIX: Final = "aegis1."
+RANDOM_BYTES: Final = 18
+MAC_BYTES: Final = 18
 
 Hex256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 
@@ -71,6 +74,26 @@ def parse_token(text: str) -> EnrollToken:
         )
     except (ValueError, RecursionError):
         raise Invalid("token", "an enrolment token (aegis1....)", "a damaged one") from None
+
+
+def sealed_secret(random: bytes, key: bytes) -> str:
+    """The secret of a token: 18 random bytes, and a MAC by which the control plane knows, without a look at
+    its store, that it made them."""
+    return base64.urlsafe_b64encode(random + _mac(random, key)).decode()
+
+
+def is_sealed(secret: str, key: bytes) -> bool:
+    """Whether the control plane with this key made the secret of a token."""
+    try:
+        raw = base64.b64decode(secret, altchars=b"-_", validate=True)
+    except ValueError:
+        return False
+    random, mac = raw[:RANDOM_BYTES], raw[RANDOM_BYTES:]
+    return len(random) == RANDOM_BYTES and hmac.compare_digest(mac, _mac(random, key))
+
+
+def _mac(random: bytes, key: bytes) -> bytes:
+    return hmac.digest(key, b"aegisflux-enroll-secret-v1\0" + random, "sha256")[:MAC_BYTES]
 
 
 def token_hash(text: str) -> str:

@@ -18,7 +18,7 @@ import zstandard
 from msgspec.structs import replace
 
 from aegisflux.adapters.store import partitions, timescale
-from aegisflux.adapters.store.postgres import AWAY, CONTENDED, named_queries
+from aegisflux.adapters.store.postgres import AWAY, CONTENDED, UNHELD, named_queries
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import Enriched, EnrichedBatch
@@ -434,7 +434,8 @@ async def _here() -> AsyncIterator[None]:
     except (*AWAY, *CONTENDED) as error:
         raise Unavailable(f"the store of facts: {error or type(error).__name__}") from error
     except REFUSED as error:
-        raise Refused(f"the store of facts: {type(error).__name__}: {error}") from error
+        detail = UNHELD if isinstance(error, asyncpg.DataError | UnicodeError) else str(error)
+        raise Refused(f"the store of facts: {detail}") from error
 
 
 async def _prepare(connection: Any) -> None:

@@ -33,6 +33,10 @@ AWAY = (
 )
 
 NEVER = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, UnicodeError, OverflowError)
+UNHELD = (
+    "the store cannot hold a value of the request: expected text of whole characters without NUL, and"
+    " numbers of 64 bits"
+)
 CONTENDED = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 T = TypeVar("T")
@@ -231,7 +235,7 @@ async def _here(call: Callable[[], Awaitable[T]]) -> T:
             f"the store: another transaction was in the way, and nothing is written: {error}"
         ) from error
     except NEVER as error:  # NUL, half characters, numbers and texts that are too large
-        raise Refused(f"the store cannot hold a value of the request: {error}") from error
+        raise Refused(UNHELD) from error  # in our words: the driver's are of its own inside
     except AttributeError:
         raise Unavailable("the store: not connected yet") from None
 

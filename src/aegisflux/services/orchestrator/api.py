@@ -7,7 +7,7 @@ from typing import Any
 from litestar import Litestar, MediaType, Request, get, post
 
 from aegisflux.domain.errors import Unavailable
-from aegisflux.runtime import health, http, metrics, pages
+from aegisflux.runtime import health, http, metrics, pages, serving
 from aegisflux.runtime.access import Connection, Who
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.wire.token import CA_PATH, ENROLL_PATH, EnrollAnswer, EnrollRequest
@@ -75,5 +75,5 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
         (authority, enroll, *routes.HANDLERS, *rollout_routes.HANDLERS),
         bearers=orchestrator.access.bearers if orchestrator else None,
         checks=checks,
-        state={"orchestrator": orchestrator},
+        state={"orchestrator": orchestrator, serving.URGENT: (rollout_routes.PANIC_PATH,)},
     )

@@ -2,7 +2,6 @@
 released.
 """
 
-import secrets
 from collections.abc import Mapping, Sequence
 
 import msgspec
@@ -11,7 +10,8 @@ from msgspec import Struct
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.names import check_name
 from aegisflux.domain.own_addresses import conflict_text
-from aegisflux.ports.store import Change, Row
+from aegisflux.ports.store import Queries, Row
+from aegisflux.runtime import metrics
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.answers import heartbeat_of
@@ -35,6 +35,7 @@ from aegisflux.wire.token import (
 
 MAX_TOKEN_SECONDS = 3600
 MOST_CONFLICTS = 8
+RETRY_SECONDS, MAX_RETRIES = 60, 4096
 NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
 
 
@@ -75,6 +76,7 @@ class Hosts:
 
     def __init__(self, core: Core) -> None:
         self._core, self.suspicions = core, Suspicions(core)
+        self._retries: dict[str, int] = {}  # until when a token's retry writes no further line
 
     @again
     async def token(self, labels: Mapping[str, str], host: str | None, ttl: int, who: Who) -> EnrollmentToken:
@@ -94,7 +96,7 @@ class Hosts:
                 options.enroll_url,
                 options.ca_sha256,
                 root_sha256(self._core.keys.root_public),
-                secrets.token_urlsafe(24),
+                self._core.keys.enroll_secret(),
             )
         )
         async with self._core.store.change() as db:
@@ -113,37 +115,56 @@ class Hosts:
         host = subjects.host_token(request.host_id)
         public = from_b64(request.agent_public_key, "agent_public_key", 32)
         proof = from_b64(request.proof, "proof", 64)
-        parse_token(request.token)
-        if not verified(public, proof_bytes(request.token, host), proof):
-            raise Forbidden("proof: it is not made by agent_public_key for this token and host_id")
-        answer = await self._enrolled(token_hash(request.token), host, public, who)
+        token = parse_token(request.token)
+        try:
+            if not self._core.keys.made_enroll(token.secret):
+                raise Forbidden(NOT_NOW)
+            if not verified(public, proof_bytes(request.token, host), proof):
+                raise Forbidden("proof: it is not made by agent_public_key for this token and host_id")
+            digest = token_hash(request.token)
+            answer = await self._repeated(digest, host, public) or await self._enrolled(
+                digest, host, public, who
+            )
+        except (Forbidden, Conflict):
+            metrics.http_unauthorized.labels("enrolment").inc()
+            raise
         self._core.host_keys.pop(host, None)
         self._core.wake()
         return answer
+
+    async def _repeated(self, digest: str, host: str, public: bytes) -> EnrollAnswer | None:
+        """What is refused without the lock that all changes share, and the answer to a retry whose line the
+        audit log has; None for what needs a change."""
+        row = await self._core.store.row("read_enroll_token", digest)
+        answer = _answered(row, host, public, self._core.now())
+        if answer is None:
+            await self._check_free(self._core.store, host, public)
+        elif self._retries.get(digest, 0) > self._core.now():
+            return answer
+        return None
 
     @again
     async def _enrolled(self, digest: str, host: str, public: bytes, who: Who) -> EnrollAnswer:
         now = self._core.now()
         async with self._core.store.change() as db:
             token = await db.row("enroll_token", digest)
-            if token is None or (token["host_id"] or host) != host:
-                raise Forbidden(NOT_NOW)
-            if token["used_by"] is not None:
-                if (token["used_by"], token["used_key"]) != (host, public):
-                    raise Conflict("this enrolment token was used already, by another host or key")
+            answer = _answered(token, host, public, now)
+            if answer is not None:
                 await db.audit(who.did("host.enroll", f"host/{host}", reason="repeated"))
-                return msgspec.json.decode(token["answer"], type=EnrollAnswer)
-            if token["expires_at"] <= now:
-                raise Forbidden(NOT_NOW)
-            await self._check_free(db, host, public)
-            answer = self._answer(host, public, now)
-            await db.run("put_host", host, public, token["labels"], now)
-            await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
-            await join(self._core, db, host, now)
-            await db.audit(who.did("host.enroll", f"host/{host}", after=b64(public)))
+            else:
+                assert token is not None
+                await self._check_free(db, host, public)
+                answer = self._answer(host, public, now)
+                await db.run("put_host", host, public, token["labels"], now)
+                await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
+                await join(self._core, db, host, now)
+                await db.audit(who.did("host.enroll", f"host/{host}", after=b64(public)))
+        self._retries[digest] = now + RETRY_SECONDS
+        while len(self._retries) > MAX_RETRIES:
+            del self._retries[next(iter(self._retries))]
         return answer
 
-    async def _check_free(self, db: Change, host: str, public: bytes) -> None:
+    async def _check_free(self, db: Queries, host: str, public: bytes) -> None:
         known = await db.row("host", host)
         if known is None:
             check_name("host_id", host)
@@ -259,6 +280,20 @@ class Hosts:
             troubles=self._core.troubles(row["host_id"], beat, row["left_out"]),
             address_conflicts=tuple(conflicts.get(row["host_id"], ())),
         )
+
+
+def _answered(token: Row | None, host: str, public: bytes, now: int) -> EnrollAnswer | None:
+    """The answer that a token was used for by this host and key; None while it can be used. Raises Forbidden
+    or Conflict."""
+    if token is None or (token["host_id"] or host) != host:
+        raise Forbidden(NOT_NOW)
+    if token["used_by"] is not None:
+        if (token["used_by"], token["used_key"]) != (host, public):
+            raise Conflict("this enrolment token was used already, by another host or key")
+        return msgspec.json.decode(token["answer"], type=EnrollAnswer)
+    if token["expires_at"] <= now:
+        raise Forbidden(NOT_NOW)
+    return None
 
 
 def is_silent(core: Core, row: Row) -> bool:

@@ -2,6 +2,7 @@
 confirmations.
 """
 
+import os
 from collections.abc import Callable
 
 import msgspec
@@ -13,11 +14,12 @@ from aegisflux.domain.manifest import KeySet, PublicKey
 from aegisflux.domain.trust import ROOT_KEY_ID
 from aegisflux.ports.secrets import Secrets
 from aegisflux.wire import envelope
+from aegisflux.wire import token as tokens
 from aegisflux.wire.envelope import Envelope
 
 KEY_SECONDS = 10 * 365 * 86_400
 SKEW_SECONDS = 3600
-ROOT, AUDIT = "root-key", "audit-key"
+ROOT, AUDIT, ENROLL = "root-key", "audit-key", "enroll-key"
 
 
 class Keys:
@@ -27,6 +29,7 @@ class Keys:
         self._secrets = secrets
         self._root = _signing(secrets, ROOT)
         self.root_public = bytes(self._root.verify_key)
+        self._enroll = secrets.obtain(ENROLL, lambda: os.urandom(32))
         self.version = 0
         self.set = KeySet(0, ())
         self.envelope = Envelope("", b"", ())
@@ -62,6 +65,14 @@ class Keys:
                 envelope.KEY_SET, payload, ROOT_KEY_ID, lambda data: self._root.sign(data).signature
             )
         )
+
+    def enroll_secret(self) -> str:
+        """The secret of a new enrolment token."""
+        return tokens.sealed_secret(os.urandom(tokens.RANDOM_BYTES), self._enroll)
+
+    def made_enroll(self, secret: str) -> bool:
+        """Whether the secret of an enrolment token is one of ours."""
+        return tokens.is_sealed(secret, self._enroll)
 
     def seal(self, payload_type: str, payload: bytes) -> Envelope:
         """Sign with the current key."""

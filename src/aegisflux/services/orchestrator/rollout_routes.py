@@ -1,6 +1,6 @@
 """Handlers of rollouts in stages: thin, each a call of one part of the orchestrator."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 from litestar import Request, get, post
 from litestar.params import Parameter
@@ -13,6 +13,7 @@ from aegisflux.services.orchestrator.carried import Carried
 from aegisflux.services.orchestrator.panic import Panicked, PanicRequest
 from aegisflux.services.orchestrator.rollouts import Move, Moved, Told
 
+PANIC_PATH: Final = "/api/v1/panic"
 Handler = Request[Any, Any, Any]
 DryRun = Annotated[bool, Parameter(description="say what would change, and change nothing")]
 RolloutNumber = Annotated[int, Parameter(ge=1, le=2**62, description="the rollout's number")]
@@ -98,7 +99,7 @@ async def roll_back_rollout(
     return await _moved(request, number, "roll_back", data, dry_run)
 
 
-@post("/api/v1/panic", status_code=200, guards=[needs("operator")])
+@post(PANIC_PATH, status_code=200, guards=[needs("operator")])
 async def panic(data: PanicRequest, request: Handler, dry_run: DryRun = False) -> Panicked:
     """Return the fleet, a service or a host to observing, at once: its rules are judged on and block
     nothing. Undone by a rollback.

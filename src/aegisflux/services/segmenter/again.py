@@ -5,7 +5,7 @@ Made of recorded flows, which the store lets go of in time, and of what was kept
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -29,6 +29,12 @@ class Again:
 
     def __init__(self, store: Store, proposals: Proposals) -> None:
         self._store, self._proposals = store, proposals
+
+    async def check(self, kind: Literal["plan", "proposal"], number: int) -> None:
+        """Raise NotFound where there is no proposal, or plan, of that number."""
+        query = "is_plan" if kind == "plan" else "is_proposal"
+        if await self._store.row(query, number) is None:
+            raise NotFound(f"there is no {kind} {number}")
 
     async def proposal(self, number: int, told: Told) -> None:
         """Compute a proposal once more."""

@@ -116,7 +116,9 @@ async def recompute_proposal(number: Number, request: Handler) -> Operation:
     """Compute a proposal once more from the flows it rests on. The operation fails with what is another one
     now, or gone.
     """
-    return _again(request, f"/segment/proposals/{number}", number, segmenter_of(request).again.proposal)
+    again = segmenter_of(request).again
+    await again.check("proposal", number)
+    return _again(request, f"/segment/proposals/{number}", number, again.proposal)
 
 
 @post("/segment/plans/{number:int}/recompute", status_code=202, guards=[needs("operator")])
@@ -124,7 +126,9 @@ async def recompute_plan(number: Number, request: Handler) -> Operation:
     """Compute a plan once more from its policy, its flows, and the inventory and snapshots in force of then.
     The operation fails with what is another one now, or gone.
     """
-    return _again(request, f"/segment/plans/{number}", number, segmenter_of(request).again.plan)
+    again = segmenter_of(request).again
+    await again.check("plan", number)
+    return _again(request, f"/segment/plans/{number}", number, again.plan)
 
 
 def _again(request: Handler, path: str, number: int, compute: Callable[..., Awaitable[None]]) -> Operation:

@@ -363,6 +363,9 @@ insert into enroll_tokens (hash, labels, host_id, created_at, created_by, expire
 -- name: enroll_token
 select labels, host_id, expires_at, used_by, used_key, answer from enroll_tokens where hash = $1 for update
 
+-- name: read_enroll_token
+select labels, host_id, expires_at, used_by, used_key, answer from enroll_tokens where hash = $1
+
 -- name: use_enroll_token
 update enroll_tokens set used_by = $2, used_key = $3, used_at = $4, answer = $5 where hash = $1
 
@@ -510,6 +513,12 @@ where coalesce(asked -> 'scope', '[]') = $1::jsonb order by id desc limit 1
 -- name: add_plan
 insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, inputs)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id
+
+-- name: is_proposal
+select 1 as found from proposals where id = $1
+
+-- name: is_plan
+select 1 as found from plans where id = $1
 
 -- name: plan_inputs
 select created_at, created_by, policy, asked, flows_digest, digest, inputs from plans where id = $1
