@@ -156,6 +156,22 @@ async def test_what_fails_is_found_by_halves_and_holds_up_nobody(bus):
     assert len(dead.got) == 1
 
 
+async def test_what_waits_for_our_surroundings_is_not_taken_apart(bus):
+    calls, got = [], []
+
+    async def handler(messages):
+        calls.append(len(messages))
+        if len(calls) == 1:
+            raise Unavailable("the store is away")
+        got.extend(messages)
+
+    for n in range(100):
+        await bus.publish(subjects.acks(f"h{n}"), b"x", msg_id=str(n))
+    await bus.consume("ACKS", "orchestrator", handler, linger=0.2)
+    await eventually(lambda: len({message.subject for message in got}) == 100)
+    assert len(calls) < 10
+
+
 async def noted(taker, messages):
     taker.got += messages
 

@@ -24,7 +24,7 @@ from aegisflux.settings import load
 
 pytestmark = pytest.mark.engines
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 1.5
+SECONDS = 1.0
 # Twice the target of the benchmark: other tests may run on this machine meanwhile.
 LATE_MS = 4000.0
 LOG_BYTES = 2 << 20
