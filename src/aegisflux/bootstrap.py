@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TypeVar
 
@@ -14,20 +15,23 @@ from litestar import Litestar
 
 from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
+from aegisflux.adapters.engines import roles
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
-from aegisflux.adapters.store.facts import PostgresFacts
+from aegisflux.adapters.store import dsns
+from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain import audit
-from aegisflux.domain.errors import NotFound, Unavailable
+from aegisflux.domain import agreement, audit
+from aegisflux.domain.errors import Conflict, NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
+from aegisflux.runtime.register import AUDIT, Register, accepted
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
@@ -35,10 +39,11 @@ from aegisflux.services.enrich.app import Parts as EnrichParts
 from aegisflux.services.ingest.api import application as ingest_application
 from aegisflux.services.ingest.app import Ingest
 from aegisflux.services.ingest.app import Parts as IngestParts
+from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
-from aegisflux.services.orchestrator.keys import AUDIT, Keys
+from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 from aegisflux.services.segmenter.api import application as segmenter_application
 from aegisflux.services.segmenter.app import Parts as SegmenterParts
@@ -46,7 +51,8 @@ from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.settings import Settings, bracketed
 from aegisflux.wire.natsjwt import Credentials
 
-ADMIN, VIEWER, VIEWER_CREDS = "admin-token", "viewer-token", "viewer.creds"
+ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
+FILE = "file:"
 T = TypeVar("T")
 Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
@@ -96,8 +102,41 @@ class Place:
 
     @property
     def dsn(self) -> str:
-        """Where the store is; a secret."""
-        return self.settings.database_url or self.postgres.dsn
+        """Where the store is, for the owner of its tables; a secret."""
+        return self.dsn_of(roles.OWNER)
+
+    def dsn_of(self, role: str) -> str:
+        """Where the store is, for one of `roles.ROLES`; a secret."""
+        url, passwords = self._database_url, self.settings.database_passwords
+        if not url:
+            return self.postgres.dsn_of(role)
+        if role == roles.OWNER or not passwords:
+            return url
+        secret = FileSecrets(Path(passwords)).read(role)
+        if secret is None:
+            raise Unavailable(f"database_passwords: expected a file {role} in {passwords}, there is none")
+        return dsns.as_user(url, roles.PREFIX + role, secret.decode().strip())
+
+    @property
+    def _database_url(self) -> str:
+        """The setting, or what the file has that it names."""
+        given = self.settings.database_url
+        if not given.startswith(FILE):
+            return given
+        try:
+            return Path(given.removeprefix(FILE)).read_text().strip()
+        except OSError as error:
+            raise Unavailable(f"database_url: {given}: {error.strerror}") from error
+
+    def database_setting(self, role: str) -> str:
+        """What a child is told of `database_url`: nothing that is a secret, since others see environments."""
+        url = self._database_url
+        if not url or (self.settings.database_url.startswith(FILE) and not self.settings.database_passwords):
+            return self.settings.database_url
+        if self.settings.database_passwords and role != "orchestrator":
+            return dsns.anonymous(url)
+        self.secrets.write(DATABASE_URL, url.encode())
+        return f"{FILE}{self.secrets.path(DATABASE_URL)}"
 
     def token(self, name: str) -> str:
         """The text of a token that lies in a file of ours, made when missing. A secret."""
@@ -122,9 +161,19 @@ class Place:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder / f"{name}.sock"
 
-    def store(self) -> PostgresStore:
-        """The store, not opened."""
-        return PostgresStore(self.dsn, self.secrets.obtain(AUDIT, lambda: os.urandom(32)))
+    @property
+    def has_roles(self) -> bool:
+        """Whether each service has a role of its own in the database."""
+        return not self.settings.database_url or bool(self.settings.database_passwords)
+
+    def store(self, role: str) -> PostgresStore:
+        """The store for a service, not opened. The orchestrator's brings the schema up to date, as its owner;
+        so does each where there is one role for all.
+        """
+        key, dsn = self.secrets.obtain(AUDIT, lambda: os.urandom(32)), self.dsn_of(role)
+        if not self.has_roles:
+            return PostgresStore(dsn, key)
+        return PostgresStore(dsn, key, self.dsn if role == "orchestrator" else None)
 
 
 def existing(settings: Settings) -> Place:
@@ -168,7 +217,10 @@ def _service_child(name: str, port: int, settings: Settings, place: Place) -> Ch
         argv=(sys.executable, "-m", "aegisflux", name),
         ready=ready,
         alive=alive,
-        env=mine | settings.environment() | {"AEGISFLUX_DATA_DIR": str(place.data)},
+        env=mine
+        | settings.environment()
+        | {"AEGISFLUX_DATABASE_URL": place.database_setting(name)}
+        | {"AEGISFLUX_DATA_DIR": str(place.data)},
         log=place.data / "log" / f"{name}.log",
         port=port,
         stop_seconds=15,
@@ -200,7 +252,7 @@ async def run_orchestrator(settings: Settings) -> None:
     """
     place = Place(settings)
     metrics.read_restarts(place.data / "run" / RESTARTS)
-    store = place.store()
+    store = place.store("orchestrator")
     now = int(time.time())
     control, system = (
         place.bus(place.accounts.control_creds(now)),
@@ -262,7 +314,7 @@ async def run_enrich(settings: Settings) -> None:
     """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
     _collect_rarely()
     place = Place(settings)
-    store, facts = place.store(), PostgresFacts(place.dsn)
+    store, facts = place.store("enrich"), PostgresFacts(place.dsn_of("enrich"))
     bus = place.bus(place.accounts.control_creds(int(time.time())))
     enrich = Enrich(
         EnrichParts(
@@ -271,6 +323,7 @@ async def run_enrich(settings: Settings) -> None:
             graph=LadybugGraph(place.data / "graph" / "graph"),
             store=store,
             clock=WallClock(),
+            believer=Register(store, place.secrets),
             keep_seconds=settings.retention.seconds(),
             timescale=settings.timescale,
         )
@@ -288,9 +341,10 @@ async def run_ingest(settings: Settings) -> None:
     """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
     _collect_rarely()
     place = Place(settings)
-    store = place.store()
+    store = place.store("ingest")
     bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
-    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock()))
+    believer = Register(store, place.secrets)
+    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock(), believer=believer))
 
     async def start() -> None:
         bus.open()
@@ -303,9 +357,11 @@ async def run_ingest(settings: Settings) -> None:
 async def run_segmenter(settings: Settings) -> None:
     """The segmenter until SIGTERM or SIGINT. It answers /healthz at once, and works when its store does."""
     place = Place(settings)
-    store, facts = place.store(), PostgresFacts(place.dsn)
+    store, facts = place.store("segmenter"), PostgresFacts(place.dsn_of("segmenter"))
     limits = settings.limits.limits()
-    segmenter = Segmenter(SegmenterParts(store=store, facts=facts, clock=WallClock(), limits=limits))
+    believer = Register(store, place.secrets)
+    parts = SegmenterParts(store=store, facts=facts, clock=WallClock(), believer=believer, limits=limits)
+    segmenter = Segmenter(parts)
 
     async def start() -> None:
         await _until("store", store.open)
@@ -367,14 +423,28 @@ async def _start(
 ) -> None:
     """Wait for the engines as long as it takes, then start."""
     await _until("store", store.open)
+    await _shaped(place)
     await _until("bus", lambda: control.ready(30))
     await _until("orchestrator", orchestrator.start)
+    await orchestrator.access.seal()
     await orchestrator.access.keep("admin", "admin", place.token(ADMIN))
     await orchestrator.access.keep("viewer", "viewer", place.token(VIEWER))
+    await orchestrator.access.report()
     await _until("bus", lambda: system.ready(30))
     await _until("accounts", accounts.push_all)
     orchestrator.started = True
     log.info("orchestrator is ready", url=place.settings.url)
+
+
+async def _shaped(place: Place) -> None:
+    """Have TimescaleDB by the owner of the tables, where enrich does not own them."""
+    settings = place.settings
+    if not settings.database_url or not place.has_roles or settings.timescale == "off":
+        return
+    try:
+        log.info("tables", kept=await shaped(place.dsn, settings.timescale, settings.retention.seconds()))
+    except (Conflict, Unavailable) as error:
+        log.warning("tables are kept as they are", error=str(error))
 
 
 async def _until(what: str, call: Callable[[], Awaitable[T]]) -> T:
@@ -463,13 +533,30 @@ async def watch(
 
 
 async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
-    """How many lines the audit log has, and what is wrong with it."""
+    """How many lines the audit log has; what is wrong with it, and where the store does not agree with it."""
+    async with _audited(settings) as (place, store):
+        head, lines = await store.audit_log()
+        register = Register(store, place.secrets)
+        has = await texts(store, register)
+    key = place.secrets.obtain(AUDIT, lambda: os.urandom(32))
+    found = list(audit.problems(lines, head, key))
+    found += filter(None, [register.reaches(head, lines)])
+    found += agreement.differences(agreement.said(line.entry for line in lines), has)
+    return len(lines), found
+
+
+async def accept_audit(settings: Settings) -> int:
+    """Take the audit log as it stands; the number of its last line."""
+    async with _audited(settings) as (place, store):
+        return (await accepted(store, place.secrets)).seq
+
+
+@asynccontextmanager
+async def _audited(settings: Settings) -> AsyncIterator[tuple[Place, PostgresStore]]:
     place = existing(settings)
-    store = place.store()
+    store = place.store("orchestrator")
     await store.open()
     try:
-        head, lines = await store.audit_log()
+        yield place, store
     finally:
         await store.close()
-    key = place.secrets.obtain(AUDIT, lambda: os.urandom(32))
-    return len(lines), list(audit.problems(lines, head, key))

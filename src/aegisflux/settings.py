@@ -160,7 +160,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                       segmenter on the sixth after it; 0 is 8081, 4222, 8082, 8085 and 8086
     listen:           addresses beside 127.0.0.1; HTTP has TLS there
     advertise:        the name or address that hosts reach us by; empty is the first of listen
-    database_url:     an existing PostgreSQL; empty starts one of our own
+    database_url:     an existing PostgreSQL, or file:<path> with its URL inside; empty starts one of our own
+    database_passwords: a folder: the file of a service's name there has the password of the database's user
+                      aegisflux_<service>; empty: all services use the user of database_url
     nats_urls:        existing NATS servers; empty starts one of our own
     nats_ca:          file of the CA of existing NATS servers; empty is our own CA
     confirm_seconds:  how long an agent waits for its confirmation before it goes back; 0 asks for none
@@ -180,6 +182,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     listen: tuple[str, ...] = ()
     advertise: str = ""
     database_url: str = ""
+    database_passwords: str = ""
     nats_urls: tuple[str, ...] = ()
     nats_ca: str = ""
     confirm_seconds: Annotated[int, Meta(ge=0, le=86_400)] = 30

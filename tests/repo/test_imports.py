@@ -16,7 +16,7 @@ PACKAGES = (
 # What the domain may take from the standard library: types of values, and functions from values to values.
 VALUES = {
     "__future__", "abc", "array", "bisect", "collections", "dataclasses", "datetime", "decimal", "difflib",
-    "enum", "fractions", "functools", "hashlib", "heapq", "ipaddress", "itertools", "json", "math",
+    "enum", "fractions", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math",
     "operator", "re", "string", "struct", "types", "typing", "unicodedata",
 }  # fmt: skip
 

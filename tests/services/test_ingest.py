@@ -11,6 +11,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 import zstandard
+from tests.support.believing import Trusting
 from tests.support.engines import eventually
 from tests.support.facts import NOON, SECOND, execed, flow
 
@@ -119,7 +120,7 @@ class Lab:
 async def lab():
     broker, store = Broker(), Store()
     bus = MemoryBus(broker)
-    ingest = Ingest(Parts(bus=bus, store=store, clock=Now()))
+    ingest = Ingest(Parts(bus=bus, store=store, clock=Now(), believer=Trusting()))
     await ingest.start()
     transport = httpx.ASGITransport(application(ingest))
     async with httpx.AsyncClient(transport=transport, base_url="http://ingest") as client:
@@ -403,7 +404,7 @@ async def test_an_event_that_fits_in_no_batch_is_refused(lab):
 async def test_the_common_pages(lab):
     assert (await lab.client.get("/healthz")).json() == {"status": "ok"}
     ready = (await lab.client.get("/readyz")).json()
-    assert [line["name"] for line in ready["dependencies"]] == ["store", "bus", "ingest"]
+    assert [line["name"] for line in ready["dependencies"]] == ["store", "bus", "ingest", "tokens"]
     assert (await lab.client.get("/version")).json()["name"] == "aegisflux-ingest"
     assert "aegisflux_events_taken_total" in (await lab.get("/metrics", "view")).text
     document = json.loads((await lab.client.get("/schema/openapi.json")).text)

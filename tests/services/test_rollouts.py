@@ -8,7 +8,7 @@ import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import structs
-from tests.support.control import WHO, body
+from tests.support.control import WHO, body, disagreements
 from tests.support.engines import eventually
 from tests.support.rollouts import APPROVER, GATE, Tables, modes, running_fleet, running_world
 
@@ -484,3 +484,9 @@ async def test_panic_names_what_it_cannot_find(fleet):
     ):
         with pytest.raises(error):
             await panic.observe(asked, WHO)
+
+
+async def test_after_all_of_this_the_store_is_as_its_audit_log_says(world):
+    """Plans, approvals, rollouts, what is promoted, hosts: told by lines, whatever led to it."""
+    found = await disagreements(world[0])
+    assert [one for one in found if "/policy: " not in one] == [], "policies: some were changed by SQL above"

@@ -16,6 +16,7 @@ from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.store.postgres import PostgresStore
+from aegisflux.domain import agreement
 from aegisflux.domain.manifest import (
     Ack,
     ContentChunk,
@@ -28,6 +29,7 @@ from aegisflux.domain.manifest import (
 from aegisflux.domain.roles import Principal
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.supervise import Process
+from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options, Who
 from aegisflux.services.orchestrator.keys import AUDIT, Keys
@@ -182,6 +184,13 @@ class Plane:
         return agent
 
 
+async def disagreements(plane: Plane) -> list[str]:
+    """Where the store is not as its audit log says, of what gives a right."""
+    _, lines = await plane.store.audit_log()
+    has = await texts(plane.store, plane.orchestrator.access.register)
+    return list(agreement.differences(agreement.said(line.entry for line in lines), has))
+
+
 def request_of(token: str, host: str, key: SigningKey) -> EnrollRequest:
     """What an agent posts."""
     proof = key.sign(proof_bytes(token, host)).signature
@@ -245,4 +254,14 @@ async def settled(seconds: float = 0.0) -> None:
     await asyncio.sleep(seconds)
 
 
-__all__ = ["WHO", "FakeAgent", "Plane", "body", "core_of", "request_of", "running_plane", "settled"]
+__all__ = [
+    "WHO",
+    "FakeAgent",
+    "Plane",
+    "body",
+    "core_of",
+    "disagreements",
+    "request_of",
+    "running_plane",
+    "settled",
+]

@@ -21,6 +21,7 @@ from aegisflux.services.orchestrator.rollouts import Move
 from aegisflux.services.segmenter import plans
 from aegisflux.services.segmenter.app import Parts, Segmenter
 from aegisflux.services.segmenter.plans import PlanAsked
+from tests.support.believing import Trusting
 from tests.support.control import WHO, running_plane
 from tests.support.engines import eventually
 from tests.support.facts import SECOND, enriched, flow
@@ -190,7 +191,7 @@ async def running_world(folder):
     async with running_plane(folder, confirm_seconds=30) as plane:
         facts = PostgresFacts(plane.dsn)
         await facts.open_writer()
-        segmenter = Segmenter(Parts(store=plane.store, facts=facts, clock=WallClock()))
+        segmenter = Segmenter(Parts(store=plane.store, facts=facts, clock=WallClock(), believer=Trusting()))
         kept = snapshots.store_content
 
         async def remembered(db, prepared, *rest):

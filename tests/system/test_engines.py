@@ -69,7 +69,8 @@ async def test_postgres_keeps_what_was_committed_over_a_kill(tmp_path):
         await eventually(lambda: process.pid is None)
         await process.start()
         assert (await query(engine, "SELECT n FROM kept")) == 7
-    assert (tmp_path / "postgres" / "password").stat().st_mode & 0o777 == 0o600
+    passwords = tmp_path / "postgres" / "passwords"
+    assert {path.stat().st_mode & 0o777 for path in passwords.iterdir()} == {0o600}
     assert engine.socket_dir.parent == engine.data_dir or not engine.socket_dir.exists()
 
 
@@ -104,7 +105,7 @@ async def test_postgres_below_a_folder_that_only_root_reads(tmp_path, mode, monk
     postgres.CACHE.chmod(0o755)
     try:
         async with running_postgres(private, mode=mode) as (engine, _):
-            assert (await query(engine, "SELECT current_user")) == "aegisflux"
+            assert (await query(engine, "SELECT current_user")) == "aegisflux_owner"
     finally:
         shutil.rmtree(postgres.CACHE)
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 import pytest_asyncio
 from msgspec import Raw
+from tests.support.believing import Trusting
 from tests.support.engines import eventually, opened, running_nats
 from tests.support.facts import NOON, execed, flow, listen
 
@@ -69,12 +70,22 @@ async def lab(tmp_path_factory):
         await store.open()
         stack.push_async_callback(store.close)
         await store._runner.execute(REGISTRY)
-        await store.run("add_token", "t", "viewer", "viewer", hashed("afx_viewer"), 1, "test", None, None)
+        await store.run(
+            "add_token", "t", "viewer", "viewer", hashed("afx_viewer"), 1, "test", None, None, None
+        )
         bus = await stack.enter_async_context(opened(nats.bus(nats.accounts.control_creds(int(time.time())))))
         facts = PostgresFacts(engine.dsn)
         stack.push_async_callback(facts.close)
         graph = LadybugGraph(folder / "graph")
-        parts = Parts(bus=bus, facts=facts, graph=graph, store=store, clock=WallClock(), keep_seconds=KEEP)
+        parts = Parts(
+            bus=bus,
+            facts=facts,
+            graph=graph,
+            store=store,
+            clock=WallClock(),
+            believer=Trusting(),
+            keep_seconds=KEEP,
+        )
         enrich = Enrich(parts)
         await enrich.start()
         stack.push_async_callback(enrich.close)
@@ -241,4 +252,4 @@ async def test_without_a_token_nothing_is_told(lab):
         assert answer.status_code == 401
     assert (await lab.client.get("/healthz")).status_code == 200
     ready = (await lab.client.get("/readyz")).json()
-    assert [line["name"] for line in ready["dependencies"]] == ["store", "bus", "graph", "enrich"]
+    assert [line["name"] for line in ready["dependencies"]] == ["store", "bus", "graph", "enrich", "tokens"]

@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 import pytest_asyncio
 from msgspec import Raw
+from tests.support.believing import Trusting
 from tests.support.engines import eventually, opened, running_nats
 from tests.support.facts import NOON, execed, flow
 
@@ -89,7 +90,15 @@ async def lab(tmp_path_factory):
         facts = PostgresFacts(engine.dsn)
         stack.push_async_callback(facts.close)
         graph = LadybugGraph(folder / "graph")
-        parts = Parts(bus=bus, facts=facts, graph=graph, store=store, clock=WallClock(), keep_seconds=KEEP)
+        parts = Parts(
+            bus=bus,
+            facts=facts,
+            graph=graph,
+            store=store,
+            clock=WallClock(),
+            believer=Trusting(),
+            keep_seconds=KEEP,
+        )
         enrich = Enrich(parts)
         await enrich.start()
         stack.push_async_callback(enrich.close)

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import threading
 import time
+from pathlib import Path
 
+import asyncpg
 import pytest
 from nacl.signing import SigningKey
 from tests.support.control import FakeAgent, request_of
@@ -21,7 +23,9 @@ from tests.support.up import AEGISFLUX, Up, free_base, running_up
 
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import postgres
+from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.domain.errors import Unavailable
+from aegisflux.runtime.supervise import Process
 from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
 
@@ -467,28 +471,29 @@ def test_an_ordinary_user_has_it_all(tmp_path):
     assert up.stop() == 0
 
 
-def test_given_engines_are_used_and_none_is_started(up, tmp_path):
-    from aegisflux.adapters.engines.postgres import PostgresEngine
+@pytest.mark.parametrize("given", ["one plain role", "a role for each service"])
+def test_given_engines_are_used_and_none_is_started(up, tmp_path, given):
+    engine = PostgresEngine(tmp_path / "postgres", log=tmp_path / "postgres.log")
+    (tmp_path / "run").mkdir()
+    with asyncio.Runner() as runner:
+        server = Process(engine.child(), tmp_path / "run")
+        runner.run(server.start())
+        try:
+            _runs_on(up, tmp_path, engine, given == "a role for each service")
+        finally:
+            runner.run(server.stop())
 
+
+def _runs_on(up, tmp_path, engine, roles):
     exports = up.exports()
-    dsn = PostgresEngine(up.data / "postgres").dsn
-    database = f"other{os.getpid()}"
-
-    async def create():
-        import asyncpg
-
-        connection = await asyncpg.connect(dsn)
-        await connection.execute(f"create database {database}")
-        await connection.close()
-
-    asyncio.run(create())
     data = tmp_path / "data"
     data.mkdir(mode=0o700)
     shutil.copytree(up.data / "secrets", data / "secrets")
     other = Up(
         data,
         free_base(),
-        AEGISFLUX_DATABASE_URL=dsn.replace("/aegisflux?", f"/{database}?"),
+        AEGISFLUX_DATABASE_URL=engine.dsn,
+        **({"AEGISFLUX_DATABASE_PASSWORDS": str(engine.data_dir / "passwords")} if roles else {}),
         AEGISFLUX_NATS_URLS=exports["NATS_URL"],
         AEGISFLUX_NATS_CA=exports["NATS_CA"],
     )
@@ -496,9 +501,31 @@ def test_given_engines_are_used_and_none_is_started(up, tmp_path):
     try:
         children = {path.stem for path in (data / "run").glob("*.pid")}
         assert children == {"enrich", "ingest", "orchestrator", "segmenter"}
+        assert other.call("GET", "/seg/maps").status == 401, "the secrets are those of another, longer log"
+        done = other.run(AEGISFLUX, "audit", "accept", "--yes")
+        assert done.returncode == 0, done.stderr
         assert other.call("POST", "/seg/maps", snapshot(1, 1)).status == 200
+        words = [path.read_text() for path in (engine.data_dir / "passwords").iterdir()]
+        for child in children:
+            said = Path(f"/proc/{other.pid(child)}/environ").read_text()
+            said += Path(f"/proc/{other.pid(child)}/cmdline").read_text()
+            assert not any(word in said for word in words), child
+        users = "select distinct usename::text from pg_stat_activity where datname = 'aegisflux'"
+        found = {row["usename"] for row in asyncio.run(_asked(engine.dsn, users))}
+        services = {f"aegisflux_{name}" for name in ("orchestrator", "ingest", "enrich", "segmenter")}
+        assert found == ({*services, "aegisflux_owner"} if roles else {"aegisflux_owner"})
+        done = other.run(AEGISFLUX, "audit", "verify")
+        assert (done.returncode, done.stdout) == (0, ""), done.stderr
     finally:
         assert other.stop() == 0
+
+
+async def _asked(dsn, text):
+    connection = await asyncpg.connect(dsn)
+    try:
+        return await connection.fetch(text)
+    finally:
+        await connection.close()
 
 
 def test_other_addresses_have_tls_of_our_ca_and_hosts_enrol_there(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 import zstandard
 from msgspec.structs import replace
+from tests.support.believing import Trusting
 from tests.support.engines import eventually
 from tests.support.facts import NOON, SECOND, enriched, flow
 
@@ -108,11 +109,11 @@ async def lab(tmp_path_factory):
         await facts.open_writer()
         stack.push_async_callback(facts.close)
         for number, role in enumerate(("operator", "viewer")):
-            await store.run("add_token", str(number), role, role, hashed(role), 0, "test", None, None)
+            await store.run("add_token", str(number), role, role, hashed(role), 0, "test", None, None, None)
         for number, name in ((101, "web"), (102, "db")):
             await store.run("put_service", number, name, [], {}, 0)
         await store_flows(facts)
-        segmenter = Segmenter(Parts(store=store, facts=facts, clock=WallClock()))
+        segmenter = Segmenter(Parts(store=store, facts=facts, clock=WallClock(), believer=Trusting()))
         segmenter.started = True
         stack.push_async_callback(segmenter.close)
         transport = httpx.ASGITransport(application(segmenter))
@@ -251,7 +252,7 @@ async def test_who_may_not_and_what_is_not_there(lab):
     assert (await lab.asks("GET", "/segment/proposals/999999", "viewer")).status_code == 404
     assert (await lab.asks("GET", f"/segment/operations/{'0' * 16}", "viewer")).status_code == 404
     ready = (await lab.asks("GET", "/readyz")).json()
-    assert [line["name"] for line in ready["dependencies"]] == ["store", "facts", "segmenter"]
+    assert [line["name"] for line in ready["dependencies"]] == ["store", "facts", "segmenter", "tokens"]
 
 
 def table_of(hosts):
@@ -351,7 +352,7 @@ async def test_an_approval_is_of_this_plan_by_another_person_while_nothing_chang
     await enrolled(lab)
     store = lab.segmenter.parts.store
     for name in ("ann", "bob"):
-        await store.run("add_token", name, name, "approver", hashed(name), 0, "test", None, None)
+        await store.run("add_token", name, name, "approver", hashed(name), 0, "test", None, None, None)
     found = await planned(lab, "ann", policy=POLICY)
     path, digest = f"/segment/plans/{found['id']}/approve", {"digest": found["digest"]}
 
@@ -375,7 +376,7 @@ async def test_an_approval_is_of_this_plan_by_another_person_while_nothing_chang
 async def test_what_appeared_since_and_would_be_cut_stands_in_the_way_unless_its_caller_is_suspected(lab):
     await enrolled(lab)
     store = lab.segmenter.parts.store
-    await store.run("add_token", "eve", "eve", "approver", hashed("eve"), 0, "test", None, None)
+    await store.run("add_token", "eve", "eve", "approver", hashed("eve"), 0, "test", None, None, None)
     policy = POLICY.replace(", tcp/4]", "]")
     found = await planned(lab, policy=policy, since="2026-11-19T00:00:00Z", until="2026-11-20T00:00:00Z")
     assert "tcp/4" not in {line["what"] for line in found["plan"]["replay"]["lines"]}
@@ -394,7 +395,7 @@ async def in_force(store, part):
     number, version, host = snapshot["service_id"], snapshot["version"], part["hosts"][0]
     body = zstandard.compress(msgspec.json.encode(snapshot))
     digests = [f"sha256:{n}" * 3 for n in "123"]
-    said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b""
+    said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b"", None
     await store.run("put_content", number, version, *digests, 1, 1, *said)
     await store.run("assign", [number], [host], [version], [1 << 40], [False], 1)
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import secrets
 import sys
 import time
 from pathlib import Path
@@ -13,7 +14,7 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import call, number_of, quoted
 from aegisflux.cli.control import Config, DataDir, PortBase, known
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
-from aegisflux.domain.errors import Refused
+from aegisflux.domain.errors import Misused, Refused
 from aegisflux.domain.names import remarks
 from aegisflux.domain.selectors import never_matches
 
@@ -333,12 +334,12 @@ def release_host(host_id: str) -> None:
 
 @token_app.command(name="list")
 def list_tokens(*, output: Output = "table") -> None:
-    """API tokens."""
-    show(
-        call("GET", "/api/v1/tokens"),
-        output,
-        ("id", "name", "role", "host_id", "expires_at", "last_used", "revoked_at"),
-    )
+    """API tokens; what is wrong with one is said beside."""
+    found: Any = call("GET", "/api/v1/tokens")
+    show(found, output, ("id", "name", "role", "host_id", "expires_at", "last_used", "revoked_at"))
+    for one in found:
+        for trouble in one.get("troubles", ()):
+            say(f"warning: token {one['id']}: {trouble}")
 
 
 @token_app.command(name="create")
@@ -353,7 +354,7 @@ def create_token(
 def issue_token(
     *,
     role: Literal["source", "viewer", "operator", "approver", "admin"],
-    name: Annotated[str | None, Parameter(help="whose it is; by default the role and the host")] = None,
+    name: Annotated[str | None, Parameter(help="whose it is; by default role, host and a number")] = None,
     host_id: Annotated[str | None, Parameter(help="whose events a token of the role source may post")] = None,
     ttl_seconds: int | None = None,
 ) -> None:
@@ -362,7 +363,7 @@ def issue_token(
     Example: aegisflux token issue --role source --host-id web-1
     """
     body = {
-        "name": name or "-".join(filter(None, (role, host_id))),
+        "name": name or f"{'-'.join(filter(None, (role, host_id)))[:57]}-{secrets.token_hex(3)}",
         "role": role,
         "ttl_seconds": ttl_seconds,
         "host_id": host_id,
@@ -421,8 +422,8 @@ def rotate(
 
 @audit_app.command
 def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
-    """Check the hash chain of the audit log in the store: edits, gaps, a cut-off tail. Exit status 1 when
-    it is not whole.
+    """Check the audit log in the store: edits, gaps, a cut-off tail; and that tokens, hosts, services, plans,
+    rollouts and keys are as its lines say. Exit status 1 when something does not agree.
     """
     from aegisflux import bootstrap
 
@@ -431,6 +432,18 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
         line(problem)
     say(f"{count} lines, {len(problems)} problems")
     sys.exit(1 if problems else 0)
+
+
+@audit_app.command
+def accept(*, yes: bool = False, config: Config = None, data_dir: DataDir = None) -> None:
+    """Take the audit log as it stands, after the database was put back from a back-up or repaired: tokens are
+    believed by what it says now. Look at `aegisflux audit verify` first; as root, on the control plane.
+    """
+    from aegisflux import bootstrap
+
+    if not yes:
+        raise Misused("--yes", "it, since whoever changed the database is believed by this", "nothing")
+    say(f"accepted up to line {asyncio.run(bootstrap.accept_audit(known(config, data_dir)))}")
 
 
 @audit_app.command(name="list")

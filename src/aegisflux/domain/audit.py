@@ -3,9 +3,9 @@
 An edit breaks a hash, a removed line leaves a gap in the numbers, a cut-off tail disagrees with the head.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b, sha256
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from msgspec import Struct
@@ -42,6 +42,12 @@ class Head(Struct, frozen=True):
     seq: int
     hash: bytes
     mac: bytes
+
+
+def line_of(row: Mapping[str, Any]) -> Line:
+    """A line from its row."""
+    entry = Entry(**{name: row[name] for name in Entry.__struct_fields__})
+    return Line(row["seq"], row["at"], entry, row["hash"])
 
 
 def hash_of(previous: bytes, seq: int, at: int, entry: Entry) -> bytes:

@@ -74,7 +74,7 @@ def literal_of(text: str, *, constants: bool = True) -> str:
     without the punctuation at its ends. A text without any letter that has a digit is never a name, but for
     three or more numbers that dashes join (`2026-11-30`).
     """
-    word = _looks(text)
+    word = looks(text)
     bare = word.rstrip(_PUNCTUATION)
     for one in dict.fromkeys((word, bare, bare.lstrip(_PUNCTUATION.replace("/", "")))):
         if kind := _literal(one, constants):
@@ -84,8 +84,9 @@ def literal_of(text: str, *, constants: bool = True) -> str:
     return "a number" if digits and not letters and not _GROUPS.fullmatch(word) else ""
 
 
-def _looks(text: str) -> str:
-    """The text as a reader sees it, in lower case."""
+def looks(text: str) -> str:
+    """Return the text as a reader sees it, in lower case: without the width of characters, and without those
+    that no one sees. Letters of other scripts that look alike stay what they are."""
     word = unicodedata.normalize("NFKC", seen(text)).translate(_ALIKE).casefold()
     return "".join(str(unicodedata.digit(char, char)) for char in word).strip()
 

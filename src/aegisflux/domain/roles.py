@@ -10,12 +10,22 @@ ROLES: Final[tuple[Role, ...]] = ("source", "viewer", "operator", "approver", "a
 
 class Principal(Struct, frozen=True):
     """Somebody who is known: a bearer of a token, or a part of the system itself. `host_id` is whose events
-    a source may post.
+    a source may post; `id` is the token's.
     """
 
     name: str
     role: Role
     host_id: str | None = None
+    id: str = ""
+
+    @property
+    def key(self) -> str:
+        """Who it is among all that there ever were: a name may be given again once its token has ended."""
+        return f"token/{self.id}" if self.id else self.name
+
+    def is_author(self, author: str | None, name: str) -> bool:
+        """Whether a change is theirs: by its `author` (a `key`), or where that is not known by its name."""
+        return self.name == name if author is None else self.key == author
 
 
 SYSTEM: Final = Principal("system", "admin")
@@ -26,8 +36,10 @@ def may(role: Role, needed: Role) -> bool:
     return ROLES.index(role) >= ROLES.index(needed)
 
 
-def may_approve(principal: Principal, author: str) -> bool:
-    """Whether the change of an author may be approved: by another approver, or by an admin, who can make
-    approvers anyway and has to get out of a lock-out alone.
+def may_approve(principal: Principal, author: str | None, name: str) -> bool:
+    """Whether the change of an author (see `Principal.is_author`) may be approved: by another approver, or by
+    an admin, who can make approvers anyway and has to get out of a lock-out alone.
     """
-    return may(principal.role, "admin") or (may(principal.role, "approver") and principal.name != author)
+    if may(principal.role, "admin"):
+        return True
+    return may(principal.role, "approver") and not principal.is_author(author, name)

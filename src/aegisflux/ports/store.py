@@ -57,6 +57,10 @@ class Store(Queries, Protocol):
         """The whole log and its head, as one moment has them."""
         ...
 
+    async def set_head(self, seq: int, digest: bytes) -> None:
+        """Make this line the last one of the log, whatever the head says. For `aegisflux audit accept`."""
+        ...
+
     async def check(self) -> str:
         """What serves us, in words; raises Unavailable when nothing does."""
         ...

@@ -1,7 +1,7 @@
 """Bearer tokens over HTTP: whose a token is, by the store, and what its bearer may do.
 
 A token is 256 random bits, stored hashed, with a role and an end; what was found is remembered for a few
-seconds.
+seconds. A row of the store that is not believed (`runtime.register`) is nobody's, and reported.
 """
 
 import secrets
@@ -20,13 +20,16 @@ from aegisflux.domain.errors import AegisError
 from aegisflux.domain.roles import SYSTEM, Principal, Role, may
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Queries
-from aegisflux.runtime import http
+from aegisflux.runtime import http, logs, metrics
+from aegisflux.runtime.register import Believer
 
 REMEMBER_SECONDS = 5.0
 PREFIX = "afx_"
 MAX_REMEMBERED = 4096
+MAX_DOUBTED = 256
 STATE = "bearers"
 FOUND = "aegisflux.found"
+log = logs.get("access")
 
 Connection = ASGIConnection[Any, Any, Any, Any]
 Guard = Callable[[Connection, BaseRouteHandler], Awaitable[None]]
@@ -65,9 +68,10 @@ class Found:
 class Bearers:
     """Who a token belongs to."""
 
-    def __init__(self, store: Queries, clock: Clock) -> None:
-        self._store, self._clock = store, clock
+    def __init__(self, store: Queries, clock: Clock, believer: Believer) -> None:
+        self._store, self._clock, self._believer = store, clock, believer
         self._known: dict[bytes, tuple[float, Principal]] = {}
+        self.doubted: dict[str, str] = {}
 
     async def principal(self, token: str) -> Principal | None:
         """The bearer of a token; None for one that is unknown, expired or revoked."""
@@ -81,12 +85,31 @@ class Bearers:
             return None
         if row["expires_at"] is not None and row["expires_at"] <= now:
             return None
+        why = await self._believer.doubt(row)
+        if why:
+            self._refused(row["id"], why)
+            return None
         await self._store.run("touch_token", row["id"], int(now))
         if len(self._known) > MAX_REMEMBERED:
             self._known.clear()
-        found = Principal(row["name"], row["role"], row["host_id"])
+        found = Principal(row["name"], row["role"], row["host_id"], row["id"])
         self._known[digest] = now + REMEMBER_SECONDS, found
         return found
+
+    def _refused(self, number: str, why: str) -> None:
+        """Count it, and say it once for each row."""
+        metrics.tokens_doubted.inc()
+        if self.doubted.get(number) != why:
+            if len(self.doubted) >= MAX_DOUBTED:
+                self.doubted.clear()
+            self.doubted[number] = why
+            log.error("a token is refused: its row in the store is not believed", token=number, why=why)
+
+    async def said(self) -> str:
+        """What `/readyz` tells of tokens, in words."""
+        if self.doubted:
+            return f"{len(self.doubted)} refused, their rows are not believed: see aegisflux audit verify"
+        return "none is doubted"
 
     def forget(self) -> None:
         """Ask the store again from now on."""

@@ -53,6 +53,11 @@ restarts = Gauge(
     ["service", "reason"],
     registry=REGISTRY,
 )
+tokens_doubted = Counter(
+    "aegisflux_tokens_doubted_total",
+    "Requests refused because the row of their token in the store is not believed.",
+    registry=REGISTRY,
+)
 posts = Counter("aegisflux_snapshots_total", "Snapshots by outcome.", ["outcome"], registry=REGISTRY)
 compile_seconds = Histogram(
     "aegisflux_compile_seconds", "Time to read and compile a snapshot.", buckets=SECONDS, registry=REGISTRY

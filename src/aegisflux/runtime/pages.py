@@ -77,6 +77,8 @@ def application(
         debug=False,
         logging_config=None,
     )
+    if bearers is not None:
+        checks = {**checks, "tokens": bearers.said}
     found = {CHECKS: checks, NAME: f"aegisflux-{name}", access.STATE: bearers, **state}
     for key, value in found.items():
         app.state[key] = value

@@ -1,4 +1,5 @@
-"""A PostgreSQL server of our own, from its wheel: one cluster, one database, a Unix socket and scram.
+"""A PostgreSQL server of our own, from its wheel: one cluster, one database, a Unix socket, scram, and a role
+for each service (`roles.py`).
 
 PostgreSQL refuses to run as root. As root it therefore runs in a user namespace where our uid is that of
 `nobody` (initdb wants one with a name, and every machine has this one), or as the real `nobody` where
@@ -22,17 +23,19 @@ from typing import Literal
 
 import asyncpg
 
+from aegisflux.adapters.engines import roles
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime.supervise import Child
 
 Mode = Literal["plain", "namespace", "nobody"]
-USER = DATABASE = "aegisflux"
+USER = "aegisflux"  # the superuser, who cannot connect
 NOBODY = 65534
 HERE = "/proc/self/cwd"
 NAMESPACE = ("unshare", "--user", f"--map-user={NOBODY}", f"--map-group={NOBODY}")
 SOCKET_NAME, SOCKET_LIMIT = ".s.PGSQL.5432.lock", 107
 CACHE = Path("/var/cache/aegisflux")
 INIT_SECONDS = 60.0
+ROLES_SECONDS = 600.0  # after a kill the cluster is recovered first
 CHILDREN_SECONDS = 10.0
 SETTINGS = {
     "listen_addresses": "",
@@ -78,14 +81,19 @@ class PostgresEngine:
 
     @property
     def dsn(self) -> str:
-        """Where and as whom to connect, with the password: a secret. Raises Unavailable before the first
-        start.
+        """Where to connect as the owner of the database; see `dsn_of`."""
+        return self.dsn_of(roles.OWNER)
+
+    def dsn_of(self, role: str) -> str:
+        """Where to connect as one of `roles.ROLES`, with the password: a secret. Raises Unavailable before
+        the first start.
         """
         try:
-            password = (self.data_dir / "password").read_text()
+            password = (self._passwords / role).read_text()
         except OSError as error:
-            raise Unavailable(f"{self.data_dir}: no password yet: {error.strerror}") from error
-        return f"postgresql://{USER}:{password}@/{DATABASE}?host={self.socket_dir}&port=5432"
+            raise Unavailable(f"{self.data_dir}: no password of {role} yet: {error.strerror}") from error
+        user = f"{roles.PREFIX}{role}"
+        return f"postgresql://{user}:{password}@/{roles.DATABASE}?host={self.socket_dir}&port=5432"
 
     @property
     def socket_dir(self) -> Path:
@@ -116,6 +124,10 @@ class PostgresEngine:
     def _cluster(self) -> Path:
         return self.data_dir / "cluster"
 
+    @property
+    def _passwords(self) -> Path:
+        return self.data_dir / "passwords"
+
     def _launch(self) -> "Launch":
         if self.mode is not None:
             return _reaching(self.mode)
@@ -130,6 +142,38 @@ class PostgresEngine:
             self._initialise(launch)
         self._give(self._cluster, launch)
         self._forget_stale_lock()
+        self._make_roles(launch)
+
+    def _make_roles(self, launch: "Launch") -> None:
+        """Roles, their passwords, and who may connect; done again only where something of it changed."""
+        self._passwords.mkdir(mode=0o700, exist_ok=True)
+        passwords = {role: self._password(role) for role in roles.ROLES}
+        _write_secret(self._cluster / "pg_hba.conf", roles.HBA, launch.uid)
+        done, mark = self._cluster / "aegisflux.roles", roles.mark(passwords)
+        if done.exists() and done.read_text() == mark:
+            return
+        options = (
+            "--single",
+            "-j",
+            "-D",
+            HERE,
+            "-c",
+            "exit_on_error=on",
+            "-c",
+            "log_min_error_statement=panic",
+        )
+        text = roles.script(passwords)
+        launch.run(self._cluster, "postgres", *options, roles.DATABASE, stdin=text, seconds=ROLES_SECONDS)
+        _write_secret(done, mark, launch.uid)
+        (self.data_dir / "password").unlink(missing_ok=True)  # of the superuser, who could connect before
+
+    def _password(self, role: str) -> str:
+        path = self._passwords / role
+        try:
+            return path.read_text()
+        except FileNotFoundError:
+            _write_secret(path, password := secrets.token_hex(24), os.geteuid())
+            return password
 
     def _own_sockets(self, launch: "Launch") -> None:
         folder = self.socket_dir
@@ -146,17 +190,14 @@ class PostgresEngine:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(mode=0o700)
         os.chown(draft, launch.uid, -1)
-        password = secrets.token_hex(24)
         handed = self.socket_dir / "password"
-        _write_secret(handed, password, launch.uid)
+        _write_secret(handed, secrets.token_hex(24), launch.uid)  # initdb wants one; nobody keeps it
         try:
             launch.run(draft, "initdb", *_initdb_options(handed))
         finally:
             handed.unlink()
-        launch.run(
-            draft, "postgres", "--single", "-D", HERE, "postgres", stdin=f"CREATE DATABASE {DATABASE};\n"
-        )
-        _write_secret(self.data_dir / "password", password, os.geteuid())
+        create = f"CREATE DATABASE {roles.DATABASE};\n"
+        launch.run(draft, "postgres", "--single", "-D", HERE, "postgres", stdin=create)
         shutil.rmtree(self._cluster, ignore_errors=True)
         draft.rename(self._cluster)
 
@@ -220,7 +261,9 @@ class Launch:
         """The uid that files must have."""
         return os.geteuid() if self.user is None else self.user
 
-    def run(self, folder: Path, program: str, *arguments: str, stdin: str = "") -> None:
+    def run(
+        self, folder: Path, program: str, *arguments: str, stdin: str = "", seconds: float = INIT_SECONDS
+    ) -> None:
         """Run a program to its end inside a folder; raises Unavailable with what it said."""
         argv = (*self.prefix, str(self.install / "bin" / program), *arguments)
         try:
@@ -231,7 +274,7 @@ class Launch:
                 text=True,
                 cwd=folder,
                 env=_environment(),
-                timeout=INIT_SECONDS,
+                timeout=seconds,
                 check=False,
                 user=self.user,
                 group=self.user,

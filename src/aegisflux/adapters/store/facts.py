@@ -282,6 +282,8 @@ class PostgresFacts:
         async with self._turn:
             connection = await self._connected()
             async with _here():
+                if not await connection.fetchval(self._queries["owns"]):
+                    return await timescale.found(connection, self._timescale, mode)
                 found = await timescale.version(connection, self._timescale, mode)
                 if found is None:
                     return "native partitions"
@@ -299,6 +301,16 @@ class PostgresFacts:
         """See `Facts.check`."""
         (row,) = await self.rows("size")
         return f"{row['sources']} sources, {row['bytes'] >> 20} MiB"
+
+
+async def shaped(dsn: str, mode: str, keep_seconds: Mapping[str, int]) -> str:
+    """`Facts.shape` by the owner of the tables, for a writer that does not own them. Raises Conflict while a
+    writer is at work, who has to be stopped first where tables are to change their kind."""
+    facts = PostgresFacts(dsn)
+    try:
+        return await facts.shape(mode, keep_seconds)
+    finally:
+        await facts.close()
 
 
 _ListenKey = tuple[str, int, str, int]

@@ -1,6 +1,7 @@
 """Native partitions by day: made ahead, and dropped when the retention of their table is over. A hypertable
 of TimescaleDB is left to its own policies.
 
+The owner of the tables has functions for both (migration 12): whoever writes rows need not own tables.
 A row outside of all of them (a very old or lying clock) lies in the default partition, and is deleted there.
 """
 
@@ -26,11 +27,11 @@ async def upkeep(
         for name in sorted(found):
             day = day_of(name)
             if day is not None and day < oldest:
-                await connection.execute(f"drop table {name}")
+                await connection.execute(queries["drop_day"], table, day)
                 done.append(f"dropped {name}")
         for day in (at.date() + timedelta(days=n) for n in range(AHEAD_DAYS + 1)):
             if name_of(table, day) not in found:
-                await _make(connection, table, day)
+                await connection.execute(queries["add_day"], table, day)
                 done.append(f"made {name_of(table, day)}")
         gone = await connection.execute(f"delete from {table}_other where time < $1", _midnight(oldest))  # noqa: S608
         done += _deleted(gone, f"{table}_other")
@@ -38,23 +39,6 @@ async def upkeep(
         before = at - timedelta(seconds=keep_seconds[name])
         done += _deleted(await connection.execute(queries[query], before), name)
     return done
-
-
-async def _make(connection: Any, table: str, day: date) -> None:
-    """A partition, with the rows that came before it was there."""
-    name, start, end = name_of(table, day), _midnight(day), _midnight(day + timedelta(days=1))
-    async with connection.transaction():
-        await connection.execute(f"create table {name} (like {table} including defaults)")
-        await connection.execute(
-            f"with moved as (delete from {table}_other where time >= $1 and time < $2 returning *) "  # noqa: S608
-            f"insert into {name} select * from moved",
-            start,
-            end,
-        )
-        await connection.execute(
-            f"alter table {table} attach partition {name} "
-            f"for values from ('{start.isoformat()}') to ('{end.isoformat()}')"
-        )
 
 
 def name_of(table: str, day: date) -> str:

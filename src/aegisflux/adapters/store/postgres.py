@@ -7,13 +7,15 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from hashlib import sha256
+from hmac import compare_digest
 from importlib.resources import files
 from typing import Any, TypeVar
 
 import asyncpg
 
+from aegisflux.adapters.store import grants
 from aegisflux.domain import audit
-from aegisflux.domain.audit import Entry, Head, Line
+from aegisflux.domain.audit import Entry, Head, Line, line_of
 from aegisflux.domain.errors import Contended, Refused, Unavailable
 from aegisflux.ports.store import Row
 from aegisflux.runtime.again import again
@@ -117,11 +119,15 @@ class _Change(_Queries):
 
 class PostgresStore(_Queries):
     """`Store` over a pool of connections; `key` makes the MAC of the audit log's head. A statement outside of
-    changes that lost against another transaction is done again."""
+    changes that lost against another transaction is done again.
 
-    def __init__(self, dsn: str, key: bytes) -> None:
+    owner: where to connect to change the schema; None: somebody else does, and this one waits for it; "": as
+           everything else
+    """
+
+    def __init__(self, dsn: str, key: bytes, owner: str | None = "") -> None:
         super().__init__(named_queries(), None)
-        self._dsn, self._key = dsn, key
+        self._dsn, self._key, self._owner = dsn, key, dsn if owner == "" else owner
 
     @again
     async def rows(self, query: str, *values: object) -> Sequence[Row]:
@@ -139,7 +145,9 @@ class PostgresStore(_Queries):
         await super().run(query, *values)
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date; raises Unavailable."""
+        """Connect and bring the schema up to date, or see that it is; raises Unavailable."""
+        if self._owner is not None:
+            await _here(lambda: self._make(self._owner))
         pool = await _here(
             lambda: asyncpg.create_pool(
                 self._dsn,
@@ -152,17 +160,22 @@ class PostgresStore(_Queries):
         )
         try:
             async with _leased(pool) as connection:
-                await _here(lambda: self._make(connection))
+                await _here(lambda: _check_current(connection))
         except BaseException:
             pool.terminate()
             raise
         self._runner = pool
 
-    async def _make(self, connection: Any) -> None:
-        async with connection.transaction():
-            await _migrate(connection)
-            head = audit.first_head(self._key)
-            await connection.execute(self._queries["first_head"], head.hash, head.mac)
+    async def _make(self, owner: str | None) -> None:
+        connection = await asyncpg.connect(owner, command_timeout=COMMAND_SECONDS, timeout=10)
+        try:
+            async with connection.transaction():
+                await _migrate(connection)
+                await grants.grant(connection)
+                head = audit.first_head(self._key)
+                await connection.execute(self._queries["first_head"], head.hash, head.mac)
+        finally:
+            await connection.close(timeout=5)
 
     async def close(self) -> None:
         """Let go of all connections, within two seconds."""
@@ -181,9 +194,8 @@ class PostgresStore(_Queries):
             transaction = connection.transaction()
             await _here(transaction.start)
             try:
-                change = _Change(
-                    self._queries, connection, await self._head(connection, "lock_head"), self._key
-                )
+                head = await self._head(connection, "lock_head")
+                change = _Change(self._queries, connection, head, self._key)
                 before = change.head.seq
                 yield change
                 assert change.head.seq > before, "a change that nobody wrote into the audit log"
@@ -204,6 +216,10 @@ class PostgresStore(_Queries):
         head = Head(found["seq"], found["hash"], found["mac"]) if found else Head(0, b"", b"")
         return head, [line_of(row) for row in rows]
 
+    async def set_head(self, seq: int, digest: bytes) -> None:
+        """See `Store.set_head`."""
+        await self.run("move_head", seq, digest, audit.mac_of(self._key, seq, digest))
+
     async def check(self) -> str:
         """See `Store.check`."""
         return str(
@@ -216,13 +232,12 @@ class PostgresStore(_Queries):
         row = await _here(lambda: connection.fetchrow(self._queries[query]))
         if row is None:
             raise Unavailable("the store: the head of the audit log is gone; run aegisflux audit verify")
+        if not compare_digest(audit.mac_of(self._key, row["seq"], row["hash"]), row["mac"]):
+            raise Unavailable(
+                "the store: the head of the audit log was not written by this control plane, and nothing is "
+                "changed on top of it; run aegisflux audit verify"
+            )
         return Head(row["seq"], row["hash"], row["mac"])
-
-
-def line_of(row: Row) -> Line:
-    """A line of the audit log from its row."""
-    entry = Entry(**{name: row[name] for name in Entry.__struct_fields__})
-    return Line(row["seq"], row["at"], entry, row["hash"])
 
 
 async def _here(call: Callable[[], Awaitable[T]]) -> T:
@@ -260,6 +275,17 @@ async def _rolled_back(transaction: Any) -> None:
 
 async def _prepare(connection: Any) -> None:
     await connection.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
+
+
+async def _check_current(connection: Any) -> None:
+    """Raise Unavailable while the owner of the schema has not brought it up to date, or may not be heard."""
+    try:
+        rows = await connection.fetch("select number from migrations")
+    except (asyncpg.UndefinedTableError, asyncpg.InsufficientPrivilegeError) as error:
+        raise Unavailable(f"the store: the orchestrator has not prepared it yet: {error}") from error
+    missing = {number for number, _ in migrations()} - {row["number"] for row in rows}
+    if missing:
+        raise Unavailable(f"the store: the orchestrator has not applied migration {min(missing)} yet")
 
 
 async def _migrate(connection: Any) -> None:

@@ -38,6 +38,19 @@ async def version(connection: Any, queries: Mapping[str, str], mode: str) -> str
     return None if problem else str(rows[0]["installed_version"])
 
 
+async def found(connection: Any, queries: Mapping[str, str], mode: str) -> str:
+    """How tables are kept that belong to somebody else, in words. Raises Unavailable where they are to be
+    hypertables and are not.
+    """
+    native = await connection.fetchval(queries["table_kind"], HYPER[0]) == "p"
+    if native and mode == "require":
+        raise Unavailable(
+            "store.timescale is `require`, but the owner of the tables has not made hypertables of them: see "
+            "the log of the orchestrator"
+        )
+    return "native partitions" if native else "hypertables, kept by their owner"
+
+
 async def adopt(
     connection: Any, queries: Mapping[str, str], keep_seconds: Mapping[str, int]
 ) -> Sequence[str]:

@@ -14,6 +14,7 @@ from aegisflux.ports.graph import Graph
 from aegisflux.ports.store import Queries
 from aegisflux.runtime import logs
 from aegisflux.runtime.access import Bearers
+from aegisflux.runtime.register import Believer
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.enrich.graph import Questions
 from aegisflux.services.enrich.graphed import Graphed
@@ -43,6 +44,7 @@ class Parts:
     graph: Graph
     store: Queries
     clock: Clock
+    believer: Believer
     keep_seconds: Mapping[str, int]
     timescale: str = "auto"
 
@@ -56,7 +58,7 @@ class Enrich:
         self.pipeline = Pipeline(parts.bus, parts.facts, Joins(), self.graphed)
         self.readers = Readers(parts.facts)
         self.graph = Questions(parts.graph, parts.facts)
-        self.bearers = Bearers(parts.store, parts.clock)
+        self.bearers = Bearers(parts.store, parts.clock, parts.believer)
         self._tasks = Tasks()
         self.started = False
 

@@ -15,6 +15,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.access import Bearers
+from aegisflux.runtime.register import Believer
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.ingest.intake import BATCH, Outcome, Refusal, check
 from aegisflux.services.ingest.letters import HOST, REASON, SUBJECT, TIME, Letters
@@ -43,6 +44,7 @@ class Parts:
     bus: Bus
     store: Store
     clock: Clock
+    believer: Believer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ class Ingest:
 
     def __init__(self, parts: Parts) -> None:
         self.bus, self.store, self.clock = parts.bus, parts.store, parts.clock
-        self.bearers = Bearers(parts.store, parts.clock)
+        self.bearers = Bearers(parts.store, parts.clock, parts.believer)
         self.offsets = Offsets()
         self.letters = Letters(parts.bus)
         self.posted = Posted(self.let_through, self.letters)

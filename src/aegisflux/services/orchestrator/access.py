@@ -1,16 +1,30 @@
-"""API tokens: made, listed, ended. Whose a token is says `runtime.access`."""
+"""API tokens: made, listed, ended. Whose a token is says `runtime.access`; which rows are believed,
+`runtime.register`.
+"""
 
 import secrets
+from collections import Counter
+from typing import Final
 
 from msgspec import Struct
 
-from aegisflux.domain.errors import Invalid, NotFound
-from aegisflux.domain.roles import ROLES, Principal, Role
+from aegisflux.domain import rights
+from aegisflux.domain.errors import Conflict, Invalid, NotFound
+from aegisflux.domain.names import looks
+from aegisflux.domain.rights import Token
+from aegisflux.domain.roles import ROLES, SYSTEM, Principal, Role
 from aegisflux.domain.text import is_printable
+from aegisflux.ports.store import Change, Row
+from aegisflux.runtime import logs
 from aegisflux.runtime.access import Bearers, hashed, new_token
 from aegisflux.runtime.again import again
+from aegisflux.runtime.register import token_of
+from aegisflux.services.orchestrator.agreed import adopt
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.wire.subjects import host_token
+
+MAX_NAME: Final = 64
+log = logs.get("access")
 
 
 class NewToken(Struct, frozen=True):
@@ -25,7 +39,8 @@ class NewToken(Struct, frozen=True):
 
 
 class TokenView(Struct, frozen=True):
-    """A token as people see it. Times are seconds since the epoch."""
+    """A token as people see it. Times are seconds since the epoch. `troubles`: why it is refused, or what is
+    odd about its name."""
 
     id: str
     name: str
@@ -36,6 +51,7 @@ class TokenView(Struct, frozen=True):
     last_used: int | None
     revoked_at: int | None
     host_id: str | None = None
+    troubles: tuple[str, ...] = ()
 
 
 class Access:
@@ -43,7 +59,8 @@ class Access:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self.bearers = Bearers(core.store, core.clock)
+        self.register = core.register
+        self.bearers = Bearers(core.store, core.clock, self.register)
 
     async def principal(self, token: str) -> Principal | None:
         """The bearer of a token; None for one that is unknown, expired or revoked."""
@@ -53,46 +70,116 @@ class Access:
     async def issue(
         self, name: str, role: Role, ttl_seconds: int | None, who: Who, host_id: str | None = None
     ) -> NewToken:
-        """A new token; `ttl_seconds` None: until it is revoked. One of the role source is a host's."""
+        """A new token; `ttl_seconds` None: until it is revoked. One of the role source is a host's. Raises
+        Invalid, or Conflict for a name that a living token has."""
         if role not in ROLES:
             raise Invalid("role", " or ".join(ROLES), role)
         if (role == "source") != (host_id is not None):
             raise Invalid("host_id", "a host for the role source, and only for it", host_id)
         if host_id is not None:
             host_token(host_id)
-        if not name or not is_printable(name):
-            raise Invalid("name", "a name in which every character can be seen", name)
-        token, now = new_token(), self._core.now()
-        expires = now + ttl_seconds if ttl_seconds else None
-        number = secrets.token_hex(6)
+        _check_name(name)
+        text, now = new_token(), self._core.now()
+        token = Token(
+            id=secrets.token_hex(6), name=name, role=role, hash=hashed(text), created_at=now, host_id=host_id,
+            created_by=who.principal.name, expires_at=now + ttl_seconds if ttl_seconds else None,
+        )  # fmt: skip
         async with self._core.store.change() as db:
-            await db.run(
-                "add_token", number, name, role, hashed(token), now, who.principal.name, expires, host_id
-            )
-            after = f"{name} {role} {host_id or ''}".rstrip()
-            await db.audit(who.did("token.issue", f"token/{number}", after=after))
-        return NewToken(number, name, role, token, expires, host_id)
+            for row in await db.rows("tokens"):
+                if _lives(row, now) and looks(row["name"]) == looks(name):
+                    raise Conflict(
+                        f"the name {name} belongs to token {row['id']}: choose another, or revoke that one"
+                    )
+            await self._add(db, "add_token", token, who)
+        await self.register.follow()
+        return NewToken(token.id, name, role, text, token.expires_at, host_id)
 
     @again
-    async def keep(self, name: str, role: Role, token: str) -> None:
-        """Know a token that lies in a file of ours; one that was revoked stays so."""
-        if await self._core.store.row("token", hashed(token)) is not None:
+    async def keep(self, name: str, role: Role, text: str) -> None:
+        """Know a token that lies in a file of ours; one that was revoked stays so, whatever the store has."""
+        await self.register.follow()
+        row = await self._core.store.row("token", hashed(text))
+        if hashed(text).hex() in self.register.rights.ended.values():
             return
-        now = self._core.now()
+        if row is not None and (row["revoked_at"] is not None or not await self.register.doubt(row)):
+            return
+        token = Token(
+            id=secrets.token_hex(6), name=name, role=role, hash=hashed(text), created_at=self._core.now(),
+            created_by=SYSTEM.name, expires_at=None, host_id=None,
+        )  # fmt: skip
         async with self._core.store.change() as db:
-            number = secrets.token_hex(6)
-            await db.run("add_token", number, name, role, hashed(token), now, "system", None, None)
-            await db.audit(Who().did("token.issue", f"token/{number}", after=f"{name} {role}"))
+            await self._add(db, "keep_token", token, Who())
+
+    async def _add(self, db: Change, query: str, token: Token, who: Who) -> None:
+        values = [getattr(token, name) for name in Token.__struct_fields__]
+        await db.run(query, *values, self.register.mac(token))
+        await db.audit(who.did(rights.ISSUE, f"{rights.OBJECT}{token.id}", after=rights.said(token)))
+
+    @again
+    async def seal(self) -> None:
+        """Once: give a MAC to each row of before there were any, as far as the audit log has it, and have the
+        log say what older lines left out.
+        """
+        await self.register.follow()
+        if self.register.rights.sealed or self.register.trouble:
+            return
+        await adopt(self._core.store, self.register)
+        async with self._core.store.change() as db:
+            count = 0
+            for row in await db.rows("tokens"):
+                token = token_of(row)
+                if row["mac"] is None and row["revoked_at"] is None and self.register.rights.adopts(token):
+                    count += 1
+                    await db.run("seal_token", token.id, self.register.mac(token))
+                    what = f"{rights.OBJECT}{token.id}"
+                    await db.audit(Who().did(rights.SEAL, what, after=rights.said(token)))
+            await db.audit(Who().did(rights.SEAL, rights.ALL, after=f"{count} tokens"))
+        await self.register.follow()
 
     @again
     async def revoke(self, number: str, who: Who) -> None:
         """End a token at once; raises NotFound."""
         async with self._core.store.change() as db:
-            if not number.isalnum() or await db.row("revoke_token", number, self._core.now()) is None:
+            row = await db.row("revoke_token", number, self._core.now()) if number.isalnum() else None
+            if row is None:
                 raise NotFound(f"token {number} does not exist or is revoked")
-            await db.audit(who.did("token.revoke", f"token/{number}"))
+            await db.audit(who.did(rights.REVOKE, f"{rights.OBJECT}{number}", before=row["hash"].hex()))
         self.bearers.forget()
+        await self.register.follow()
 
     async def all(self) -> tuple[TokenView, ...]:
         """All tokens, oldest first; never their text."""
-        return tuple(TokenView(**dict(row)) for row in await self._core.store.rows("tokens"))
+        rows, now = await self._core.store.rows("tokens"), self._core.now()
+        await self.register.follow()
+        named = Counter(looks(row["name"]) for row in rows if _lives(row, now))
+        found = []
+        for row in rows:
+            troubles = []
+            if _lives(row, now) and (why := self.register.judge(row)):
+                troubles.append(f"refused: {why}")
+            if _lives(row, now) and named[looks(row["name"])] > 1:
+                troubles.append("another living token has this name: revoke one of them")
+            if not is_printable(row["name"]):
+                troubles.append("its name has characters that cannot be seen")
+            shown = {name: row[name] for name in TokenView.__struct_fields__ if name != "troubles"}
+            found.append(TokenView(**shown, troubles=tuple(troubles)))
+        return tuple(found)
+
+    async def report(self) -> None:
+        """Say in the log what is odd about tokens that live."""
+        for view in await self.all():
+            if view.troubles:
+                log.warning("a token is odd", token=view.id, name=view.name, troubles=list(view.troubles))
+
+
+def _check_name(name: str) -> None:
+    if not 0 < len(name) <= MAX_NAME or name != name.strip() or not is_printable(name):
+        words = f"a name of 1 to {MAX_NAME} characters, each of which can be seen, without space around it"
+        raise Invalid("name", words, name)
+    if looks(name) == SYSTEM.name:
+        raise Invalid("name", f"another name: {SYSTEM.name} is who the control plane itself is", name)
+
+
+def _lives(row: Row, now: int) -> bool:
+    ends = row["expires_at"]
+    return row["revoked_at"] is None and (ends is None or ends > now)

@@ -155,6 +155,7 @@ async def _followed_again(db: Change, part: Part, copy: Prepared) -> None:
         run = structs.replace(found.run, stage="promoted", reason=reason)
         await db.run("put_rollout_parts", found.id, built(parts), built(run))
         await db.run("put_rollout_run", found.id, run.stage, built(run))
+        await db.audit(Who().did(f"rollout.{run.stage}", f"rollout/{found.id}", reason=reason))
 
 
 async def _accepted(db: Queries, plan: int) -> bool:

@@ -75,10 +75,10 @@ class Changes:
         await check_free(db, service_id)
         wanted = rollouts.promotable(rollout, version)
         content = await _content(db, service_id, wanted)
-        author = content["created_by"]
-        if not may_approve(who.principal, author):
+        author = content["author"], content["created_by"]
+        if not may_approve(who.principal, *author):
             raise Forbidden(
-                f"service {service_id}: version {wanted} was posted by {author}; "
+                f"service {service_id}: version {wanted} was posted by {author[1]}; "
                 "another approver promotes it, or an admin"
             )
         lease_until = now + self._core.lease(content["ttl_seconds"])
@@ -86,7 +86,7 @@ class Changes:
         hosts = {*running, *rollout.hosts}
         await guard.check(self._core, db, hosts, content["mode"], content["ttl_seconds"])
         step = rollouts.promote(rollout, wanted, lease_until, running)
-        told = ("promoted by its author, as an admin may",) if author == who.principal.name else ()
+        told = ("promoted by its author, as an admin may",) if who.principal.is_author(*author) else ()
         return step, _changed("promote", rollout, step, wanted, content["digest"], now, told=told)
 
     async def rollback(self, service_id: int, to_version: int | None, who: Who) -> Changed:

@@ -14,6 +14,7 @@ from aegisflux.ports.bus import Bus
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
+from aegisflux.runtime.register import Register
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 
@@ -63,6 +64,7 @@ class Core:
 
     unmade: the last manifest of a host that could not be made or sent
     shared_addresses: how many addresses several hosts report, when it was counted last
+    register: which rows of the store are believed
     """
 
     store: Store
@@ -79,6 +81,10 @@ class Core:
     runs: dict[str, Runs] = field(default_factory=dict)
     unmade: dict[str, Unmade] = field(default_factory=dict)
     shared_addresses: int = 0
+    register: Register = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.register = Register(self.store, self.keys.secrets, keeps=True)
 
     def now(self) -> int:
         """Whole seconds since the epoch."""

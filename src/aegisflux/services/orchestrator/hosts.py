@@ -10,8 +10,9 @@ from msgspec import Struct
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.names import check_name
 from aegisflux.domain.own_addresses import conflict_text
+from aegisflux.domain.rights import ENROLMENT_DIGITS, enrolment_text, labels_text
 from aegisflux.ports.store import Queries, Row
-from aegisflux.runtime import metrics
+from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.answers import heartbeat_of
@@ -36,6 +37,7 @@ from aegisflux.wire.token import (
 MAX_TOKEN_SECONDS = 3600
 MOST_CONFLICTS = 8
 RETRY_SECONDS, MAX_RETRIES = 60, 4096
+log = logs.get("hosts")
 NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
 
 
@@ -103,7 +105,8 @@ class Hosts:
             await db.run(
                 "add_enroll_token", token_hash(text), dict(labels), host, now, who.principal.name, now + ttl
             )
-            await db.audit(who.did("host.token", f"host/{host or '*'}", after=token_hash(text)[:16]))
+            after = f"{token_hash(text)[:ENROLMENT_DIGITS]} {enrolment_text(host, dict(labels), now + ttl)}"
+            await db.audit(who.did("host.token", f"host/{host or '*'}", after=after))
         command = "aegisflux agent enroll --token-file -" + (f" --host-id {host}" if host else "")
         return EnrollmentToken(text, now + ttl, dict(labels), host, command)
 
@@ -146,6 +149,7 @@ class Hosts:
     @again
     async def _enrolled(self, digest: str, host: str, public: bytes, who: Who) -> EnrollAnswer:
         now = self._core.now()
+        await self._core.register.follow()
         async with self._core.store.change() as db:
             token = await db.row("enroll_token", digest)
             answer = _answered(token, host, public, now)
@@ -153,16 +157,27 @@ class Hosts:
                 await db.audit(who.did("host.enroll", f"host/{host}", reason="repeated"))
             else:
                 assert token is not None
+                if not self._believed(digest, token):
+                    raise Forbidden(NOT_NOW)
                 await self._check_free(db, host, public)
                 answer = self._answer(host, public, now)
                 await db.run("put_host", host, public, token["labels"], now)
                 await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
                 await join(self._core, db, host, now)
-                await db.audit(who.did("host.enroll", f"host/{host}", after=b64(public)))
+                before, after = digest[:ENROLMENT_DIGITS], f"{b64(public)} {labels_text(token['labels'])}"
+                await db.audit(who.did("host.enroll", f"host/{host}", before=before, after=after))
         self._retries[digest] = now + RETRY_SECONDS
         while len(self._retries) > MAX_RETRIES:
             del self._retries[next(iter(self._retries))]
         return answer
+
+    def _believed(self, digest: str, token: Row) -> bool:
+        """Whether the audit log says so of an enrolment token, and that nobody has used it."""
+        said = self._core.register.rights.enrolments.get(digest[:ENROLMENT_DIGITS])
+        if said == enrolment_text(token["host_id"], token["labels"], token["expires_at"]):
+            return True
+        log.error("an enrolment token is refused: its row is not as the audit log says", token=digest[:8])
+        return False
 
     async def _check_free(self, db: Queries, host: str, public: bytes) -> None:
         known = await db.row("host", host)
@@ -216,9 +231,8 @@ class Hosts:
             await db.run("relabel_host", host, dict(labels))
             db.bump([host])
             await join(self._core, db, host, self._core.now())
-            await db.audit(
-                who.did("host.relabel", f"host/{host}", before=str(known["labels"]), after=str(labels))
-            )
+            words = labels_text(known["labels"]), labels_text(labels)
+            await db.audit(who.did("host.relabel", f"host/{host}", before=words[0], after=words[1]))
         self._core.wake()
         return await self.one(host)
 

@@ -13,20 +13,21 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import KeySet, PublicKey
 from aegisflux.domain.trust import ROOT_KEY_ID
 from aegisflux.ports.secrets import Secrets
+from aegisflux.runtime.register import AUDIT
 from aegisflux.wire import envelope
 from aegisflux.wire import token as tokens
 from aegisflux.wire.envelope import Envelope
 
 KEY_SECONDS = 10 * 365 * 86_400
 SKEW_SECONDS = 3600
-ROOT, AUDIT, ENROLL = "root-key", "audit-key", "enroll-key"
+ROOT, ENROLL = "root-key", "enroll-key"
 
 
 class Keys:
     """The root key and the current signing key; `use` sets which key set and which key hold now."""
 
     def __init__(self, secrets: Secrets) -> None:
-        self._secrets = secrets
+        self.secrets = secrets
         self._root = _signing(secrets, ROOT)
         self.root_public = bytes(self._root.verify_key)
         self._enroll = secrets.obtain(ENROLL, lambda: os.urandom(32))
@@ -46,15 +47,15 @@ class Keys:
             raise Unavailable(f"the store's key set is not signed by the secret {ROOT}: restore that file")
         self.set = msgspec.msgpack.decode(self.envelope.payload, type=KeySet)
         self.version = self.set.version
-        if self._secrets.read(_file(signing)) is None:
+        if self.secrets.read(_file(signing)) is None:
             raise Unavailable(f"the secret {_file(signing)} is missing, and the store says that it signs")
-        key = _signing(self._secrets, _file(signing))
+        key = _signing(self.secrets, _file(signing))
         self.signing = signing
         self._sign = lambda data: key.sign(data).signature
 
     def made(self, key_id: str, now: int) -> PublicKey:
         """A new snapshot key, kept in the secrets."""
-        key = _signing(self._secrets, _file(key_id))
+        key = _signing(self.secrets, _file(key_id))
         return PublicKey(key_id, bytes(key.verify_key), now - SKEW_SECONDS, now + KEY_SECONDS)
 
     def signed_set(self, version: int, keys: tuple[PublicKey, ...]) -> bytes:
@@ -98,3 +99,6 @@ def _signing(secrets: Secrets, name: str) -> SigningKey:
 
 def _unset(_data: bytes) -> bytes:
     raise Unavailable("the signing keys are not loaded yet")
+
+
+__all__ = ["AUDIT", "ROOT", "Keys", "verified"]

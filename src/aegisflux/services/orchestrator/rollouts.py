@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.guardrails import Wave, checked, within
 from aegisflux.domain.plan import Plan, stale
+from aegisflux.domain.rights import digest_of_body, plan_text
 from aegisflux.domain.stages import (
     Ask,
     Begin,
@@ -175,6 +176,10 @@ class Rollouts:
         """Raises Conflict with all that stands in the way."""
         why = [*plan.held]
         here = await places.read(db)
+        await self._core.register.follow()
+        text = plan_text(digest_of_body(row["body"]), row["approved_by"], row["accepted"])
+        if self._core.register.rights.plans.get(f"plan/{number}") != text:
+            why.append("it is not as the audit log says: see aegisflux audit verify, and plan again")
         if here.digest != row["inventory_digest"]:
             policy = (await asyncio.to_thread(policyfile.read_stored, row["policy"])).policy
             old = await asyncio.to_thread(stale, plan, policy, here.inventory, here.in_force)
@@ -199,7 +204,8 @@ class Rollouts:
         self, db: Queries, plan: Plan, row: Row, turns: Sequence[frozenset[str]], before: int
     ) -> list[str]:
         labels = {row["host_id"]: row["labels"] for row in await db.rows("host_labels")}
-        approvers = frozenset({row["approved_by"]} if row["approved_by"] else ())
+        known = row["author"] is not None
+        approver = (row["approver"] if known else None) or row["approved_by"]
         found, limits = list[str](), within(plan.strategy.limits, self._core.options.limits)
         for hosts in turns:
             wave = Wave(
@@ -208,8 +214,8 @@ class Rollouts:
                 members={one.service: frozenset(one.hosts) for one in plan.services},
                 ttl_seconds=max((one.snapshot.ttl_seconds for one in plan.services), default=0),
                 now=self._core.now(),
-                author=row["created_by"],
-                approvers=approvers,
+                author=row["author"] if known else row["created_by"],
+                approvers=frozenset({approver} if approver else ()),
                 enforces=any(one.snapshot.mode == "enforce" for one in plan.services),
                 widens=plan.widens,
                 changes_before=before,

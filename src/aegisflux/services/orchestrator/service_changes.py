@@ -53,7 +53,7 @@ async def hold(db: Change, before: Service, after: Definition, now: int, why: st
     """Keep a change until somebody approves it, instead of one that waits already."""
     await db.run("end_change", before.id)
     values = after.name, list(after.selectors), dict(after.host_labels), now, who.principal.name
-    row = await db.row("hold_change", before.id, *values)
+    row = await db.row("hold_change", before.id, *values, who.principal.key)
     assert row is not None
     said = str(before.definition)
     await db.audit(who.did("service.ask", f"service/{before.id}", before=said, after=str(after), reason=why))
@@ -67,7 +67,8 @@ async def approvable(
     """The service and its change, which this person may approve now; raises as `Registry.approve`."""
     service, _ = await state.load(db, service_id)
     held = await held_change(db, service_id, change)
-    if not may_approve(who.principal, held.created_by):
+    row = await db.row("change_author", held.id)
+    if not may_approve(who.principal, row["author"] if row else None, held.created_by):
         raise Forbidden(
             f"service {service_id}: change {held.id} was asked for by {held.created_by}; "
             "another approver approves it, or an admin"

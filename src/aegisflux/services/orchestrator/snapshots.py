@@ -72,7 +72,7 @@ class Snapshots:
             answer = await self._post(db, prepared, sealed, targets, now, who, beside)
             if key:
                 encoded = msgspec.json.encode(answer)
-                await db.run("remember", who.principal.name, key, request, encoded, now)
+                await db.run("remember", who.principal.key, key, request, encoded, now)
         self._core.wake()
         metrics.posts.labels("accepted").inc()
         return answer
@@ -140,7 +140,7 @@ class Snapshots:
     async def _remembered(self, db: Queries, key: str, request: bytes, who: Who) -> Accepted | None:
         if not key:
             return None
-        row = await db.row("remembered", who.principal.name, key)
+        row = await db.row("remembered", who.principal.key, key)
         if row is None:
             return None
         if row["request"] != request:
@@ -166,6 +166,8 @@ async def store_and_tell(
     now = core.now()
     sealed = core.keys.seal(envelope.CONTENT, prepared.payload)
     await store_content(db, prepared, sealed, now, who, copy_of)
+    what = f"service/{prepared.service_id}/version/{prepared.version}"
+    await db.audit(who.did("snapshot.store", what, after=prepared.digest, reason=action))
     await db.run("add_outbox", *announcement(prepared, action, hosts, now), now)
 
 
@@ -194,4 +196,5 @@ async def store_content(
         prepared.payload,
         signature.keyid,
         signature.sig,
+        who.principal.key,
     )

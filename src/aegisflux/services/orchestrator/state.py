@@ -5,12 +5,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from msgspec import Struct
 from msgspec.structs import replace
 
+from aegisflux.domain.audit import Entry
 from aegisflux.domain.definition import Definition
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
 from aegisflux.domain.manifest_room import ROOM_BYTES, SELECTOR_BYTES, SERVICE_BYTES, no_room
 from aegisflux.domain.names import check_label
 from aegisflux.domain.paths import step
+from aegisflux.domain.roles import SYSTEM
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
 from aegisflux.domain.undo import MAX_HAD
 from aegisflux.ports.store import Change, Queries, Row
@@ -136,8 +138,9 @@ async def save(db: Change, step: Step, now: int) -> None:
         db.bump(list(step.changed))
 
 
-async def _put(db: Queries, rollout: Rollout) -> None:
-    await db.run(
+async def _put(db: Change, rollout: Rollout) -> None:
+    """Write the rollout; a line of the audit log names each change of what is promoted."""
+    row = await db.row(
         "put_rollout",
         rollout.service_id,
         rollout.latest,
@@ -146,6 +149,10 @@ async def _put(db: Queries, rollout: Rollout) -> None:
         rollout.open_version,
         rollout.open_until,
     )
+    if row is not None and row["was"] != rollout.stable:
+        before, after = ("none" if one is None else str(one) for one in (row["was"], rollout.stable))
+        what = f"service/{rollout.service_id}"
+        await db.audit(Entry(SYSTEM.name, "service.stable", what, before=before, after=after))
 
 
 async def offer(db: Change, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ async def operation(operation: OperationId, request: Handler) -> Operation:
 @delete("/segment/operations/{operation:str}", status_code=200, guards=[needs("operator")])
 async def cancel(operation: OperationId, request: Handler) -> Operation:
     """End an operation that runs; nothing of it is kept."""
-    return await segmenter_of(request).operations.cancel(operation)
+    return await segmenter_of(request).cancel(operation, who(request))
 
 
 @get("/segment/proposals", guards=[needs("viewer")])

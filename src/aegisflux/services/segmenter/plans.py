@@ -14,6 +14,7 @@ from aegisflux.domain.guardrails import Limits, within
 from aegisflux.domain.plan import Plan, Strategy, plan, stale
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
+from aegisflux.domain.rights import policy_text
 from aegisflux.domain.roles import may_approve
 from aegisflux.domain.segment.recorded import digest_of
 from aegisflux.domain.segment.replay import MOST_NAMED, fresh_cuts, replay, without_calls_of
@@ -119,10 +120,12 @@ class Plans:
                 digest,
                 body,
                 inputs,
+                who.principal.key,
             )
             row = await db.row("add_plan", *values)
             assert row is not None
-            await db.audit(who.did("segment.plan", f"plan/{row['id']}", after=digest))
+            what, reason = f"plan/{row['id']}", policy_text(text)
+            await db.audit(who.did("segment.plan", what, after=digest, reason=reason))
         number: int = row["id"]
         return number
 
@@ -149,7 +152,7 @@ class Plans:
         row = await self._store.row("plan", number)
         if row is None:
             raise NotFound(f"there is no plan {number}")
-        if not may_approve(who.principal, row["created_by"]):
+        if not may_approve(who.principal, row["author"], row["created_by"]):
             raise Forbidden(
                 f"plan {number}: {who.principal.name} made it; another approver has to approve it"
             )
@@ -162,7 +165,8 @@ class Plans:
         if why:
             raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
         async with self._store.change() as db:
-            await db.run("approve_plan", number, who.principal.name, int(self._clock.now()))
+            by = who.principal
+            await db.run("approve_plan", number, by.name, int(self._clock.now()), by.key)
             await db.run("accept_plan", number, accept_blocked)
             reason = "what it would have cut is meant to be cut" if accept_blocked else ""
             await db.audit(who.did("segment.approve", f"plan/{number}", after=digest, reason=reason))

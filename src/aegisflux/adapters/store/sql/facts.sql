@@ -78,6 +78,16 @@ where p.relname = $1 order by c.relname
 -- name: partitioned
 select relname::text as name from pg_class where relkind = 'p' and relname = any($1::text[])
 
+-- name: add_day
+select facts_add_day($1, $2)
+
+-- name: drop_day
+select facts_drop_day($1, $2)
+
+-- name: owns
+select pg_has_role(current_user, relowner, 'usage') as owns from pg_class
+where relname = 'flows' and relnamespace = current_schema()::regnamespace
+
 -- name: forget_minutes
 delete from flow_minutes where minute < $1
 

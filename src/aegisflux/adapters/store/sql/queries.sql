@@ -3,6 +3,9 @@
 -- stored beside changes, and two that lock in different orders wait for each other. The lock is that of an update of no key, which
 -- the foreign keys of other tables do not wait for.
 
+-- name: audit_head
+select seq, hash, mac from audit_head where one
+
 -- name: lock_head
 select seq, hash, mac from audit_head where one for update
 
@@ -48,7 +51,8 @@ insert into services (id, name, selectors, host_labels, created_at) values ($1, 
 on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
 
 -- name: put_rollout
-update services set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6 where id = $1
+update services s set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6
+from (select stable as was from services where id = $1 for no key update) before where s.id = $1 returning before.was
 
 -- Whether what a service is takes part in what hosts enforce: it has snapshots, or a policy that is being carried out or in force
 -- has its name in it ($2: the name with its dots escaped).
@@ -67,11 +71,15 @@ and (s.stable is not null or s.open_version is not null or exists (select 1 from
 order by s.id
 
 -- name: hold_change
-insert into service_changes (service_id, name, selectors, host_labels, created_at, created_by) values ($1, $2, $3, $4, $5, $6)
+insert into service_changes (service_id, name, selectors, host_labels, created_at, created_by, author)
+values ($1, $2, $3, $4, $5, $6, $7)
 returning id, service_id, name, selectors, host_labels, created_at, created_by
 
 -- name: held_change
 select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes where service_id = $1
+
+-- name: change_author
+select author from service_changes where id = $1
 
 -- name: held_changes
 select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes order by id limit $1
@@ -90,7 +98,7 @@ delete from services where id = $1
 
 -- name: content
 select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
-       established, created_at, created_by, copy_of
+       established, created_at, created_by, copy_of, author
 from contents where service_id = $1 and version = $2
 
 -- How long a lease of the promoted version of each of these services may be.
@@ -103,10 +111,25 @@ select service_id, version, digest, rules_digest, tables_digest, tables_format, 
        established, created_at, created_by, copy_of
 from contents where service_id = $1 and version < $2 order by version desc limit $3
 
+-- name: all_contents
+select service_id, version, digest from contents order by service_id, version
+
+-- name: all_enroll_tokens
+select hash, labels, host_id, expires_at, used_by from enroll_tokens order by created_at
+
+-- name: all_key_sets
+select version, signing from key_sets order by version
+
+-- name: all_rollouts
+select id, stage from rollouts order by id
+
+-- name: all_plans
+select id, digest, body, policy, approved_by, accepted from plans where id > $1 order by id limit $2
+
 -- name: put_content
 insert into contents (service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode,
-    on_expiry, established, created_at, created_by, copy_of, snapshot, payload, key_id, signature)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18)
+    on_expiry, established, created_at, created_by, copy_of, snapshot, payload, key_id, signature, author)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
 -- name: snapshot
 select snapshot from contents where service_id = $1 and version = $2
@@ -341,18 +364,28 @@ select request, answer from idempotency where actor = $1 and key = $2
 insert into idempotency (actor, key, request, answer, created_at) values ($1, $2, $3, $4, $5)
 
 -- name: token
-select id, name, role, host_id, expires_at, revoked_at from tokens where hash = $1
+select id, name, role, hash, created_at, created_by, expires_at, host_id, revoked_at, mac from tokens where hash = $1
 
 -- name: tokens
-select id, name, role, created_at, created_by, expires_at, last_used, revoked_at, host_id from tokens order by created_at, id
+select id, name, role, hash, created_at, created_by, expires_at, last_used, revoked_at, host_id, mac from tokens order by created_at, id
 
 -- name: add_token
-insert into tokens (id, name, role, hash, created_at, created_by, expires_at, host_id)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
-on conflict (hash) do nothing
+insert into tokens (id, name, role, hash, created_at, created_by, expires_at, host_id, mac)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+
+-- One that lies in a file of ours, in place of a row that is not believed.
+-- name: keep_token
+insert into tokens (id, name, role, hash, created_at, created_by, expires_at, host_id, mac)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+on conflict (hash) do update set id = excluded.id, name = excluded.name, role = excluded.role, created_at = excluded.created_at,
+    created_by = excluded.created_by, expires_at = excluded.expires_at, host_id = excluded.host_id, mac = excluded.mac,
+    revoked_at = null
+
+-- name: seal_token
+update tokens set mac = $2 where id = $1
 
 -- name: revoke_token
-update tokens set revoked_at = $2 where id = $1 and revoked_at is null returning id
+update tokens set revoked_at = $2 where id = $1 and revoked_at is null returning hash
 
 -- name: touch_token
 update tokens set last_used = $2 where id = $1
@@ -511,8 +544,8 @@ select id from proposals
 where coalesce(asked -> 'scope', '[]') = $1::jsonb order by id desc limit 1
 
 -- name: add_plan
-insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, inputs)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) returning id
+insert into plans (created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, inputs, author)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) returning id
 
 -- name: is_proposal
 select 1 as found from proposals where id = $1
@@ -530,11 +563,11 @@ from plans where id < $1 order by id desc limit $2
 
 -- name: plan
 select id, created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, approved_by, approved_at,
-    accepted
+    accepted, author, approver
 from plans where id = $1
 
 -- name: approve_plan
-update plans set approved_by = $2, approved_at = $3 where id = $1
+update plans set approved_by = $2, approved_at = $3, approver = $4 where id = $1
 
 -- name: all_running
 select r.service_id, r.host_id from reports r join hosts h using (host_id) join services s on s.id = r.service_id

@@ -1,0 +1,37 @@
+-- What only the superuser may do, by `postgres --single -j` before the server starts; safe to do twice. A statement ends
+-- with a semicolon and an empty line. Before it stand the roles themselves, with their passwords (roles.py).
+
+-- The superuser, whatever initdb called it, connects no more.
+do $$ declare one record; begin
+    for one in select rolname from pg_roles where oid = 10 loop
+        execute format('alter role %I nologin password null', one.rolname);
+    end loop;
+end $$;
+
+alter database aegisflux owner to aegisflux_owner;
+
+-- What it owned in a database of before there were roles. Tables first: a sequence follows its table, a view goes alone.
+do $$ declare one record; begin
+    for one in
+        select relname, case relkind when 'v' then 'view' when 'm' then 'materialized view' else 'table' end as kind
+        from pg_class where relnamespace = 'public'::regnamespace and relowner = 10 and relkind in ('r', 'p', 'v', 'm')
+        order by relkind in ('v', 'm')
+    loop
+        execute format('alter %s public.%I owner to aegisflux_owner', one.kind, one.relname);
+    end loop;
+    for one in
+        select oid::regprocedure as signature from pg_proc where pronamespace = 'public'::regnamespace and proowner = 10
+    loop
+        execute format('alter function %s owner to aegisflux_owner', one.signature);
+    end loop;
+end $$;
+
+revoke all on database aegisflux, postgres, template1 from public;
+
+grant connect on database aegisflux to
+    aegisflux_owner, aegisflux_orchestrator, aegisflux_ingest, aegisflux_enrich, aegisflux_segmenter;
+
+revoke all on schema public from public;
+
+grant usage on schema public to aegisflux_orchestrator, aegisflux_ingest, aegisflux_enrich, aegisflux_segmenter;
+

@@ -1,0 +1,184 @@
+"""API tokens, enrolment tokens and plans as the audit log has them: which of the store's rows are believed.
+
+Who can write the store can make a row, change one, or put back one that was valid once. A row is therefore
+believed only as the last line of the audit log about it says, that of an API token only with a MAC by a key
+outside of the store too: one that was revoked never lives again, under no other id either. The log is
+followed from a mark that is kept outside of the store, so that neither a cut-off tail nor an older store
+brings anything back.
+"""
+
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b, sha256
+from hmac import compare_digest
+from typing import Final
+
+import msgspec
+from msgspec import Struct, field
+
+from aegisflux.domain.audit import GENESIS, Entry, Line, hash_of
+from aegisflux.domain.errors import Refused
+
+ISSUE, SEAL, REVOKE = "token.issue", "token.seal", "token.revoke"
+OBJECT: Final = "token/"
+ALL: Final = "tokens"
+ENROLMENT_DIGITS: Final = 16
+MOST_ENROLMENTS: Final = 10_000
+_encode = msgspec.json.Encoder(order="sorted").encode
+
+
+class Token(Struct, frozen=True, kw_only=True):
+    """All that a row of `tokens` means, but for its end by revocation. Times are seconds since the epoch."""
+
+    id: str
+    name: str
+    role: str
+    hash: bytes
+    created_at: int
+    created_by: str
+    expires_at: int | None
+    host_id: str | None
+
+
+class Broken(Refused):
+    """The audit log is not the one that was followed so far."""
+
+
+class Rights(Struct, kw_only=True):
+    """What the lines of the log say of rights.
+
+    live:   what was said of each API token that was issued, by its id
+    ended:  the hashes of those that were revoked, by id; "" where the line is too old to name it
+    sealed: tokens that were issued before rows had MACs have been looked at; none of them is believed later
+    enrolments: what each enrolment token gives that is not used, the newest, by the first digits of its hash
+    plans:  each plan, and who approved it, by its number
+    """
+
+    live: dict[str, str] = field(default_factory=dict)
+    ended: dict[str, str] = field(default_factory=dict)
+    sealed: bool = False
+    enrolments: dict[str, str] = field(default_factory=dict)
+    plans: dict[str, str] = field(default_factory=dict)
+
+    def copy(self) -> "Rights":
+        """Another one that says the same."""
+        parts = (dict(one) for one in (self.live, self.ended, self.enrolments, self.plans))
+        live, ended, enrolments, plans = parts
+        return Rights(live=live, ended=ended, sealed=self.sealed, enrolments=enrolments, plans=plans)
+
+    def take(self, entry: Entry) -> bool:
+        """Follow one line; whether it is about API tokens."""
+        match entry.action:
+            case "host.token":
+                number, _, text = entry.after.partition(" ")
+                self.enrolments[number] = text
+                while len(self.enrolments) > MOST_ENROLMENTS:
+                    del self.enrolments[next(iter(self.enrolments))]
+            case "host.enroll":
+                self.enrolments.pop(entry.before, None)
+            case "segment.plan":
+                self.plans[entry.object] = entry.after
+            case "segment.approve":
+                self.plans[entry.object] = plan_text(entry.after, entry.actor, bool(entry.reason))
+            case _:
+                return self._took_token(entry)
+        return False
+
+    def _took_token(self, entry: Entry) -> bool:
+        number = entry.object.removeprefix(OBJECT)
+        if entry.action == SEAL and entry.object == ALL:
+            self.sealed = True
+        elif entry.action in (ISSUE, SEAL) and number not in self.ended:
+            self.live[number] = entry.after
+        elif entry.action == REVOKE:
+            self.live.pop(number, None)
+            self.ended[number] = entry.before
+        return entry.action in (ISSUE, SEAL, REVOKE)
+
+    def doubt(self, token: Token) -> str:
+        """Why a row is not believed, in words; empty: it is."""
+        if token.id in self.ended or token.hash.hex() in self.ended.values():
+            return "the audit log says that it was revoked"
+        if token.id not in self.live:
+            return "the audit log has no line that issued it"
+        if self.live[token.id] != said(token):
+            return "it is not as the audit log says that it was issued"
+        return ""
+
+    def adopts(self, token: Token) -> bool:
+        """Whether a row of before there were MACs is to get one: once, and as far as its line tells."""
+        known = self.live.get(token.id)
+        return not self.sealed and known is not None and known == _short(token)
+
+
+def enrolment_text(host: str | None, labels: Mapping[str, str], until: int) -> str:
+    """What an enrolment token gives."""
+    return f"{host or '*'} {labels_text(labels)} until {until}"
+
+
+def labels_text(labels: Mapping[str, str]) -> str:
+    """Labels as one text, whatever their order."""
+    return _encode(labels).decode()
+
+
+def plan_text(digest: str, approved_by: str | None, accepted: bool) -> str:
+    """A plan, and who approved it."""
+    if not approved_by:
+        return digest
+    return f"{digest}, approved by {approved_by}" + (", with all that it cuts" if accepted else "")
+
+
+def policy_text(policy: str) -> str:
+    """What the audit log says of the policy that a plan carries out, and that its renewals follow."""
+    return f"policy sha256:{sha256(policy.encode()).hexdigest()}"
+
+
+def digest_of_body(body: object) -> str:
+    """The digest of a plan, by what was kept of it."""
+    return f"sha256:{sha256(_encode(body)).hexdigest()}"
+
+
+class Mark(Struct, kw_only=True):
+    """How far the log was followed: a line's number and hash, and what all lines up to it say."""
+
+    seq: int = 0
+    hash: bytes = GENESIS
+    rights: Rights = field(default_factory=Rights)
+
+    def copy(self) -> "Mark":
+        """Another one at the same place."""
+        return Mark(seq=self.seq, hash=self.hash, rights=self.rights.copy())
+
+    def follow(self, lines: Iterable[Line]) -> bool:
+        """Take the lines that come next; whether one of them is about API tokens. Raises Broken."""
+        told = False
+        for line in lines:
+            if line.seq != self.seq + 1:
+                raise Broken(f"line {self.seq + 1} of the audit log is missing")
+            if hash_of(self.hash, line.seq, line.at, line.entry) != line.hash:
+                raise Broken(f"line {line.seq} of the audit log does not follow the line before")
+            told |= self.rights.take(line.entry)
+            self.seq, self.hash = line.seq, line.hash
+        return told
+
+
+def said(token: Token) -> str:
+    """What the audit log says of a token that is issued: its name, role and host, and the digest of all."""
+    return f"{_short(token)} sha256:{sha256(_meant(token)).hexdigest()}"
+
+
+def mac_of(key: bytes, token: Token) -> bytes:
+    """The MAC of a row."""
+    return blake2b(_meant(token), key=key[:64], digest_size=32).digest()
+
+
+def is_sealed(key: bytes, token: Token, mac: bytes | None) -> bool:
+    """Whether the MAC is that of the row."""
+    return mac is not None and compare_digest(mac_of(key, token), mac)
+
+
+def _short(token: Token) -> str:
+    return f"{token.name} {token.role} {token.host_id or ''}".rstrip()
+
+
+def _meant(token: Token) -> bytes:
+    return _encode(("token", msgspec.to_builtins(token)))
