@@ -16,6 +16,7 @@ from aegisflux.agent import notes
 from aegisflux.agent.cgroups import CgroupTree, FixedCgroups, leave, settle
 from aegisflux.agent.config import AgentConfig, read_config
 from aegisflux.agent.control import NO_ROOM, SOCKET, Control
+from aegisflux.agent.credentials import Credentials
 from aegisflux.agent.identity import Identity, first_trust, read_identity, signer, verify
 from aegisflux.agent.notes import Note
 from aegisflux.agent.notify import CgroupProber, systemd
@@ -276,16 +277,23 @@ async def run_agent(config: AgentConfig, log: Any) -> None:
     senses = make_senses(config, identity, pools)
     runner = make_runner(config, store, bus, datapath, pool, log, own, senses)
     control, stop = Control(runner, config.state / SOCKET), asyncio.Event()
+    credentials = Credentials(
+        identity, seed, config.control_url, bus, store, in_thread(pools["background"]), log
+    )
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    renewing: asyncio.Task[None] | None = None
     try:
         await _listening(control, runner)
         _noted(note, log)
         bus.open()
+        renewing = asyncio.create_task(credentials.run(time.time))
         await runner.run(stop, lambda: _ready(config, identity.host_id, log))
         systemd("STOPPING=1")
     finally:
+        if renewing is not None:
+            renewing.cancel()
         await control.close()
         await bus.close()
         if runner.telemetry is not None:

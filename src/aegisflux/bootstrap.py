@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from litestar import Litestar
 
-from aegisflux.adapters.bus.accounts import LiveAccounts, NatsAccounts, pusher
+from aegisflux.adapters.bus.accounts import Enrolled, LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import roles
 from aegisflux.adapters.engines.nats import NatsEngine
@@ -258,7 +258,7 @@ async def run_orchestrator(settings: Settings) -> None:
         place.bus(place.accounts.control_creds(now)),
         place.bus(place.accounts.system_creds(now)),
     )
-    accounts = LiveAccounts(place.accounts, pusher(system))
+    accounts = LiveAccounts(place.accounts, pusher(system), _enrolled(store))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     system.on_connect(accounts.push_all)
 
@@ -269,6 +269,15 @@ async def run_orchestrator(settings: Settings) -> None:
 
     server = _server(place, application(orchestrator), "orchestrator", settings.api_port)
     await _lived(server, start, orchestrator.close, (control.close, system.close, store.close))
+
+
+def _enrolled(store: PostgresStore) -> Enrolled:
+    """Who has an account on the bus, as the store knows it."""
+
+    async def ask() -> list[tuple[str, bytes]]:
+        return [(row["host_id"], row["public_key"]) for row in await store.rows("host_keys")]
+
+    return ask
 
 
 async def _lived(server: Listener, start: Step, close: Step, last: Sequence[Step]) -> None:

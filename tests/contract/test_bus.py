@@ -75,13 +75,27 @@ async def test_headers_travel(bus):
     assert (await bus.last(ACKS)).headers["traceparent"] == "00-ab"
 
 
-async def test_the_same_id_is_stored_once(bus):
+@pytest.mark.parametrize(
+    ("stream", "subject"),
+    [("MAPS", subjects.MAPS), ("EVENTS_RAW", subjects.RAW), ("DEAD", subjects.dead("acks"))],
+)
+async def test_the_same_id_is_stored_once_where_only_our_services_publish(bus, stream, subject):
     taker = Taker()
-    assert await bus.publish(ACKS, b"a", msg_id="1") == await bus.publish(ACKS, b"a", msg_id="1")
-    await bus.publish(ACKS, b"b", msg_id="2")
-    await bus.consume("ACKS", "reader", taker)
+    assert await bus.publish(subject, b"a", msg_id="1") == await bus.publish(subject, b"a", msg_id="1")
+    await bus.publish(subject, b"b", msg_id="2")
+    await bus.consume(stream, "reader", taker)
     await eventually(lambda: "b" in taker.got)
     assert taker.got == ["a", "b"]
+
+
+@pytest.mark.parametrize("how", [subjects.acks, subjects.heartbeat, subjects.telemetry, subjects.inventory])
+async def test_no_id_suppresses_a_message_where_hosts_publish(bus, how):
+    """An id that one host chose first would be the end of another one's message."""
+    first = await bus.publish(how("web1"), b"a", msg_id="1")
+    assert await bus.publish(how("web2"), b"b", msg_id="1") > first
+    assert await bus.publish(how("web1"), b"c", msg_id="1") > first + 1
+    assert [(await bus.last(how(host))).payload for host in ("web1", "web2")] == [b"c", b"b"]
+    assert "Nats-Msg-Id" not in (await bus.last(how("web1"))).headers
 
 
 async def test_a_durable_reader_goes_on_where_it_stopped(bus):

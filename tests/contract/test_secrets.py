@@ -79,7 +79,7 @@ def test_each_key_has_a_file_of_its_own_and_claims_are_reproducible(secrets):
     accounts.viewer_creds(1000)
     accounts.control_creds(1000)
     names = {path.name for path in secrets.directory.iterdir()}
-    assert {"nats-operator", "nats-account-control", "nats-account-agents", "nats-account-sys"} <= names
+    assert {"nats-operator", "nats-account-control", "nats-hosts", "nats-account-sys"} <= names
     assert {"nats-sign-agent", "nats-sign-viewer", "nats-sign-control", "nats-sign-sys"} <= names
     again = NatsAccounts(secrets, 2000)
     assert again.account_jwts() == accounts.account_jwts()
@@ -89,13 +89,47 @@ def test_each_key_has_a_file_of_its_own_and_claims_are_reproducible(secrets):
 def test_a_revocation_is_kept_and_makes_a_newer_claim(secrets):
     accounts = NatsAccounts(secrets, 1000)
     public = bytes(range(32))
-    before = natsjwt.claims(
-        next(j for j in accounts.account_jwts().values() if natsjwt.claims(j)["name"] == "AGENTS")
-    )
-    after = natsjwt.claims(accounts.revoke(public, 1500))
+    before = natsjwt.claims(accounts.host_claim("web1", public))
+    after = natsjwt.claims(accounts.revoke("web1", public, 1500))
     assert after["iat"] > before["iat"]
-    assert after["nats"]["revocations"] == {natsjwt.public_nkey("user", public): 1500}
-    assert NatsAccounts(secrets, 9).revoked(public) == 1500
+    assert after["nats"]["revocations"] == {"*": 1500}
+    assert before["nats"]["revocations"] == {}
+    assert NatsAccounts(secrets, 9).revoked("web1", public) == 1500
+    assert NatsAccounts(secrets, 9).revoked("web2", public) == 0
+
+
+def test_a_revocation_is_forgotten_when_all_that_it_refuses_has_ended(secrets):
+    accounts, day = NatsAccounts(secrets, 1000), 86_400
+    keys = [bytes([n]) * 32 for n in range(3)]
+    for number, at in enumerate((0, 27 * day, 29 * day)):
+        accounts.revoke("web1", keys[number], 1000 + at)
+    assert [bool(accounts.revoked("web1", key)) for key in keys] == [False, True, True]
+    issued = natsjwt.claims(accounts.issue_agent("web1", keys[0], 1000))
+    assert issued["exp"] <= 1000 + 14 * day
+
+
+def test_each_host_and_key_has_an_account_of_its_own(secrets):
+    accounts = NatsAccounts(secrets, 1000)
+    pairs = [(host, bytes([n]) * 32) for host in ("web1", "web2") for n in range(2)]
+    claims = [natsjwt.claims(accounts.host_claim(*pair)) for pair in pairs]
+    assert len({claim["sub"] for claim in claims}) == len(pairs)
+    for (host, public), claim in zip(pairs, claims, strict=True):
+        assert claim["sub"] == accounts.host_account(host, public) != natsjwt.public_nkey("account", public)
+        assert (
+            natsjwt.claims(accounts.issue_agent(host, public, 1000))["nats"]["issuer_account"] == claim["sub"]
+        )
+        assert all(part["subject"].endswith("." + host) for part in claim["nats"]["imports"])
+        assert (claim["nats"]["limits"]["conn"], claim["nats"]["limits"]["leaf"]) == (4, 0)
+    other = NatsAccounts(FileSecrets(secrets.directory.parent / "other"), 1000)
+    assert other.host_account(*pairs[0]) != claims[0]["sub"], "nobody without the secret finds it"
+
+
+def test_the_account_that_hosts_shared_before_lets_nobody_in(secrets):
+    secrets.write("nats-account-agents", natsjwt.seed_nkey("account", bytes(32)).encode())
+    made = map(natsjwt.claims, NatsAccounts(secrets, 1000).account_jwts().values())
+    shared = next(claim for claim in made if claim["name"] == "AGENTS")
+    assert (shared["nats"]["limits"]["conn"], shared["nats"]["imports"]) == (0, [])
+    assert shared["nats"]["signing_keys"] == []
 
 
 def test_a_viewer_cannot_take_the_name_of_our_services(secrets):

@@ -70,6 +70,7 @@ class EnrollServer:
         keys = envelope.seal(
             envelope.KEY_SET, msgspec.msgpack.encode(self.plane.key_set()), "root", signer(self.plane.root)
         )
+        self.lab.admit(request.host_id, public)
         answer = EnrollAnswer(
             request.host_id,
             self.lab.accounts.issue_agent(request.host_id, public, int(time.time())),

@@ -16,6 +16,7 @@ from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.runtime.supervise import Process
+from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
 
 OFFSETS = (0, 1, 2, 5)  # the API, NATS, enrich, ingest
@@ -100,7 +101,16 @@ class NatsLab:
         """Credentials of an agent, as enrolment makes them."""
         seed = seed or bytes(SigningKey.generate())
         public = bytes(SigningKey(seed).verify_key)
+        self.admit(host, public)
         return Credentials(self.accounts.issue_agent(host, public, int(time.time())), seed)
+
+    def admit(self, host: str, public: bytes) -> None:
+        """Let the server find the account of a host in its folder, as one that was pushed there."""
+        subjects.host_token(host)
+        folder = self.engine.data_dir / "accounts"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        account = self.accounts.host_account(host, public)
+        (folder / f"{account}.jwt").write_text(self.accounts.host_claim(host, public))
 
     @asynccontextmanager
     async def control(self):

@@ -273,12 +273,12 @@ async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
         seed = bytes(SigningKey.generate())
         public = bytes(SigningKey(seed).verify_key)
         async with opened(lab.bus(lab.agent("gone", seed))) as bus:
-            await live.revoke_agent(public, int(time.time()))
+            await live.revoke_agent("gone", public, int(time.time()))
             await eventually(lambda: not bus.connected)
             await eventually(lambda: "authorization" in bus.last_error.lower())
             assert not bus.connected
         assert (await other.last(subjects.desired("web2"))).payload == b"of web2"
-        await eventually(lambda: int(time.time()) > lab.accounts.revoked(public))
+        await eventually(lambda: int(time.time()) > lab.accounts.revoked("gone", public))
         async with opened(lab.bus(lab.agent("gone", seed))) as again:
             assert again.connected
         await live.push_all()

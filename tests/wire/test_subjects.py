@@ -21,6 +21,7 @@ def test_every_stream_keeps_rows_of_the_register():
 def test_an_agent_may_do_this_and_no_more():
     assert set(subjects.agent_publishes("web1")) == {
         "agent.content.web1",
+        "agent.credentials.web1",
         "agent.acks.web1",
         "agent.heartbeat.web1",
         "telemetry.web1",
@@ -35,6 +36,32 @@ def test_an_agent_may_do_this_and_no_more():
         "actions.seg.confirm.web1",
         "_INBOX.web1.>",
     }
+
+
+@pytest.mark.parametrize("name", ["web1", "maps", "seg", "acks", "raw", "telemetry"])
+def test_the_account_of_a_host_crosses_what_names_it_and_nothing_else(name):
+    """Also of a host whose name is a token of another row, in whatever the register has for others."""
+    crosses = (*subjects.host_requests(name), *subjects.host_hears(name))
+    for subject in (*subjects.agent_publishes(name), *subjects.agent_hears()):
+        own = subject.replace("*", name)
+        assert any(subjects.matches(pattern, own) for pattern in crosses), own
+    others = [row.pattern.replace("*", "other") for row in subjects.REGISTER]
+    others += [subjects.direct_get(subjects.stream_of(other).name, other) for other in others if kept(other)]
+    for subject in (*others, "_INBOX.other.x", f"_INBOX.{name}.x", f"$JS.API.STREAM.DELETE.{name}", "_R_.x"):
+        assert not any(subjects.matches(pattern, subject) for pattern in crosses), subject
+
+
+def kept(subject):
+    """Whether a stream keeps it."""
+    try:
+        return bool(subjects.stream_of(subject))
+    except Invalid:
+        return False
+
+
+def test_in_streams_that_hosts_write_no_id_counts():
+    written = {stream.name for stream in subjects.STREAMS if stream.of_hosts}
+    assert written == {"ACKS", "HEARTBEATS", "TELEMETRY", "INVENTORY"}
 
 
 @pytest.mark.parametrize("host", ["a", "web-1", "0_x", "a" * 63])

@@ -32,6 +32,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     attach_cgroup:     where programs are attached; empty is the root of the v2 tree
     instance, bpffs:   where pins lie: <bpffs>/aegisflux/<instance>
     nats_urls:         instead of those that enrolment gave
+    control_url:       where to renew credentials that have ended, instead of the URL of the enrolment token
     failsafe:          what no snapshot can deny here, instead of TCP 22 inbound
     observe_only:      nothing is ever enforced here, whatever a manifest says
     max_lease_seconds: a snapshot that may hold for longer is refused; 0 is no bound
@@ -46,6 +47,7 @@ class AgentConfig(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True)
     instance: str = "default"
     bpffs: str = "/sys/fs/bpf"
     nats_urls: tuple[str, ...] = ()
+    control_url: str = ""
     failsafe: tuple[FailsafeSetting, ...] | None = None
     heartbeat_seconds: Seconds = 5.0
     refresh_seconds: Seconds = 60.0

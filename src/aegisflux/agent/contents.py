@@ -28,6 +28,10 @@ BUSY_TRIES: Final = 30
 BUSY_SECONDS: Final = 1.0
 CHUNK_SECONDS: Final = 3.0
 LARGE_BYTES: Final = 512 << 10
+REFUSALS: Final = {
+    "unsupported_format": f"the control plane does not compile tables of format {TABLES_FORMAT}",
+    "not_named": "the control plane does not find it in the manifest of this host",
+}
 
 
 class Contents:
@@ -89,7 +93,8 @@ class Contents:
         while True:
             chunk = await self._chunk(digest, len(got))
             if chunk.error:
-                raise Unavailable(f"content {digest}: {chunk.error[:200]}")
+                why = REFUSALS.get(chunk.error.partition(":")[0], "the control plane does not give it")
+                raise Unavailable(f"content {digest}: {why}")
             if not 0 < chunk.total <= MAX_CONTENT_BYTES:
                 raise Nacked("over_limit", f"content of {chunk.total} bytes, at most {MAX_CONTENT_BYTES}")
             if not got and chunk.total > LARGE_BYTES:
@@ -108,14 +113,16 @@ class Contents:
             try:
                 answer = await bus.request(subject, ask, timeout=CHUNK_SECONDS)
                 return msgspec.msgpack.decode(answer, type=ContentChunk)
-            except Refused as error:
-                raise Unavailable(f"content {digest}: {error}") from error
+            except Refused as error:  # its text came over the bus, signed by nobody
+                raise Unavailable(f"content {digest}: the control plane refuses the request") from error
             except BROKEN as error:
                 raise Unavailable(f"content {digest}: not a chunk: {in_words(error, ContentChunk)}") from None
-            except Busy:  # the control plane is well, and has many requests of this host
+            except Busy as error:  # the control plane is well, and has many requests of this host
                 if (busy := busy + 1) == BUSY_TRIES:
-                    raise
+                    raise Unavailable(f"content {digest}: the control plane is busy with this host") from error
                 await asyncio.sleep(BUSY_SECONDS * (0.5 + random.random()))
-            except Unavailable:
-                if (attempt := attempt + 1) == TRIES or not bus.connected:
+            except Unavailable as error:
+                if not bus.connected:
                     raise
+                if (attempt := attempt + 1) == TRIES:
+                    raise Unavailable(f"content {digest}: the control plane does not answer") from error

@@ -21,7 +21,7 @@ from aegisflux.domain.names import check_name
 from aegisflux.domain.trust import Nacked
 from aegisflux.wire import token as tokens
 from aegisflux.wire.natsjwt import claims
-from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken
+from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken, RenewRequest
 
 SECONDS: Final = 15.0
 MAX_ANSWER: Final = 1 << 20
@@ -70,6 +70,17 @@ def enroll(text: str, host_id: str, store: Store) -> Identity:
     return identity
 
 
+def renew(identity: Identity, url: str, seed: bytes) -> bytes:
+    """Ask for a `Renewed`, in JSON, with the key of the enrolment; raises Refused or Unavailable.
+
+    The answer is believed for the CA of the enrolment alone, so this needs no new trust.
+    """
+    proof = signer(seed)(tokens.renewal_bytes(identity.host_id))
+    body = msgspec.json.encode(RenewRequest(identity.host_id, tokens.b64(proof)))
+    context = None if _is_plain(url, "renewal") else ssl.create_default_context(cadata=identity.ca_pem)
+    return _call(url.rstrip("/") + tokens.RENEW_PATH, context, body)
+
+
 def checked(answer: EnrollAnswer, token: EnrollToken, host_id: str) -> Identity:
     """The identity in the answer; raises Refused when it is not that of the token's control plane."""
     root = tokens.from_b64(answer.root_public_key, "root_public_key", 32)
@@ -80,7 +91,7 @@ def checked(answer: EnrollAnswer, token: EnrollToken, host_id: str) -> Identity:
     if answer.host_id != host_id or claims(answer.user_jwt).get("name") != host_id:
         raise Refused(f"enrolment: expected credentials of {host_id}, got those of {answer.host_id[:63]}")
     keys = tokens.from_b64(answer.keys, "keys")
-    identity = Identity(host_id, answer.user_jwt, answer.nats_urls, answer.ca_pem, root, keys)
+    identity = Identity(host_id, answer.user_jwt, answer.nats_urls, answer.ca_pem, root, keys, token.url)
     try:
         first_trust(identity)
     except Nacked as error:
@@ -90,17 +101,27 @@ def checked(answer: EnrollAnswer, token: EnrollToken, host_id: str) -> Identity:
 
 def _context(token: EnrollToken) -> ssl.SSLContext | None:
     """How to talk to the token's URL: verified by the CA that the token names, or plain on this machine."""
-    url = urlsplit(token.url)
-    if url.scheme == "http":
-        if url.hostname not in LOOPBACK:
-            raise Refused(f"enrolment: plain HTTP is for this machine only, not for {url.hostname}")
+    if _is_plain(token.url, "enrolment"):
         return None
-    if url.scheme != "https":
-        raise Invalid("token", "an https URL", url.scheme)
     pem = _call(token.url.rstrip("/") + tokens.CA_PATH, _unverified(), None).decode("ascii", "replace")
     if tokens.ca_sha256(pem) != token.ca_sha256:
-        raise Refused(f"enrolment: {url.hostname} shows another CA than the one that the token names")
+        raise Refused(
+            f"enrolment: {urlsplit(token.url).hostname} shows another CA than the one that the token names"
+        )
     return ssl.create_default_context(cadata=pem)
+
+
+def _is_plain(text: str, what: str) -> bool:
+    """Whether the URL is plain HTTP on this machine; raises Refused or Invalid on one that is neither that
+    nor HTTPS."""
+    url = urlsplit(text)
+    if url.scheme == "http":
+        if url.hostname not in LOOPBACK:
+            raise Refused(f"{what}: plain HTTP is for this machine only, not for {url.hostname}")
+        return True
+    if url.scheme != "https":
+        raise Invalid("url", "an https URL", url.scheme)
+    return False
 
 
 def _unverified() -> ssl.SSLContext:

@@ -21,7 +21,7 @@ KEY_SET_BYTES: Final = 65_536
 
 
 class Identity(Struct, frozen=True):
-    """What enrolment gave; `keys` is the encoded envelope of the first key set."""
+    """What enrolment gave; `keys` is the encoded envelope of the first key set, `url` where it was."""
 
     host_id: str
     user_jwt: str
@@ -29,6 +29,7 @@ class Identity(Struct, frozen=True):
     ca_pem: str
     root: bytes
     keys: bytes
+    url: str = ""
 
 
 def obtain_seed(store: Store) -> bytes:

@@ -91,8 +91,7 @@ class Packages:
     async def _send(self, inventory: PackageInventory) -> None:
         host, digest = self._parts.host_id, inventory.digest
         data = await self._background(_encoded, inventory)
-        msg_id = f"{host}:{digest[-32:]}:{inventory.taken_ns}"
-        await self._parts.bus.publish(subjects.inventory(host), data, msg_id=msg_id)
+        await self._parts.bus.publish(subjects.inventory(host), data)
         await self._parts.blocking(self._parts.store.write, SENT, digest.encode())
         await self._background(self._parts.trim)
 

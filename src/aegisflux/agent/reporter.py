@@ -3,7 +3,6 @@
 import asyncio
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from hashlib import sha256
 from typing import Final
 
 import msgspec
@@ -28,7 +27,7 @@ from aegisflux.domain.room import listed
 from aegisflux.domain.runs import Run
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.domain.text import first_of
-from aegisflux.domain.trust import Nacked
+from aegisflux.domain.trust import Nacked, NotOurs, Signed
 from aegisflux.ports.datapath import DeniedFlow
 from aegisflux.wire import envelope, subjects
 
@@ -40,6 +39,11 @@ SKIPPED_SHOWN, PATH_CHARS, NAMED = 8, 512, 8
 HEARTBEAT_BYTES, LISTS_BYTES = 1 << 20, 1 << 19  # a heartbeat is one message; all hosts' are stored
 SPARE_BYTES: Final = 16_384  # for its envelope, and for headers where it becomes a dead letter
 CLASH_SECONDS: Final = 180
+UNPROVEN: Final = "unproven"
+UNPROVEN_TEXT: Final = (
+    "messages are dropped that no key of this fleet signed for this host (loss: dropped.*): somebody who can "
+    "write to the bus forges them, or this host has another key set than its control plane"
+)
 FEATURES: Final = ("candidate", "commit_confirm", "probes", "panic")
 
 Failures = dict[int, tuple[NackReason, str]]
@@ -51,10 +55,9 @@ class Reporter:
 
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
-        self._outbox: deque[tuple[str, bytes]] = deque()
+        self._outbox: deque[tuple[int, bytes]] = deque()
         self._filled = asyncio.Event()
         self._nacked: deque[tuple[object, ...]] = deque(maxlen=NACKS_KEPT)
-        self._beats = 0
         self._said = 0
         self._said_of: dict[int, str] = {}
         self._unbound = 0
@@ -136,6 +139,11 @@ class Reporter:
         host, wall = self._parts.host_id, self._parts.wall()
         self._answer(Nack(host, reason, detail[:DETAIL_CHARS], serial, service_id, version, digest, wall))
 
+    def drop(self, error: NotOurs) -> None:
+        """Count a message that is not believed to be for this host; nobody is answered."""
+        self.loss[f"dropped.{error.reason}"] += 1
+        self.troubles.begin(UNPROVEN, UNPROVEN_TEXT)
+
     def _answer(self, answer: Answer) -> None:
         host, sign = self._parts.host_id, self._parts.sign
         sealed = envelope.seal(envelope.ANSWER, msgspec.msgpack.encode(answer), host, sign)
@@ -144,7 +152,7 @@ class Reporter:
             self.loss["answers"] += 1
         payload = envelope.encode(sealed)
         self._said += 1
-        self._outbox.append((f"{host}:{sha256(payload).hexdigest()[:32]}:{self._said}", payload))
+        self._outbox.append((self._said, payload))
         self._filled.set()
 
     async def send(self) -> None:
@@ -152,28 +160,26 @@ class Reporter:
         while True:
             await self._filled.wait()
             while self._outbox:
-                msg_id, payload = self._outbox[0]
+                number, payload = self._outbox[0]
                 try:
-                    await self._parts.bus.publish(subjects.acks(self._parts.host_id), payload, msg_id=msg_id)
+                    await self._parts.bus.publish(subjects.acks(self._parts.host_id), payload)
                 except Unavailable:
                     await asyncio.sleep(0.2)
                     continue
                 except Refused as error:
                     self.loss["answers"] += 1
                     self._parts.log(f"an answer was refused: {error}")
-                if self._outbox and self._outbox[0][0] == msg_id:
+                if self._outbox and self._outbox[0][0] == number:
                     self._outbox.popleft()
             self._filled.clear()
 
     async def beat(self, heartbeat: Heartbeat) -> None:
         """Publish a heartbeat; one that cannot be sent now is not sent."""
-        self._beats += 1
         host = self._parts.host_id
         body = msgspec.msgpack.encode(heartbeat)
         sealed = envelope.encode(envelope.seal(envelope.HEARTBEAT, body, host, self._parts.sign))
-        msg_id = f"{host}:{sha256(sealed).hexdigest()[:16]}:{self._beats}"
         try:
-            await self._parts.bus.publish(subjects.heartbeat(host), sealed, msg_id=msg_id)
+            await self._parts.bus.publish(subjects.heartbeat(host), sealed)
             self._beating = True
         except (Unavailable, Refused):
             self.loss["heartbeats"] += 1
@@ -189,7 +195,10 @@ class Reporter:
             return
         try:
             sealed = envelope.decode_envelope(message.payload, HEARTBEAT_BYTES)
-            last = msgspec.msgpack.decode(envelope.opened(sealed, envelope.HEARTBEAT).payload, type=Heartbeat)
+            signed = envelope.opened(sealed, envelope.HEARTBEAT)
+            if not self._is_mine(signed):
+                return
+            last = msgspec.msgpack.decode(signed.payload, type=Heartbeat)
         except (Nacked, *BROKEN):
             return
         mine, other = Run(self._parts.boot_id, self.started), Run(last.boot_id, last.started)
@@ -204,6 +213,11 @@ class Reporter:
                 f"another agent answers as {self._parts.host_id} ({other}; this one: {mine}): this machine "
                 "was cloned; both enforce; release one and enrol it under a name of its own",
             )
+
+    def _is_mine(self, signed: Signed) -> bool:
+        """Whether this host's key signed it: an Ed25519 signature of the same bytes is always the same."""
+        own = self._parts.sign(signed.signed_bytes)
+        return any(signature == own for _, signature in signed.signatures)
 
     async def collect(self) -> Sequence[DeniedFlow]:
         """Move denied flows into the ring, and give them."""

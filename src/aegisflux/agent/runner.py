@@ -21,7 +21,7 @@ from aegisflux.agent.former import Former
 from aegisflux.agent.panics import Flags, StateMedium
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.remember import Accepted
-from aegisflux.agent.reporter import Reporter
+from aegisflux.agent.reporter import UNPROVEN, Reporter
 from aegisflux.agent.telemetry import Telemetry
 from aegisflux.agent.troubles import disk_reason, disk_word
 from aegisflux.agent.wakes import Bell, Watch
@@ -32,6 +32,7 @@ from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifes
 from aegisflux.domain.panic import Panic
 from aegisflux.domain.trust import (
     Nacked,
+    NotOurs,
     RefusedService,
     Trusted,
     accept_confirm,
@@ -124,9 +125,13 @@ class Runner:
             trusted, manifest = accept_manifest(
                 trusted, signed, digest, parts.wall(), parts.verify, known.manifest, refused.append
             )
+        except NotOurs as error:
+            self.reporter.drop(error)
+            return False
         except Nacked as error:
             await self.reporter.nack(error.reason, error.detail, error.serial)
             return False
+        self.reporter.troubles.end(UNPROVEN)
         accepted, last = Accepted(remember.pruned(trusted), manifest), data
         if (full := await self._not_durable(accepted)) is not None:
             detail = f"{disk_word(full)}: only renewals are applied until this can be written: {full}"
@@ -185,6 +190,9 @@ class Runner:
         try:
             signed = envelope.opened(envelope.decode_envelope(data, MESSAGE_BYTES), envelope.CONFIRM)
             confirm = accept_confirm(self.accepted.trusted, signed, self.parts.wall(), self.parts.verify)
+        except NotOurs as error:
+            self.reporter.drop(error)
+            return False
         except Nacked as error:
             await self.reporter.nack(error.reason, f"confirmation: {error.detail}", error.serial)
             return False

@@ -1,7 +1,7 @@
 """From the spool to the bus, and the life of all that is told of a host.
 
-A batch is published under an id of its own until the bus has it: after a kill it is sent again with the
-same bytes under the same id. While the bus is away, or refuses because it is full, one batch at a time
+A batch is published until the bus has it: after a kill it is sent again with the same bytes, and the store
+knows the sequences that it has. While the bus is away, or refuses because it is full, one batch at a time
 tries; when all is well several are under way.
 """
 
@@ -205,9 +205,7 @@ class Telemetry:
                 self._parts.log("telemetry: the bus takes events again")
 
     async def _publish(self, record: Record) -> None:
-        host, meta = self._parts.host_id, record.meta
-        msg_id = f"{host}:{meta.boot_id}:{meta.first}"
-        await self._parts.bus.publish(subjects.telemetry(host), record.batch, msg_id=msg_id)
+        await self._parts.bus.publish(subjects.telemetry(self._parts.host_id), record.batch)
 
     def _trouble(self, error: AegisError) -> None:
         if self._well:

@@ -1,6 +1,7 @@
 """What an agent believes. It does no I/O, knows no cryptography and reads no clock.
 
-Rules, in this order; the first that fails is the Nack, and nothing changes:
+Rules, in this order; the first that fails is the Nack, and nothing changes. What fails one of the first three
+is `NotOurs`, and nobody is answered:
   1. size        a message within its bound
   2. signature   of the root over the key set, of a key of that set (valid now) over the rest
   3. audience    made for this host
@@ -61,6 +62,12 @@ class Nacked(Refused):
         super().__init__(f"{reason}: {detail}")
 
 
+class NotOurs(Nacked):
+    """A message of which nothing proves that this fleet's control plane made it for this host. It is counted
+    and dropped: who could make a host answer could make it sign. `detail` holds no text that came with it.
+    """
+
+
 class RefusedService(NamedTuple):
     """One service of a manifest that is not believed, and why; `service_id` None where it cannot be read."""
 
@@ -115,7 +122,7 @@ def accept_keys(trusted: Trusted, message: Signed, verify: Verify) -> Trusted:
     """Take a newer key set; raises Nacked."""
     _check_size(message, MAX_MANIFEST_BYTES)
     if not any(verify(trusted.root, message.signed_bytes, sig) for _, sig in message.signatures):
-        raise Nacked("bad_signature", "the key set is not signed by this fleet's root key")
+        raise NotOurs("bad_signature", "the key set is not signed by this fleet's root key")
     keys = _decoded(message.payload, KeySet)
     if keys.version < trusted.keys.version:
         raise Nacked("stale_serial", f"key set version {keys.version} after {trusted.keys.version}")
@@ -210,17 +217,14 @@ def check_signature(trusted: Trusted, message: Signed, now: int, verify: Verify)
     by_id = {key.id: key for key in trusted.keys.keys}
     known = [(by_id[keyid], sig) for keyid, sig in message.signatures if keyid in by_id]
     if not known:
-        named = ", ".join(keyid for keyid, _ in message.signatures) or "no key"
-        raise Nacked(
-            "unknown_key", f"signed by {named}, which key set version {trusted.keys.version} does not hold"
-        )
+        raise NotOurs("unknown_key", f"signed by no key of key set version {trusted.keys.version}")
     valid = [(key, sig) for key, sig in known if key.not_before <= now < key.not_after]
     if not valid:
-        raise Nacked("unknown_key", f"key {known[0][0].id} is not valid at {now}")
+        raise NotOurs("unknown_key", f"key {known[0][0].id} is not valid at {now}")
     for key, sig in valid:
         if verify(key.public, message.signed_bytes, sig):
             return key
-    raise Nacked("bad_signature", f"the signature of key {valid[0][0].id} does not fit the bytes")
+    raise NotOurs("bad_signature", f"the signature of key {valid[0][0].id} does not fit the bytes")
 
 
 class _Audience(Struct):
@@ -239,13 +243,13 @@ def _decoded(payload: bytes, kind: type[T]) -> T:
 
 def _check_size(message: Signed, limit: int) -> None:
     if len(message.payload) > limit:
-        raise Nacked("over_limit", f"{len(message.payload)} bytes, at most {limit}")
+        raise NotOurs("over_limit", f"{len(message.payload)} bytes, at most {limit}")
 
 
 def _check_audience(trusted: Trusted, payload: bytes) -> None:
     host_id = _decoded(payload, _Audience).host_id
     if host_id != trusted.host_id:
-        raise Nacked("wrong_audience", f"made for host {host_id[:80]}, this is {trusted.host_id}")
+        raise NotOurs("wrong_audience", f"made for another host than {trusted.host_id}")
 
 
 def _check_serial(trusted: Trusted, manifest: HostManifest, sha256: str) -> None:

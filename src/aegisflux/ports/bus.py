@@ -61,11 +61,13 @@ class Bus(Protocol):
         ...
 
     async def publish(
-        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes, *, msg_id: str = "", headers: Mapping[str, str] | None = None
     ) -> int:
-        """Store a message of a stream, tried again under the same id until it is stored; gives its sequence.
+        """Store a message of a stream, tried again until it is stored; gives its sequence.
 
-        The same id within two minutes is stored once. On a last-value subject this is the put.
+        Where only our services publish, the same id within two minutes is stored once. Where hosts publish,
+        ids are not sent, since any of them could choose that of another: a message may be stored twice, and
+        its reader knows by what it says. On a last-value subject this is the put.
         """
         ...
 

@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN
-from aegisflux.domain.trust import Nacked, Signed
+from aegisflux.domain.trust import NotOurs, Signed
 
 MANIFEST: Final = "application/vnd.aegisflux.manifest.v1+msgpack"
 KEY_SET: Final = "application/vnd.aegisflux.keys.v1+msgpack"
@@ -57,9 +57,9 @@ def seal(payload_type: str, payload: bytes, keyid: str, sign: Sign) -> Envelope:
 
 
 def opened(envelope: Envelope, payload_type: str) -> Signed:
-    """The payload for `domain.trust`; raises Nacked where the envelope is of another type."""
+    """The payload for `domain.trust`; raises NotOurs where the envelope is of another type."""
     if envelope.payload_type != payload_type:
-        raise Nacked("bad_schema", f"expected {payload_type}, got {envelope.payload_type[:80]}")
+        raise NotOurs("bad_schema", f"expected {payload_type}, got another type")
     signatures = tuple((s.keyid, s.sig) for s in envelope.signatures[:8])
     return Signed(envelope.payload, pae(payload_type, envelope.payload), signatures)
 
@@ -69,19 +69,19 @@ def encode(message: Envelope | ManifestMessage) -> bytes:
 
 
 def decode_envelope(data: bytes, limit: int) -> Envelope:
-    """Read an envelope of at most `limit` bytes; raises Nacked."""
+    """Read an envelope of at most `limit` bytes; raises NotOurs."""
     return _decode(data, limit, Envelope)
 
 
 def decode_manifest_message(data: bytes, limit: int) -> ManifestMessage:
-    """Read a host's desired state of at most `limit` bytes; raises Nacked."""
+    """Read a host's desired state of at most `limit` bytes; raises NotOurs."""
     return _decode(data, limit, ManifestMessage)
 
 
 def _decode(data: bytes, limit: int, kind: type[T]) -> T:
     if len(data) > limit:
-        raise Nacked("over_limit", f"{len(data)} bytes, at most {limit}")
+        raise NotOurs("over_limit", f"{len(data)} bytes, at most {limit}")
     try:
         return msgspec.msgpack.decode(data, type=kind)
     except BROKEN as err:
-        raise Nacked("bad_schema", f"{kind.__name__}: {in_words(err, kind)}") from None
+        raise NotOurs("bad_schema", f"{kind.__name__}: {in_words(err, kind)}") from None

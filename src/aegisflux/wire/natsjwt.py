@@ -51,12 +51,13 @@ def account_jwt(
     imports: Sequence[Json] = (),
     scopes: Sequence[Json] = (),
     revocations: Mapping[str, int] | None = None,
+    limited: Mapping[str, int] | None = None,
 ) -> str:
     """The claim of an account, signed by the operator's key; `now` is in seconds and must rise with each
-    update.
+    update. `limited`: bounds of the account by the server's names, such as `conn`.
     """
     limits: Json = dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1)
-    limits["wildcards"] = True
+    limits |= {"wildcards": True, **(limited or {})}
     if jetstream:
         limits |= dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
     nats: Json = {"type": "account", "version": 2, "limits": limits, "signing_keys": list(scopes)}
@@ -64,10 +65,15 @@ def account_jwt(
     return _token({"iat": now, "iss": issuer, "name": name, "sub": public, "nats": nats}, sign)
 
 
-def user_jwt(public: str, *, name: str, account: str, issuer: str, now: int, sign: Sign) -> str:
-    """The claim of a user of a scoped signing key: all that it may do stands in the scope, nothing here."""
+def user_jwt(
+    public: str, *, name: str, account: str, issuer: str, now: int, sign: Sign, until: int = 0
+) -> str:
+    """The claim of a user of a scoped signing key: all that it may do stands in the scope, nothing here.
+    `until`: when it ends, in seconds since the epoch; 0 for one that does not.
+    """
     nats = {"type": "user", "version": 2, "issuer_account": account}
-    return _token({"iat": now, "iss": issuer, "name": name, "sub": public, "nats": nats}, sign)
+    body = {"iat": now, "iss": issuer, "name": name, "sub": public, "nats": nats}
+    return _token(body | ({"exp": until} if until else {}), sign)
 
 
 def scope(key: str, role: str, *, pub: Sequence[str], sub: Sequence[str], subs: int, payload: int) -> Json:
@@ -94,9 +100,10 @@ def stream_export(subject: str) -> Json:
     return {"name": subject, "subject": subject, "type": "stream"}
 
 
-def imported(export: Json, account: str) -> Json:
-    """The import of another account's export under the same subject."""
-    return {"name": export["name"], "subject": export["subject"], "account": account, "type": export["type"]}
+def imported(export: Json, account: str, subject: str | None = None) -> Json:
+    """The import of another account's export, or of the part of it that `subject` names."""
+    subject = subject or export["subject"]
+    return {"name": subject, "subject": subject, "account": account, "type": export["type"]}
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +126,11 @@ class Credentials:
     def name(self) -> str:
         """The name in the JWT: the host of an agent."""
         return str(claims(self.jwt)["name"])
+
+    @property
+    def ends(self) -> int:
+        """When the JWT ends, in seconds since the epoch; 0 for one that does not."""
+        return int(claims(self.jwt).get("exp", 0))
 
     @classmethod
     def parse(cls, text: str) -> "Credentials":

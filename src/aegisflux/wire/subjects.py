@@ -2,7 +2,8 @@
 
 `REGISTER` names every subject with its payload, both ends and its delivery; `STREAMS` is where JetStream
 keeps them.
-What an agent may do on the bus (`agent_publishes`, `agent_subscribes`) follows from the register.
+What an agent may do on the bus (`agent_publishes`, `agent_subscribes`) follows from the register, and so does
+what crosses between the account of a host and ours (`host_requests`, `host_hears`).
 """
 
 import re
@@ -63,6 +64,14 @@ class Stream:
         """Whether the stream keeps only the newest message of each subject."""
         return self.per_subject == 1
 
+    @property
+    def of_hosts(self) -> bool:
+        """Whether hosts publish into the stream: then no message of it is a duplicate of another one by its
+        id, which any of them could choose.
+        """
+        written = {row.pattern for row in REGISTER if row.producer == "agent"}
+        return not written.isdisjoint(self.subjects)
+
 
 MAPS = "actions.seg.maps"
 RAW, ENRICHED = "events.raw", "events.enriched"
@@ -76,6 +85,8 @@ REGISTER: tuple[Subject, ...] = (
             "the signed word that a commit-confirm of a host is to stay; without it the agent goes back"),
     Subject("agent.content.<host>", "ContentRequest", "agent", ("orchestrator",), "request and reply",
             "one chunk of a Content for one request"),
+    Subject("agent.credentials.<host>", "empty", "agent", ("orchestrator",), "request and reply",
+            "a user JWT of the host that ends later than the one it has"),
     Subject("agent.acks.<host>", "SnapshotAck | SnapshotNack", "agent", ("orchestrator",), "stream",
             "what the kernel of a host holds, or why it does not; signed with the host's key"),
     Subject("agent.heartbeat.<host>", "Heartbeat", "agent", ("orchestrator",), "last value",
@@ -133,6 +144,11 @@ def content(host: str) -> str:
     return "agent.content." + host_token(host)
 
 
+def credentials(host: str) -> str:
+    """Where the host asks for a user JWT that ends later."""
+    return "agent.credentials." + host_token(host)
+
+
 def acks(host: str) -> str:
     """Where the host's acks and nacks go."""
     return "agent.acks." + host_token(host)
@@ -166,6 +182,7 @@ def every(subject: str) -> str:
 ALL_ACKS = every("agent.acks.<host>")
 ALL_HEARTBEATS = every("agent.heartbeat.<host>")
 ALL_CONTENT = every("agent.content.<host>")
+ALL_CREDENTIALS = every("agent.credentials.<host>")
 ALL_DESIRED = every("actions.seg.desired.<host>")
 ALL_TELEMETRY = every("telemetry.<host>")
 ALL_INVENTORIES = every("inventory.packages.<host>")
@@ -200,17 +217,36 @@ def direct_get(stream: str, subject: str) -> str:
     return f"$JS.API.DIRECT.GET.{stream}.{subject}"
 
 
+# What crosses between a host's account and ours, with as few patterns as the register allows: what a server
+# does with an account grows with them.
+_HOST_SERVICES = (
+    "agent.*.<host>", ALL_TELEMETRY.replace("*", "<host>"), ALL_INVENTORIES.replace("*", "<host>"),
+    direct_get("*", "actions.seg.*.<host>"),
+    direct_get("HEARTBEATS", "agent.heartbeat.<host>"),
+    direct_get("INVENTORY", "inventory.packages.<host>"),
+)  # fmt: skip
+_HOST_STREAMS = ("actions.seg.*.<host>",)
+
+
+def host_requests(host: str = "*") -> tuple[str, ...]:
+    """Patterns of what the account of a host may ask ours: its requests, and what streams store of it."""
+    return tuple(pattern.replace("<host>", host) for pattern in _HOST_SERVICES)
+
+
+def host_hears(host: str = "*") -> tuple[str, ...]:
+    """Patterns of what the account of a host hears of ours."""
+    return tuple(pattern.replace("<host>", host) for pattern in _HOST_STREAMS)
+
+
 def agent_requests() -> tuple[str, ...]:
-    """Patterns of what crosses from agents to the control plane and is answered: the services of the
-    accounts.
-    """
+    """Patterns of what agents ask the control plane, and of what they look up in its streams."""
     own = [row.pattern for row in REGISTER if row.producer == "agent"]
     looks = (*agent_hears(), ALL_INVENTORIES, ALL_HEARTBEATS)
     return (*own, *(direct_get(stream_of(pattern).name, pattern) for pattern in looks))
 
 
 def agent_hears() -> tuple[str, ...]:
-    """Patterns of what crosses from the control plane to agents: the streams of the accounts."""
+    """Patterns of what agents hear of the control plane."""
     return tuple(row.pattern for row in REGISTER if "agent" in row.consumers)
 
 

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from aegisflux.domain.errors import Invalid
 
 ENROLL_PATH: Final = "/api/v1/enroll"
+RENEW_PATH: Final = "/api/v1/enroll/renew"
 CA_PATH: Final = "/api/v1/enroll/ca"
 MAX_TOKEN_CHARS: Final = 2048
 PREFIX: Final = "aegis1."
@@ -55,6 +56,20 @@ class EnrollAnswer(Struct, frozen=True):
     ca_pem: str
     root_public_key: str
     keys: str
+
+
+class RenewRequest(Struct, frozen=True):
+    """What a host posts to RENEW_PATH when its user JWT has ended; `proof` is base64 of 64 bytes."""
+
+    host_id: str
+    proof: str
+
+
+class Renewed(Struct, frozen=True):
+    """A user JWT that ends later, and where the bus is."""
+
+    user_jwt: str
+    nats_urls: tuple[str, ...]
 
 
 def token_text(token: EnrollToken) -> str:
@@ -104,6 +119,12 @@ def token_hash(text: str) -> str:
 def proof_bytes(text: str, host_id: str) -> bytes:
     """What the host signs to prove that it owns the key: it is bound to this token and this name."""
     return b"aegisflux-enroll-v1\0" + bytes.fromhex(token_hash(text)) + b"\0" + host_id.encode()
+
+
+def renewal_bytes(host_id: str) -> bytes:
+    """What the host signs to prove that it owns its key. Who repeats it gets a JWT that is of no use without
+    that key."""
+    return b"aegisflux-renew-v1\0" + host_id.encode()
 
 
 def ca_sha256(pem: str) -> str:

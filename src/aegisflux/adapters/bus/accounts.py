@@ -1,14 +1,17 @@
-"""The accounts of our NATS: CONTROL, AGENTS and SYS, as contracts §4 has them.
+"""The accounts of our NATS: CONTROL, SYS, and one for each host and key (ADR 0037).
 
-CONTROL holds all streams, our services and viewers. AGENTS holds agents and no JetStream; what crosses
-are the exports
-that the register of subjects names. Users are issued by scoped signing keys whose templates say all that
+CONTROL holds all streams, our services and viewers. The account of a host holds that host alone, and imports
+from CONTROL the subjects that name it, and nothing else: whatever a host publishes, and wherever it wants
+the answer, ends in CONTROL or in its own account. Users are issued by scoped signing keys that say all that
 a user may do.
 """
 
+import asyncio
+import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from secrets import randbelow, token_bytes
 from typing import Protocol
 
 from nacl.signing import SigningKey
@@ -20,9 +23,16 @@ from aegisflux.wire.natsjwt import Credentials
 
 PUSH_SUBJECT = "$SYS.REQ.CLAIMS.UPDATE"
 STATE = "nats-accounts.json"
+HOSTS_SECRET, SHARED_BEFORE = "nats-hosts", "nats-account-agents"
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
+HOST_CONNECTIONS = 4  # one, a clone's, and those whose end the server has not noticed yet
 AGENT_SUBSCRIPTIONS = 16
+# Added to the time of a claim: raise it whenever what claims say changes.
+CLAIMS = 1
+DAY = 86_400
+AGENT_SECONDS, AGENT_SPREAD = 14 * DAY, 2 * DAY
 VIEWER_SUBSCRIPTIONS = 16
+PUSHED_AT_ONCE = 16
 INGEST_SUBSCRIPTIONS = 64
 
 Push = Callable[[str], Awaitable[None]]
@@ -31,15 +41,17 @@ Push = Callable[[str], Awaitable[None]]
 class NatsAccounts:
     """Keys and claims of our accounts, made when missing and kept in `secrets`, one file for each key.
 
-    The account claims are made from keys and revocations alone, so a deleted server directory loses nothing.
+    Claims are made from keys and revocations alone, so a deleted server directory loses nothing. What is kept
+    of a host are its revocations, and those no longer than its user JWTs live.
     """
 
     def __init__(self, secrets: Secrets, now: int) -> None:
         self._secrets = secrets
         self._keys = {name: _Key(secrets, name, kind) for name, kind in _KEYS.items()}
+        self._hosts = secrets.obtain(HOSTS_SECRET, lambda: token_bytes(32))
         state = json.loads(secrets.obtain(STATE, lambda: _state(now, {})))
         self._stamp: int = state["stamp"]
-        self._revoked: dict[str, int] = state["revoked"]
+        self._revoked: dict[str, int] = state.get("revoked_hosts", {})
 
     def server_config(self, resolver_dir: str) -> str:
         """The part of the server's configuration that names operator, resolver and accounts; holds no
@@ -59,14 +71,52 @@ class NatsAccounts:
         )
 
     def account_jwts(self) -> dict[str, str]:
-        """The claims of the three accounts by public key."""
-        made = (self._control_claim(), self._agents_claim(), self._system_claim())
+        """The claims of CONTROL and SYS by public key, and of the account that all hosts once shared."""
+        made = (self._control_claim(), self._system_claim(), *self._retired())
         return {natsjwt.claims(jwt)["sub"]: jwt for jwt in made}
 
     def issue_agent(self, host: str, public: bytes, now: int) -> str:
-        """See `AgentAccounts.issue_agent`; a revoked key is good again only for claims issued later."""
+        """See `AgentAccounts.issue_agent`; a revoked key is good again only for claims issued later.
+
+        Not all JWTs of a fleet that enrolled at once end at once.
+        """
         nkey = natsjwt.public_nkey("user", public)
-        return self._user("agent", nkey, subjects.host_token(host), now)
+        account = self.host_account(subjects.host_token(host), public)
+        issuer = self._keys["nats-sign-agent"]
+        return natsjwt.user_jwt(
+            nkey,
+            name=host,
+            account=account,
+            issuer=issuer.public,
+            now=now,
+            sign=issuer.sign,
+            until=now + AGENT_SECONDS - randbelow(AGENT_SPREAD),
+        )
+
+    def host_account(self, host: str, public: bytes) -> str:
+        """The public key of the account of a host and its key: it is not kept, and cannot be guessed."""
+        seed = hmac.digest(self._hosts, host.encode() + b"\0" + public, "sha256")
+        return natsjwt.public_nkey("account", bytes(SigningKey(seed).verify_key))
+
+    def host_claim(self, host: str, public: bytes) -> str:
+        """The claim of the account of a host and its key: the host may use the subjects with its own name."""
+        account = self.host_account(subjects.host_token(host), public)
+        revoked = self._revoked.get(account, 0)
+        permitted = self._scope(
+            "agent",
+            pub=subjects.agent_publishes(host),
+            sub=subjects.agent_subscribes(host),
+            subs=AGENT_SUBSCRIPTIONS,
+        )
+        return self._signed(
+            account,
+            f"host {host}",
+            now=max(self._stamp, revoked),
+            imports=self._imports(host),
+            scopes=[permitted],
+            revocations={"*": revoked} if revoked else {},
+            limited={"conn": HOST_CONNECTIONS, "payload": subjects.MAX_MESSAGE, "leaf": 0, "exports": 0},
+        )
 
     def control_creds(self, now: int) -> Credentials:
         """Credentials of our own services: everything in CONTROL."""
@@ -86,20 +136,20 @@ class NatsAccounts:
             raise Invalid("name", USER_NAME.pattern, name)
         return self._kept_user("viewer", f"viewer-{name}", now)
 
-    def revoke(self, public: bytes, now: int) -> str:
-        """Refuse claims of the key issued up to now, durably; gives the claim of AGENTS to push to the
-        servers.
+    def revoke(self, host: str, public: bytes, now: int) -> str:
+        """Refuse claims of the host and key issued up to now, durably; gives the claim of its account to push
+        to the servers.
         """
-        self._revoked[natsjwt.public_nkey("user", public)] = now
-        self._stamp = max(self._stamp + 1, now)
+        self._revoked = {key: at for key, at in self._revoked.items() if now - at < 2 * AGENT_SECONDS}
+        self._revoked[self.host_account(host, public)] = now
         self._secrets.write(STATE, _state(self._stamp, self._revoked))
-        return self._agents_claim()
+        return self.host_claim(host, public)
 
-    def revoked(self, public: bytes) -> int:
-        """Up to when claims of the key are refused, in seconds since the epoch; 0 when it was never
+    def revoked(self, host: str, public: bytes) -> int:
+        """Up to when claims of the host and key are refused, in seconds since the epoch; 0 when it was never
         revoked.
         """
-        return self._revoked.get(natsjwt.public_nkey("user", public), 0)
+        return self._revoked.get(self.host_account(host, public), 0)
 
     def _user(self, role: str, nkey: str, name: str, now: int) -> str:
         issuer = self._keys[f"nats-sign-{role}"]
@@ -113,20 +163,24 @@ class NatsAccounts:
         return Credentials(self._user(role, key.public, name, now), key.seed)
 
     def _claim(self, account: str, name: str, **parts: object) -> str:
+        return self._signed(self._keys[account].public, name, now=self._stamp, **parts)
+
+    def _signed(self, account: str, name: str, *, now: int, **parts: object) -> str:
         operator = self._keys["nats-operator"]
-        public = self._keys[account].public
         return natsjwt.account_jwt(
-            public,
+            account,
             name=name,
             issuer=operator.public,
-            now=self._stamp,
+            now=now + CLAIMS,
             sign=operator.sign,
             **parts,  # type: ignore[arg-type]
         )
 
-    def _exports(self) -> list[natsjwt.Json]:
-        services = [natsjwt.service_export(pattern) for pattern in subjects.agent_requests()]
-        return services + [natsjwt.stream_export(pattern) for pattern in subjects.agent_hears()]
+    def _imports(self, host: str) -> list[natsjwt.Json]:
+        """Exactly the subjects that name the host, of the exports of CONTROL."""
+        control = self._keys["nats-account-control"].public
+        own = (*subjects.host_requests(host), *subjects.host_hears(host))
+        return [natsjwt.imported(export, control, part) for export, part in zip(_exports(), own, strict=True)]
 
     def _control_claim(self) -> str:
         control = self._scope("control", pub=(">",), sub=(">",), subs=-1)
@@ -137,23 +191,20 @@ class NatsAccounts:
             "nats-account-control",
             "CONTROL",
             jetstream=True,
-            exports=self._exports(),
+            exports=_exports(),
             scopes=[control, viewer, ingest],
-        )
-
-    def _agents_claim(self) -> str:
-        control = self._keys["nats-account-control"].public
-        agent = self._scope(
-            "agent", pub=subjects.agent_publishes(), sub=subjects.agent_subscribes(), subs=AGENT_SUBSCRIPTIONS
-        )
-        imports = [natsjwt.imported(export, control) for export in self._exports()]
-        return self._claim(
-            "nats-account-agents", "AGENTS", imports=imports, scopes=[agent], revocations=self._revoked
         )
 
     def _system_claim(self) -> str:
         system = self._scope("sys", pub=(PUSH_SUBJECT,), sub=(subjects.inbox("system") + ".>",), subs=4)
         return self._claim("nats-account-sys", "SYS", scopes=[system])
+
+    def _retired(self) -> tuple[str, ...]:
+        """A server that knows the account that hosts shared before ADR 0037 must let nobody in there."""
+        if self._secrets.read(SHARED_BEFORE) is None:
+            return ()
+        account = _Key(self._secrets, SHARED_BEFORE, "account").public
+        return (self._signed(account, "AGENTS", now=self._stamp, limited={"conn": 0}),)
 
     def _scope(self, role: str, *, pub: tuple[str, ...], sub: tuple[str, ...], subs: int) -> natsjwt.Json:
         key = self._keys[f"nats-sign-{role}"].public
@@ -168,26 +219,42 @@ class Caller(Protocol):
         ...
 
 
+Enrolled = Callable[[], Awaitable[Iterable[tuple[str, bytes]]]]
+"""Each host that is enrolled, and its key."""
+
+
+async def _nobody() -> Iterable[tuple[str, bytes]]:
+    return ()
+
+
 class LiveAccounts:
     """`AgentAccounts` over running servers: a revocation is kept first, then pushed through `push`."""
 
-    def __init__(self, accounts: NatsAccounts, push: Push) -> None:
-        self._accounts, self._push = accounts, push
+    def __init__(self, accounts: NatsAccounts, push: Push, enrolled: Enrolled = _nobody) -> None:
+        self._accounts, self._push, self._enrolled = accounts, push, enrolled
 
     def issue_agent(self, host: str, public: bytes, now: int) -> str:
         """See `AgentAccounts.issue_agent`."""
         return self._accounts.issue_agent(host, public, now)
 
-    async def revoke_agent(self, public: bytes, now: int) -> None:
+    async def admit_agent(self, host: str, public: bytes) -> None:
+        """See `AgentAccounts.admit_agent`."""
+        await self._push(self._accounts.host_claim(host, public))
+
+    async def revoke_agent(self, host: str, public: bytes, now: int) -> None:
         """See `AgentAccounts.revoke_agent`."""
-        await self._push(self._accounts.revoke(public, now))
+        await self._push(self._accounts.revoke(host, public, now))
 
     async def push_all(self) -> None:
-        """Push the claims of all accounts: after a reconnect, so that a revocation made meanwhile reaches
-        the servers.
+        """Push the claims of all accounts: after a reconnect, so that what was revoked meanwhile reaches the
+        servers, and so that a server whose data was deleted knows the hosts again.
         """
         for jwt in self._accounts.account_jwts().values():
             await self._push(jwt)
+        known = list(await self._enrolled())
+        for start in range(0, len(known), PUSHED_AT_ONCE):
+            some = known[start : start + PUSHED_AT_ONCE]
+            await asyncio.gather(*(self.admit_agent(host, public) for host, public in some))
 
 
 def pusher(system: Caller) -> Push:
@@ -212,10 +279,15 @@ class _Key:
         return self._signing.sign(data).signature
 
 
+def _exports() -> list[natsjwt.Json]:
+    """What CONTROL offers: the same subjects for every host, in the order of a host's imports."""
+    services = [natsjwt.service_export(pattern) for pattern in subjects.host_requests()]
+    return services + [natsjwt.stream_export(pattern) for pattern in subjects.host_hears()]
+
+
 _KEYS: dict[str, natsjwt.Kind] = {
     "nats-operator": "operator",
     "nats-account-control": "account",
-    "nats-account-agents": "account",
     "nats-account-sys": "account",
     "nats-sign-control": "account",
     "nats-sign-viewer": "account",
@@ -224,7 +296,6 @@ _KEYS: dict[str, natsjwt.Kind] = {
     "nats-sign-sys": "account",
 }
 _ACCOUNT_OF = {
-    "agent": "nats-account-agents",
     "viewer": "nats-account-control",
     "ingest": "nats-account-control",
     "control": "nats-account-control",
@@ -233,4 +304,4 @@ _ACCOUNT_OF = {
 
 
 def _state(stamp: int, revoked: dict[str, int]) -> bytes:
-    return json.dumps({"stamp": stamp, "revoked": revoked}).encode()
+    return json.dumps({"stamp": stamp, "revoked_hosts": revoked}).encode()

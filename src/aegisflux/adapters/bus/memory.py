@@ -42,14 +42,15 @@ class Log:
         self, subject: str, payload: bytes, msg_id: str, headers: Mapping[str, str]
     ) -> tuple[int, bool]:
         """Sequence of the message, and whether it is new."""
-        if msg_id in self.ids:
+        if msg_id and msg_id in self.ids:
             return self.ids[msg_id], False
         self.head += 1
         if not self.stream.queue and self.stream.per_subject:
             self._make_room(subject)
         self.newest[subject] = self.head
         self.messages[self.head] = Message(subject, payload, headers, self.head, 1, time.time_ns())
-        self.ids[msg_id] = self.head
+        if msg_id:
+            self.ids[msg_id] = self.head
         self.grown.set()
         return self.head, True
 
@@ -131,13 +132,16 @@ class MemoryBus:
         return not self._broker.down
 
     async def publish(
-        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes, *, msg_id: str = "", headers: Mapping[str, str] | None = None
     ) -> int:
         """See `Bus.publish`; does not wait for a broker that is down."""
         if len(payload) > subjects.MAX_MESSAGE:
             raise OverLimit("message", subjects.MAX_MESSAGE, len(payload), subject)
-        tagged = {**(headers or {}), "Nats-Msg-Id": msg_id}
         log = self._broker.log(subject)
+        tagged = dict(headers or {})
+        msg_id = "" if log.stream.of_hosts else msg_id
+        if msg_id:
+            tagged["Nats-Msg-Id"] = msg_id
         if log.stream.name in self._broker.full:
             raise Unavailable(f"{subject}: not stored: maximum bytes exceeded")
         if log.stream.max_message and len(payload) > log.stream.max_message:

@@ -101,6 +101,7 @@ class NatsBus:
     def __init__(self, options: NatsOptions) -> None:
         logging.getLogger("asyncio").addFilter(_is_news)
         self._options = options
+        self._user_jwt = options.credentials.jwt
         self._signing = SigningKey(options.credentials.seed)
         self._name = options.credentials.name
         self._tls = ssl.create_default_context(cadata=options.ca_pem)
@@ -130,17 +131,22 @@ class NatsBus:
         """See `Bus.connected`."""
         return self._up.is_set()
 
+    def use(self, user_jwt: str) -> None:
+        """Show another JWT of the same key from the next connect on; the server cuts a connection whose JWT
+        ends."""
+        self._user_jwt = user_jwt
+
     @property
     def last_error(self) -> str:
         """Why the last connection failed or ended, in words."""
         return self._last_error
 
     async def publish(
-        self, subject: str, payload: bytes, *, msg_id: str, headers: Mapping[str, str] | None = None
+        self, subject: str, payload: bytes, *, msg_id: str = "", headers: Mapping[str, str] | None = None
     ) -> int:
         """See `Bus.publish`; gives up after 10 s."""
         deadline = time.monotonic() + PUBLISH_SECONDS
-        tagged, pause = {**(headers or {}), "Nats-Msg-Id": msg_id}, FIRST_PAUSE
+        tagged, pause = streams.tagged(subject, msg_id, headers), FIRST_PAUSE
         while True:
             try:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
@@ -360,7 +366,7 @@ class NatsBus:
                 self._fail(f"after the connect: {error}")
 
     def _jwt(self) -> bytes:
-        return self._options.credentials.jwt.encode()
+        return self._user_jwt.encode()
 
     def _sign(self, nonce: str) -> bytes:
         return base64.b64encode(self._signing.sign(nonce.encode()).signature)

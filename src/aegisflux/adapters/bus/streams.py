@@ -1,12 +1,23 @@
 """The streams of the register on a real JetStream."""
 
+from collections.abc import Mapping
+
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy, RetentionPolicy, StorageType, StreamConfig
 from nats.js.errors import NotFoundError
 
-from aegisflux.wire.subjects import STREAMS, Stream
+from aegisflux.wire.subjects import STREAMS, Stream, stream_of
 
 DUPLICATE_SECONDS = 120.0
+SHORTEST_SECONDS = 0.1  # the server has no "never"
+
+
+def tagged(subject: str, msg_id: str, headers: Mapping[str, str] | None) -> dict[str, str]:
+    """The headers of a message: with its id where no host can choose the same one."""
+    found = dict(headers or {})
+    if msg_id and not stream_of(subject).of_hosts:
+        found["Nats-Msg-Id"] = msg_id
+    return found
 
 
 async def ensure(js: JetStreamContext) -> tuple[str, ...]:
@@ -37,7 +48,7 @@ def _config(stream: Stream) -> StreamConfig:
         max_msg_size=stream.max_message or -1,
         max_bytes=stream.max_bytes or -1,
         max_age=float(stream.max_age),
-        duplicate_window=DUPLICATE_SECONDS,
+        duplicate_window=SHORTEST_SECONDS if stream.of_hosts else DUPLICATE_SECONDS,
         allow_direct=True,
         num_replicas=1,
     )

@@ -150,9 +150,11 @@ class Service(Watch):
 
 
 def message_of(raw: Msg, subject: str | None = None) -> Message:
-    """Our value of a message; one that was fetched directly says in headers where it was stored."""
+    """Our value of a message. `subject`: of one that was fetched directly, where the server says in headers
+    when it was stored; in any other one these headers are its sender's.
+    """
     headers = dict(raw.headers or {})
-    sequence, deliveries, stored = _number(headers.get("Nats-Sequence", "")), 1, 0
+    sequence, deliveries, stored = 0, 1, 0
     if raw.reply.startswith("$JS.ACK."):
         # $JS.ACK.<stream>.<durable>.<deliveries>.<sequence>.<of the consumer>.<time>.<pending>, or with the
         # domain and the account before the stream, and a token more at the end.
@@ -160,8 +162,9 @@ def message_of(raw: Msg, subject: str | None = None) -> Message:
         start = 4 if len(parts) < 11 else 6
         wanted = (*parts[start : start + 4], "", "", "", "")
         deliveries, sequence, stored = _number(wanted[0]), _number(wanted[1]), _number(wanted[3])
-    elif "Nats-Time-Stamp" in headers:
-        stored = nanoseconds(headers["Nats-Time-Stamp"])
+    elif subject is not None:
+        sequence = _number(headers.get("Nats-Sequence", ""))
+        stored = nanoseconds(headers.get("Nats-Time-Stamp", ""))
     return Message(subject or raw.subject, bytes(raw.data), headers, sequence, deliveries, stored)
 
 

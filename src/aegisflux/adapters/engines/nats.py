@@ -12,6 +12,10 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime.supervise import Child
 
 MAX_PAYLOAD = 1 << 20
+# What the server holds for a connection that does not read, and how long it waits for it. A host has four.
+MAX_PENDING, WRITE_SECONDS = 32 << 20, 5
+# A connection whose other end went away silently counts among those of its host until a third ping is due.
+PING_SECONDS, UNANSWERED_PINGS = 10, 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,8 +92,10 @@ class NatsEngine:
         quoted = {name: json.dumps(str(path)) for name, path in self._paths().items()}
         return (
             f"server_name: aegisflux\nlisten: {json.dumps(f'{self.host}:{self.port}')}\n"
-            f"max_payload: {MAX_PAYLOAD}\nping_interval: 20\n"
-            f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5 }}\n"
+            f'max_payload: {MAX_PAYLOAD}\nmax_pending: {MAX_PENDING}\nwrite_deadline: "{WRITE_SECONDS}s"\n'
+            f"ping_interval: {PING_SECONDS}\nping_max: {UNANSWERED_PINGS}\n"
+            f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5, "
+            'min_version: "1.3" }\n'
             f"jetstream {{ store_dir: {quoted['store']} }}\n"
             f"{self.accounts(str(self.data_dir / 'accounts'))}"
         )

@@ -158,9 +158,11 @@ class Pipeline:
         log.warning("refused by the store", host_id=batch.host_id, seq=event.seq, reason=reason)
 
     async def _publish(self, bundle: dict[str, bytes]) -> None:
-        msg_id = sha256("\n".join(bundle).encode()).hexdigest()
+        payload = events.joined(
+            bundle.values()
+        )  # an id that is a digest can suppress nothing but the same bytes
         async with self._slots:
-            await self._bus.publish(subjects.ENRICHED, events.joined(bundle.values()), msg_id=msg_id)
+            await self._bus.publish(subjects.ENRICHED, payload, msg_id=sha256(payload).hexdigest())
 
     def _count_misses(self) -> None:
         for join, count in self._joins.misses.items():

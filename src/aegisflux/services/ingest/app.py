@@ -168,9 +168,8 @@ class Ingest:
 
     async def _publish(self, bundle: Sequence[Judged]) -> None:
         sealed = [Sealed(one.arrival, one.offset, Raw(one.outcome.payload or b"")) for one in bundle]
-        names = [one.outcome.msg_id for one in bundle]
-        msg_id = names[0] if len(names) == 1 else sha256("\n".join(names).encode()).hexdigest()
-        await self.bus.publish(subjects.RAW, encode_taken(sealed), msg_id=msg_id)
+        payload = encode_taken(sealed)  # a digest as id suppresses nothing but the same bytes
+        await self.bus.publish(subjects.RAW, payload, msg_id=sha256(payload).hexdigest())
 
     async def _bury(self, judged: Judged, refusal: Refusal) -> None:
         host, arrival = judged.host, str(judged.arrival)

@@ -10,7 +10,15 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime import health, http, metrics, pages, serving
 from aegisflux.runtime.access import Connection, Who
 from aegisflux.services.orchestrator.app import Orchestrator
-from aegisflux.wire.token import CA_PATH, ENROLL_PATH, EnrollAnswer, EnrollRequest
+from aegisflux.wire.token import (
+    CA_PATH,
+    ENROLL_PATH,
+    RENEW_PATH,
+    EnrollAnswer,
+    EnrollRequest,
+    Renewed,
+    RenewRequest,
+)
 
 Handler = Request[Any, Any, Any]
 
@@ -37,6 +45,15 @@ async def enroll(data: EnrollRequest, request: Handler) -> EnrollAnswer:
     client = request.client
     asker = Who(source=client.host if client else "", request_id=http.request_id(request))
     return await orchestrator_of(request).hosts.enroll(data, asker)
+
+
+@post(RENEW_PATH, status_code=200, security=[{}])
+async def renew(data: RenewRequest, request: Handler) -> Renewed:
+    """Give an enrolled host a user JWT of the bus that ends later, for a proof by the key of its enrolment.
+
+    It is for a host whose JWT has ended, since others ask over the bus. Needs no token.
+    """
+    return await orchestrator_of(request).credentials.renew(data)
 
 
 def application(orchestrator: Orchestrator | None) -> Litestar:
@@ -72,7 +89,7 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
     return pages.application(
         "orchestrator",
         "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",
-        (authority, enroll, *routes.HANDLERS, *rollout_routes.HANDLERS),
+        (authority, enroll, renew, *routes.HANDLERS, *rollout_routes.HANDLERS),
         bearers=orchestrator.access.bearers if orchestrator else None,
         checks=checks,
         state={"orchestrator": orchestrator, serving.URGENT: (rollout_routes.PANIC_PATH,)},

@@ -13,6 +13,7 @@ from aegisflux.services.orchestrator.answers import Answers
 from aegisflux.services.orchestrator.changes import Changes
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.credentials import HostCredentials
 from aegisflux.services.orchestrator.hosts import Hosts
 from aegisflux.services.orchestrator.panic import Panic
 from aegisflux.services.orchestrator.pilot import Pilot
@@ -55,6 +56,7 @@ class Orchestrator:
         self.relay = Relay(core)
         self.answers = Answers(core)
         self.contents = Contents(core)
+        self.credentials = HostCredentials(core)
         self.rotation = Rotation(core, self.contents)
         self.upkeep = Upkeep(core)
         self._tasks = Tasks()
@@ -68,6 +70,7 @@ class Orchestrator:
         bus.on_connect(self._connected)
         await bus.ensure_streams()
         await bus.serve(subjects.ALL_CONTENT, self.contents.answer)
+        await bus.serve(subjects.ALL_CREDENTIALS, self.credentials.answer)
         await bus.consume(ACKS, DURABLE, self.answers.on_acks, fair=ACKS_FAIR)
         await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats, fair=HEARTBEATS_FAIR)
         self._tasks.loop("manifests", self.relay.manifests)

@@ -131,6 +131,7 @@ class Hosts:
         except (Forbidden, Conflict):
             metrics.http_unauthorized.labels("enrolment").inc()
             raise
+        await self._core.accounts.admit_agent(host, public)  # a retry comes here again
         self._core.host_keys.pop(host, None)
         self._core.wake()
         return answer
@@ -215,7 +216,7 @@ class Hosts:
             await db.run("end_candidates_of_host", host)
             await db.run("release_host", host, now)
             await db.audit(who.did("host.release", f"host/{host}", before=b64(known["public_key"])))
-            await self._core.accounts.revoke_agent(known["public_key"], now)
+            await self._core.accounts.revoke_agent(host, known["public_key"], now)
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
         self._core.unmade.pop(host, None)
