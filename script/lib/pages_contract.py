@@ -124,9 +124,13 @@ def subjects_page() -> str:
             ("stream", "subjects", "kept a subject", "beyond that goes", "size", "age", "message"), streams
         ),
         "## What an agent may do on the bus",
-        "`{{name()}}` is the host's name, put in by the server. Nothing else is permitted.",
-        "Publish:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.agent_publishes()),
-        "Subscribe:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.agent_subscribes()),
+        "Each host has an account of its own; nothing else is permitted.",
+        "Publish:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.agent_publishes("<host>")),
+        "Subscribe:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.agent_subscribes("<host>")),
+        "Its account imports from ours:\n\n"
+        + "\n".join(
+            f"* {code(s)}" for s in (*subjects.host_requests("<host>"), *subjects.host_hears("<host>"))
+        ),
         "## What a viewer may do on the bus",
         "Publish nothing. Subscribe:\n\n" + "\n".join(f"* {code(s)}" for s in subjects.viewer_subscribes()),
         "## Types of signed payloads",

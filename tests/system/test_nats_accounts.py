@@ -1,6 +1,5 @@
 """Who may do what on the bus: one named test for each refusal of contracts §4, against a real server."""
 
-import asyncio
 import json
 import ssl
 import time
@@ -9,15 +8,14 @@ import pytest
 import pytest_asyncio
 from nacl.signing import SigningKey
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from nats.errors import TimeoutError as NatsTimeout
 
 from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
 from aegisflux.adapters.bus.subscribed import taken
 from aegisflux.domain.errors import Forbidden, Invalid
-from aegisflux.wire import natsjwt, subjects
+from aegisflux.wire import subjects
 from support.engines import eventually, opened, running_nats
+from support.hostile_nats import Raw
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,84 +36,6 @@ async def agent(lab):
     """The bus of the agent web1."""
     async with opened(lab.bus(lab.agent("web1"))) as bus:
         yield bus
-
-
-class Raw:
-    """A hostile client: nats-py itself with a user's credentials."""
-
-    def __init__(self, lab, credentials) -> None:
-        self.lab, self.credentials, self.errors = lab, credentials, []
-        self.nc = Client()
-
-    async def __aenter__(self):
-        key = natsjwt.seed_nkey("user", self.credentials.seed)
-
-        async def heard(error):
-            self.errors.append(str(error).lower())
-
-        await self.nc.connect(
-            self.lab.engine.url,
-            user_jwt_cb=self.credentials.jwt.encode,
-            signature_cb=lambda nonce: signature(key, nonce),
-            tls=ssl.create_default_context(cadata=self.lab.pki.ca_pem),
-            inbox_prefix=b"_INBOX." + self.credentials.name.encode(),
-            allow_reconnect=False,
-            error_cb=heard,
-            skip_subject_validation=True,
-        )
-        return self
-
-    async def __aexit__(self, *_):
-        await self.nc.close()
-
-    async def publish_refused(self, subject: str, payload: bytes = b"", reply: str = "") -> bool:
-        """Whether the server refuses the publish, and says so."""
-        self.errors.clear()
-        await self.nc.publish(subject, payload, reply=reply)
-        return await self._heard(f'violation for publish to "{subject.lower()}"')
-
-    async def subscribe_refused(self, subject: str) -> bool:
-        """Whether the server refuses the subscription, and says so."""
-        self.errors.clear()
-        sub = await self.nc.subscribe(subject)
-        refused = await self._heard(f'violation for subscription to "{subject.lower()}"')
-        await sub.unsubscribe()
-        return refused
-
-    async def answers(self, subject: str, payload: bytes = b"") -> list[Msg]:
-        """All that comes back to an inbox of ours, until nothing has come for a while."""
-        box = await self.nc.subscribe(f"_INBOX.{self.credentials.name}.answers")
-        await self.nc.publish(subject, payload, reply=box.subject)
-        found = []
-        try:
-            while True:
-                found.append(await box.next_msg(timeout=0.3))
-        except NatsTimeout:
-            return found
-        finally:
-            await box.unsubscribe()
-
-    async def inject(self, reply: str) -> None:
-        """Ask the server for something in a way that its answers go to `reply`."""
-        await self.nc.publish(subjects.heartbeat("web1"), b"x", reply=reply)
-        await self.nc.publish(subjects.acks("web1"), b"x", reply=reply)
-        await self.nc.publish(subjects.direct_get("DESIRED", subjects.desired("web1")), reply=reply)
-        await self.nc.flush()
-
-    async def _heard(self, text: str) -> bool:
-        await self.nc.flush()
-        deadline = time.monotonic() + 2
-        while time.monotonic() < deadline:
-            if any(text in error for error in self.errors):
-                return True
-            await asyncio.sleep(0.005)
-        return False
-
-
-def signature(key: str, nonce: str) -> bytes:
-    import base64
-
-    return base64.b64encode(SigningKey(natsjwt.raw_seed(key)).sign(nonce.encode()).signature)
 
 
 @pytest_asyncio.fixture(loop_scope="module")

@@ -139,10 +139,13 @@ class Reporter:
         host, wall = self._parts.host_id, self._parts.wall()
         self._answer(Nack(host, reason, detail[:DETAIL_CHARS], serial, service_id, version, digest, wall))
 
-    def drop(self, error: NotOurs) -> None:
-        """Count a message that is not believed to be for this host; nobody is answered."""
-        self.loss[f"dropped.{error.reason}"] += 1
-        self.troubles.begin(UNPROVEN, UNPROVEN_TEXT)
+    async def refuse(self, error: Nacked, about: str = "") -> None:
+        """Say why a message is not believed. One that nothing proves to be for this host is only counted."""
+        if isinstance(error, NotOurs):
+            self.loss[f"dropped.{error.reason}"] += 1
+            self.troubles.begin(UNPROVEN, UNPROVEN_TEXT)
+            return
+        await self.nack(error.reason, about + error.detail, error.serial)
 
     def _answer(self, answer: Answer) -> None:
         host, sign = self._parts.host_id, self._parts.sign

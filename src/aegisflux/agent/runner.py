@@ -32,7 +32,6 @@ from aegisflux.domain.manifest import MAX_MANIFEST_BYTES, Heartbeat, HostManifes
 from aegisflux.domain.panic import Panic
 from aegisflux.domain.trust import (
     Nacked,
-    NotOurs,
     RefusedService,
     Trusted,
     accept_confirm,
@@ -125,11 +124,8 @@ class Runner:
             trusted, manifest = accept_manifest(
                 trusted, signed, digest, parts.wall(), parts.verify, known.manifest, refused.append
             )
-        except NotOurs as error:
-            self.reporter.drop(error)
-            return False
         except Nacked as error:
-            await self.reporter.nack(error.reason, error.detail, error.serial)
+            await self.reporter.refuse(error)
             return False
         self.reporter.troubles.end(UNPROVEN)
         accepted, last = Accepted(remember.pruned(trusted), manifest), data
@@ -190,11 +186,8 @@ class Runner:
         try:
             signed = envelope.opened(envelope.decode_envelope(data, MESSAGE_BYTES), envelope.CONFIRM)
             confirm = accept_confirm(self.accepted.trusted, signed, self.parts.wall(), self.parts.verify)
-        except NotOurs as error:
-            self.reporter.drop(error)
-            return False
         except Nacked as error:
-            await self.reporter.nack(error.reason, f"confirmation: {error.detail}", error.serial)
+            await self.reporter.refuse(error, "confirmation: ")
             return False
         async with self._turn:
             return await self.applier.confirm(confirm)

@@ -13,7 +13,9 @@ from aegisflux.runtime.supervise import Child
 
 MAX_PAYLOAD = 1 << 20
 # What the server holds for a connection that does not read, and how long it waits for it. A host has four.
-MAX_PENDING, WRITE_SECONDS = 32 << 20, 5
+MAX_PENDING, WRITE_SECONDS = 16 << 20, 5
+# Large answers leave garbage behind: it is collected when it is half as much as what is of use.
+COLLECT = {"GOGC": "50"}
 # A connection whose other end went away silently counts among those of its host until a third ping is due.
 PING_SECONDS, UNANSWERED_PINGS = 10, 2
 
@@ -48,6 +50,7 @@ class NatsEngine:
             ready=self.ready,
             prepare=prepare,
             healthy=store.whole,
+            env=COLLECT,
             log=self.log,
             host=self.host,
             port=self.port,
