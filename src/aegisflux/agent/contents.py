@@ -119,7 +119,7 @@ class Contents:
                 raise Unavailable(f"content {digest}: not a chunk: {in_words(error, ContentChunk)}") from None
             except Busy as error:  # the control plane is well, and has many requests of this host
                 if (busy := busy + 1) == BUSY_TRIES:
-                    raise Unavailable(f"content {digest}: the control plane is busy with this host") from error
+                    raise Unavailable(f"content {digest}: the control plane is busy") from error
                 await asyncio.sleep(BUSY_SECONDS * (0.5 + random.random()))
             except Unavailable as error:
                 if not bus.connected:

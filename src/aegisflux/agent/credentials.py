@@ -16,7 +16,7 @@ from nacl.signing import SigningKey
 from aegisflux.agent.identity import IDENTITY, Identity
 from aegisflux.agent.parts import Blocking, Store
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, AegisError, Refused
+from aegisflux.domain.errors import BROKEN, AegisError, Refused, Unavailable
 from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.token import Renewed
 
@@ -103,9 +103,10 @@ class Credentials:
     async def _over_bus(self) -> Renewed:
         subject = subjects.credentials(self._identity.host_id)
         try:
-            return _decoded(await self._bus.request(subject, b""))
-        except Refused as error:  # its text is nobody's that is known
-            raise Refused("the control plane refuses") from error
+            raw = await self._bus.request(subject, b"")
+        except (Refused, Unavailable) as error:  # its text may have come over the bus, signed by nobody
+            raise Unavailable("the control plane gives none over the bus now") from error
+        return _decoded(raw)
 
     async def _over_https(self) -> Renewed:
         from aegisflux.agent.enroll import (
