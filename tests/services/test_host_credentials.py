@@ -47,7 +47,7 @@ async def test_a_host_that_proves_its_key_gets_credentials_that_work(plane):
     assert natsjwt.claims(over_bus.user_jwt)["sub"] == claims["sub"]
 
 
-@pytest.mark.parametrize("host", ["web-1", "nobody", "", "*", ">", "a.b", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("host", ["web-1", "nobody", "", "*", ">", "a.b", "x" * 5000])
 async def test_without_the_key_of_the_host_there_is_one_answer(plane, host):
     answer = await posted(plane, host, proof(SigningKey.generate(), host))
     assert answer.status_code == 403, answer.text

@@ -196,7 +196,7 @@ def test_every_route_with_a_role_is_in_the_table(up):
     }
     assert documented - tabled == {
         ("GET", path) for path in ("/healthz", "/readyz", "/version", "/api/v1/enroll/ca")
-    } | {("POST", "/api/v1/enroll")}
+    } | {("POST", "/api/v1/enroll"), ("POST", "/api/v1/enroll/renew")}
 
 
 def test_request_ids_are_echoed_and_bad_ones_replaced(up):
