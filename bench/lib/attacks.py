@@ -22,6 +22,7 @@ from typing import Any, Final
 import msgspec
 import uvloop
 import zstandard
+from bench.lib import attacks_http
 from tests.support.neighbours import Neighbour, raw, read_site, speaking
 
 from aegisflux.domain.manifest import ContentRequest
@@ -30,6 +31,8 @@ from aegisflux.wire import subjects
 Attack = Callable[[Neighbour, float], Awaitable[int]]
 ATTACKS: Final[dict[str, Attack]] = {}
 BATCH_BYTES: Final = 512 << 10
+INGEST: Final = 5  # its port after the first
+UNFIT: Final = ("tls_garbage", "token_reads")  # they need an address with TLS, a token that reads
 
 
 def attack(made: Attack) -> Attack:
@@ -169,6 +172,24 @@ def _post(host: Neighbour, encoding: str, body: bytes) -> Any:
         return urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=60).status
     except (urllib.error.HTTPError, OSError) as error:
         return error
+
+
+def _over_http(name: str) -> Attack:
+    """One of bench/lib/attacks_http.py, most of which need no token: on the orchestrator, or on ingest."""
+
+    async def tried(host: Neighbour, until: float) -> int:
+        attacks_http.raise_files()
+        port = host.site.port + (INGEST if name == "token_bodies" else 0)
+        made = attacks_http.Attack("127.0.0.1", port, until, host.site.source_token)
+        await attacks_http.ATTACKS[name](made)
+        return made.made
+
+    return tried
+
+
+ATTACKS.update(
+    (f"http-{name.replace('_', '-')}", _over_http(name)) for name in attacks_http.ATTACKS if name not in UNFIT
+)
 
 
 async def run(name: str, site: Path, seconds: float) -> int:

@@ -307,6 +307,12 @@ ATTACKS: dict[str, Run] = {
 }  # fmt: skip
 
 
+def raise_files() -> None:
+    """Open as many files as this process may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__)
     arguments.add_argument("name", choices=ATTACKS)
@@ -314,8 +320,7 @@ def main() -> int:
     arguments.add_argument("--port", type=int, required=True)
     arguments.add_argument("--seconds", type=float, default=10.0)
     args = arguments.parse_args()
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    raise_files()
     token = os.environ.get("ATTACK_TOKEN", "")
     attack = Attack(args.host, args.port, time.monotonic() + args.seconds, token)
     asyncio.run(ATTACKS[args.name](attack))

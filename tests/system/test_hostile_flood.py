@@ -69,7 +69,8 @@ def sizes(up) -> int:
     return sum(path.stat().st_size for path in (up.data / "log").rglob("*") if path.is_file())
 
 
-@pytest.mark.parametrize("name", ATTACKS)
+# Those over HTTP are of test_hostile_network.py.
+@pytest.mark.parametrize("name", [name for name in ATTACKS if not name.startswith("http-")])
 async def test_neighbours_of_a_flood_are_served(site, name):
     before, times = sizes(site), Times()
     async with at_work(site) as neighbours:
