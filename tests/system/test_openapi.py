@@ -32,7 +32,7 @@ from tests.support.engines import free_base
 pytestmark = [pytest.mark.engines]
 CHECKS = (not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance)
 SHARE = 0.6
-SERVICE = 101
+SERVICE, PLAN = 101, 1
 MINIMAL = b'{"version":1,"service_id":101,"ttl_seconds":3600}'
 
 
@@ -84,6 +84,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
         request = urllib.request.Request(f"{found.url}/seg/maps", MINIMAL, found.headers)
         urllib.request.urlopen(request, timeout=10).close()
         found.source = source_of(found)
+        made_plan(found)
         yield found
     finally:
         process.send_signal(signal.SIGTERM)
@@ -97,6 +98,24 @@ def source_of(running: Running) -> str:
     request = urllib.request.Request(f"{running.url}/api/v1/tokens", body, headers)
     with urllib.request.urlopen(request, timeout=10) as answer:
         return str(json.load(answer)["token"])
+
+
+def made_plan(running: Running) -> None:
+    """The plan that a generated case can speak of: its number is 1."""
+    headers = {**running.headers, "Content-Type": "application/json"}
+    url, body = f"{running.at(6)}/segment", b'{"policy": "policy: 1\\nrules: []\\n"}'
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/plan", body, headers), timeout=10) as answer:
+        operation = json.load(answer)["id"]
+    until = time.monotonic() + 60
+    while True:
+        asked = urllib.request.Request(f"{url}/operations/{operation}", headers=running.headers)
+        with urllib.request.urlopen(asked, timeout=10) as answer:
+            found = json.load(answer)
+        if found["state"] != "running":
+            assert found["result"] == f"/segment/plans/{PLAN}", found
+            return
+        assert time.monotonic() < until, found
+        time.sleep(0.05)
 
 
 def wait_until_up(process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -153,7 +172,9 @@ def failures_of(operation: Any, running: Running, succeeded: set[str]) -> Iterat
 
 
 def aim(case: schemathesis.Case) -> None:
-    """Let a generated case speak of the service that exists."""
+    """Let a generated case speak of the service and the plan that exist."""
+    if case.path.startswith("/segment/plans/{number}"):
+        case.path_parameters["number"] = PLAN
     if "service_id" in (case.path_parameters or {}):
         case.path_parameters["service_id"] = SERVICE
     if case.path in ("/seg/maps/promote", "/seg/maps/rollback"):
