@@ -60,6 +60,9 @@ LINES = {
     "enrich": {},
 }
 WITHOUT = {
+    "orchestrator": {
+        "POST /api/v1/enroll/renew": "an enrolled key keeps the right that it has; nothing is stored",
+    },
     "ingest": {"POST /api/v1/events": "telemetry, thousands a second; each event is stored with its host"},
     "segmenter": {
         "POST /segment/proposals/{number}/recompute": "compares and keeps nothing",
