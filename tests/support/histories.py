@@ -116,7 +116,7 @@ class History:
             self.rollout, None if self.choose(2) else 1 + self.choose(self.rollout.latest + 1)
         )
         content, hosts = self.contents[version], {*self.running, *self.rollout.hosts}
-        if not may(actor.role, "approver") or not may_approve(actor, self.authors[version]):
+        if not may(actor.role, "approver") or not may_approve(actor, None, self.authors[version]):
             return False
         self.guarded(hosts, content)
         self.told.append(f"{actor.name} promotes {version}")
