@@ -10,7 +10,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
 import msgspec
@@ -24,7 +24,7 @@ from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import Enriched, EnrichedBatch
 from aegisflux.domain.errors import BROKEN, Conflict, Refused, Unavailable
 from aegisflux.domain.event import Listen
-from aegisflux.domain.inventory import Package, PackageDelta, PackageInventory, delta
+from aegisflux.domain.inventory import PackageDelta, PackageInventory, delta
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService
 from aegisflux.domain.marks import Range, Seen, ranges_of, text_of
 from aegisflux.domain.rollup import Key, Sums, rolled_up
@@ -63,7 +63,7 @@ class PostgresFacts:
         self._timescale = named_queries("timescale.sql")
         self._writer: Any = None
         self._readers: Any = None
-        self._turn = asyncio.Lock()
+        self._turn, self._packages = asyncio.Lock(), asyncio.Lock()
         self._sources: dict[tuple[str, str], _Source] = {}
         self._changed: Changed | None = None
         self._telling: set[asyncio.Task[None]] = set()
@@ -225,47 +225,28 @@ class PostgresFacts:
                 await connection.execute(self._queries["own"], *zip(*rows, strict=True))
 
     async def keep_inventory(self, inventory: PackageInventory) -> PackageDelta | None:
-        """See `Facts.keep_inventory`."""
+        """See `Facts.keep_inventory`. Events are stored meanwhile: one inventory is as long as thousands."""
         async with self._turn:
-            connection = await self._connected()
-            async with _here(), connection.transaction():
-                row = await connection.fetchrow(self._queries["inventory"], inventory.host_id)
-                known = _readable(row) if row else None
-                if row is not None and known is not None and row["digest"] == inventory.digest:
-                    return None
-                before: tuple[Package, ...] = known.packages if known else ()
-                found = delta(before, inventory.packages)
-                await self._keep(connection, inventory, found)
-                return found
+            await self._connected()  # nobody else writes
+        if self._readers is None:
+            raise Unavailable("the store of facts: not connected yet")
+        lines = self._readers.acquire(timeout=10)
+        async with self._packages, _here(), lines as connection, connection.transaction():
+            row = await connection.fetchrow(self._queries["inventory"], inventory.host_id)
+            kept = await asyncio.to_thread(_kept, inventory, dict(row) if row else None)
+            if kept is None:
+                return None
+            await self._keep(connection, inventory, kept)
+            return kept.found
 
-    async def _keep(self, connection: Any, inventory: PackageInventory, found: PackageDelta) -> None:
+    async def _keep(self, connection: Any, inventory: PackageInventory, kept: "_Kept") -> None:
         host, taken = inventory.host_id, _time(inventory.taken_ns)
-        body = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(inventory))
-        await connection.execute(self._queries["keep_inventory"], host, inventory.digest, taken, body)
+        await connection.execute(self._queries["keep_inventory"], host, inventory.digest, taken, kept.body)
         await connection.execute(self._queries["forget_packages"], host)
-        rows = [
-            (
-                p.type,
-                _plain(p.name),
-                _plain(p.version),
-                _plain(p.arch),
-                _plain(p.source),
-                _plain(p.source_version),
-                _plain(p.where),
-            )
-            for p in inventory.packages
-        ]
-        if rows:
-            await connection.execute(self._queries["add_packages"], host, *zip(*rows, strict=True))
-        changes = [
-            (added, p.type, _plain(p.name), _plain(p.version), _plain(p.arch), _plain(p.where))
-            for added, packages in ((False, found.removed), (True, found.added))
-            for p in packages
-        ]
-        if changes:
-            await connection.execute(
-                self._queries["add_package_changes"], taken, host, *zip(*changes, strict=True)
-            )
+        if kept.packages:
+            await connection.execute(self._queries["add_packages"], host, *kept.packages)
+        if kept.changes:
+            await connection.execute(self._queries["add_package_changes"], taken, host, *kept.changes)
 
     # reading and upkeep
 
@@ -424,6 +405,34 @@ def _time(time_ns: int) -> datetime:
 
 def _plain(value: str) -> str:
     return value.replace("\0", "\\0")
+
+
+class _Kept(NamedTuple):
+    """An inventory as it is stored: its bytes, and the columns of its packages and of what changed."""
+
+    found: PackageDelta
+    body: bytes
+    packages: tuple[tuple[str, ...], ...]
+    changes: tuple[tuple[Any, ...], ...]
+
+
+def _kept(inventory: PackageInventory, row: Mapping[str, Any] | None) -> _Kept | None:
+    """What is to be written; None where the store has this inventory. For a thread: it takes long."""
+    known = _readable(row) if row else None
+    if row is not None and known is not None and row["digest"] == inventory.digest:
+        return None
+    found = delta(known.packages if known else (), inventory.packages)
+    body = zstandard.ZstdCompressor().compress(msgspec.msgpack.encode(inventory))
+    packages = [
+        tuple(map(_plain, (p.type, p.name, p.version, p.arch, p.source, p.source_version, p.where)))
+        for p in inventory.packages
+    ]
+    changes = [
+        (added, *map(_plain, (p.type, p.name, p.version, p.arch, p.where)))
+        for added, some in ((False, found.removed), (True, found.added))
+        for p in some
+    ]
+    return _Kept(found, body, tuple(zip(*packages, strict=True)), tuple(zip(*changes, strict=True)))
 
 
 def _readable(row: Row) -> PackageInventory | None:

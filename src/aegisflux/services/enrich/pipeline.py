@@ -98,7 +98,7 @@ class Pipeline:
     async def on_inventories(self, messages: Sequence[Message]) -> None:
         """Messages of `inventory.packages.<host>`."""
         for message in messages:
-            inventory = decode_inventory(message.payload)
+            inventory = await asyncio.to_thread(decode_inventory, message.payload)
             if inventory.host_id != subjects.host_of(message.subject):
                 raise Invalid("host_id", subjects.host_of(message.subject), inventory.host_id)
             delta = await self._facts.keep_inventory(inventory)
