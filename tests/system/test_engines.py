@@ -15,6 +15,7 @@ import asyncpg
 import psutil
 import pytest
 
+from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
 from aegisflux.adapters.engines import postgres
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.domain.errors import Unavailable
@@ -195,14 +196,22 @@ async def test_nats_data_deleted_between_two_starts(tmp_path):
             assert "DESIRED" in await bus.ensure_streams()
 
 
-async def test_a_revocation_while_the_server_is_away_holds_at_its_next_start(tmp_path):
+async def test_a_revocation_while_the_server_is_away_holds_once_its_claims_are_pushed_again(tmp_path):
+    """As the orchestrator does after each connect."""
     async with running_nats(tmp_path) as lab:
         credentials = lab.agent("web1")
         await lab.process.stop()
         from nacl.signing import SigningKey
 
-        lab.accounts.revoke(bytes(SigningKey(credentials.seed).verify_key), int(time.time()))
+        public = bytes(SigningKey(credentials.seed).verify_key)
+        lab.accounts.revoke("web1", public, int(time.time()))
         await lab.process.start()
+
+        async def enrolled():
+            return [("web1", public)]
+
+        async with lab.system() as system:
+            await LiveAccounts(lab.accounts, pusher(system), enrolled).push_all()
         bus = lab.bus(credentials)
         bus.open()
         await eventually(lambda: "authorization" in bus.last_error.lower())
