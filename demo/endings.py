@@ -65,7 +65,7 @@ def tampered(payload: bytes) -> bytes:
 
 
 def _dropped(scene: Scene, host: str, what: str) -> None:
-    """What nobody signed for the host is dropped and counted: a signed answer would be the attacker's to order."""
+    """What nobody signed for the host is dropped and counted: anybody could order a signed answer."""
     began = time.monotonic()
 
     def told() -> str:

@@ -177,8 +177,10 @@ def aim(case: schemathesis.Case) -> None:
         case.path_parameters["number"] = PLAN
     if "service_id" in (case.path_parameters or {}):
         case.path_parameters["service_id"] = SERVICE
-    if case.path in ("/seg/maps/promote", "/seg/maps/rollback"):
+    if case.path == "/seg/maps/promote":
         case.body = {"service_id": SERVICE}
+    if case.path == "/seg/maps/rollback":
+        case.body = {"service_id": SERVICE, "to_version": 1}
     if case.path == "/seg/maps/{service_id}/why":
         case.query = {"peer": "10.0.0.1"}
     if case.path == "/api/v1/services/{service_id}/health":
