@@ -81,7 +81,7 @@ async def test_a_release_whose_revocation_fails_can_be_tried_again(plane, monkey
     await plane.enroll("release-1")
     accounts = plane.orchestrator.core.accounts
 
-    async def failing(_public, _now):
+    async def failing(_host, _public, _now):
         raise Unavailable("the bus is away")
 
     with monkeypatch.context() as patched:
