@@ -75,10 +75,9 @@ ORDERED = [
 
 @asynccontextmanager
 async def holding(sql, rows):
-    """Another transaction that holds rows, and would wait for a minute before it looked for a deadlock."""
+    """Another transaction that holds rows; it begins to wait later, and so looks later for a deadlock."""
     transaction = sql.transaction()
     await transaction.start()
-    await sql.execute("set local deadlock_timeout = '60s'")
     await sql.execute(f"select 1 from {rows} for update")
     try:
         yield
