@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 
 import aegisflux
 from aegisflux.agent import control, panics, segments, spool
-from aegisflux.domain import converge, enriched, event, inventory, manifest, panic, runs, trust
+from aegisflux.domain import converge, enriched, event, inventory, manifest, panic, rights, runs, trust
 from aegisflux.domain.errors import BROKEN
 from aegisflux.domain.storable import check_storable
-from aegisflux.wire import envelope, events
+from aegisflux.wire import envelope, events, token
 from aegisflux.wire import inventory as wire_inventory
 
 INT64 = range(-(1 << 63), 1 << 63)
@@ -43,6 +43,7 @@ FROM_US = {
     "chunk": manifest.ContentChunk,
     "confirmation": manifest.Confirm,
     "key set": manifest.KeySet,
+    "credentials": token.Renewed,
     "batches let through": tuple[events.Taken, ...],
     "enriched batches": tuple[enriched.EnrichedBatch, ...],
 }
@@ -55,6 +56,7 @@ FROM_FILES = {
     "marks of the spool": spool.Marks,
     "processes of a host": runs.Runs,
     "question at the agent's socket": control.Question,
+    "how far the audit log was followed": rights.Mark,
 }
 ALL = FROM_HOSTS | FROM_US | FROM_FILES
 
@@ -217,10 +219,10 @@ OURS = {
     "adapters.inventory.host", "adapters.datapath.bpf.owner",
 }  # fmt: skip
 KNOWN = {
-    "agent.contents", "agent.enroll", "agent.identity", "agent.notes", "agent.panics", "agent.remember",
-    "agent.reporter",
-    "agent.segments", "agent.spool", "adapters.store.facts", "domain.decoding", "domain.json_text",
-    "domain.trust", "services.enrich.parties", "services.ingest.letters", "services.orchestrator.answers",
+    "agent.contents", "agent.credentials", "agent.enroll", "agent.identity", "agent.notes", "agent.panics",
+    "agent.remember", "agent.reporter", "agent.segments", "agent.spool", "adapters.store.facts",
+    "domain.decoding", "domain.json_text", "domain.trust", "runtime.register", "services.enrich.parties",
+    "services.ingest.letters", "services.orchestrator.answers",
     "services.orchestrator.contents", "services.orchestrator.keys", "wire.envelope", "wire.events",
     "wire.foreign.common", "wire.foreign.records", "wire.inventory", "wire.msgpack_keys", "wire.token",
 }  # fmt: skip

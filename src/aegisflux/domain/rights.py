@@ -16,6 +16,7 @@ import msgspec
 from msgspec import Struct, field
 
 from aegisflux.domain.audit import GENESIS, Entry, Line, hash_of
+from aegisflux.domain.bounds import Serial
 from aegisflux.domain.errors import Refused
 
 ISSUE, SEAL, REVOKE = "token.issue", "token.seal", "token.revoke"
@@ -140,7 +141,7 @@ def digest_of_body(body: object) -> str:
 class Mark(Struct, kw_only=True):
     """How far the log was followed: a line's number and hash, and what all lines up to it say."""
 
-    seq: int = 0
+    seq: Serial = 0
     hash: bytes = GENESIS
     rights: Rights = field(default_factory=Rights)
 
