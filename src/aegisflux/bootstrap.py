@@ -31,7 +31,7 @@ from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
-from aegisflux.runtime.register import AUDIT, Register, accepted
+from aegisflux.runtime.register import Register, accepted, audit_key
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
@@ -170,7 +170,7 @@ class Place:
         """The store for a service, not opened. The orchestrator's brings the schema up to date, as its owner;
         so does each where there is one role for all.
         """
-        key, dsn = self.secrets.obtain(AUDIT, lambda: os.urandom(32)), self.dsn_of(role)
+        key, dsn = audit_key(self.secrets), self.dsn_of(role)
         if not self.has_roles:
             return PostgresStore(dsn, key)
         return PostgresStore(dsn, key, self.dsn if role == "orchestrator" else None)
@@ -547,8 +547,7 @@ async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
         head, lines = await store.audit_log()
         register = Register(store, place.secrets)
         has = await texts(store, register)
-    key = place.secrets.obtain(AUDIT, lambda: os.urandom(32))
-    found = list(audit.problems(lines, head, key))
+    found = list(audit.problems(lines, head, audit_key(place.secrets)))
     found += filter(None, [register.reaches(head, lines)])
     found += agreement.differences(agreement.said(line.entry for line in lines), has)
     return len(lines), found

@@ -113,6 +113,11 @@ async def test_hosts_on_which_nothing_is_enforced_begin_nothing(plane, number):
             await plane.orchestrator.registry.approve(number, asked.waits.id, ANNA)
         with pytest.raises(Conflict, match="never_block: c2"):
             await put(plane, number, WHO, labels={"at": "c2"})
+        core.options = replace(free, limits=structs.replace(OPEN, never_block={"at": "c1"}))
+        same = await put(plane, number, WHO, selectors=[f"unit:s{number}", "unit:beside"])
+        assert same.selectors == (f"unit:s{number}", "unit:beside"), (
+            "a host that ran it before begins nothing"
+        )
     finally:
         core.options = free
     assert (await plane.orchestrator.registry.one(number)).host_labels == {"at": "c1"}

@@ -28,11 +28,12 @@ from aegisflux.domain.manifest import (
 )
 from aegisflux.domain.roles import Principal
 from aegisflux.runtime.clock import WallClock
+from aegisflux.runtime.register import AUDIT
 from aegisflux.runtime.supervise import Process
 from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options, Who
-from aegisflux.services.orchestrator.keys import AUDIT, Keys
+from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.natsjwt import Credentials

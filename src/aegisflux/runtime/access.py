@@ -126,10 +126,16 @@ def hashed(token: str) -> bytes:
     return sha256(token.encode()).digest()
 
 
+def token_in(authorization: str) -> str:
+    """The bearer token of such a header, or nothing."""
+    scheme, _, token = authorization.partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else ""
+
+
 async def bearer_of(connection: Connection) -> Principal:
     """Who asks, by the bearer token; 401 when nobody is known by it."""
-    scheme, _, token = connection.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not token:
+    token = token_in(connection.headers.get("Authorization", ""))
+    if not token:
         raise NotAuthorizedException(
             "a bearer token is needed: Authorization: Bearer <token>",
             headers={"WWW-Authenticate": "Bearer"},
@@ -138,7 +144,7 @@ async def bearer_of(connection: Connection) -> Principal:
     if known is not None and known.error is not None:
         raise known.error
     bearers: Bearers = connection.app.state[STATE]
-    found = known.principal if known is not None else await bearers.principal(token.strip())
+    found = known.principal if known is not None else await bearers.principal(token)
     if found is None:
         raise NotAuthorizedException(
             "this token is unknown, expired or revoked",

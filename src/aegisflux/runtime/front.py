@@ -18,7 +18,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from aegisflux.domain.errors import AegisError, Busy
 from aegisflux.domain.roles import Principal, Role, may
 from aegisflux.runtime import metrics
-from aegisflux.runtime.access import FOUND, Found, hashed
+from aegisflux.runtime.access import FOUND, Found, hashed, token_in
 from aegisflux.runtime.admission import Limits
 from aegisflux.runtime.connections import CONNECTION, Connection
 from aegisflux.runtime.lanes import Lane
@@ -149,8 +149,7 @@ def token_of(headers: Any) -> str:
     """The bearer token of a request, or nothing."""
     for name, value in headers:
         if name == b"authorization":
-            scheme, _, token = value.decode("latin-1").partition(" ")
-            return token.strip() if scheme.lower() == "bearer" else ""
+            return token_in(value.decode("latin-1"))
     return ""
 
 

@@ -39,7 +39,7 @@ class Register:
 
     def __init__(self, store: Queries, secrets: Secrets, *, keeps: bool = False) -> None:
         self._store, self._secrets, self._keeps = store, secrets, keeps
-        self._audit_key = secrets.obtain(AUDIT, lambda: os.urandom(32))
+        self._audit_key = audit_key(secrets)
         self._token_key = secrets.obtain(TOKEN, lambda: os.urandom(32))
         self._mark: Mark | None = None
         self._kept, self._due = 0, False
@@ -160,6 +160,11 @@ async def _followed(mark: Mark, rows: Sequence[Row]) -> bool:
     if len(rows) < 100:
         return mark.follow(map(line_of, rows))
     return await asyncio.to_thread(lambda: mark.follow(map(line_of, rows)))
+
+
+def audit_key(secrets: Secrets) -> bytes:
+    """The key of the MACs of the audit log, made when there is none yet."""
+    return secrets.obtain(AUDIT, lambda: os.urandom(32))
 
 
 def token_of(row: Row) -> Token:

@@ -20,6 +20,7 @@ from aegisflux.ports.bus import (
     Responder,
     Subscription,
 )
+from aegisflux.runtime.ending import end
 from aegisflux.wire import subjects
 
 MAX_DELIVERIES = 2
@@ -269,7 +270,7 @@ class _Watch:
     async def close(self) -> None:
         if self in self._broker.watches:
             self._broker.watches.remove(self)
-        await _ended(self._task)
+        await end(self._task)
 
 
 class _Service:
@@ -367,9 +368,4 @@ class _Consumer:
         log.done[self._durable].add(message.sequence)
 
     async def close(self) -> None:
-        await _ended(self._task)
-
-
-async def _ended(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
+        await end(self._task)

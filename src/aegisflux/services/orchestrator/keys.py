@@ -13,7 +13,6 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.manifest import KeySet, PublicKey
 from aegisflux.domain.trust import ROOT_KEY_ID
 from aegisflux.ports.secrets import Secrets
-from aegisflux.runtime.register import AUDIT
 from aegisflux.wire import envelope
 from aegisflux.wire import token as tokens
 from aegisflux.wire.envelope import Envelope
@@ -99,6 +98,3 @@ def _signing(secrets: Secrets, name: str) -> SigningKey:
 
 def _unset(_data: bytes) -> bytes:
     raise Unavailable("the signing keys are not loaded yet")
-
-
-__all__ = ["AUDIT", "ROOT", "Keys", "verified"]

@@ -80,7 +80,8 @@ class Registry:
                     before = await self._put(db, number, None, Definition(name), who)
                 return await hold(db, before, after, self._core.now(), why, who)
             if before is not None:
-                await check_guardrails(self._core, db, before, after)
+                _, rollout = await state.load(db, before.id)
+                await check_guardrails(self._core, db, before, rollout, after)
             service = await self._put(db, number, before, after, who)
         self._core.wake()
         return _warned(service)

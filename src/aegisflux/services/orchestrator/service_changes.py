@@ -8,7 +8,7 @@ import msgspec
 from aegisflux.domain.definition import Definition, takes_from
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may_approve
-from aegisflux.domain.rollout import runs
+from aegisflux.domain.rollout import Rollout, runs
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.services.orchestrator import guard, state
@@ -33,9 +33,10 @@ async def matters(db: Queries, service_id: int, before: Service | None, after: D
     return f"its selectors may take cgroups from {first_of(found, MOST_NAMED)}" if found else ""
 
 
-async def check_guardrails(core: Core, db: Queries, before: Service, after: Definition) -> None:
+async def check_guardrails(
+    core: Core, db: Queries, before: Service, rollout: Rollout, after: Definition
+) -> None:
     """Raises Conflict when a host begins to run the service on which its snapshot may not be enforced."""
-    _, rollout = await state.load(db, before.id)
     version = rollout.stable if rollout.stable is not None else rollout.open_version
     content = await db.row("content", before.id, version) if version is not None else None
     if content is None:
@@ -44,7 +45,9 @@ async def check_guardrails(core: Core, db: Queries, before: Service, after: Defi
     begin = [
         host
         for host, labels in hosts.items()
-        if runs(after.host_labels, labels) and host not in rollout.hosts
+        if runs(after.host_labels, labels)
+        and not runs(before.host_labels, labels)
+        and host not in rollout.hosts
     ]
     await guard.check(core, db, begin, content["mode"], content["ttl_seconds"])
 
@@ -65,7 +68,7 @@ async def approvable(
     core: Core, db: Queries, service_id: int, change: int, who: Who
 ) -> tuple[Service, ServiceChange]:
     """The service and its change, which this person may approve now; raises as `Registry.approve`."""
-    service, _ = await state.load(db, service_id)
+    service, rollout = await state.load(db, service_id)
     held = await held_change(db, service_id, change)
     row = await db.row("change_author", held.id)
     if not may_approve(who.principal, row["author"] if row else None, held.created_by):
@@ -73,7 +76,8 @@ async def approvable(
             f"service {service_id}: change {held.id} was asked for by {held.created_by}; "
             "another approver approves it, or an admin"
         )
-    await check_guardrails(core, db, service, Definition(held.name, held.selectors, held.host_labels))
+    after = Definition(held.name, held.selectors, held.host_labels)
+    await check_guardrails(core, db, service, rollout, after)
     return service, held
 
 

@@ -72,8 +72,7 @@ class Operations:
         task = self._tasks.get(number)
         if self.one(number).state != "running" or task is None:
             raise Conflict(f"operation {number} has ended already: {self.one(number).state}")
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        await end(task)
         if self._tasks.pop(number, None) is not None:  # it had not begun
             self._change(number, state="cancelled", ended_at=self._clock.now())
         return self.one(number)
