@@ -103,6 +103,15 @@ def decode_event(data: bytes | Raw) -> Event:
         raise Invalid("event", "an event of the schema", in_words(error, Event)) from None
 
 
+def is_event(data: bytes | Raw) -> bool:
+    """Whether `decode_event` decodes it; what is wrong with it is not put in words, which costs most."""
+    try:
+        _EVENT.decode(data)
+    except BROKEN:
+        return False
+    return True
+
+
 def encode_enriched(batch: EnrichedBatch) -> bytes:
     """An enriched batch as it stands among others."""
     return _ENCODER.encode(batch)

@@ -126,6 +126,7 @@ class Ingest:
         await asyncio.gather(*(self._bury(*one) for one in refused))
         for one in judged:
             _count(one.outcome)
+            _tell(one)
 
     def _judged(self, message: Message) -> Judged:
         # The bus's time of arrival is the same when the message comes again.
@@ -174,7 +175,6 @@ class Ingest:
     async def _bury(self, judged: Judged, refusal: Refusal) -> None:
         host, arrival = judged.host, str(judged.arrival)
         headers = {REASON: refusal.reason, SUBJECT: judged.subject, HOST: host, TIME: arrival}
-        log.info("refused", host_id=host, reason=refusal.reason, events=refusal.events)
         async with self._slots:
             await self.letters.bury(STREAM, refusal.payload, headers)
 
@@ -182,6 +182,13 @@ class Ingest:
         self.lag = await self.bus.lag(STREAM, DURABLE)
         metrics.intake_lag.set(self.lag)
         await asyncio.sleep(LAG_SECONDS)
+
+
+def _tell(judged: Judged) -> None:
+    """One line for a message, of however many events."""
+    if refused := judged.outcome.refused:
+        events = sum(refusal.events for refusal in refused)
+        log.info("refused", host_id=judged.host, reason=refused[0].reason, events=events)
 
 
 def _count(outcome: Outcome) -> None:

@@ -1,5 +1,6 @@
 """One message of a host: what of it goes on, and what is refused with which reason. Pure."""
 
+from collections.abc import Sequence
 from typing import Final
 
 from msgspec import Raw, Struct
@@ -7,10 +8,18 @@ from msgspec import Raw, Struct
 from aegisflux.domain import intake
 from aegisflux.domain.errors import AegisError, Invalid, Refused
 from aegisflux.domain.event import EventBatch
-from aegisflux.wire.events import Loose, decode_batch, decode_event, decode_loose, encode_batch, encode_event
+from aegisflux.wire.events import (
+    Loose,
+    decode_batch,
+    decode_event,
+    decode_loose,
+    encode_batch,
+    encode_event,
+    is_event,
+)
 
 BATCH: Final = -1
-MAX_LETTERS: Final = 100
+MAX_LETTERS: Final = 20  # of one message: each costs a publish
 
 
 class Refusal(Struct, frozen=True):
@@ -68,7 +77,9 @@ def _whole(data: bytes, error: AegisError) -> Outcome:
 def _remade(batch: EventBatch, judged: intake.Judged) -> Outcome:
     """The batch with what goes on of it, encoded anew."""
     refused = _letters(
-        batch, [(place, why, Raw(encode_event(batch.events[place]))) for place, why in judged.refused]
+        batch,
+        [(place, Raw(encode_event(batch.events[place]))) for place, _ in judged.refused],
+        [why for _, why in judged.refused[: MAX_LETTERS + 1]],
     )
     assert judged.events, "the first event of a batch always rises"
     made = _with(batch, judged.events)
@@ -94,24 +105,37 @@ def _picked(data: bytes, host: str, arrival: int) -> Outcome:
 
 def _events(loose: Loose) -> tuple[list[Raw], tuple[Refusal, ...]]:
     good: list[Raw] = []
-    refused: list[tuple[int, str, Raw]] = []
+    refused: list[tuple[int, Raw]] = []
     for place, raw in enumerate(loose.events):
-        try:
-            decode_event(raw)
-        except Refused as error:
-            refused.append((place, str(error), raw))
-        else:
+        if is_event(raw):
             good.append(raw)
-    return good, _letters(loose, refused)
+        else:
+            refused.append((place, raw))
+    reasons = [_reason(raw) for _, raw in refused[: MAX_LETTERS + 1]]
+    return good, _letters(loose, refused, reasons)
 
 
-def _letters(frame: EventBatch | Loose, refused: list[tuple[int, str, Raw]]) -> tuple[Refusal, ...]:
-    """Refused events as batches that can be put in again, one each as long as they are few."""
+def _reason(raw: Raw) -> str:
+    try:
+        decode_event(raw)
+    except Refused as error:
+        return str(error)
+    raise AssertionError("is_event says that it is none")
+
+
+def _letters(
+    frame: EventBatch | Loose, refused: Sequence[tuple[int, Raw]], reasons: Sequence[str]
+) -> tuple[Refusal, ...]:
+    """Refused events as batches that can be put in again, one each as long as they are few. There is a
+    reason for each that has a letter of its own, and for the first of the rest."""
     alone, rest = refused[:MAX_LETTERS], refused[MAX_LETTERS:]
-    letters = [Refusal(place, why, encode_batch(_loose(frame, (raw,)))) for place, why, raw in alone]
+    letters = [
+        Refusal(place, why, encode_batch(_loose(frame, (raw,))))
+        for (place, raw), why in zip(alone, reasons, strict=False)
+    ]
     if rest:
-        together = encode_batch(_loose(frame, tuple(raw for _, _, raw in rest)))
-        reason = f"{len(rest)} events; the first: {rest[0][1]}"
+        together = encode_batch(_loose(frame, tuple(raw for _, raw in rest)))
+        reason = f"{len(rest)} events; the first: {reasons[MAX_LETTERS]}"
         letters.append(Refusal(rest[0][0], reason, together, len(rest)))
     return tuple(letters)
 
