@@ -135,7 +135,9 @@ async def attacked(
                 process.kill()
         said = ", ".join(f"{kind} {times.p99(kind):.0f}" for kind in (*KINDS, "healthz", "panic"))
         tries = out.decode().strip() or f"it failed: {err.decode()[-300:]}"
-        report.say(f"{name}: {tries} tries; p99 in ms: {said}; not stored: {times.lost}")
+        size, largest = times.largest()
+        rss = f"{largest} has {size:.0f} MB"
+        report.say(f"{name}: {tries} tries; p99 in ms: {said}; not stored: {times.lost}; {rss}")
     return rounds
 
 
