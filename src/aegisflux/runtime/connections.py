@@ -167,6 +167,7 @@ class Connection(asyncio.BufferedProtocol):
             self.queued.cancel()
         if self._http is not None:
             self._http.connection_lost(exc)
+            self._http.cycle = self._http = None  # else all of it waits for the garbage collector
 
     # of the front
 

@@ -76,6 +76,8 @@ class Front:
         except asyncio.CancelledError:
             if not connection.lost:
                 raise
+        finally:
+            scope["state"].clear()  # has the body, and would keep it until the connection's next request
 
     async def _served(self, scope: Scope, receive: Receive, send: Send, connection: Connection) -> None:
         token = "" if scope["path"] in LIGHT else token_of(scope["headers"])
