@@ -63,7 +63,7 @@ async def test_nothing_is_left_of_a_connection(ending):
 async def test_nothing_is_left_of_a_client_that_went_away_at_work():
     async with running() as place:
         with without_collection():
-            reader, writer = await place.open()
+            _, writer = await place.open()
             writer.write(get_of("/wait/x", "viewer"))
             while not place.running:
                 await asyncio.sleep(0.01)

@@ -1,6 +1,9 @@
 """A room for a few at once: hosts enter in turn, and a flood of one waits behind one of another."""
 
 import asyncio
+import gc
+import weakref
+from contextlib import suppress
 
 import pytest
 
@@ -69,3 +72,33 @@ async def test_a_failure_inside_frees_the_place():
         async with turns.of("a"):
             raise ValueError("bug")
     assert turns._free == 1
+
+
+class Body:
+    """What a request holds; a weak reference tells when it is gone."""
+
+
+async def test_who_is_refused_leaves_nothing_to_the_garbage_collector():
+    turns, seen = Turns(1, 1, 100), []
+    inside = turns.of("a")
+    await inside.__aenter__()
+    waiting = asyncio.ensure_future(turns.of("a").__aenter__())
+
+    async def refused():
+        body = Body()
+        seen.append(weakref.ref(body))
+        async with turns.of("a"):
+            raise AssertionError(body)
+
+    await asyncio.sleep(0)
+    gc.disable()
+    try:
+        for _ in range(3):
+            with suppress(Busy):
+                await refused()
+        assert [ref() for ref in seen] == [None] * 3
+    finally:
+        gc.enable()
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        await inside.__aexit__(None, None, None)
