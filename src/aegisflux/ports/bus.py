@@ -23,7 +23,7 @@ class Message:
     stored_ns: int = 0
 
 
-PULL_BYTES: Final = 8 << 20
+PULL_BYTES: Final = 4 << 20  # at once; what a service may have asked for fits in what the server keeps for it
 
 
 @dataclass(frozen=True, slots=True)
