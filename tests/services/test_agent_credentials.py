@@ -14,6 +14,7 @@ from aegisflux.agent.state import MemoryStore
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.token import Renewed
+from support.http_answers import answering, problem
 
 DAY = 86_400
 KEY = SigningKey(bytes(32))
@@ -161,3 +162,91 @@ def test_a_full_disk_stops_no_renewal(lab, monkeypatch):
     assert lab.look(8 * DAY)
     assert lab.kept().user_jwt == lab.bus.shown[0]
     assert len(lab.bus.asked) == 1
+
+
+def crowded(seconds: float) -> Unavailable:
+    error = Unavailable("503 later")
+    error.retry_after = seconds
+    return error
+
+
+class Enough(BaseException):
+    """The test has seen what it wants to."""
+
+
+def waits(lab, answers, wall=lambda: 8 * DAY) -> list[float]:
+    """How long it waits before each look when these are the answers over HTTPS, one by one."""
+    lab.bus.connected, lab.bus.last_error = False, REFUSED
+    left, found = iter(answers), []
+
+    async def sleep(seconds: float) -> None:
+        found.append(seconds)
+        if (answer := next(left, None)) is None:
+            raise Enough
+        lab.answer = answer
+
+    with pytest.raises(Enough):
+        asyncio.run(lab.credentials.run(wall, sleep))
+    return found
+
+
+AWAY = Unavailable("away")
+
+
+@pytest.mark.parametrize(
+    ("answers", "last"),
+    [
+        ([AWAY], (15, 45)),
+        ([AWAY, AWAY], (30, 90)),
+        ([Refused("403")] * 3, (60, 180)),
+        ([AWAY] * 7, (960, 2880)),
+        ([AWAY] * 20, (1800, 5400)),
+        ([crowded(0)], (15, 45)),
+        ([crowded(1)], (16, 46)),
+        ([crowded(120)], (135, 165)),
+        ([crowded(120)] * 3, (180, 300)),
+        ([AWAY, crowded(600)], (630, 690)),
+        ([crowded(3600)] * 20, (5400, 9000)),
+        ([crowded(600), AWAY], (30, 90)),
+        ([ZeroDivisionError("a defect")], (15, 45)),
+        ([renewed()], (30, 90)),
+        ([AWAY] * 5 + [renewed()], (30, 90)),
+        ([crowded(600), renewed(), AWAY], (15, 45)),
+    ],
+)  # fmt: skip
+def test_it_comes_again_later_each_time_never_before_it_was_told_to_and_not_all_at_once(
+    monkeypatch, answers, last
+):
+    found = {waits(Lab(monkeypatch), answers)[-1] for _ in range(40)}
+    least, most = last
+    assert all(least <= seconds <= most for seconds in found)
+    assert max(found) - min(found) > (most - least) / 4
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        problem(429), problem(429, "Retry-After: 5"), problem(503), problem(503, "Retry-After: soon"),
+        problem(500), problem(502, body=b"<html>"), problem(403), problem(404), problem(301),
+        problem(302, "Location: file:///etc/passwd"), problem(429, body=b"\x1b[31m" * 100),
+        b"HTTP/1.1 503 No\r\nContent-Length: 500\r\n\r\ncut",
+        b"HTTP/1.1 503 No\r\nTransfer-Encoding: chunked\r\n\r\n5",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{",
+        b"", b"\0", b"SSH-2.0-x\r\n", b"HTTP/1.1 abc\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"x" * 70_000,
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ],
+)  # fmt: skip
+def test_whatever_the_control_plane_answers_it_asks_once_and_goes_on(answer):
+    good = problem(200, body=renewed())
+    with answering(answer, good) as url:
+        bus, logs = Bus(), []
+        identity = Identity("web1", jwt(), ("nats://a",), "ca", b"r", b"k", url)
+        credentials = Credentials(identity, bytes(KEY), "", bus, MemoryStore(), inline, logs.append)
+        bus.connected, bus.last_error = False, REFUSED
+        assert not asyncio.run(credentials.look(1))
+        assert not bus.shown
+        assert asyncio.run(credentials.look(1))
+        assert bus.shown == [jwt(7 * DAY, 21 * DAY)]
+    assert len(logs) == 2
+    assert "\x1b" not in logs[0]

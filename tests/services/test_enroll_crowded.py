@@ -1,37 +1,10 @@
 """A host that enrols while many do asks again; what is refused it does not ask twice."""
 
-import socket
-import threading
-from contextlib import contextmanager
-
 import pytest
 
 from aegisflux.agent import enroll
 from aegisflux.domain.errors import Refused, Unavailable
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok"
-
-
-def problem(status: int) -> bytes:
-    return f"HTTP/1.1 {status} No\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}".encode()
-
-
-@contextmanager
-def answering(*answers: bytes):
-    """A server that gives each connection the next answer, yields its URL."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve() -> None:
-            for answer in answers:
-                connection, _ = server.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        yield f"http://127.0.0.1:{server.getsockname()[1]}/"
-        thread.join(10)
+from support.http_answers import OK, answering, problem
 
 
 @pytest.fixture
@@ -59,5 +32,32 @@ def test_it_gives_up_in_the_end(pauses):
 @pytest.mark.parametrize(("status", "kind"), [(403, Refused), (409, Refused), (500, Unavailable)])
 def test_what_would_be_the_same_again_is_asked_once(pauses, status, kind):
     with answering(problem(status)) as url, pytest.raises(kind):
+        enroll._call(url, None, b"{}")
+    assert not pauses
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        (None, 0), ("", 0), ("0", 0), ("1", 1), (" 90 ", 90), ("3600", 3600), ("3601", 3600),
+        ("9" * 400, 3600), ("-1", 0), ("1.5", 0), ("1 s", 0), ("soon", 0), ("\u0661", 0), ("nan", 0),
+        ("inf", 0), ("0x10", 0), ("1,2", 0),
+        ("Thu, 01 Jan 1970 00:20:00 GMT", 200), ("Thu, 01 Jan 1970 00:00:00 GMT", 0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 3600), ("Thu, 01 Jan 1970 00:20:00 -0000", 200),
+        ("Thu, 99 Jan 1970 00:00:00 GMT", 0), ("Thu, 01 Jan 99999999999 00:00:00 GMT", 0),
+    ],
+)  # fmt: skip
+def test_when_to_ask_again_is_seconds_or_a_date(header, seconds):
+    assert enroll.retry_after(header, now=1000.0) == seconds
+
+
+def test_it_waits_as_long_as_the_control_plane_says(pauses):
+    with answering(problem(503, "Retry-After: 20"), OK) as url:
+        assert enroll._call(url, None, b"{}") == b"ok"
+    assert 20 <= pauses[0] <= 21
+
+
+def test_it_does_not_wait_longer_than_somebody_looks_on(pauses):
+    with answering(problem(429, "Retry-After: 900")) as url, pytest.raises(Unavailable, match="in 900 s"):
         enroll._call(url, None, b"{}")
     assert not pauses

@@ -65,13 +65,17 @@ class Credentials:
         self._bus, self._store, self._blocking, self._log = bus, store, blocking, log
         self._user = natsjwt.public_nkey("user", bytes(SigningKey(seed).verify_key))
         self._said = ""
+        self._not_before = 0.0
         self._unwritten = False
 
-    async def run(self, wall: Callable[[], float]) -> None:
-        """For as long as the agent lives."""
+    async def run(
+        self, wall: Callable[[], float], sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
+    ) -> None:
+        """For as long as the agent lives. It comes again later each time, and never before it was told to;
+        hosts that were told the same come one after the other."""
         pause, wait = FIRST_RETRY, FIRST_SECONDS
         while True:
-            await asyncio.sleep(wait * (0.5 + random.random()))
+            await sleep(self._not_before + wait * (0.5 + random.random()))
             if await self.look(wall()):
                 pause, wait = FIRST_RETRY, LOOK_SECONDS
             else:
@@ -79,13 +83,18 @@ class Credentials:
 
     async def look(self, now: float) -> bool:
         """Renew what is due at `now`, in seconds since the epoch; False when that has to be tried again."""
+        self._not_before = 0.0
         try:
             if (ask := self._due(now)) is not None:
                 await self._take(await ask())
             if self._unwritten:
                 await self._write()
         except AegisError as error:
+            self._not_before = getattr(error, "retry_after", 0.0)
             self._say(f"credentials of the bus are not renewed: {error}")
+            return False
+        except Exception as error:  # noqa: BLE001 - a loop's edge: nobody would begin it again
+            self._say(f"credentials of the bus are not renewed: {type(error).__name__}: {error}")
             return False
         self._said = ""
         return True

@@ -1,5 +1,6 @@
 """Enrolment over HTTP: a token, a name and a proof go out; what comes back is checked against the token."""
 
+import http.client
 import json
 import random
 import re
@@ -7,6 +8,8 @@ import ssl
 import time
 import urllib.error
 import urllib.request
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -16,7 +19,7 @@ from nacl.signing import SigningKey
 from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
 from aegisflux.agent.parts import Store
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable, shown
 from aegisflux.domain.names import check_name
 from aegisflux.domain.trust import Nacked
 from aegisflux.wire import token as tokens
@@ -26,12 +29,32 @@ from aegisflux.wire.token import EnrollAnswer, EnrollRequest, EnrollToken, Renew
 SECONDS: Final = 15.0
 MAX_ANSWER: Final = 1 << 20
 TRIES: Final = 6  # in half a minute
+MAX_PATIENCE: Final = 30.0  # with somebody in front of the command
+MAX_RETRY_AFTER: Final = 3600.0
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 HOST: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
 
 class Crowded(Unavailable):
     """The control plane has too much to do just now."""
+
+    def __init__(self, text: str, retry_after: float = 0.0) -> None:
+        super().__init__(text + (f"; it can be asked again in {retry_after:g} s" if retry_after else ""))
+        self.retry_after = retry_after
+
+
+def retry_after(header: str | None, now: float) -> float:
+    """The seconds from `now` (since the epoch) that a `Retry-After` says, as a number or a date, an hour at
+    most; 0 for one that says nothing."""
+    text = (header or "").strip()
+    if text.isascii() and text.isdigit():
+        return min(float(text[:9]), MAX_RETRY_AFTER)
+    try:
+        at = parsedate_to_datetime(text)
+        seconds = (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() - now
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return 0.0
+    return min(max(seconds, 0.0), MAX_RETRY_AFTER)
 
 
 def host_id_of(hostname: str) -> str:
@@ -71,14 +94,15 @@ def enroll(text: str, host_id: str, store: Store) -> Identity:
 
 
 def renew(identity: Identity, url: str, seed: bytes) -> bytes:
-    """Ask for a `Renewed`, in JSON, with the key of the enrolment; raises Refused or Unavailable.
+    """Ask once for a `Renewed`, in JSON, with the key of the enrolment; raises Refused or Unavailable.
 
-    The answer is believed for the CA of the enrolment alone, so this needs no new trust.
+    The answer is believed for the CA of the enrolment alone, so this needs no new trust. When to ask again is
+    the caller's matter: the thread that asks has other work.
     """
     proof = signer(seed)(tokens.renewal_bytes(identity.host_id))
     body = msgspec.json.encode(RenewRequest(identity.host_id, tokens.b64(proof)))
     context = None if _is_plain(url, "renewal") else ssl.create_default_context(cadata=identity.ca_pem)
-    return _call(url.rstrip("/") + tokens.RENEW_PATH, context, body)
+    return _asked(url.rstrip("/") + tokens.RENEW_PATH, context, body, "renewal")
 
 
 def checked(answer: EnrollAnswer, token: EnrollToken, host_id: str) -> Identity:
@@ -136,17 +160,18 @@ def _call(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes
     """Ask, and again a while later where the control plane has too much to do: many hosts may enrol then."""
     for number in range(TRIES):
         try:
-            return _asked(url, context, body)
-        except Crowded:
-            if number == TRIES - 1:
+            return _asked(url, context, body, "enrolment")
+        except Crowded as error:
+            if number == TRIES - 1 or error.retry_after > MAX_PATIENCE:
                 raise
-            time.sleep(random.uniform(0.5, 1.0) * 2**number)
+            spread = random.uniform(0.5, 1.0)
+            time.sleep(max(spread * 2**number, error.retry_after + spread))
     raise AssertionError("every try returns or raises")
 
 
-def _asked(url: str, context: ssl.SSLContext | None, body: bytes | None) -> bytes:
+def _asked(url: str, context: ssl.SSLContext | None, body: bytes | None, what: str) -> bytes:
     headers = {"Content-Type": "application/json"} if body is not None else {}
-    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - scheme checked by _context
+    request = urllib.request.Request(url, data=body, headers=headers)  # noqa: S310 - scheme checked by _is_plain
     handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
     if context is not None:
         handlers.append(urllib.request.HTTPSHandler(context=context))
@@ -154,15 +179,23 @@ def _asked(url: str, context: ssl.SSLContext | None, body: bytes | None) -> byte
         with urllib.request.build_opener(*handlers).open(request, timeout=SECONDS) as answer:
             return bytes(answer.read(MAX_ANSWER))
     except urllib.error.HTTPError as error:
-        with error:
-            detail = _detail(error.read(MAX_ANSWER)) or error.reason
-        kind = Crowded if error.code in (429, 503) else Refused if 400 <= error.code < 500 else Unavailable
-        raise kind(f"enrolment: {error.code} {detail}") from None
-    except (urllib.error.URLError, OSError) as error:
-        reset = isinstance(getattr(error, "reason", error), ConnectionResetError)
-        raise (Crowded if reset else Unavailable)(
-            f"enrolment: {url}: {getattr(error, 'reason', error)}"
-        ) from None
+        raise _refusal(error, what) from None
+    except (OSError, http.client.HTTPException) as error:  # of urllib.error the others are OSError
+        reason = getattr(error, "reason", error)
+        reset = isinstance(reason, ConnectionResetError)
+        raise (Crowded if reset else Unavailable)(f"{what}: {url}: {shown(str(reason))}") from None
+
+
+def _refusal(error: urllib.error.HTTPError, what: str) -> Refused | Unavailable:
+    with error:
+        try:
+            detail = _detail(error.read(MAX_ANSWER))
+        except (OSError, http.client.HTTPException):
+            detail = ""
+    text = f"{what}: {error.code} {detail or error.reason}"
+    if error.code in (429, 503):
+        return Crowded(text, retry_after(error.headers.get("Retry-After"), time.time()))
+    return (Refused if 400 <= error.code < 500 else Unavailable)(text)
 
 
 def _detail(body: bytes) -> str:

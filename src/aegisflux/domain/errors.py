@@ -28,7 +28,10 @@ class Refused(AegisError):
 
 
 class Unavailable(AegisError):
-    """Something that we depend on cannot be used now."""
+    """Something that we depend on cannot be used now. `retry_after`: as it says itself, in seconds, before
+    that nobody has to ask again."""
+
+    retry_after: float = 0.0
 
 
 class Busy(Unavailable):
