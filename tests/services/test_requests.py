@@ -443,3 +443,13 @@ def test_a_header_that_is_read_comes_once(clients, name):
     app = clients["orchestrator"].app
     assert asyncio.run(over_asgi(app, once)) == 500  # as far as the orchestrator that is not there
     assert asyncio.run(over_asgi(app, twice)) == 422
+
+
+@pytest.mark.parametrize("name", SERVICES)
+@pytest.mark.parametrize("path", ["/schema", "/schema/openapi.json"])
+def test_the_document_is_made_before_anybody_asks_for_it(clients, name, path, monkeypatch):
+    def late(_self):
+        raise AssertionError("made while the event loop waits")
+
+    monkeypatch.setattr("litestar.openapi.spec.OpenAPI.to_schema", late)
+    assert clients[name].get(path).status_code == 200

@@ -11,6 +11,7 @@ from typing import Any, Final, cast
 
 import msgspec
 from litestar import Litestar, Request, Response
+from litestar._openapi.plugin import OpenAPIPlugin
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException
@@ -285,7 +286,7 @@ def openapi(title: str, words: str) -> OpenAPIConfig:
 
 
 def documented(app: Litestar) -> Litestar:
-    """State in the OpenAPI document that every operation may answer with a problem."""
+    """State in the OpenAPI document that every operation may answer with a problem, and make it."""
     properties = {
         name: Schema(type=kind)
         for name, kind in (
@@ -310,4 +311,6 @@ def documented(app: Litestar) -> Litestar:
             if operation is not None and operation.responses is not None:
                 operation.responses.pop("400", None)
                 operation.responses["default"] = answer
+    # Made now: the first to ask, who needs no token, would hold up the event loop meanwhile.
+    app.plugins.get(OpenAPIPlugin).provide_openapi_schema()
     return app
