@@ -1,12 +1,14 @@
 """A service that takes part in what hosts enforce is changed by two people, or by an admin."""
 
+from contextlib import asynccontextmanager
 from dataclasses import replace
 
 import asyncpg
 import pytest
 import pytest_asyncio
 from msgspec import structs
-from tests.support.control import WHO, body, running_plane
+from nacl.signing import SigningKey
+from tests.support.control import WHO, body, disagreements, request_of, running_plane
 
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.guardrails import OPEN
@@ -16,7 +18,7 @@ from aegisflux.services.orchestrator.core import Who
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 OLGA = Who(Principal("olga", "operator"), "test", "req-1")
 ANNA, ANTON = (Who(Principal(name, "approver"), "test", "req-2") for name in ("anna", "anton"))
-NUMBERS = iter(range(301, 400))
+NUMBERS = iter(range(301, 600))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -24,6 +26,7 @@ async def plane(tmp_path_factory):
     async with running_plane(tmp_path_factory.mktemp("changes")) as plane:
         for host in ("c1", "c2"):
             await plane.agent(host, {"at": host})
+        await plane.orchestrator.registry.put(9000, "highest", [], {}, WHO)  # free numbers are above it
         yield plane
 
 
@@ -143,27 +146,148 @@ async def test_what_changes_nothing_or_takes_part_in_nothing_waits_for_nobody(pl
     assert (changed.host_labels, changed.waits) == ({}, None)
 
 
+@asynccontextmanager
+async def policy_of(plane, ends, stage="promoted", approved_by=None):
+    """A plan whose policy names these ends, and where a stage is said its rollout."""
+    text = f"rules:\n- {{from: {ends}, to: fleet, ports: [any]}}\n"
+    connection = await asyncpg.connect(plane.dsn)
+    try:
+        plan = await connection.fetchval(
+            "insert into plans (created_at, created_by, policy, asked, inventory_digest, flows_digest, "
+            "digest, body, approved_by) values (0, 'x', $1, '{}', '', '', '', '{}', $2) returning id",
+            text,
+            approved_by,
+        )
+        if stage:
+            await connection.execute(
+                "insert into rollouts (plan, created_at, created_by, stage, run, parts) "
+                "values ($1, 0, 'x', $2, '{}', $3)",
+                plan,
+                stage,
+                '[{"hosts": ["part-of-it"]}]',
+            )
+        yield plan
+    finally:
+        await connection.execute("delete from rollouts where plan = $1", plan)
+        await connection.execute("delete from plans where id = $1", plan)
+        await connection.close()
+
+
 @pytest.mark.parametrize(("stage", "held"), [("promoted", True), ("canary", True), ("rolled_back", False)])
 @pytest.mark.parametrize("named", ["[{name}]", "{name}x, x{name}, x.{name}, {name}-x"])
 async def test_a_service_that_a_policy_in_force_names_waits_too(plane, stage, held, named):
     idle = next(NUMBERS)
     await put(plane, idle, OLGA, name=f"p{idle}.web")
-    text = f"rules:\n- {{from: {named.format(name=f'p{idle}.web')}, to: fleet, ports: [any]}}\n"
-    connection = await asyncpg.connect(plane.dsn)
-    try:
-        plan = await connection.fetchval(
-            "insert into plans (created_at, created_by, policy, asked, inventory_digest, flows_digest, "
-            "digest, body) values (0, 'x', $1, '{}', '', '', '', '{}') returning id",
-            text,
-        )
-        await connection.execute(
-            "insert into rollouts (plan, created_at, created_by, stage, run, parts) "
-            "values ($1, 0, 'x', $2, '{}', '[]')",
-            plan,
-            stage,
-        )
+    async with policy_of(plane, named.format(name=f"p{idle}.web"), stage):
         asked = await put(plane, idle, OLGA, labels={"at": "c2"}, name=f"p{idle}.web")
         assert (asked.waits is not None) is (held and "x" not in named)
-    finally:
-        await connection.execute("delete from rollouts where plan = $1", plan)
-        await connection.close()
+
+
+async def fresh(plane, named):
+    """A new service under the name."""
+    return await plane.orchestrator.registry.put(None, named, ["unit:evil"], {"at": "c2"}, OLGA)
+
+
+async def numbered(plane, named):
+    """A new service under the name and a number of choice."""
+    return await put(plane, next(NUMBERS), OLGA, ["unit:evil"], {"at": "c2"}, named)
+
+
+async def renamed(plane, named):
+    """A service of before, renamed to it."""
+    number = next(NUMBERS)
+    await put(plane, number, OLGA, ["unit:evil"], {"at": "c2"})
+    return await put(plane, number, OLGA, ["unit:evil"], {"at": "c2"}, named)
+
+
+async def swapped(plane, named):
+    """Two services of before, of which the one that is named has to give the name up first."""
+    number = next(NUMBERS)
+    await plane.orchestrator.registry.put(number, named, ["unit:s"], {"at": "c1"}, WHO)
+    moved = await put(plane, number, OLGA, ["unit:s"], {"at": "c1"}, f"{named}-old")
+    done = await plane.orchestrator.registry.approve(number, moved.waits.id, ANNA)
+    assert done.name == f"{named}-old"
+    return await fresh(plane, named)
+
+
+async def remade(plane, named):
+    """Deleted by an admin, since an approver may not, and made again by an operator."""
+    number = next(NUMBERS)
+    await plane.orchestrator.registry.put(number, named, ["unit:s"], {"at": "c1"}, WHO)
+    with pytest.raises(Conflict, match=f"service {number}: not deleted: the name {named} stands in the"):
+        await plane.orchestrator.registry.delete(number, ANNA)
+    await plane.orchestrator.registry.delete(number, WHO)
+    return await put(plane, number, OLGA, ["unit:evil"], {"at": "c2"}, named)
+
+
+MEANT = {
+    "in force": {"stage": "promoted"},
+    "on its way": {"stage": "canary"},
+    "an approved plan": {"stage": None, "approved_by": "anna"},
+}
+NOT_MEANT = {
+    "taken back": {"stage": "rolled_back", "approved_by": "anna"},
+    "a plan that nobody approved": {"stage": None},
+}
+WAYS = (fresh, numbered, renamed, swapped, remade)
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+@pytest.mark.parametrize("meant", MEANT)
+async def test_a_name_that_a_policy_means_is_taken_by_two_people(plane, way, meant):
+    named = f"n{next(NUMBERS)}.db"
+    async with policy_of(plane, named, **MEANT[meant]):
+        asked = await way(plane, named)
+        assert asked.waits is not None
+        assert f"not changed: the name {named} stands in the policy of" in asked.warning
+        assert named not in {one.name for one in await plane.orchestrator.registry.all()}
+        if way is not renamed:
+            with pytest.raises(Conflict, match=f"the name {named}: change {asked.waits.id} of service"):
+                await fresh(plane, named)
+        done = await plane.orchestrator.registry.approve(asked.id, asked.waits.id, ANNA)
+        assert (done.name, done.host_labels) == (named, {"at": "c2"})
+
+
+@pytest.mark.parametrize("way", [fresh, numbered, renamed], ids=lambda way: way.__name__)
+@pytest.mark.parametrize("meant", NOT_MEANT)
+async def test_a_name_that_no_policy_means_any_more_is_free(plane, way, meant):
+    named = f"n{next(NUMBERS)}.db"
+    async with policy_of(plane, named, **NOT_MEANT[meant]):
+        assert (await way(plane, named)).waits is None
+
+
+async def test_a_new_service_that_never_gets_its_name_goes_with_its_change(plane):
+    named = f"n{next(NUMBERS)}.db"
+    async with policy_of(plane, named):
+        asked = await fresh(plane, named)
+        await plane.orchestrator.registry.discard(asked.id, asked.waits.id, OLGA)
+        with pytest.raises(NotFound):
+            await plane.orchestrator.registry.one(asked.id)
+        given = await plane.orchestrator.registry.put(None, named, [], {"at": "c2"}, WHO)
+        assert (given.name, given.waits) == (named, None), "an admin's waits for nobody"
+    assert await disagreements(plane) == []
+
+
+@pytest.mark.parametrize("meant", MEANT)
+@pytest.mark.parametrize("ends", ["host:{name}", "[web, {name}]"])
+async def test_a_host_that_a_policy_means_is_named_by_an_admin(plane, meant, ends):
+    hosts = plane.orchestrator.hosts
+    name = f"h{next(NUMBERS)}"
+    async with policy_of(plane, ends.format(name=name), **MEANT[meant]):
+        await refused_without_its_name(plane, name)
+        token = await hosts.token({"at": "c2"}, name, 600, WHO)
+        assert (await hosts.enroll(request_of(token.token, name, SigningKey.generate()), WHO)).host_id == name
+        await hosts.release(name, WHO)
+        await refused_without_its_name(plane, name)
+
+
+async def test_a_host_that_a_rollout_is_to_reach_is_named_by_an_admin(plane):
+    async with policy_of(plane, "web", "waves"):
+        await refused_without_its_name(plane, "part-of-it")
+    async with policy_of(plane, "web", "promoted"):
+        assert (await plane.enroll("part-of-it")).host == "part-of-it"
+
+
+async def refused_without_its_name(plane, name):
+    with pytest.raises(Forbidden, match=f"aegisflux hosts token --host-id {name}"):
+        await plane.enroll(name, {"at": "c2"})

@@ -19,6 +19,7 @@ from aegisflux.services.orchestrator.answers import heartbeat_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.joining import join
 from aegisflux.services.orchestrator.keys import verified
+from aegisflux.services.orchestrator.service_changes import named_by
 from aegisflux.services.orchestrator.suspicions import Suspicions
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.token import (
@@ -161,6 +162,8 @@ class Hosts:
                 if not self._believed(digest, token):
                     raise Forbidden(NOT_NOW)
                 await self._check_free(db, host, public)
+                if token["host_id"] is None:
+                    await _check_unmeant(db, host)
                 answer = self._answer(host, public, now)
                 await db.run("put_host", host, public, token["labels"], now)
                 await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
@@ -309,6 +312,18 @@ def _answered(token: Row | None, host: str, public: bytes, now: int) -> EnrollAn
     if token["expires_at"] <= now:
         raise Forbidden(NOT_NOW)
     return None
+
+
+async def _check_unmeant(db: Queries, host: str) -> None:
+    """Raises Forbidden for a name that a policy or a rollout means: an admin says which machine has it."""
+    why = await named_by(db, host)
+    if not why and (row := await db.row("reaching", host)):
+        why = f"rollout {row['id']} is to reach a host of the name {host}"
+    if why:
+        raise Forbidden(
+            f"host {host}: {why}; enrol it with a token that is made for this name: "
+            f"aegisflux hosts token --host-id {host}"
+        )
 
 
 def is_silent(core: Core, row: Row) -> bool:

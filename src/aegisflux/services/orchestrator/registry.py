@@ -29,11 +29,14 @@ from aegisflux.services.orchestrator.joining import join_labelled
 from aegisflux.services.orchestrator.service_changes import (
     approvable,
     change_of,
+    check_deletable,
     check_guardrails,
+    first_of_it,
     held_change,
     hold,
     matters,
     told,
+    unnamed,
 )
 from aegisflux.services.orchestrator.state import Service, ServiceChange, service_of
 
@@ -77,7 +80,9 @@ class Registry:
             known = before.definition if before else None
             if waits(known, after, matters=bool(why), author=who.principal):
                 if before is None:
-                    before = await self._put(db, number, None, Definition(name), who)
+                    bare = await first_of_it(db, number, name)
+                    await self._number(db, number, bare.name)
+                    before = await self._put(db, number, None, bare, who)
                 return await hold(db, before, after, self._core.now(), why, who)
             if before is not None:
                 _, rollout = await state.load(db, before.id)
@@ -106,11 +111,15 @@ class Registry:
 
     @again
     async def discard(self, service_id: int, change: int, who: Who) -> None:
-        """Drop a change that waits; raises NotFound, or Conflict when it is another one."""
+        """Drop a change that waits, and the service with it that never got its name; raises NotFound, or
+        Conflict when it is another one."""
         async with self._core.store.change() as db:
             held = await held_change(db, service_id, change)
             await db.run("end_change", service_id)
             await db.audit(who.did("service.discard", f"service/{service_id}", before=told(held)))
+            service, rollout = await state.load(db, service_id)
+            if service.definition == unnamed(service_id) and not rollout.latest:
+                await self._forget(db, service, who)
 
     async def changes(self, limit: int) -> tuple[ServiceChange, ...]:
         """Changes that wait, oldest first."""
@@ -165,7 +174,8 @@ class Registry:
 
     @again
     async def delete(self, service_id: int, who: Who) -> None:
-        """Forget a service and its snapshots; raises Conflict while a host is to run one."""
+        """Forget a service and its snapshots; raises Conflict while a host is to run one, or, below an admin,
+        while a policy names it."""
         async with self._core.store.change() as db:
             service, rollout = await state.load(db, service_id)
             await check_free(db, service_id)
@@ -173,11 +183,15 @@ class Registry:
                 raise Conflict(
                     f"service {service_id}: {len(rollout.hosts)} hosts have a snapshot; withdraw it first"
                 )
-            await db.run("delete_service", service_id)
-            await db.run("delete_service_row", service_id)
-            db.bump(None)
-            await db.audit(who.did("service.delete", f"service/{service_id}", before=service.name))
+            await check_deletable(db, service, who)
+            await self._forget(db, service, who)
         self._core.wake()
+
+    async def _forget(self, db: Change, service: Service, who: Who) -> None:
+        await db.run("delete_service", service.id)
+        await db.run("delete_service_row", service.id)
+        db.bump(None)
+        await db.audit(who.did("service.delete", f"service/{service.id}", before=service.name))
 
     async def all(self) -> tuple[Service, ...]:
         """All services by number."""

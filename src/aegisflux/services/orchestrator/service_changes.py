@@ -7,7 +7,7 @@ import msgspec
 
 from aegisflux.domain.definition import Definition, takes_from
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
-from aegisflux.domain.roles import may_approve
+from aegisflux.domain.roles import may, may_approve
 from aegisflux.domain.rollout import Rollout, runs
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
@@ -19,18 +19,57 @@ MOST_NAMED: Final = 5
 
 
 async def matters(db: Queries, service_id: int, before: Service | None, after: Definition) -> str:
-    """Why a change may change what hosts enforce: the service has snapshots or a policy in force names it, or
-    its new selectors may take cgroups from such services; empty: it does not.
+    """Why a change may change what hosts enforce: the service has snapshots, what it is called or is to be
+    called stands in a policy that counts (`named_by`), or its new selectors may take cgroups from services
+    with snapshots; empty: it does not.
     """
-    if before is not None and before.definition != after:
-        row = await db.row("takes_part", before.id, before.name.replace(".", "[.]"))
-        if row and row["takes_part"]:
+    known = before.definition if before else None
+    if known != after:
+        row = await db.row("has_snapshots", service_id)
+        if row and row["found"]:
             return "it takes part in what hosts enforce"
+        for name in dict.fromkeys((known.name, after.name) if known else (after.name,)):
+            if why := await named_by(db, name):
+                return why
     rows = await db.rows("services_with_snapshots", service_id) if after.selectors else ()
     others = [Definition(row["name"], tuple(row["selectors"]), row["host_labels"]) for row in rows]
-    known = before.definition if before else None
     found = await asyncio.to_thread(takes_from, known, after, others)
     return f"its selectors may take cgroups from {first_of(found, MOST_NAMED)}" if found else ""
+
+
+async def named_by(db: Queries, name: str) -> str:
+    """What would mean somebody else if another one had this name, in words: policies in force or on their
+    way, and approved plans; empty: nothing does."""
+    rows = await db.rows("naming", name, name.replace(".", "[.]"))
+    found = [f"{row['what']} {row['id']}" for row in rows]
+    return f"the name {name} stands in the policy of {first_of(found, MOST_NAMED)}" if found else ""
+
+
+async def check_deletable(db: Queries, service: Service, who: Who) -> None:
+    """Raises Conflict where the name, once it is free, would still be meant by a policy: an admin decides."""
+    if not may(who.principal.role, "admin") and (why := await named_by(db, service.name)):
+        raise Conflict(
+            f"service {service.id}: not deleted: {why}; replace that policy first, or have an admin delete it"
+        )
+
+
+def unnamed(service_id: int) -> Definition:
+    """What a new service is while its name waits for an approver: it selects nothing, and no policy means
+    it."""
+    return Definition(f"waiting-{service_id}")
+
+
+async def first_of_it(db: Queries, service_id: int, name: str) -> Definition:
+    """What a new service is until its first change is approved; raises Conflict when another change waits
+    for the same name."""
+    if not await named_by(db, name):
+        return Definition(name)
+    if row := await db.row("change_named", name):
+        raise Conflict(
+            f"the name {name}: change {row['id']} of service {row['service_id']} waits for it already: "
+            "have it approved, or discard it"
+        )
+    return unnamed(service_id)
 
 
 async def check_guardrails(

@@ -54,15 +54,28 @@ on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
 update services s set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6
 from (select stable as was from services where id = $1 for no key update) before where s.id = $1 returning before.was
 
--- Whether what a service is takes part in what hosts enforce: it has snapshots, or a policy that is being carried out or in force
--- has its name in it ($2: the name with its dots escaped).
--- name: takes_part
+-- Whether a service has snapshots, on hosts or to be given to them.
+-- name: has_snapshots
 select exists (select 1 from services s where s.id = $1 and (s.stable is not null or s.open_version is not null))
-    or exists (select 1 from assignments where service_id = $1)
-    or exists (
-        select 1 from rollouts r join plans p on p.id = r.plan where r.stage in ('observe', 'canary', 'waves', 'promoted')
-        and p.policy ~ ('(^|[^a-z0-9._-])' || $2::text || '($|[^a-z0-9._-])')
-    ) as takes_part
+    or exists (select 1 from assignments where service_id = $1) as found
+
+-- What has a name in its policy ($1; $2: the same with its dots escaped): rollouts under way or in force, and approved plans that no
+-- rollout began. The text of a stored policy is ours, so that a name stands in it as it is.
+-- name: naming
+select what, id from (
+    select 'rollout' as what, r.id, p.policy from rollouts r join plans p on p.id = r.plan
+    where r.stage in ('observe', 'canary', 'waves', 'promoted')
+    union all
+    select 'approved plan', p.id, p.policy from plans p
+    where p.approved_by is not null and not exists (select 1 from rollouts r where r.plan = p.id)
+) named
+where strpos(policy, $1::text) > 0 and policy ~ ('(^|[^a-z0-9._-])' || $2::text || '($|[^a-z0-9._-])')
+order by what desc, id limit 6
+
+-- Rollouts under way that are to reach a host.
+-- name: reaching
+select r.id from rollouts r, jsonb_array_elements(r.parts) part
+where r.stage in ('observe', 'canary', 'waves') and part -> 'hosts' ? $1::text order by r.id limit 1
 
 -- Other services with snapshots, and the cgroups that are theirs.
 -- name: services_with_snapshots
@@ -77,6 +90,9 @@ returning id, service_id, name, selectors, host_labels, created_at, created_by
 
 -- name: held_change
 select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes where service_id = $1
+
+-- name: change_named
+select id, service_id from service_changes where name = $1 order by id limit 1
 
 -- name: change_author
 select author from service_changes where id = $1
