@@ -15,7 +15,7 @@ from aegisflux.adapters.bus.subscribed import taken
 from aegisflux.domain.errors import Forbidden, Invalid
 from aegisflux.wire import subjects
 from support.engines import eventually, opened, running_nats
-from support.hostile_nats import Raw
+from support.hostile_nats import Raw, Socket
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 
@@ -212,6 +212,31 @@ async def test_nobody_enters_without_an_identity(lab):
     context = ssl.create_default_context(cadata=lab.pki.ca_pem)
     with pytest.raises(NatsError):
         await Client().connect(lab.engine.url, tls=context, allow_reconnect=False, error_cb=quiet)
+
+
+@pytest.mark.parametrize(
+    ("oldest", "newest", "let_in"),
+    [
+        (ssl.TLSVersion.TLSv1_3, ssl.TLSVersion.TLSv1_3, True),
+        (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3, True),
+        (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_2, False),
+        (ssl.TLSVersion.MINIMUM_SUPPORTED, ssl.TLSVersion.TLSv1_2, False),
+    ],
+)
+async def test_a_client_without_tls_1_3_is_refused(lab, oldest, newest, let_in):
+    context = ssl.create_default_context(cadata=lab.pki.ca_pem)
+    context.minimum_version, context.maximum_version = oldest, newest
+    client = Socket(lab, lab.agent("web1"))
+    try:
+        assert await client.open(context) == let_in, client.error
+    finally:
+        client.close()
+    assert let_in or "PROTOCOL_VERSION" in client.error.upper()
+
+
+async def test_the_server_has_nothing_to_say_about_its_configuration(lab):
+    first = (lab.directory / "nats.log").read_text().partition("Server is ready")[0]
+    assert [line for line in first.splitlines() if " [INF] " not in line] == []
 
 
 async def test_an_agent_of_a_foreign_operator_is_refused(lab, tmp_path):

@@ -96,7 +96,7 @@ class NatsEngine:
         return (
             f"server_name: aegisflux\nlisten: {json.dumps(f'{self.host}:{self.port}')}\n"
             f'max_payload: {MAX_PAYLOAD}\nmax_pending: {MAX_PENDING}\nwrite_deadline: "{WRITE_SECONDS}s"\n'
-            f"ping_interval: {PING_SECONDS}\nping_max: {UNANSWERED_PINGS}\n"
+            f'ping_interval: "{PING_SECONDS}s"\nping_max: {UNANSWERED_PINGS}\n'
             f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5, "
             'min_version: "1.3" }\n'
             f"jetstream {{ store_dir: {quoted['store']} }}\n"
