@@ -13,9 +13,9 @@ from typing import TypeVar
 
 from litestar import Litestar
 
-from aegisflux.adapters.bus.accounts import Enrolled, LiveAccounts, NatsAccounts, pusher
+from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, Enrolled, LiveAccounts, NatsAccounts, pusher
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
-from aegisflux.adapters.engines import roles
+from aegisflux.adapters.engines import given_nats, roles
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.graph.ladybug import LadybugGraph
@@ -261,6 +261,8 @@ async def run_orchestrator(settings: Settings) -> None:
     accounts = LiveAccounts(place.accounts, pusher(system), _enrolled(store))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     system.on_connect(accounts.push_all)
+    if settings.nats_urls:
+        system.on_connect(_compared(settings.nats_urls, system, orchestrator.core))
 
     async def start() -> None:
         control.open()
@@ -269,6 +271,20 @@ async def run_orchestrator(settings: Settings) -> None:
 
     server = _server(place, application(orchestrator), "orchestrator", settings.api_port)
     await _lived(server, start, orchestrator.close, (control.close, system.close, store.close))
+
+
+def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> Step:
+    """Say where NATS servers that others run keep less than we promise, after each connect."""
+
+    async def look() -> None:
+        found = await given_nats.tls_remarks(urls)
+        found += given_nats.remarks(await system.call_all(LIMITS_SUBJECT))
+        for text in found:
+            log.warning("NATS of your own", detail=text)
+        core.bus_remarks = tuple(found)
+        log.info("NATS of your own was looked at", remarks=len(found))
+
+    return look
 
 
 def _enrolled(store: PostgresStore) -> Enrolled:

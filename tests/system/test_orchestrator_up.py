@@ -516,6 +516,9 @@ def _runs_on(up, tmp_path, engine, roles):
         assert found == ({*services, "aegisflux_owner"} if roles else {"aegisflux_owner"})
         done = other.run(AEGISFLUX, "audit", "verify")
         assert (done.returncode, done.stdout) == (0, ""), done.stderr
+        log = (data / "log/orchestrator.log").read_text()
+        looked = [json.loads(line) for line in log.splitlines() if "NATS of your own" in line]
+        assert [line["remarks"] for line in looked] == [0]
     finally:
         assert other.stop() == 0
 

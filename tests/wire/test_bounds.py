@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import aegisflux
+from aegisflux.adapters.engines import given_nats
 from aegisflux.agent import control, panics, segments, spool
 from aegisflux.domain import converge, enriched, event, inventory, manifest, panic, rights, runs, trust
 from aegisflux.domain.errors import BROKEN
@@ -46,6 +47,7 @@ FROM_US = {
     "credentials": token.Renewed,
     "batches let through": tuple[events.Taken, ...],
     "enriched batches": tuple[enriched.EnrichedBatch, ...],
+    "limits of a NATS server of others": given_nats.Answer,
 }
 FROM_FILES = {
     "trusted": trust.Trusted,
@@ -219,6 +221,7 @@ OURS = {
     "adapters.inventory.host", "adapters.datapath.bpf.owner",
 }  # fmt: skip
 KNOWN = {
+    "adapters.engines.given_nats",
     "agent.contents", "agent.credentials", "agent.enroll", "agent.identity", "agent.notes", "agent.panics",
     "agent.remember", "agent.reporter", "agent.segments", "agent.spool", "adapters.store.facts",
     "domain.decoding", "domain.json_text", "domain.trust", "runtime.register", "services.enrich.parties",

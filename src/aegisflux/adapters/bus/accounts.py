@@ -22,13 +22,14 @@ from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.natsjwt import Credentials
 
 PUSH_SUBJECT = "$SYS.REQ.CLAIMS.UPDATE"
+LIMITS_SUBJECT = "$SYS.REQ.SERVER.PING.VARZ"
 STATE = "nats-accounts.json"
 HOSTS_SECRET, SHARED_BEFORE = "nats-hosts", "nats-account-agents"
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 HOST_CONNECTIONS = 4  # one, a clone's, and those whose end the server has not noticed yet
 AGENT_SUBSCRIPTIONS = 16
 # Added to the time of a claim: raise it whenever what claims say changes.
-CLAIMS = 1
+CLAIMS = 2
 DAY = 86_400
 AGENT_SECONDS, AGENT_SPREAD = 14 * DAY, 2 * DAY
 VIEWER_SUBSCRIPTIONS = 16
@@ -127,7 +128,7 @@ class NatsAccounts:
         return self._kept_user("ingest", "ingest", now)
 
     def system_creds(self, now: int) -> Credentials:
-        """Credentials that may push account claims, and nothing else."""
+        """Credentials that may push account claims and ask servers for their limits, and nothing else."""
         return self._kept_user("sys", "system", now)
 
     def viewer_creds(self, now: int, name: str = "default") -> Credentials:
@@ -196,7 +197,9 @@ class NatsAccounts:
         )
 
     def _system_claim(self) -> str:
-        system = self._scope("sys", pub=(PUSH_SUBJECT,), sub=(subjects.inbox("system") + ".>",), subs=4)
+        system = self._scope(
+            "sys", pub=(PUSH_SUBJECT, LIMITS_SUBJECT), sub=(subjects.inbox("system") + ".>",), subs=4
+        )
         return self._claim("nats-account-sys", "SYS", scopes=[system])
 
     def _retired(self) -> tuple[str, ...]:

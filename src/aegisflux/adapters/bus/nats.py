@@ -188,6 +188,15 @@ class NatsBus:
         answer = await self._ask(subject, payload, timeout, time.monotonic() + timeout)
         return bytes(answer.data)
 
+    async def call_all(self, subject: str) -> list[bytes]:
+        """What each server says on one of its own subjects; those that say nothing within a second are left
+        out, and so are all where this user may not ask."""
+        nc = await self._client(time.monotonic() + TRY_SECONDS)
+        try:
+            return await reading.answers(nc, subject)
+        except NatsError as error:
+            raise Unavailable(f"{subject}: {described(error)}") from error
+
     async def send(self, subject: str, payload: bytes) -> None:
         """Publish without waiting: answers to consumers."""
         nc = await self._client(time.monotonic() + TRY_SECONDS)

@@ -9,6 +9,7 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.bus import Message
 
 READ_SECONDS = 5.0
+ANSWER_SECONDS, MAX_SERVERS = 1.0, 64
 MAX_READ_BYTES = 8 << 20
 
 
@@ -35,6 +36,22 @@ async def read(nc: Client, stream: str, after: int, limit: int, subject: str) ->
         raise Unavailable(f"{stream}: no answer within {READ_SECONDS:g} s") from None
     finally:
         await unsubscribe(sub)
+
+
+async def answers(nc: Client, subject: str) -> list[bytes]:
+    """What each server answers, until none has for a second."""
+    box = nc.new_inbox()
+    sub = await nc.subscribe(box)
+    found: list[bytes] = []
+    try:
+        await nc.publish(subject, reply=box)
+        while len(found) < MAX_SERVERS:
+            found.append((await sub.next_msg(timeout=ANSWER_SECONDS)).data)
+    except TimeoutError:
+        pass
+    finally:
+        await unsubscribe(sub)
+    return found
 
 
 def lag_of(answer: bytes) -> int:

@@ -20,6 +20,7 @@ from aegisflux.wire.token import (
     RenewRequest,
 )
 
+MOST_REMARKS = 8
 Handler = Request[Any, Any, Any]
 
 
@@ -75,6 +76,7 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
             if shared
             else ""
         )
+        cut += "".join(f"; {text}" for text in orchestrator.core.bus_remarks[:MOST_REMARKS])
         return f"connected; {count} hosts wait for their manifest{cut}"
 
     async def started() -> str:

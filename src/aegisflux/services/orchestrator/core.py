@@ -64,6 +64,7 @@ class Core:
 
     unmade: the last manifest of a host that could not be made or sent
     shared_addresses: how many addresses several hosts report, when it was counted last
+    bus_remarks: where NATS servers that others run keep less than we promise, in words
     register: which rows of the store are believed
     """
 
@@ -81,6 +82,7 @@ class Core:
     runs: dict[str, Runs] = field(default_factory=dict)
     unmade: dict[str, Unmade] = field(default_factory=dict)
     shared_addresses: int = 0
+    bus_remarks: tuple[str, ...] = ()
     register: Register = field(init=False)
 
     def __post_init__(self) -> None:
