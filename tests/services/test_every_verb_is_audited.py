@@ -92,7 +92,7 @@ async def test_every_verb_is_known_here(service):
 class Anybody:
     """Bearers that know every token, as an admin of that name, or an operator."""
 
-    async def principal(self, token):
+    async def principal(self, token, *, fresh=True):
         return Principal(token, "operator" if token == "op" else "admin", id=token)
 
 

@@ -35,7 +35,7 @@ class Tokens:
         self.away: AegisError | None = None
         self.busy: asyncio.Event | None = None
 
-    async def principal(self, token: str) -> Principal | None:
+    async def principal(self, token: str, *, fresh: bool = True) -> Principal | None:
         self.asked.append(token)
         if self.busy and token.startswith("made-up"):
             await self.busy.wait()

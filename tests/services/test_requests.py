@@ -26,7 +26,7 @@ VALUES = {"integer": "7", "boolean": "true", "date-time": "2026-11-30T12:00:00Z"
 class Anybody:
     """Bearers that know every token, as the role that its text names."""
 
-    async def principal(self, token: str) -> Principal:
+    async def principal(self, token: str, *, fresh: bool = True) -> Principal:
         host = "web-1" if token == "source" else None
         return Principal("somebody", token, host)  # type: ignore[arg-type]
 

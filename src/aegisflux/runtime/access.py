@@ -1,14 +1,16 @@
 """Bearer tokens over HTTP: whose a token is, by the store, and what its bearer may do.
 
-A token is 256 random bits, stored hashed, with a role and an end; what was found is remembered for a few
-seconds. A row of the store that is not believed (`runtime.register`) is nobody's, and reported.
+A token is 256 random bits, stored hashed, with a role and an end. A request that may change something asks
+the store each time, so that a revocation holds at once in every service; one that reads (GET, HEAD) may be
+answered by what the store said at most `REMEMBER_SECONDS` ago, never after the token's end. A row of the
+store that is not believed (`runtime.register`) belongs to no principal, and is reported.
 """
 
 import secrets
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, NamedTuple
 
 from litestar import Request
 from litestar.connection import ASGIConnection
@@ -24,6 +26,7 @@ from aegisflux.runtime import http, logs, metrics
 from aegisflux.runtime.register import Believer
 
 REMEMBER_SECONDS = 5.0
+READS = frozenset({"GET", "HEAD"})
 PREFIX = "afx_"
 MAX_REMEMBERED = 4096
 MAX_DOUBTED = 256
@@ -65,20 +68,31 @@ class Found:
     error: AegisError | None = None
 
 
+class _Remembered(NamedTuple):
+    """Who the store said a token belongs to; `until` is in seconds since the epoch."""
+
+    until: float
+    principal: Principal
+
+
 class Bearers:
     """Who a token belongs to."""
 
     def __init__(self, store: Queries, clock: Clock, believer: Believer) -> None:
         self._store, self._clock, self._believer = store, clock, believer
-        self._known: dict[bytes, tuple[float, Principal]] = {}
+        self._known: dict[bytes, _Remembered] = {}
         self.doubted: dict[str, str] = {}
 
-    async def principal(self, token: str) -> Principal | None:
-        """The bearer of a token; None for one that is unknown, expired or revoked."""
+    async def principal(self, token: str, *, fresh: bool = True) -> Principal | None:
+        """The bearer of a token; None for one that is unknown, expired or revoked. `fresh` False: the
+        store may have said so up to `REMEMBER_SECONDS` ago."""
         digest, now = hashed(token), self._clock.now()
         known = self._known.get(digest)
-        if known is not None and known[0] > now:
-            return known[1]
+        if known is not None and known.until <= now:
+            known = None
+        if known is not None and not fresh:
+            return known.principal
+        # Taken out while the store is asked: a read that comes meanwhile asks too.
         self._known.pop(digest, None)
         row = await self._store.row("token", digest)
         if row is None or row["revoked_at"] is not None:
@@ -89,12 +103,16 @@ class Bearers:
         if why:
             self._refused(row["id"], why)
             return None
-        await self._store.run("touch_token", row["id"], int(now))
+        if known is None:  # else its last use was noted within these seconds
+            await self._store.run("touch_token", row["id"], int(now))
+        found = Principal(row["name"], row["role"], row["host_id"], row["id"])
+        self._remember(digest, found, known.until if known else now + REMEMBER_SECONDS, row["expires_at"])
+        return found
+
+    def _remember(self, digest: bytes, found: Principal, until: float, expires_at: int | None) -> None:
         if len(self._known) > MAX_REMEMBERED:
             self._known.clear()
-        found = Principal(row["name"], row["role"], row["host_id"], row["id"])
-        self._known[digest] = now + REMEMBER_SECONDS, found
-        return found
+        self._known[digest] = _Remembered(until if expires_at is None else min(until, expires_at), found)
 
     def _refused(self, number: str, why: str) -> None:
         """Count it, and say it once for each row."""
@@ -132,6 +150,11 @@ def token_in(authorization: str) -> str:
     return token.strip() if scheme.lower() == "bearer" else ""
 
 
+def may_change(scope: Any) -> bool:
+    """Whether a request may change something, by its method: then nothing remembered decides who asks."""
+    return scope["method"] not in READS
+
+
 async def bearer_of(connection: Connection) -> Principal:
     """Who asks, by the bearer token; 401 when nobody is known by it."""
     token = token_in(connection.headers.get("Authorization", ""))
@@ -144,7 +167,10 @@ async def bearer_of(connection: Connection) -> Principal:
     if known is not None and known.error is not None:
         raise known.error
     bearers: Bearers = connection.app.state[STATE]
-    found = known.principal if known is not None else await bearers.principal(token)
+    if known is not None:
+        found = known.principal
+    else:
+        found = await bearers.principal(token, fresh=may_change(connection.scope))
     if found is None:
         raise NotAuthorizedException(
             "this token is unknown, expired or revoked",

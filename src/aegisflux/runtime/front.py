@@ -18,7 +18,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from aegisflux.domain.errors import AegisError, Busy
 from aegisflux.domain.roles import Principal, Role, may
 from aegisflux.runtime import metrics
-from aegisflux.runtime.access import FOUND, Found, hashed, token_in
+from aegisflux.runtime.access import FOUND, Found, hashed, may_change, token_in
 from aegisflux.runtime.admission import Limits
 from aegisflux.runtime.connections import CONNECTION, Connection
 from aegisflux.runtime.lanes import Lane
@@ -36,8 +36,8 @@ Refuse = Callable[[Scope, Send, AegisError | HTTPException], Any]
 class Bearers(Protocol):
     """Whose a token is."""
 
-    async def principal(self, token: str) -> Principal | None:
-        """The bearer of a token, or None."""
+    async def principal(self, token: str, *, fresh: bool = True) -> Principal | None:
+        """The bearer of a token, or None; `fresh`: by the store as it is now."""
         ...
 
 
@@ -85,7 +85,7 @@ class Front:
         role = self._role(digest)
         found = Found(None) if not token else None
         if token and role is None:
-            found = await self._look_up(token, digest, connection)
+            found = await self._look_up(token, digest, connection, may_change(scope))
             role = found.principal.role if found.principal else None
         turn = _Turn(*self._lane(scope, role, digest, connection.peer), connection)
         body = Body(receive, scope, connection, turn, self._limits)
@@ -93,7 +93,7 @@ class Front:
             return
         async with turn:
             if found is None:
-                found = await self._found(token)
+                found = await self._found(token, may_change(scope))
                 self._remember(digest, found)
             scope["state"][FOUND] = found
             if found.principal is not None:
@@ -104,21 +104,21 @@ class Front:
             finally:
                 body.close()
 
-    async def _look_up(self, token: str, digest: bytes, connection: Connection) -> "Found":
+    async def _look_up(self, token: str, digest: bytes, connection: Connection, fresh: bool) -> "Found":
         """Whose a token is that nobody came with in the last hour. Few of one address are looked up at once:
         made-up tokens wait for each other. None is refused unseen, since it could be an operator's first."""
         async with _Turn(self._strangers, connection.peer, connection):
-            found = await self._found(token)
+            found = await self._found(token, fresh)
         if found.principal is None and found.error is None:
             metrics.http_unauthorized.labels("unknown").inc()
         self._remember(digest, found)
         return found
 
-    async def _found(self, token: str) -> "Found":
+    async def _found(self, token: str, fresh: bool) -> "Found":
         if self._bearers is None:
             return Found(None)
         try:
-            return Found(await self._bearers.principal(token))
+            return Found(await self._bearers.principal(token, fresh=fresh))
         except AegisError as error:
             return Found(None, error)
 

@@ -62,9 +62,9 @@ class Access:
         self.register = core.register
         self.bearers = Bearers(core.store, core.clock, self.register)
 
-    async def principal(self, token: str) -> Principal | None:
-        """The bearer of a token; None for one that is unknown, expired or revoked."""
-        return await self.bearers.principal(token)
+    async def principal(self, token: str, *, fresh: bool = True) -> Principal | None:
+        """See `Bearers.principal`."""
+        return await self.bearers.principal(token, fresh=fresh)
 
     @again
     async def issue(
@@ -138,7 +138,7 @@ class Access:
 
     @again
     async def revoke(self, number: str, who: Who) -> None:
-        """End a token at once; raises NotFound."""
+        """End a token; raises NotFound. See `runtime.access` for when that holds elsewhere."""
         async with self._core.store.change() as db:
             row = await db.row("revoke_token", number, self._core.now()) if number.isalnum() else None
             if row is None:
