@@ -53,6 +53,13 @@ class Shares:
         self.use(name, amount, now)
         return True
 
+    def take_whole(self, name: str, amount: float, now: float) -> bool:
+        """Use so much if all of it is left, without a debt; whether it did."""
+        if self._use(name, now) + amount > self._share.burst:
+            return False
+        self.use(name, amount, now)
+        return True
+
     def _use(self, name: str, now: float) -> float:
         """What is used and not yet given back."""
         used, at = self._used.get(name, (0.0, now))

@@ -5,10 +5,12 @@ from collections.abc import Callable
 from typing import Final
 
 from aegisflux.domain.shares import Share, Shares, Talkers
+from aegisflux.wire.subjects import MAX_LETTER
 
 SAY_SECONDS: Final = 10.0
-# 44 MB a day of the 256 MiB that are kept for 30 days, after as much as a bad release of an agent makes.
-LETTERS: Final = Share(rate=512.0, burst=float(16 << 20))
+# In each room: one letter of any size or some 200 usual ones at once, then some 300 a day. A host has seven
+# rooms (ADR 0038), so that it takes more than a hundred hosts to fill the stream of letters.
+LETTERS: Final = Share(rate=16.0, burst=float(1 << 20))
 LETTER_COST: Final = 4096  # of its headers and its place
 
 Say = Callable[[str], None]
@@ -39,8 +41,9 @@ class LetterRoom:
         self._shares, self._refusals = Shares(LETTERS), Refusals(queue, say, count)
 
     def take(self, host: str, size: int) -> bool:
-        """Whether a letter of so many bytes is kept; one that is not is counted."""
-        if self._shares.take(host, float(size + LETTER_COST), time.monotonic()):
+        """Whether a letter of so many bytes is kept, at most `MAX_LETTER` of it; else it is counted."""
+        cost = min(size, MAX_LETTER) + LETTER_COST
+        if self._shares.take_whole(host, float(cost), time.monotonic()):
             return True
         self._refusals.note(host)
         return False

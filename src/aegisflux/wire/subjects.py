@@ -114,7 +114,7 @@ STREAMS: tuple[Stream, ...] = (
     Stream("INVENTORY", ("inventory.packages.*",), 1, 0, 0),
     Stream("EVENTS_RAW", (RAW,), 0, 4 << 30, 0, queue=True),
     Stream("EVENTS", (ENRICHED,), 0, 2 << 30, DAY),
-    Stream("DEAD", ("dead.*",), 0, 256 << 20, 30 * DAY),
+    Stream("DEAD", ("dead.*",), 0, 1 << 30, 30 * DAY),
 )
 
 HTTP = "http"

@@ -135,8 +135,6 @@ class Pipeline:
 
     async def _bury(self, batch: EnrichedBatch, reason: str) -> None:
         metrics.dead_letters.inc()
-        if not self._letters.take(batch.host_id, 0):
-            return
         event = batch.events[0].event
         alone = EventBatch(
             host_id=batch.host_id,
@@ -145,6 +143,9 @@ class Pipeline:
             events=(event,),
         )
         sealed = Sealed(batch.received_ns, batch.offset_ns, Raw(events.encode_batch(alone)))
+        payload = events.encode_taken([sealed])
+        if not self._letters.take(batch.host_id, len(payload)):
+            return
         name = f"{batch.host_id}:{batch.boot_id}:{event.seq}"
         headers = {
             "Aegisflux-Reason": " ".join(reason.split())[:REASON_CHARS],
@@ -152,9 +153,7 @@ class Pipeline:
             "Aegisflux-Host": batch.host_id,
         }
         where = subjects.dead(subjects.stream_of(subjects.RAW).name)
-        await self._bus.publish(
-            where, events.encode_taken([sealed]), msg_id=f"dead:raw:{name}", headers=headers
-        )
+        await self._bus.publish(where, payload, msg_id=f"dead:raw:{name}", headers=headers)
         log.warning("refused by the store", host_id=batch.host_id, seq=event.seq, reason=reason)
 
     async def _publish(self, bundle: dict[str, bytes]) -> None:
