@@ -83,7 +83,7 @@ class Place:
         files = self.pki.server("nats", self.names, time.time())
         return NatsEngine(
             data_dir=self.data / "nats",
-            host="0.0.0.0" if self.settings.outside else "127.0.0.1",  # noqa: S104 - TLS and JWT on each address
+            host=self.settings.nats_host,
             port=self.settings.nats_port,
             certificate=files.certificate,
             key=files.key,
@@ -146,7 +146,7 @@ class Place:
         """A bus of the user, not opened."""
         return NatsBus(
             NatsOptions(
-                urls=self.nats_urls("127.0.0.1"),
+                urls=self.nats_urls(self.settings.nats_near),
                 credentials=credentials,
                 ca_pem=self.nats_ca.read_text(),
                 trouble=lambda words: log.warning("bus", detail=words),
@@ -501,7 +501,7 @@ def environment(settings: Settings) -> dict[str, str]:
         "AEGISFLUX_SEGMENTER_URL": settings.segmenter_url,
         "AEGISFLUX_TOKEN": place.token(VIEWER),
         "AEGISFLUX_ADMIN_TOKEN_FILE": str(place.secrets.path(ADMIN)),
-        "NATS_URL": place.nats_urls("localhost")[0],
+        "NATS_URL": place.nats_urls(settings.nats_near)[0],
         "NATS_CREDS": str(place.secrets.path(VIEWER_CREDS)),
         "NATS_CA": str(place.nats_ca),
     }

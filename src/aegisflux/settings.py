@@ -48,6 +48,9 @@ KUBERNETES: Final = re.compile(
 YEARS: Final = 10 * 366 * 86_400
 Days = Annotated[int, Meta(ge=1, le=36_600)]
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
+PLAIN: Final = "127.0.0.1"  # where programs of this machine reach us without TLS, whatever `listen` says
+EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - the name of it
+EVERY: Final = "::"
 
 
 class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -158,7 +161,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     data_dir:         where keys, tokens and the engines' data lie; mode 0700
     port_base:        the API's port; NATS is on the next one, enrich on the second, ingest on the fifth, the
                       segmenter on the sixth after it; 0 is 8081, 4222, 8082, 8085 and 8086
-    listen:           addresses beside 127.0.0.1; HTTP has TLS there
+    listen:           addresses beside 127.0.0.1; HTTP has TLS there. Our own NATS takes one address: it is on
+                      the first of these instead of 127.0.0.1, or on all with 0.0.0.0 (IPv4) or :: (both)
     advertise:        the name or address that hosts reach us by; empty is the first of listen
     database_url:     an existing PostgreSQL, or file:<path> with its URL inside; empty starts one of our own
     database_passwords: a folder: the file of a service's name there has the password of the database's user
@@ -240,8 +244,21 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def outside(self) -> tuple[str, ...]:
-        """The addresses that are not this machine's loopback."""
-        return tuple(address for address in self.listen if address not in LOOPBACK)
+        """The addresses beside 127.0.0.1, each once."""
+        return tuple(dict.fromkeys(address for address in self.listen if address != PLAIN))
+
+    @property
+    def nats_host(self) -> str:
+        """The one address on which our own NATS listens: the server takes no list."""
+        for every in (EVERY, EVERY_IPV4):
+            if every in self.outside:
+                return every
+        return self.outside[0] if self.outside else PLAIN
+
+    @property
+    def nats_near(self) -> str:
+        """The address by which programs of this machine reach our own NATS."""
+        return PLAIN if self.nats_host in (EVERY, EVERY_IPV4) else self.nats_host
 
     @property
     def public_name(self) -> str:
@@ -304,6 +321,16 @@ def load(config: Path | None, environ: Mapping[str, str], wrong: Wrong = refuse,
 def _listen(settings: Settings) -> None:
     for address in settings.listen:
         parse_address(address, "listen")
+    if settings.nats_urls or EVERY in settings.outside:
+        return
+    ipv6 = [address for address in settings.outside if ":" in address]
+    if len(settings.outside) > 1 and (ipv6 or EVERY_IPV4 not in settings.outside):
+        raise Invalid(
+            "listen",
+            "one address, or 0.0.0.0 (every IPv4 address) or :: (every address), since our own NATS takes"
+            " no list; or NATS servers of yours in nats_urls",
+            ", ".join(settings.listen),
+        )
 
 
 CHECKS: Final[Mapping[str, Callable[[Settings], object]]] = {

@@ -26,9 +26,43 @@ def test_defaults():
 
 
 def test_outside_addresses_have_tls():
-    found = settings.load(None, {"AEGISFLUX_LISTEN": "127.0.0.1, 192.0.2.7,2001:db8::1"})
+    several = {"AEGISFLUX_LISTEN": "127.0.0.1, 192.0.2.7,2001:db8::1", "AEGISFLUX_NATS_URLS": "nats://a:1"}
+    found = settings.load(None, several)
     assert found.outside == ("192.0.2.7", "2001:db8::1")
     assert found.enroll_url == "https://192.0.2.7:8081"
+
+
+# What `listen` says, where our own NATS listens, and how programs of this machine reach it.
+NATS_PLACES = {
+    "": ("127.0.0.1", "127.0.0.1"),
+    "127.0.0.1": ("127.0.0.1", "127.0.0.1"),
+    "127.0.0.2": ("127.0.0.2", "127.0.0.2"),
+    "127.0.0.1,127.0.0.2,127.0.0.2": ("127.0.0.2", "127.0.0.2"),
+    "::1": ("::1", "::1"),
+    "192.0.2.7": ("192.0.2.7", "192.0.2.7"),
+    "2001:db8::1": ("2001:db8::1", "2001:db8::1"),
+    "0.0.0.0": ("0.0.0.0", "127.0.0.1"),
+    "::": ("::", "127.0.0.1"),
+    "192.0.2.7,0.0.0.0": ("0.0.0.0", "127.0.0.1"),
+    "192.0.2.7,::,2001:db8::1": ("::", "127.0.0.1"),
+    "0.0.0.0,::": ("::", "127.0.0.1"),
+}
+
+
+@pytest.mark.parametrize("listen", NATS_PLACES)
+def test_nats_listens_where_the_settings_say_and_nowhere_else(listen):
+    found = settings.load(None, {"AEGISFLUX_LISTEN": listen})
+    assert (found.nats_host, found.nats_near) == NATS_PLACES[listen]
+
+
+SEVERAL = ["192.0.2.7,192.0.2.8", "127.0.0.2,::1", "0.0.0.0,::1", "192.0.2.7,2001:db8::1"]
+
+
+@pytest.mark.parametrize("listen", SEVERAL)
+def test_addresses_that_one_nats_cannot_have_are_refused(listen):
+    with pytest.raises(Invalid, match=r"listen: expected one address, or 0\.0\.0\.0 .*nats_urls"):
+        settings.load(None, {"AEGISFLUX_LISTEN": listen})
+    settings.load(None, {"AEGISFLUX_LISTEN": listen, "AEGISFLUX_NATS_URLS": "nats://192.0.2.9:4222"})
 
 
 def test_settings_survive_the_way_through_an_environment():

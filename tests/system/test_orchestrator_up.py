@@ -3,6 +3,7 @@ from.
 """
 
 import asyncio
+import ipaddress
 import json
 import os
 import random
@@ -531,6 +532,18 @@ async def _asked(dsn, text):
         await connection.close()
 
 
+def _addresses(port):
+    """The addresses on which this machine listens at a port, of both families."""
+    text = Path("/proc/net/tcp").read_text() + Path("/proc/net/tcp6").read_text()
+    found = set()
+    for local, state in (line.split()[1:4:2] for line in text.splitlines()):
+        address, _, number = local.partition(":")
+        if state == "0A" and int(number, 16) == port:
+            raw = bytes.fromhex(address)[::-1] if len(address) == 8 else bytes.fromhex(address)
+            found.add(str(ipaddress.ip_address(raw)))
+    return found
+
+
 def test_other_addresses_have_tls_of_our_ca_and_hosts_enrol_there(tmp_path):
     with running_up(tmp_path, AEGISFLUX_LISTEN="127.0.0.2") as up:
         url = f"https://127.0.0.2:{up.port}"
@@ -539,6 +552,9 @@ def test_other_addresses_have_tls_of_our_ca_and_hosts_enrol_there(tmp_path):
         asked = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--max-time", "5"]
         assert up.run(*asked, "--cacert", str(ca), f"{url}/healthz").stdout == "200"
         assert up.run(*asked, f"{url}/healthz").returncode == 60
+        assert _addresses(up.port + 1) == {"127.0.0.2"}, "NATS is on the given address alone"
+        for port in (up.port, up.port + 2, up.port + 5, up.port + 6):
+            assert _addresses(port) == {"127.0.0.1", "127.0.0.2"}, port
         assert up.run(*asked, f"http://127.0.0.2:{up.port}/healthz").stdout != "200"
         made = up.run(AEGISFLUX, "hosts", "token", "--label", "role=web")
         assert made.returncode == 0, made.stderr

@@ -13,7 +13,7 @@ from cyclopts import Parameter
 from aegisflux import settings as settings_of
 from aegisflux.cli.output import document, say
 from aegisflux.domain.errors import Invalid
-from aegisflux.settings import Settings
+from aegisflux.settings import Settings, bracketed
 
 Config = Annotated[
     Path | None, Parameter(name="--config", help="settings, instead of /etc/aegisflux/aegisflux.toml")
@@ -135,7 +135,8 @@ def _begin(given: Settings) -> None:
 
 
 def _screen(given: Settings, seen: set[str]) -> str:
-    nats = ", ".join(given.nats_urls) or f"nats://localhost:{given.nats_port}  (TLS, JetStream, JWT)"
+    ours = f"nats://{bracketed(given.nats_near)}:{given.nats_port}  (TLS, JetStream, JWT)"
+    nats = ", ".join(given.nats_urls) or ours
     store = "PostgreSQL, our own" if "postgres" in seen else "PostgreSQL of the settings"
     where = f" --data-dir {shlex.quote(str(given.data))}" if given.data_dir else ""
     where += f" --port-base {given.port_base}" if given.port_base else ""
