@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aegisflux.domain.definition import Definition, takes_from, waits
+from aegisflux.domain.definition import Definition, differences, takes_from, waits
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.selectors import may_meet, never_matches, parse_selector
 
@@ -25,6 +25,37 @@ OTHERS = (Definition("db", ("unit:db.service", "cgroup:system.slice/pg*"), {"rol
 )
 def test_who_waits(role, after, matters, held):
     assert waits(WEB, after, matters=matters, author=Principal("olga", role)) is held
+
+
+@pytest.mark.parametrize(
+    ("after", "words"),
+    [
+        (WEB, ()),
+        (Definition("www", ("unit:web",), {"role": "web"}), ("name web becomes www",)),
+        (Definition("web", (), {"role": "web"}), ("selector unit:web is removed",)),
+        (Definition("web", ("unit:x", "unit:web"), {"role": "web"}), ("selector unit:x is added",)),
+        (Definition("web", ("unit:web",), {}), ("host label role=web is removed",)),
+        (
+            Definition("web", ("unit:web",), {"role": "db", "a": "b"}),
+            ("host label a=b is added", "host label role=web becomes role=db"),
+        ),
+    ],
+)
+def test_what_differs_in_words(after, words):
+    assert differences(WEB, after) == words
+
+
+SOME = st.builds(
+    Definition,
+    st.sampled_from("ab"),
+    st.lists(st.sampled_from("xy"), max_size=3).map(tuple),
+    st.dictionaries(st.sampled_from("lm"), st.sampled_from("vw")),
+)
+
+
+@given(one=SOME, other=SOME)
+def test_what_differs_is_always_said(one, other):
+    assert (differences(one, other) == ()) is (one == other)
 
 
 @pytest.mark.parametrize(

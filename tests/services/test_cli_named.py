@@ -3,7 +3,7 @@
 import pytest
 
 from aegisflux import cli
-from aegisflux.cli import client, nouns
+from aegisflux.cli import client, nouns, services
 
 SERVICES = [{"id": 7, "name": "quickstart"}, {"id": 101, "name": "web"}]
 NOBODY = "the number or the name of a service"
@@ -43,6 +43,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(client, "call", call)
     monkeypatch.setattr(nouns, "call", call)
+    monkeypatch.setattr(services, "call", call)
     return found
 
 

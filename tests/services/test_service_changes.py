@@ -1,5 +1,6 @@
 """A service that takes part in what hosts enforce is changed by two people, or by an admin."""
 
+import re
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -14,6 +15,8 @@ from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.guardrails import OPEN
 from aegisflux.domain.roles import Principal
 from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.service_changes import MOST_HOSTS
+from aegisflux.services.orchestrator.state import HostsMoved
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 OLGA = Who(Principal("olga", "operator"), "test", "req-1")
@@ -81,7 +84,8 @@ async def test_nobody_below_an_admin_changes_it_alone(plane, number, kind, who):
     assert asked.warning == (
         f"not changed: it takes part in what hosts enforce; change {asked.waits.id} waits for an approver"
     )
-    assert await plane.orchestrator.registry.one(number) == before
+    now = await plane.orchestrator.registry.one(number)
+    assert (now.definition, now.waits) == (before.definition, asked.waits)
     assert await on(plane, number) == {"c1"}
     assert asked.waits in await plane.orchestrator.registry.changes(100)
     await plane.orchestrator.registry.discard(number, asked.waits.id, OLGA)
@@ -291,3 +295,70 @@ async def test_a_host_that_a_rollout_is_to_reach_is_named_by_an_admin(plane):
 async def refused_without_its_name(plane, name):
     with pytest.raises(Forbidden, match=f"aegisflux hosts token --host-id {name}"):
         await plane.enroll(name, {"at": "c2"})
+
+
+DRIFTS = {
+    "labels": ({"labels": {"at": "c1", "tier": "db"}}, "host label tier=db is added"),
+    "other labels": ({"labels": {"at": "c2"}}, "host label at=c1 becomes at=c2"),
+    "a selector": ({"selectors": []}, "selector unit:s[0-9]+ is removed"),
+    "a name": ({"name": "renamed{number}"}, "name s[0-9]+ becomes renamed[0-9]+"),
+}
+
+
+@pytest.mark.parametrize("drift", DRIFTS)
+async def test_an_approval_holds_for_what_the_service_was(plane, number, drift):
+    """Approved later, the change would take back what somebody else changed meanwhile."""
+    more, words = DRIFTS[drift]
+    registry = plane.orchestrator.registry
+    asked = await put(plane, number, OLGA, ["unit:more"], {"at": "c1"})
+    more = {name: value.format(number=number) if name == "name" else value for name, value in more.items()}
+    changed = await put(plane, number, WHO, **more)
+    held = (await registry.one(number)).waits
+    assert (held.id, changed.waits) == (asked.waits.id, held)
+    assert re.fullmatch(words, "; ".join(held.stale))
+    for dry_run in (True, False):
+        with pytest.raises(Conflict, match=f"{words}; ask for it again .*, or aegisflux service discard"):
+            await registry.approve(number, held.id, ANNA, dry_run)
+    assert (await registry.one(number)).definition == changed.definition
+    again = await put(plane, number, OLGA, ["unit:more"], {"at": "c1"})
+    assert again.waits.stale == ()
+    assert (await registry.approve(number, again.waits.id, ANNA)).selectors == ("unit:more",)
+
+
+async def test_a_change_that_was_asked_for_by_an_older_version_is_asked_for_again(plane, number):
+    asked = await put(plane, number, OLGA, labels={})
+    connection = await asyncpg.connect(plane.dsn)
+    try:
+        await connection.execute("update service_changes set seen = null where service_id = $1", number)
+    finally:
+        await connection.close()
+    with pytest.raises(Conflict, match="it was asked for when changes did not keep what they were made of"):
+        await plane.orchestrator.registry.approve(number, asked.waits.id, WHO)
+
+
+async def test_who_approves_sees_what_it_changes(plane, number):
+    registry = plane.orchestrator.registry
+    before = (await registry.one(number)).definition
+    asked = await put(plane, number, OLGA, [f"unit:s{number}", "cgroup:extra"], {"at": "c2"})
+    seen = {
+        "the answer": asked.waits,
+        "the changes": next(one for one in await registry.changes(100) if one.service_id == number),
+        "the service": (await registry.one(number)).waits,
+        "the dry run": (await registry.approve(number, asked.waits.id, ANNA, dry_run=True)).waits,
+    }
+    for held in seen.values():
+        assert held.before == before
+        assert held.differs == ("selector cgroup:extra is added", "host label at=c1 becomes at=c2")
+        assert held.reason == "it takes part in what hosts enforce"
+        assert (held.begin, held.cease) == (HostsMoved(1, ("c2",)), HostsMoved(1, ("c1",)))
+    listed = next(one for one in await registry.all() if one.id == number)
+    assert (listed.waits.id, listed.waits.differs) == (asked.waits.id, asked.waits.differs)
+
+
+async def test_hosts_that_begin_are_counted_and_the_first_are_named(plane, number):
+    for n in range(MOST_HOSTS + 3):
+        await plane.enroll(f"m{number}-{n:02}", {"many": f"m{number}"})
+    asked = await put(plane, number, OLGA, labels={"many": f"m{number}"})
+    assert (asked.waits.begin.count, len(asked.waits.begin.hosts)) == (MOST_HOSTS + 3, MOST_HOSTS)
+    assert asked.waits.begin.hosts[0] == f"m{number}-00"
+    assert asked.waits.cease == HostsMoved(1, ("c1",))

@@ -92,7 +92,19 @@ EXPORTED = {
     },
 }  # fmt: skip
 DONE = {"id": "0", "kind": E, "step": E, "share": 1.0, "error": E, "state": "done", "result": "/done"}
-SERVICE = {"id": 1, "name": E, "selectors": [E], "host_labels": {E: E}, E: E}
+CHANGE = {
+    "id": 7,
+    "service_id": 1,
+    "name": E,
+    "selectors": [E],
+    "created_by": E,
+    "reason": E,
+    "differs": [E],
+    "stale": [],
+    "begin": {"count": 2, "hosts": [E]},
+    "cease": None,
+}
+SERVICE = {"id": 1, "name": E, "selectors": [E], "host_labels": {E: E}, "waits": CHANGE, E: E}
 HOST = {"host_id": E, "labels": {E: E}, "agent_version": E, "services": [E], "suspicious": [E]}
 LETTER = {"id": 7, "time_ns": 1, "stream": E, "subject": E, "host_id": E, "size": 1, "reason": E}
 WHY = {"word": E, "reason": E, "rule": E, "mode": E, "version": 1, "digest": E, "hosts": [E]}
@@ -155,8 +167,9 @@ COMMANDS = {
     "service put x": SERVICE,
     "service health 1 --well": None,
     "service delete 1": None,
-    "service changes": [{"id": 1, "service_id": 1, "name": E, "selectors": [E], "created_by": E}],
+    "service changes": [CHANGE, CHANGE | {"stale": [E]}],
     "service approve 1 7": SERVICE,
+    "service approve 1 7 --dry-run": SERVICE,
     "service discard 1 7": None,
     "snapshot list": [{"service_id": 1, "name": E, "latest": 1}],
     "snapshot post {json}": {"service_id": 1, "version": 1, "digest": E, "target_hosts": [E],

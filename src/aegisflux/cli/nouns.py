@@ -1,4 +1,4 @@
-"""Nouns of the control plane: snapshots, services, hosts, tokens, keys, the audit log, the bus."""
+"""Nouns of the control plane: snapshots, hosts, tokens, keys, the audit log, the bus."""
 
 import asyncio
 import json
@@ -14,9 +14,8 @@ from cyclopts import App, Parameter
 from aegisflux.cli.client import call, number_of, quoted
 from aegisflux.cli.control import Config, DataDir, PortBase, known
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
-from aegisflux.domain.errors import Misused, Refused
+from aegisflux.domain.errors import Misused
 from aegisflux.domain.names import remarks
-from aegisflux.domain.selectors import never_matches
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -34,7 +33,6 @@ snapshot_app = App(
     help="Snapshots and their rollout: post, promote, roll back, withdraw, look, ask why.",
     version_flags=(),  # --version is that of a snapshot
 )
-service_app = App(name="service", help="The register of services.")
 host_app = App(name=("hosts", "host"), help="Enrolled hosts and enrolment tokens.")
 token_app = App(name="token", help="API tokens.")
 keys_app = App(name="keys", help="The keys that sign.")
@@ -70,7 +68,7 @@ def promote(
 ) -> None:
     """Give a posted version to all hosts of the service."""
     body = {"service_id": number_of(service_id), "version": version}
-    _changed(call("POST", "/seg/maps/promote", body, _asked(dry_run)), output)
+    _changed(call("POST", "/seg/maps/promote", body, asked(dry_run)), output)
 
 
 @snapshot_app.command
@@ -79,7 +77,7 @@ def rollback(
 ) -> None:
     """Bring back earlier content under a new version."""
     body = {"service_id": number_of(service_id), "to_version": to_version}
-    _changed(call("POST", "/seg/maps/rollback", body, _asked(dry_run)), output)
+    _changed(call("POST", "/seg/maps/rollback", body, asked(dry_run)), output)
 
 
 @snapshot_app.command
@@ -87,11 +85,12 @@ def withdraw(
     service_id: Service, *, host: Hosts = None, dry_run: DryRun = False, output: Output = "json"
 ) -> None:
     """End enforcement of a service, everywhere or on some hosts."""
-    query = {"target_host": host, **_asked(dry_run)}
+    query = {"target_host": host, **asked(dry_run)}
     _changed(call("DELETE", f"/seg/maps/{number_of(service_id)}", None, query), output)
 
 
-def _asked(dry_run: bool) -> dict[str, object]:
+def asked(dry_run: bool) -> dict[str, object]:
+    """The query of a request that may only try."""
     return {"dry_run": "true"} if dry_run else {}
 
 
@@ -158,102 +157,10 @@ def why(
         say("the hosts do not hold what is desired: aegisflux snapshot status tells why")
 
 
-@service_app.command(name="list")
-def list_services(*, output: Output = "table") -> None:
-    """All services."""
-    found = call("GET", "/api/v1/services")
-    show(found, output, ("id", "name", "selectors", "host_labels"))
-    names = {f"service {row['id']}": row["name"] for row in found}
-    _remark(names, {f"service {row['id']}": row["host_labels"] for row in found})
-    for row in found:
-        for text in row["selectors"]:
-            if why := never_matches(text):
-                say(f"warning: service {row['id']} ({row['name']}): {text!r} selects nothing: expected {why}")
-        if not row["host_labels"]:
-            say(
-                f"warning: service {row['id']} ({row['name']}) has no host_labels: no new allow of others "
-                "names hosts that report it; give it host_labels"
-            )
-
-
-def _remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
+def remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
     """What got its name before names that look like something else were refused."""
     for whose, what in remarks(names, labels):
         say(f"warning: {whose}: {what}; give it another one")
-
-
-@service_app.command(name="put")
-def put_service(
-    name: str,
-    *,
-    service_id: Annotated[int | None, Parameter(name="--id")] = None,
-    selector: Annotated[list[str] | None, Parameter(help="unit:<glob> or cgroup:<glob>", negative="")] = None,
-    label: Label = None,
-    output: Output = "json",
-) -> None:
-    """Register or change a service.
-
-    Example: aegisflux service put web --id 101 --selector unit:web.service --label role=web
-    """
-    body = {"id": service_id, "name": name, "selectors": selector or [], "host_labels": labels_of(label)}
-    found = call("POST", "/api/v1/services", body)
-    show(found, output, ("id", "name", "selectors", "host_labels"))
-    if found.get("warning"):
-        say(f"warning: {found['warning']}")
-    if waits := found.get("waits"):
-        say(f"to approve it: aegisflux service approve {found['id']} {waits['id']}")
-
-
-@service_app.command(name="changes")
-def service_changes(*, limit: int = 100, output: Output = "table") -> None:
-    """Changes of services that wait for an approver."""
-    found = call("GET", "/api/v1/services/changes", None, {"limit": limit})
-    show(found, output, ("id", "service_id", "name", "selectors", "host_labels", "created_by"))
-
-
-@service_app.command(name="approve")
-def approve_change(
-    service_id: Service, change: int, /, *, dry_run: DryRun = False, output: Output = "json"
-) -> None:
-    """Make a change of a service that waits.
-
-    Example: aegisflux service approve web 7
-    """
-    path = f"/api/v1/services/{number_of(service_id)}/approve"
-    found = call("POST", path, {"change": change}, _asked(dry_run))
-    if dry_run:
-        say("dry run: nothing was changed")
-    show(found, output, ("id", "name", "selectors", "host_labels"))
-
-
-@service_app.command(name="discard")
-def discard_change(service_id: Service, change: int, /) -> None:
-    """Drop a change of a service that waits."""
-    call("POST", f"/api/v1/services/{number_of(service_id)}/discard", {"change": change})
-
-
-@service_app.command
-def health(
-    service_id: Service,
-    *,
-    sick: Annotated[str | None, Parameter(help="what is wrong with it")] = None,
-    well: Annotated[bool, Parameter(negative="", help="it is healthy again")] = False,
-    host: Annotated[str | None, Parameter(help="only on this host")] = None,
-) -> None:
-    """Tell what your monitoring sees: a rollout that enforces on a service that is sick takes itself back.
-
-    Example: aegisflux service health 101 --sick "p99 is 3 s"
-    """
-    if (sick is None) == (not well):
-        raise Refused("expected one of --sick and --well")
-    said = {"healthy": well, "detail": sick or "", "host_id": host}
-    call("POST", f"/api/v1/services/{number_of(service_id)}/health", said)
-
-
-@service_app.command(name="delete")
-def delete_service(service_id: Service) -> None:
-    """Forget a service without snapshots on hosts."""
-    call("DELETE", f"/api/v1/services/{number_of(service_id)}")
 
 
 @host_app.command(name="token")
@@ -293,7 +200,7 @@ def list_hosts(*, output: Output = "table") -> None:
     )
     found = call("GET", "/api/v1/hosts")
     show(found, output, columns)
-    _remark(
+    remark(
         {f"host {row['host_id']}": row["host_id"] for row in found},
         {f"host {row['host_id']}": row["labels"] for row in found},
     )
@@ -402,7 +309,7 @@ def rotate(
 ) -> None:
     """Rotate the key that signs, and wait until the old one is gone."""
     body = {"without": without or [], **({} if wait_seconds is None else {"wait_seconds": wait_seconds})}
-    found = call("POST", "/api/v1/keys/rotate", body, _asked(dry_run))
+    found = call("POST", "/api/v1/keys/rotate", body, asked(dry_run))
     if dry_run:
         show(found, "json")
         return

@@ -4,7 +4,7 @@ Whoever changes that changes whom rules mean. So a service whose policy is in fo
 one asks, and another approves. The same holds for a service whose selectors could take cgroups from it.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 from msgspec import Struct
 
@@ -29,6 +29,28 @@ def waits(before: Definition | None, after: Definition, *, matters: bool, author
     An admin's does not wait, as with promotions.
     """
     return matters and before != after and not may(author.role, "admin")
+
+
+def differences(before: Definition, after: Definition) -> tuple[str, ...]:
+    """What of the one is another in the other, in words; empty: they are the same."""
+    return tuple(_differences(before, after))
+
+
+def _differences(before: Definition, after: Definition) -> Iterator[str]:
+    if before.name != after.name:
+        yield f"name {before.name} becomes {after.name}"
+    yield from (f"selector {one} is added" for one in after.selectors if one not in before.selectors)
+    yield from (f"selector {one} is removed" for one in before.selectors if one not in after.selectors)
+    if before.selectors != after.selectors and {*before.selectors} == {*after.selectors}:
+        yield "selectors come in another order or number"
+    for name in sorted({*before.host_labels, *after.host_labels}):
+        was, is_ = before.host_labels.get(name), after.host_labels.get(name)
+        if was is None:
+            yield f"host label {name}={is_} is added"
+        elif is_ is None:
+            yield f"host label {name}={was} is removed"
+        elif was != is_:
+            yield f"host label {name}={was} becomes {name}={is_}"
 
 
 def takes_from(before: Definition | None, after: Definition, others: Iterable[Definition]) -> tuple[str, ...]:

@@ -37,6 +37,8 @@ from aegisflux.services.orchestrator.service_changes import (
     matters,
     told,
     unnamed,
+    waiting,
+    with_hosts,
 )
 from aegisflux.services.orchestrator.state import Service, ServiceChange, service_of
 
@@ -88,26 +90,33 @@ class Registry:
                 _, rollout = await state.load(db, before.id)
                 await check_guardrails(self._core, db, before, rollout, after)
             service = await self._put(db, number, before, after, who)
+            service = msgspec.structs.replace(service, waits=await waiting(db, number))
         self._core.wake()
         return _warned(service)
 
     @again
     async def approve(self, service_id: int, change: int, who: Who, dry_run: bool = False) -> Service:
-        """Make the change that waits; raises NotFound, Conflict when it is another one or a guardrail does
-        not hold, or Forbidden for its author below an admin."""
+        """Make the change that waits; raises NotFound, Conflict when it is another one, when the service is
+        not what it was when the change was asked for, or when a guardrail does not hold, or Forbidden for its
+        author below an admin."""
         if dry_run:
-            _, held = await approvable(self._core, self._core.store, service_id, change, who)
-            return msgspec.structs.replace(await self.one(service_id), waits=held)
+            before, held = await self._approvable(self._core.store, service_id, change, who)
+            return msgspec.structs.replace(before, waits=held)
         async with self._core.store.change() as db:
-            before, held = await approvable(self._core, db, service_id, change, who)
-            after = Definition(held.name, held.selectors, held.host_labels)
-            await self._number(db, service_id, held.name)
-            _check_definition(before, after)
+            before, held = await self._approvable(db, service_id, change, who)
             await db.run("end_change", service_id)
             author = f"change {held.id} of {held.created_by}"
-            service = await self._put(db, service_id, before, after, who, author)
+            service = await self._put(db, service_id, before, held.definition, who, author)
         self._core.wake()
         return _warned(service)
+
+    async def _approvable(
+        self, db: Queries, service_id: int, change: int, who: Who
+    ) -> tuple[Service, ServiceChange]:
+        before, held = await approvable(self._core, db, service_id, change, who)
+        await self._number(db, service_id, held.name)
+        _check_definition(before, held.definition)
+        return before, held
 
     @again
     async def discard(self, service_id: int, change: int, who: Who) -> None:
@@ -123,7 +132,8 @@ class Registry:
 
     async def changes(self, limit: int) -> tuple[ServiceChange, ...]:
         """Changes that wait, oldest first."""
-        return tuple(map(change_of, await self._core.store.rows("held_changes", limit)))
+        rows = await self._core.store.rows("held_changes", limit)
+        return await with_hosts(self._core.store, tuple(map(change_of, rows)))
 
     async def _put(
         self, db: Change, number: int, before: Service | None, after: Definition, who: Who, reason: str = ""
@@ -148,7 +158,7 @@ class Registry:
         )
         return msgspec.structs.replace(service, warning=warning)
 
-    async def _number(self, db: Change, service_id: int | None, name: str) -> int:
+    async def _number(self, db: Queries, service_id: int | None, name: str) -> int:
         named = await db.row("service_named", name)
         if named is not None and named["id"] != service_id:
             raise Conflict(f"the name {name} belongs to service {named['id']}")
@@ -194,15 +204,19 @@ class Registry:
         await db.audit(who.did("service.delete", f"service/{service.id}", before=service.name))
 
     async def all(self) -> tuple[Service, ...]:
-        """All services by number."""
-        return tuple(service_of(row) for row in await self._core.store.rows("services"))
+        """All services by number, with the changes of them that wait."""
+        store = self._core.store
+        held = {row["service_id"]: change_of(row) for row in await store.rows("held_changes", None)}
+        found = map(service_of, await store.rows("services"))
+        return tuple(msgspec.structs.replace(one, waits=held.get(one.id)) for one in found)
 
     async def one(self, service_id: int) -> Service:
-        """One service; raises NotFound."""
+        """One service, with the change of it that waits; raises NotFound."""
         row = await self._core.store.row("service", service_id)
         if row is None:
-            raise NotFound(f"service {service_id} is not registered")
-        return service_of(row)
+            raise NotFound(f"service {service_id} is not registered; see aegisflux service list")
+        held = await waiting(self._core.store, service_id)
+        return msgspec.structs.replace(service_of(row), waits=held)
 
 
 def _check(name: str, selectors: Sequence[str], stored: Collection[str] = ()) -> None:

@@ -277,9 +277,11 @@ async def get_service(service_id: ServiceNumber, request: Handler) -> Service:
 
 @get("/api/v1/services/changes", guards=[needs("viewer")])
 async def list_service_changes(
-    request: Handler, limit: Annotated[int, Parameter(ge=1, le=1000)] = 100
+    request: Handler, limit: Annotated[int, Parameter(ge=1, le=100)] = 100
 ) -> tuple[ServiceChange, ...]:
-    """Changes of services that wait for an approver, oldest first; of each service at most one."""
+    """Changes of services that wait for an approver, oldest first; of each service at most one. Each says
+    what it changes, why it waits, and which hosts begin and cease to run the service by it.
+    """
     return await orchestrator_of(request).registry.changes(limit)
 
 
@@ -287,7 +289,9 @@ async def list_service_changes(
 async def approve_service_change(
     service_id: ServiceNumber, data: ChangeRequest, request: Handler, dry_run: DryRun = False
 ) -> Service:
-    """Make the change of a service that waits. Who asked for it may not, below an admin."""
+    """Make the change of a service that waits. Who asked for it may not, below an admin. 409: the service is
+    not what it was when the change was asked for, and what differs.
+    """
     registry = orchestrator_of(request).registry
     return await registry.approve(service_id, data.change, who(request), dry_run)
 

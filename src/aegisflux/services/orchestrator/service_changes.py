@@ -5,7 +5,7 @@ from typing import Final
 
 import msgspec
 
-from aegisflux.domain.definition import Definition, takes_from
+from aegisflux.domain.definition import Definition, differences, takes_from
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may, may_approve
 from aegisflux.domain.rollout import Rollout, runs
@@ -13,9 +13,11 @@ from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.core import Core, Who
-from aegisflux.services.orchestrator.state import Service, ServiceChange
+from aegisflux.services.orchestrator.state import HostsMoved, Service, ServiceChange
 
 MOST_NAMED: Final = 5
+MOST_HOSTS: Final = 20
+UNSEEN: Final = "it was asked for when changes did not keep what they were made of"
 
 
 async def matters(db: Queries, service_id: int, before: Service | None, after: Definition) -> str:
@@ -95,12 +97,14 @@ async def hold(db: Change, before: Service, after: Definition, now: int, why: st
     """Keep a change until somebody approves it, instead of one that waits already."""
     await db.run("end_change", before.id)
     values = after.name, list(after.selectors), dict(after.host_labels), now, who.principal.name
-    row = await db.row("hold_change", before.id, *values, who.principal.key)
-    assert row is not None
+    seen = msgspec.to_builtins(before.definition)
+    await db.run("hold_change", before.id, *values, who.principal.key, seen, why)
+    held = await waiting(db, before.id)
+    assert held is not None
     said = str(before.definition)
     await db.audit(who.did("service.ask", f"service/{before.id}", before=said, after=str(after), reason=why))
-    warning = f"not changed: {why}; change {row['id']} waits for an approver"
-    return msgspec.structs.replace(before, waits=change_of(row), warning=warning)
+    warning = f"not changed: {why}; change {held.id} waits for an approver"
+    return msgspec.structs.replace(before, waits=held, warning=warning)
 
 
 async def approvable(
@@ -115,28 +119,67 @@ async def approvable(
             f"service {service_id}: change {held.id} was asked for by {held.created_by}; "
             "another approver approves it, or an admin"
         )
-    after = Definition(held.name, held.selectors, held.host_labels)
-    await check_guardrails(core, db, service, rollout, after)
+    if held.stale:
+        raise Conflict(
+            f"service {service_id}: change {held.id} was asked for of another service than there is now: "
+            f"{'; '.join(held.stale)}; ask for it again (aegisflux service put), "
+            f"or aegisflux service discard {service_id} {held.id}"
+        )
+    await check_guardrails(core, db, service, rollout, held.definition)
     return service, held
 
 
 async def held_change(db: Queries, service_id: int, change: int) -> ServiceChange:
     """The change of the service that waits; raises NotFound, or Conflict when it is another one."""
-    row = await db.row("held_change", service_id)
-    if row is None:
-        raise NotFound(f"service {service_id}: no change waits for approval")
-    if row["id"] != change:
+    held = await waiting(db, service_id)
+    if held is None:
+        raise NotFound(f"service {service_id}: no change waits for approval; see aegisflux service changes")
+    if held.id != change:
         raise Conflict(
-            f"service {service_id}: change {row['id']} waits, not change {change}; look at it first"
+            f"service {service_id}: change {held.id} waits, not change {change}; look at it first: "
+            "aegisflux service changes"
         )
-    return change_of(row)
+    return held
+
+
+async def waiting(db: Queries, service_id: int) -> ServiceChange | None:
+    """The change of a service that waits, with the hosts that it moves; None: there is none."""
+    row = await db.row("held_change", service_id)
+    return None if row is None else (await with_hosts(db, (change_of(row),)))[0]
+
+
+async def with_hosts(db: Queries, changes: tuple[ServiceChange, ...]) -> tuple[ServiceChange, ...]:
+    """Changes, each with the hosts that would begin and cease to run its service."""
+    rows = await db.rows("moved_by_changes", [one.id for one in changes], MOST_HOSTS) if changes else ()
+    begin = {row["id"]: HostsMoved(row["begin"], tuple(row["first_begin"] or ())) for row in rows}
+    cease = {row["id"]: HostsMoved(row["cease"], tuple(row["first_cease"] or ())) for row in rows}
+    none = HostsMoved()
+    return tuple(
+        msgspec.structs.replace(one, begin=begin.get(one.id, none), cease=cease.get(one.id, none))
+        for one in changes
+    )
 
 
 def change_of(row: Row) -> ServiceChange:
-    """From a row of `service_changes`."""
-    return ServiceChange(**{**dict(row), "selectors": tuple(row["selectors"])})
+    """From a row of `service_changes` with what its service is now."""
+    after = Definition(row["name"], tuple(row["selectors"]), row["host_labels"])
+    now = Definition(row["now_name"], tuple(row["now_selectors"]), row["now_labels"])
+    before = None if row["seen"] is None else msgspec.convert(row["seen"], Definition)
+    return ServiceChange(
+        id=row["id"],
+        service_id=row["service_id"],
+        name=after.name,
+        selectors=after.selectors,
+        host_labels=row["host_labels"],
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        reason=row["reason"],
+        before=before,
+        differs=differences(before or now, after),
+        stale=differences(before, now) if before else (UNSEEN,),
+    )
 
 
 def told(change: ServiceChange) -> str:
     """A change for the audit log."""
-    return f"change {change.id}: {Definition(change.name, change.selectors, change.host_labels)}"
+    return f"change {change.id}: {change.definition}"

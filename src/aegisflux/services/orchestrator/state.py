@@ -24,8 +24,23 @@ Given = tuple[int, str, Assigned]
 log = logs.get("state")
 
 
-class ServiceChange(Struct, frozen=True):
-    """A change of a service that waits for somebody who approves it."""
+class HostsMoved(Struct, frozen=True):
+    """How many hosts, and the first of them by name."""
+
+    count: int = 0
+    hosts: tuple[str, ...] = ()
+
+
+class ServiceChange(Struct, frozen=True, kw_only=True):
+    """A change of a service that waits for somebody who approves it.
+
+    reason:  why it waits
+    before:  what the service was when it was asked for; the approval holds for this alone. Null: it was asked
+             for before this was kept
+    differs: what it changes of that, in words
+    stale:   what of the service changed since, in words; unless empty, it cannot be approved
+    begin, cease: hosts that would begin and cease to run the service now; null in a list of services
+    """
 
     id: int
     service_id: int
@@ -34,6 +49,17 @@ class ServiceChange(Struct, frozen=True):
     host_labels: dict[str, str]
     created_at: int
     created_by: str
+    reason: str = ""
+    before: Definition | None = None
+    differs: tuple[str, ...] = ()
+    stale: tuple[str, ...] = ()
+    begin: HostsMoved | None = None
+    cease: HostsMoved | None = None
+
+    @property
+    def definition(self) -> Definition:
+        """What the service is to become."""
+        return Definition(self.name, self.selectors, self.host_labels)
 
 
 class Service(Struct, frozen=True):

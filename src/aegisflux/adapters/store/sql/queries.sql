@@ -84,12 +84,27 @@ and (s.stable is not null or s.open_version is not null or exists (select 1 from
 order by s.id
 
 -- name: hold_change
-insert into service_changes (service_id, name, selectors, host_labels, created_at, created_by, author)
-values ($1, $2, $3, $4, $5, $6, $7)
-returning id, service_id, name, selectors, host_labels, created_at, created_by
+insert into service_changes (service_id, name, selectors, host_labels, created_at, created_by, author, seen, reason)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 
+-- The change of a service that waits, and what the service is now.
 -- name: held_change
-select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes where service_id = $1
+select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.seen, c.reason,
+    s.name as now_name, s.selectors as now_selectors, s.host_labels as now_labels
+from service_changes c join services s on s.id = c.service_id where c.service_id = $1
+
+-- Hosts that would begin or cease to run a service by changes of its labels, as `state.running` counts them: how many, and the first.
+-- name: moved_by_changes
+select c.id, count(*) filter (where x.after) as begin, count(*) filter (where x.before) as cease,
+    (array_agg(h.host_id order by h.host_id) filter (where x.after))[1:$2::int] as first_begin,
+    (array_agg(h.host_id order by h.host_id) filter (where x.before))[1:$2::int] as first_cease
+from service_changes c join services s on s.id = c.service_id cross join hosts h
+left join reports r on r.service_id = c.service_id and r.host_id = h.host_id and cardinality(r.cgroups) > 0
+cross join lateral (select
+    s.host_labels <@ h.labels and (s.host_labels <> '{}' or r.host_id is not null) as before,
+    c.host_labels <@ h.labels and (c.host_labels <> '{}' or (r.host_id is not null and cardinality(c.selectors) > 0)) as after
+) x
+where c.id = any($1::bigint[]) and h.released_at is null and x.before <> x.after group by c.id
 
 -- name: change_named
 select id, service_id from service_changes where name = $1 order by id limit 1
@@ -98,7 +113,9 @@ select id, service_id from service_changes where name = $1 order by id limit 1
 select author from service_changes where id = $1
 
 -- name: held_changes
-select id, service_id, name, selectors, host_labels, created_at, created_by from service_changes order by id limit $1
+select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.seen, c.reason,
+    s.name as now_name, s.selectors as now_selectors, s.host_labels as now_labels
+from service_changes c join services s on s.id = c.service_id order by c.id limit $1
 
 -- name: end_change
 delete from service_changes where service_id = $1
