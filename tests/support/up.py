@@ -8,7 +8,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.support.engines import free_base
@@ -45,8 +45,12 @@ class Up:
         with self.log.open("ab") as log:
             argv = [*self.become, AEGISFLUX, "up"]
             self.process = subprocess.Popen(argv, env=self.environ, stdout=log, stderr=log)
-        self.until(lambda: self.log.read_text().count(UP) > told, 40)
-        self.wait_ready()
+        try:
+            self.until(lambda: self.log.read_text().count(UP) > told, 40)
+            self.wait_ready()
+        except BaseException:
+            self.end()
+            raise
 
     def wait_ready(self, seconds: float = 40) -> None:
         """Until /readyz answers 200."""
@@ -71,6 +75,19 @@ class Up:
         assert self.process
         self.process.send_signal(number)
         return self.process.wait(40)
+
+    def end(self) -> None:
+        """End it, whatever it takes: one that goes on restarts its services in a folder that is gone."""
+        assert self.process
+        children = [json.loads(path.read_text())["pid"] for path in (self.data / "run").glob("*.pid")]
+        try:
+            self.stop()
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            for pid in children:
+                with suppress(ProcessLookupError):
+                    os.killpg(pid, signal.SIGKILL)
 
     def pid(self, child: str) -> int:
         """The process of a child."""
@@ -133,4 +150,4 @@ def running_up(folder: Path, **settings: str):
         yield up
     finally:
         if up.process and up.process.poll() is None:
-            up.stop()
+            up.end()

@@ -1,8 +1,10 @@
 """Supervision of real child processes: order, death, orphans, ports, signals."""
 
 import asyncio
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -69,6 +71,48 @@ async def test_a_killed_child_comes_back_each_time(tmp_path):
             assert supervisor.pids()["two"] == two
     finally:
         await supervisor.stop()
+
+
+def running(marker: str) -> list[int]:
+    """Processes with this word in their command."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if marker.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+async def broken() -> bool:
+    raise OSError("too many open files")
+
+
+@pytest.mark.parametrize("fails", ["the folder is gone", "the disk is full", "nobody can ask it"])
+async def test_starts_that_fail_again_and_again_leave_no_process(tmp_path, monkeypatch, fails):
+    """A folder that was removed below a running control plane left a process more at each try: 193."""
+    monkeypatch.setattr(supervise, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(supervise, "LAST_PAUSE", 0.01)
+    marker, run, events = f"one-of-{os.getpid()}-{fails.split()[1]}", tmp_path / "run", Watcher()
+    run.mkdir()
+    child = sleeper("one", argv=(sys.executable, "-S", "-c", SLEEPER, marker))
+    supervisor = Supervisor([child], run, events)
+    await supervisor.start()
+    try:
+        pid = supervisor.pids()["one"]
+        if fails == "the folder is gone":
+            shutil.rmtree(run)
+        elif fails == "the disk is full":
+            (run / "one.new").mkdir()
+        else:
+            supervisor._processes[0].child = dataclasses.replace(child, ready=broken)
+        os.kill(pid, signal.SIGKILL)
+        await eventually(lambda: events.count(("one", "failed")) >= 5)
+        assert len(running(marker)) <= 1
+    finally:
+        await supervisor.stop()
+    assert running(marker) == []
 
 
 async def test_the_helpers_of_a_killed_child_die_with_it(tmp_path):

@@ -102,13 +102,20 @@ class Process:
 
     async def start(self) -> None:
         """Prepare, spawn and wait until ready; raises Unavailable with the end of its log when it dies or
-        takes too long.
+        takes too long. A start that fails leaves no process behind.
         """
-        child = self.child
-        if child.prepare:
-            await asyncio.to_thread(child.prepare)
+        if self.child.prepare:
+            await asyncio.to_thread(self.child.prepare)
         self._spawn()
-        deadline = time.monotonic() + child.ready_seconds
+        try:
+            await self._until_ready()
+        except OSError:
+            await self.stop()
+            raise
+        self._say("ready")
+
+    async def _until_ready(self) -> None:
+        child, deadline = self.child, time.monotonic() + self.child.ready_seconds
         while not await child.ready():
             if self._gone.is_set():
                 raise Unavailable(
@@ -120,7 +127,6 @@ class Process:
                     f"{child.name} was not ready within {child.ready_seconds:g} s{self._log_tail()}"
                 )
             await asyncio.sleep(POLL_SECONDS)
-        self._say("ready")
 
     async def wait(self) -> None:
         """Until it is gone, no longer healthy, or hangs; `why` says which. One that is not gone is ended."""
@@ -252,8 +258,12 @@ class Process:
         finally:
             if output is not None:
                 output.close()
-        self._pid_file.write(self._popen.pid)
         self._watch(self._popen, self._gone)
+        try:
+            self._pid_file.write(self._popen.pid)
+        except OSError as error:  # then the next supervisor could not find it, and nor could we end it twice
+            self.kill()
+            raise Unavailable(f"{child.name}: its process cannot be noted: {error}") from error
         self._say("started")
 
     def _watch(self, popen: "subprocess.Popen[bytes]", gone: asyncio.Event) -> None:
