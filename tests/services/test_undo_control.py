@@ -159,3 +159,71 @@ async def test_what_was_withdrawn_from_a_host_does_not_come_back_by_its_report(h
     await eventually(known)
     await orchestrator.upkeep.join()
     assert host not in {row["host_id"] for row in await half.plane.store.rows("assignments", half.service)}
+
+
+async def test_a_rollback_does_not_bring_back_what_was_withdrawn_from_a_host(fleet):
+    await post(fleet, 1)
+    await promote(fleet)
+    gone = fleet.hosts[1]
+    await fleet.plane.orchestrator.changes.withdraw(fleet.service, [gone], OPERATOR)
+    await eventually(lambda: fleet.versions()[1] is None)
+    done = await back(fleet, 1)
+    assert gone not in done.changed_hosts
+    panic = PanicRequest(service_id=fleet.service)
+    (observing,) = (await fleet.plane.orchestrator.panic.observe(panic, OPERATOR)).services
+    assert gone not in observing.hosts
+    await eventually(lambda: fleet.versions() == [3, None, 3, 3])
+    await post(fleet, 4)
+    await eventually(lambda: fleet.versions() == [4] * 4)
+
+
+JOINED = {
+    "posted to all": ("post",),
+    "promoted": ("post", "promote"),
+    "posted, and no host is left": ("post", "gone"),
+    "promoted, and no host is left": ("post", "promote", "gone"),
+    "promoted, and each host panicked by itself": ("post", "promote", "panics"),
+}
+
+
+@pytest.mark.parametrize("asked", ["service", "fleet"])
+@pytest.mark.parametrize("before", JOINED)
+async def test_who_joins_after_a_panic_enforces_nothing(fleet, before, asked):
+    plane, registry = fleet.plane.orchestrator, fleet.plane.orchestrator.registry
+    for step in JOINED[before]:
+        if step == "post":
+            await post(fleet, 1)
+        elif step == "promote":
+            await promote(fleet)
+        elif step == "gone":
+            for host in fleet.hosts:
+                await plane.changes.withdraw(fleet.service, [host], OPERATOR)
+        else:
+            for host in fleet.hosts:
+                await plane.panic.observe(PanicRequest(host_id=host), OPERATOR)
+    wanted = PanicRequest(fleet=True) if asked == "fleet" else PanicRequest(service_id=fleet.service)
+    done = await plane.panic.observe(wanted, OPERATOR)
+    assert fleet.service in {one.service_id for one in done.services}
+    labels = (await registry.one(fleet.service)).host_labels
+    joined = await fleet.plane.agent(f"joined-{fleet.service}", labels)
+    await eventually(lambda: joined.in_force.get(fleet.service))
+    version = joined.in_force[fleet.service].version
+    row = await fleet.plane.store.row("content", fleet.service, version)
+    assert row["mode"] == "observe"
+
+
+@pytest.mark.parametrize("undone", ["rollback", "panic"])
+async def test_who_brings_content_back_does_not_become_its_author(fleet, undone):
+    changes = fleet.plane.orchestrator.changes
+    mallory = Who(Principal("mallory", "approver", id="m1"), "test", "req-4")
+    await post(fleet, 1)
+    await promote(fleet)
+    await post(fleet, 2, [fleet.hosts[0]], mallory, edges=[])
+    if undone == "rollback":
+        await post(fleet, 3, [fleet.hosts[0]], mallory)
+        version = (await back(fleet, 2)).version
+    else:
+        panic = PanicRequest(host_id=fleet.hosts[0])
+        version = (await fleet.plane.orchestrator.panic.observe(panic, OPERATOR)).services[0].version
+    with pytest.raises(Forbidden, match="was posted by mallory"):
+        await changes.promote(fleet.service, version, mallory)

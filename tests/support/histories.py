@@ -34,12 +34,14 @@ class History:
     def __init__(self, choose):
         self.choose, self.now = choose, 1000
         self.rollout, self.contents, self.authors = Rollout(7), {}, {}
-        self.had, self.spared, self.running = defaultdict(tuple), set(), set(HOSTS[:4])
-        self.carried = None
+        self.had, self.spared, self.running = defaultdict(tuple), set(), {one for one in HOSTS if choose(2)}
+        self.carried, self.withheld = None, set()
         self.told = []
         # the oracle
         self.approved, self.for_all, self.open = defaultdict(set), set(), None
         self.enforced = defaultdict(set)
+        self.withdrawn, self.observing = set(), False
+        self.posters = defaultdict(set)
 
     # what is drawn
 
@@ -71,8 +73,12 @@ class History:
         """The invariants."""
         for host in HOSTS:
             content, was = self.content(host), before[host]
+            if content is not None and host in self.withdrawn:
+                raise Wrong(f"{host} has {content.rules} again, which was withdrawn from it: {self.told}")
             if content is None or not content.enforces:
                 continue
+            if self.observing:
+                raise Wrong(f"{host} enforces {content.rules} after a panic of all: {self.told}")
             self.enforced[host].add(self.rollout.hosts[host].version)
             if content.rules not in self.approved[host] | self.for_all:
                 raise Wrong(f"{host} enforces {content.rules}, which nobody approved for it: {self.told}")
@@ -88,13 +94,23 @@ class History:
         mode = "enforce" if self.choose(3) else "observe"
         content = Content(f"{RULES[self.choose(len(RULES))]} {mode}", mode == "enforce")
         self.contents[version], self.authors[version] = content, actor.name
+        self.posters[content.rules].add(actor.name)
         return version, content
+
+    def copied(self, source, version, content):
+        """What a version brings back stays its author's."""
+        self.contents[version], self.authors[version] = content, self.authors[source]
+        self.posters[content.rules].add(self.authors[source])
 
     def guarded(self, hosts, content):
         if content.enforces and self.spared & set(hosts):
             raise Conflict("never_block")
 
     def given(self, hosts, version):
+        """Somebody gave hosts a version, who could do so."""
+        self.observing = False
+        self.withheld -= set(hosts)
+        self.withdrawn -= set(hosts)
         for host in hosts:
             self.had[host] = undo.remembered(self.had[host], version)
 
@@ -120,6 +136,8 @@ class History:
             return False
         self.guarded(hosts, content)
         self.told.append(f"{actor.name} promotes {version}")
+        if self.posters[content.rules] == {actor.name} and actor.role != "admin":
+            raise Wrong(f"{actor.name} approved what nobody else posted: {self.told}")
         self.rollout = rollouts.promote(self.rollout, version, self.now + LEASE, self.running).rollout
         self.given(hosts, version)
         self.for_all.add(content.rules)
@@ -128,48 +146,53 @@ class History:
 
     def past(self):
         promoted = frozenset(self.contents[version].rules for version in self.rollout.promotions)
-        return Past(dict(self.contents), promoted, dict(self.had), frozenset(self.spared))
+        spared, withheld = frozenset(self.spared), frozenset(self.withheld)
+        return Past(dict(self.contents), promoted, dict(self.had), spared, withheld)
 
     def rollback(self, actor):
         wish = None if self.choose(2) else 1 + self.choose(self.rollout.latest + 1)
         source, version = rollouts.rollback_target(self.rollout, wish), self.rollout.latest + 1
         self.told.append(f"{actor.name} rolls back to {source} as {version}")
         undone = undo.roll_back(self.rollout, self.past(), source, version, self.now + LEASE, self.running)
-        self.contents[version], self.authors[version] = self.contents[source], actor.name
-        self.rollout, self.open = undone.step.rollout, None
+        self.copied(source, version, self.contents[source])
+        self.rollout, self.open, self.observing = undone.step.rollout, None, False
         return True
 
     def panic(self, actor):
-        blocking = [g.version for g in self.rollout.hosts.values() if self.contents[g.version].enforces]
-        if not blocking:
+        host = HOSTS[self.choose(len(HOSTS))] if self.choose(2) else None
+        if host is None:
+            if self.carried is not None and self.rollout.stable != self.carried[0]:
+                self.take_back(actor)  # rollouts that are on their way are ended first
+            self.observing = True
+        blocking = (v for v in undo.could_have(self.rollout, self.now, host) if self.contents[v].enforces)
+        source, version = next(blocking, None), self.rollout.latest + 1
+        if source is None:
             return True
-        source, version = max(blocking), self.rollout.latest + 1
         rules = self.contents[source].rules.replace("enforce", "observe")
-        self.contents[version], self.authors[version] = Content(rules, False), actor.name
-        if self.choose(2):
-            host = sorted(self.rollout.hosts)[self.choose(len(self.rollout.hosts))]
-            self.told.append(f"{actor.name} panics {host} as {version}")
-            self.rollout = undo.observe(self.rollout, version, self.now + LEASE, (), host).rollout
-        else:
-            self.told.append(f"{actor.name} panics as {version}")
-            self.rollout = undo.observe(self.rollout, version, self.now + LEASE, self.running).rollout
+        self.copied(source, version, Content(rules, False))
+        self.told.append(f"{actor.name} panics {host or 'all'} as {version}")
+        running = self.running - self.withheld
+        self.rollout = undo.observe(self.rollout, version, self.now + LEASE, running, host).rollout
+        self.open = rules if self.rollout.open_version == version else self.open
         return True
 
     def withdraw(self, actor):
         targets = None if self.choose(2) else self.some(HOSTS)
         self.told.append(f"{actor.name} withdraws from {targets or 'all'}")
         self.rollout = rollouts.withdraw(self.rollout, targets).rollout
+        self.withheld |= set(targets or ())
+        self.withdrawn |= set(targets or ())
         self.open = self.open if targets else None
         return True
 
     def join(self, _actor):
-        hosts = [host for host in self.some(HOSTS) if host not in self.spared]
+        hosts = [host for host in self.some(HOSTS) if host not in self.spared | self.withheld]
         self.running.update(hosts)
         step = rollouts.joined(self.rollout, hosts, self.now, LEASE)
         self.told.append(f"{hosts} join: {step.changed}")
         self.rollout = step.rollout
         for host in step.changed:
-            self.given([host], self.rollout.hosts[host].version)
+            self.had[host] = undo.remembered(self.had[host], self.rollout.hosts[host].version)
             self.approved[host] |= {self.open} - {None}
         return False
 
@@ -229,8 +252,8 @@ class History:
         self.told.append(f"it takes itself back: {back}")
         step = undo.take_back(self.rollout, past, back, copies, self.now + LEASE, replaces, promoted)
         for source, copy in copies.items():
-            self.contents[copy], self.authors[copy] = self.contents[source], "system"
-        self.rollout, self.carried = step.rollout, None
+            self.copied(source, copy, self.contents[source])
+        self.rollout, self.carried, self.observing = step.rollout, None, False
         for host in mine:
             content = self.content(host)
             others = self.enforced[host] - {version}

@@ -118,8 +118,8 @@ def promote(
     that are `spared` keep what they have."""
     wanted = Assigned(version, lease_until, True)
     hosts = dict.fromkeys(sorted({*running, *rollout.hosts} - set(spared)), wanted)
-    changed = tuple(host for host in hosts if not _holds(rollout, host, version))
-    kept = {host: rollout.hosts[host] for host in hosts if host not in changed}
+    kept = {host: rollout.hosts[host] for host in hosts if _holds(rollout, host, version)}
+    changed = tuple(host for host in hosts if host not in kept)
     history = rollout.promotions if rollout.stable == version else (*rollout.promotions, version)
     after = replace(
         rollout,
@@ -155,11 +155,11 @@ def rollback_target(rollout: Rollout, to_version: int | None) -> int:
 
 def withdraw(rollout: Rollout, targets: Iterable[str] | None) -> Step:
     """Take the service's snapshot from the targets, or from everywhere: what is promoted ends too."""
-    gone = tuple(sorted(host for host in rollout.hosts if targets is None or host in set(targets)))
+    gone = set(rollout.hosts) if targets is None else rollout.hosts.keys() & set(targets)
     after = replace(rollout, hosts={h: given for h, given in rollout.hosts.items() if h not in gone})
     if targets is None:
         after = replace(after, stable=None, open_version=None, open_until=0)
-    return Step(after, gone)
+    return Step(after, tuple(sorted(gone)))
 
 
 def joined(rollout: Rollout, hosts: Iterable[str], now: int, stable_ttl: int) -> Step:

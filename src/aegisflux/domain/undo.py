@@ -37,12 +37,14 @@ class Past(Struct, frozen=True):
     promoted: rules that were promoted, that is approved for every host of the service
     had: of each host the versions that it was given by a post, a promotion or a rollout, oldest first
     spared: hosts on which nothing is ever enforced
+    withheld: hosts from which it was withdrawn by name, and that nobody gave it again
     """
 
     contents: Mapping[int, Content]
     promoted: frozenset[str] = frozenset()
     had: Mapping[str, tuple[int, ...]] = {}
     spared: frozenset[str] = frozenset()
+    withheld: frozenset[str] = frozenset()
 
     def of(self, host: str, without: frozenset[int] = frozenset()) -> tuple[int, ...]:
         """The versions that a host had, oldest first; those of `without` and of their rules do not count."""
@@ -92,7 +94,7 @@ def roll_back(
     until its lease ends. Raises Conflict when no host may be led back.
     """
     promoted = past.contents[source].rules in past.promoted
-    hosts = sorted({*rollout.hosts, *(running if promoted else ())})
+    hosts = sorted({*rollout.hosts, *(set(running) - past.withheld if promoted else ())})
     kept = {host: why for host in hosts if (why := barred(past, host, source))}
     given = [host for host in hosts if host not in kept]
     if kept and not given:
@@ -100,7 +102,7 @@ def roll_back(
             f"service {rollout.service_id}: no host may be led back to version {source} ({told(kept)}); "
             "post it again as a new version, and have it promoted"
         )
-    gone = [host for host in kept if host in past.spared and past.enforces(_version(rollout, host))]
+    gone = {host for host in kept if host in past.spared and past.enforces(_version(rollout, host))}
     wanted = Assigned(version, lease_until, promoted)
     left = {host: one for host, one in rollout.hosts.items() if host not in gone}
     after = replace(
@@ -147,17 +149,29 @@ def take_back(
     return Step(after, tuple(sorted(back)))
 
 
+def could_have(rollout: Rollout, now: int, host: str | None = None) -> tuple[int, ...]:
+    """The versions that the host has, or that any host has or is given when it joins; the newest first."""
+    found = {given.version for name, given in rollout.hosts.items() if host in (None, name)}
+    if host is None:
+        found |= {rollout.stable} - {None}
+        found |= {rollout.open_version} - {None} if rollout.open_until > now else set()
+    return tuple(sorted(found, reverse=True))
+
+
 def observe(
     rollout: Rollout, version: int, lease_until: int, running: Collection[str], host: str | None = None
 ) -> Step:
     """Give the version, which blocks nothing, to the host; or to every host of the service, where it becomes
-    the stable one if there was one.
+    the stable one if there was one, and open to those that join if another one was. `running`: without those
+    that are withheld.
     """
     if host is None and rollout.stable is not None:
         return promote(rollout, version, lease_until, running)
     wanted = Assigned(version, lease_until, rollout.stable is not None)
     given = dict.fromkeys(sorted(rollout.hosts) if host is None else [host], wanted)
     after = replace(rollout, latest=max(rollout.latest, version), hosts={**rollout.hosts, **given})
+    if host is None and rollout.open_version is not None:
+        after = replace(after, open_version=version, open_until=lease_until)
     return Step(after, tuple(given))
 
 

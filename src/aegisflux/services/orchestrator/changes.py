@@ -75,7 +75,7 @@ class Changes:
         await check_free(db, service_id)
         wanted = rollouts.promotable(rollout, version)
         content = await _content(db, service_id, wanted)
-        author = content["author"], content["created_by"]
+        author = await _author(db, service_id, wanted)
         if not may_approve(who.principal, *author):
             raise Forbidden(
                 f"service {service_id}: version {wanted} was posted by {author[1]}; "
@@ -194,6 +194,13 @@ async def _withdrawal(
         return step, answer
     changed = tuple(sorted({*answer.changed_hosts, *ended}))
     return step, replace(answer, changed_hosts=changed, warnings=())
+
+
+async def _author(db: Queries, service_id: int, version: int) -> tuple[str | None, str]:
+    """Who posted the content, whoever brought it back since: see `Principal.is_author`."""
+    row = await db.row("content_author", service_id, version)
+    assert row is not None
+    return row["author"], row["created_by"]
 
 
 async def _content(db: Queries, service_id: int, version: int) -> Any:

@@ -61,7 +61,7 @@ async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) ->
         known[row["service_id"]][row["host_id"]] = Assigned(
             row["version"], row["lease_until"], row["renewed"]
         )
-    withheld = {(row["service_id"], row["host_id"]) for row in await db.rows("withheld", numbers)}
+    withheld = {(row["service_id"], row["host_id"]) for row in await db.rows("withheld_of", numbers, hosts)}
     wanted: dict[int, list[str]] = defaultdict(list)
     for number, host in pairs:
         if host not in spared and (number, host) not in withheld:

@@ -21,6 +21,7 @@ from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import load, readable
 from aegisflux.services.orchestrator.core import Core, Who, Words
+from aegisflux.services.orchestrator.past import withheld_from
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.snapshots import store_and_tell
@@ -114,7 +115,7 @@ class Panic:
                 raise NotFound(f"host {asked.host_id} is not enrolled")
             rows = await store.rows("assignments_of_host", asked.host_id)
             return sorted(row["service_id"] for row in rows)
-        return sorted({row["service_id"] for row in await store.rows("all_assigned")})
+        return [row["service_id"] for row in await store.rows("services_in_force", self._core.now())]
 
     async def _live(self, services: Sequence[int] | None) -> list[int]:
         """Rollouts on their way: of these services, or all."""
@@ -161,9 +162,8 @@ class Panic:
         raise Conflict(f"service {service_id}: it is changed all the time; try again")
 
     async def _blocking(self, rollout: Rollout, host: str | None) -> int | None:
-        """The newest version that enforces, on that host or on any."""
-        versions = {given.version for name, given in rollout.hosts.items() if host in (None, name)}
-        for version in sorted(versions, reverse=True):
+        """The newest version that enforces, on that host, or on any that is there or joins."""
+        for version in undo.could_have(rollout, self._core.now(), host):
             content = await self._core.store.row("content", rollout.service_id, version)
             if content is not None and content["mode"] == "enforce":
                 return version
@@ -186,4 +186,5 @@ class Panic:
     async def _step(self, db: Change, rollout: Rollout, copy: Prepared, host: str | None) -> Step:
         lease_until = self._core.now() + self._core.lease(copy.ttl_seconds)
         service, _ = await state.load(db, copy.service_id)
-        return undo.observe(rollout, copy.version, lease_until, await state.running(db, service), host)
+        running = await state.running(db, service) - await withheld_from(db, copy.service_id)
+        return undo.observe(rollout, copy.version, lease_until, running, host)

@@ -9,6 +9,11 @@ from aegisflux.services.orchestrator import guard
 from aegisflux.services.orchestrator.core import Core
 
 
+async def withheld_from(db: Queries, service_id: int) -> frozenset[str]:
+    """The hosts from which a service was withdrawn by name, and that nobody gave it again."""
+    return frozenset(row["host_id"] for row in await db.rows("withheld", [service_id]))
+
+
 async def past_of(
     core: Core, db: Queries, rollout: Rollout, hosts: Iterable[str] = (), versions: Iterable[int] = ()
 ) -> Past:
@@ -22,5 +27,6 @@ async def past_of(
         contents=contents,
         promoted=frozenset(contents[one].rules for one in rollout.promotions if one in contents),
         had=had,
+        withheld=await withheld_from(db, rollout.service_id),
         spared=frozenset(await guard.spared(core, db, {*hosts, *rollout.hosts})),
     )

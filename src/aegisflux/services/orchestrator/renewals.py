@@ -28,6 +28,7 @@ from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.past import withheld_from
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.snapshots import store_and_tell
 from aegisflux.wire import policyfile
@@ -179,7 +180,7 @@ class Renewals:
             running = await state.running(db, service)
             spared = await guard.spared(self._core, db, {*running, *rollout.hosts})
             running -= spared
-            running -= {row["host_id"] for row in await db.rows("withheld", [part.service_id])}
+            running -= await withheld_from(db, part.service_id)
             await guard.check(self._core, db, running, prepared.mode, prepared.ttl_seconds)
             lease_until = now + self._core.lease(prepared.ttl_seconds)
             others = await _others(db, rollout, part, prepared.mode)

@@ -134,6 +134,16 @@ select service_id, version, digest, rules_digest, tables_digest, tables_format, 
        established, created_at, created_by, copy_of, author
 from contents where service_id = $1 and version = $2
 
+-- Who posted what a version brings back, or the version itself where it is no copy.
+-- name: content_author
+with recursive lineage as (
+    select version, copy_of, author, created_by from contents where service_id = $1 and version = $2
+    union all
+    select c.version, c.copy_of, c.author, c.created_by
+    from contents c join lineage l on c.service_id = $1 and c.version = l.copy_of and l.copy_of < l.version
+)
+select author, created_by from lineage order by version limit 1
+
 -- How long a lease of the promoted version of each of these services may be.
 -- name: stable_ttls
 select s.id, c.ttl_seconds from services s join contents c on c.service_id = s.id and c.version = s.stable
@@ -245,6 +255,11 @@ select service_id, version from assignments where host_id = $1
 -- name: all_assigned
 select host_id, service_id from assignments
 
+-- Services of which a host has a version, or would be given one that it runs later.
+-- name: services_in_force
+select id as service_id from services s where stable is not null or (open_version is not null and open_until > $1)
+or exists (select 1 from assignments a where a.service_id = s.id) order by id
+
 -- Of these hosts, those that would be given more than a manifest has room for with this service: by number, and by
 -- bytes. Those that have the service already, and are not asked `again`, need no more room.
 -- name: crowded
@@ -307,6 +322,9 @@ insert into withheld (service_id, host_id) select $1, h from unnest($2::text[]) 
 
 -- name: withheld
 select service_id, host_id from withheld where service_id = any($1::bigint[])
+
+-- name: withheld_of
+select service_id, host_id from withheld where service_id = any($1::bigint[]) and host_id = any($2::text[])
 
 -- The rules of versions, and whether they block.
 -- name: rules_of
