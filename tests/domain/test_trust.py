@@ -1,12 +1,16 @@
 """What an agent is told and must not believe: one test for each attack, named after it."""
 
+from types import SimpleNamespace
+
 import msgspec
 import pytest
 from nacl.signing import SigningKey
 
+from aegisflux.agent import contents
 from aegisflux.domain.manifest import ActiveRef, CandidateRef, HostManifest, KeySet, PublicKey, ServiceState
 from aegisflux.domain.trust import (
     Nacked,
+    NotOurs,
     Signed,
     accept_confirm,
     accept_content,
@@ -223,6 +227,34 @@ def test_a_key_outside_of_its_time(plane, not_before, not_after):
     assert refused(accepted, trusted, signed(plane, plane.manifest(service()))).reason == "unknown_key"
 
 
+FAULTS = {
+    "size": ("over_limit", True), "signature": ("bad_signature", True), "audience": ("wrong_audience", True),
+    "schema": ("bad_schema", False), "serial": ("stale_serial", False), "expiry": ("expired", False),
+    "limits": ("over_limit", False),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("first", FAULTS)
+def test_of_all_faults_of_a_manifest_the_first_is_found_and_what_is_not_ours_is_dropped(plane, first):
+    """The order that SECURITY.md names: each manifest has the fault and all that come behind it."""
+    faults = list(FAULTS)[list(FAULTS).index(first) :]
+    manifest = plane.manifest(
+        *(ServiceState(number, "s", ()) for number in range(257 if "limits" in faults else 1)),
+        host_id="web2" if "audience" in faults else "web1",
+        serial=1 if "serial" in faults else 6,
+        not_after=WALL if "expiry" in faults else WALL + 600,
+    )
+    fields = msgspec.msgpack.decode(msgspec.msgpack.encode(manifest))
+    if "schema" in faults:
+        fields["services"] = 7
+    if "size" in faults:
+        fields["services"] = "x" * (1 << 20)
+    key = SigningKey.generate() if "signature" in faults else None
+    sealed = plane.seal(envelope.MANIFEST, msgspec.msgpack.encode(fields), key)
+    found = refused(accepted, plane.trusted(serial=5), envelope.opened(sealed, envelope.MANIFEST))
+    assert (found.reason, isinstance(found, NotOurs)) == FAULTS[first]
+
+
 # Contents
 
 
@@ -253,6 +285,19 @@ def test_content_forged(plane):
     )
     assert refused(take, plane, forged, plain, CandidateRef(1, made.digest)).reason == "bad_signature"
     assert refused(check_signature, plane.trusted(), forged, WALL, verify).reason == "bad_signature"
+
+
+def test_nothing_is_decompressed_before_its_signature_held(plane, monkeypatch):
+    made, _, _ = content_of(plane)
+    forged = envelope.encode(plane.seal(envelope.CONTENT, canonical.packed(made), SigningKey.generate()))
+    decompressed = []
+    monkeypatch.setattr(contents, "unpacked", lambda payload: decompressed.append(payload) or b"")
+    parts = SimpleNamespace(wall=lambda: WALL, verify=verify)
+    verified, ref = contents.Contents(parts, None)._verified, CandidateRef(1, made.digest)
+    assert refused(verified, plane.trusted(), 101, ref, forged).reason == "bad_signature"
+    assert not decompressed
+    assert refused(verified, plane.trusted(), 101, ref, plane.sealed[made.digest]).reason == "bad_schema"
+    assert len(decompressed) == 1
 
 
 @pytest.mark.parametrize(
