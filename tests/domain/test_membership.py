@@ -103,7 +103,9 @@ class Rows:
                 for name in ("rogue", "w1")
                 if labels.items() <= HOSTS[name].labels.items()
             ],
-            "services": [{"id": 1, "name": "web", "host_labels": labels, "latest": 4}],
+            "services": [
+                {"id": 1, "name": "web", "selectors": ["unit:w"], "host_labels": labels, "latest": 4}
+            ],
             "in_force": [],
         }
 
@@ -117,7 +119,7 @@ class Rows:
 )
 def test_only_labels_prove_where_a_service_runs(labels, hosts, reported) -> None:
     now = asyncio.run(places.read(Rows(labels)))  # type: ignore[arg-type]
-    assert now.inventory.services["web"] == ServicePlace(1, hosts, 5, reported)
+    assert now.inventory.services["web"] == ServicePlace(1, hosts, 5, reported, f"web ['unit:w'] {labels}")
 
 
 class Watched(dict):  # type: ignore[type-arg]
@@ -141,7 +143,13 @@ def test_services_are_placed_by_one_look_at_each_host_beside_the_loop(services: 
     labels = {host: Watched(env="prod", role=host) for host in hosts}
     rows.found["host_places"] = [{"host_id": h, "labels": labels[h], "addresses": []} for h in hosts]
     rows.found["services"] = [
-        {"id": n, "name": f"s{n}", "host_labels": {"env": "prod", "role": f"h{n}"}, "latest": 0}
+        {
+            "id": n,
+            "name": f"s{n}",
+            "selectors": [],
+            "host_labels": {"env": "prod", "role": f"h{n}"},
+            "latest": 0,
+        }
         for n in range(services)
     ]
     rows.found["all_running"] = []

@@ -4,12 +4,13 @@ import random
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.flow import Flow, Host
 from aegisflux.domain.guardrails import Limits
 from aegisflux.domain.net import parse_address
-from aegisflux.domain.plan import Strategy, plan
+from aegisflux.domain.plan import Strategy, plan, stale
 from aegisflux.domain.policy import Policy, Rule
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace, compile_policy
 from aegisflux.domain.segment.flows import HOURS, Flows
@@ -195,3 +196,26 @@ def test_a_guardrail_that_does_not_hold_is_said_and_observing_touches_nobody():
     watching = policy(*BOTH.rules, mode="observe")
     assert [text.partition(":")[0] for text in planned(watching, limits=limits).held] == ["ttl"]
     assert planned().held == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("web", ("web: when planned it was web [] {}, now it is web ['unit:x'] {}",)),
+        ("db", ("db: when planned it was db [] {}, now it is db ['unit:x'] {}",)),
+        ("idle", ()),
+    ],
+)
+def test_a_plan_holds_for_who_its_services_were(name, why):
+    """Those that it governs and those that it names; `web` alone is governed."""
+    places = {
+        other: replace(FLEET.services.get(other, ServicePlace(103)), definition=f"{other} [] {{}}")
+        for other in ("web", "db", "idle")
+    }
+    wanted, fleet = policy(*BOTH.rules, services=("web",)), Inventory(places, HOSTS)
+    made = plan(wanted, fleet, {}, recorded(*CALLS), Strategy(), "olga", 0)
+    assert set(made.definitions) == {"web", "db"}
+    assert stale(made, wanted, fleet, {}) == ()
+    now = Inventory(places | {name: replace(places[name], definition=f"{name} ['unit:x'] {{}}")}, HOSTS)
+    assert stale(made, wanted, now, {}) == why
+    assert stale(replace(made, definitions={}), wanted, now, {}) == (), "a plan of before this was kept"

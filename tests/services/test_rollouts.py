@@ -257,6 +257,17 @@ async def test_a_plan_whose_fleet_changed_does_not_begin(fleet):
         await fleet.rollouts.begin(plan, WHO)
 
 
+async def test_a_plan_whose_service_is_another_by_now_does_not_begin(fleet):
+    """The approver said yes to the cgroups that the service had then."""
+    plan, registry = await fleet.planned(5432), fleet.plane.orchestrator.registry
+    was = await registry.one(fleet.service)
+    await registry.put(was.id, was.name, [*was.selectors, "unit:another"], was.host_labels, WHO)
+    with pytest.raises(Conflict, match=f"{was.name}: when planned it was {was.name} .* now it is .*another"):
+        await fleet.rollouts.begin(plan, WHO)
+    await registry.put(was.id, was.name, was.selectors, was.host_labels, WHO)
+    assert (await fleet.rollouts.begin(plan, WHO, dry_run=True)).dry_run
+
+
 async def test_what_somebody_does_by_hand_meanwhile_ends_it_and_stays(fleet):
     await fleet.promoted(5432)
     rollout = await fleet.begun(5432, 443)
@@ -413,7 +424,7 @@ async def test_an_upgrade_takes_no_host_away_that_is_a_member_by_report_alone(fl
 
     await until(2)
     with monkeypatch.context() as before:
-        before.setattr(places, "ServicePlace", lambda i, hosts, v, _=(): ServicePlace(i, hosts, v))
+        before.setattr(places, "ServicePlace", lambda i, hosts, v, *_: ServicePlace(i, hosts, v))
         rule = f"{{from: s{fleet.service}, to: {db}, ports: [tcp/5432]}}"
         told = await fleet.promoted(rules=f"\n  - {rule}\nservices: [s{fleet.service}]")
     monkeypatch.setattr(renewal, "SETTLED_SECONDS", 0.0)

@@ -5,7 +5,7 @@ the same plan, and the same digest. Carrying it out is the rollout's.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Final
 
 from msgspec import Meta, Struct, field
@@ -14,7 +14,7 @@ from aegisflux.domain.diff import Change, diff
 from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
 from aegisflux.domain.net import PROTOCOL_NAMES
-from aegisflux.domain.policy import Policy
+from aegisflux.domain.policy import Policy, ends_named
 from aegisflux.domain.policy_compile import Inventory, compile_policy
 from aegisflux.domain.policy_lint import Lint, Seen, lint
 from aegisflux.domain.policy_opened import opened
@@ -82,6 +82,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     unchanged: governed services for which nothing changes
     canary, waves: hosts that change at once, in turn; the canary hosts first
     approval: why a second person has to approve; empty: nobody has to
+    definitions: who each service is that it governs or names; plans of before this was kept have none
     """
 
     services: tuple[ServicePlan, ...]
@@ -95,6 +96,7 @@ class Plan(Struct, frozen=True, kw_only=True):
     held: tuple[str, ...]
     approval: tuple[str, ...]
     strategy: Strategy = field(default_factory=Strategy)
+    definitions: dict[str, str] = {}
 
     @property
     def widens(self) -> bool:
@@ -144,7 +146,14 @@ def plan(
         held=held,
         approval=_approval(services, replayed, policy, inventory),
         strategy=strategy,
+        definitions=_definitions(policy, snapshots, inventory),
     )
+
+
+def _definitions(policy: Policy, governed: Iterable[str], inventory: Inventory) -> dict[str, str]:
+    """Who the services are that a policy governs or names."""
+    meant = {*governed, *ends_named(policy.rules)} & inventory.services.keys()
+    return {name: inventory.services[name].definition for name in sorted(meant)}
 
 
 def stale(
@@ -156,7 +165,11 @@ def stale(
         now = compile_policy(policy, inventory)
     except Refused as error:
         return (str(error),)
-    found = []
+    found = [
+        f"{name}: when planned it was {was}, now it is {place.definition}"
+        for name, was in plan.definitions.items()
+        if (place := inventory.services.get(name)) is not None and place.definition != was
+    ]
     for one in plan.services:
         place, after = inventory.services.get(one.service), now.get(one.service)
         before = in_force.get(one.service)

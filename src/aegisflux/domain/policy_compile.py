@@ -61,12 +61,14 @@ class ServicePlace(Struct, frozen=True):
 
     `reported` are those of `hosts` that only their own report names, not their labels: they get the service's
     snapshot, and none of their addresses is allowed to anyone in the service's name. A plan denies them too.
+    `definition` says its selectors and labels: another one is another service to who approved a plan.
     """
 
     id: int
     hosts: tuple[str, ...] = ()
     version: int = FIRST_VERSION
     reported: tuple[str, ...] = ()
+    definition: str = ""
 
 
 class Inventory(Struct, frozen=True):

@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain import snapshot as snapshots
+from aegisflux.domain.definition import Definition
 from aegisflux.domain.own_addresses import MOST_TOLD
 from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 from aegisflux.domain.rollout import Labelled
@@ -51,7 +52,11 @@ def _made(places: Rows, running: Rows, services: Rows, in_force: Rows) -> Now:
         proven = labelled.running(row["host_labels"])
         reported = {host for host in by_report[row["id"]] if host in hosts and host not in proven}
         found[row["name"]] = ServicePlace(
-            row["id"], tuple(sorted(reported | proven)), row["latest"] + 1, tuple(sorted(reported))
+            row["id"],
+            tuple(sorted(reported | proven)),
+            row["latest"] + 1,
+            tuple(sorted(reported)),
+            str(Definition(row["name"], tuple(row["selectors"]), row["host_labels"])),
         )
     snaps = {row["name"]: snapshots.decode(unpacked(row["snapshot"])) for row in in_force}
     inventory = Inventory(found, hosts)
