@@ -171,7 +171,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     nats_ca:          file of the CA of existing NATS servers; empty is our own CA
     confirm_seconds:  how long an agent waits for its confirmation before it goes back; 0 asks for none
     compare_seconds:  between comparisons of the bus with the store
-    workers:          processes that compile snapshots
+    workers:          processes that compile snapshots; what undoes and panic have one more each
     log_level:        debug, info, warning or error
     log_format:       json, or text for people
     leases:           see below

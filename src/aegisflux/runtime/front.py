@@ -17,7 +17,7 @@ from litestar.types import ASGIApp, Message, Receive, Scope, Send
 
 from aegisflux.domain.errors import AegisError, Busy
 from aegisflux.domain.roles import Principal, Role, may
-from aegisflux.runtime import metrics
+from aegisflux.runtime import asking, metrics
 from aegisflux.runtime.access import FOUND, Found, hashed, may_change, token_in
 from aegisflux.runtime.admission import Limits
 from aegisflux.runtime.connections import CONNECTION, Connection
@@ -98,6 +98,7 @@ class Front:
             scope["state"][FOUND] = found
             if found.principal is not None:
                 connection.prove(digest.hex())
+                asking.begin(digest.hex())
                 body.room = self._bodies, digest.hex()
             try:
                 await self._app(scope, body.receive, body.closing(send))

@@ -19,7 +19,7 @@ from aegisflux.domain.shares import Share, Shares
 from aegisflux.domain.text import printable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics
-from aegisflux.runtime.turns import Turns
+from aegisflux.runtime.lanes import Lane
 from aegisflux.services.ingest.intake import Outcome
 from aegisflux.services.ingest.letters import (
     BOOT,
@@ -76,7 +76,8 @@ class Posted:
     def __init__(self, through: Through, letters: Letters) -> None:
         self._through, self._letters = through, letters
         self._share = Shares(POSTED)
-        self._room, self._large = Turns(AT_ONCE, EACH, IN_ALL), Turns(1, LARGE_EACH, LARGE_IN_ALL)
+        self._room = Lane("events", AT_ONCE, AT_ONCE, IN_ALL, EACH)
+        self._large = Lane("large bodies of events", 1, 1, LARGE_IN_ALL, LARGE_EACH)
 
     @asynccontextmanager
     async def turn(self, host: str, *, large: bool) -> AsyncIterator[None]:

@@ -154,7 +154,7 @@ class Panic:
             stored = await self._core.store.row("snapshot", service_id, source) if source else None
             if source is None or stored is None:
                 return None
-            copy = await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1, "observe")
+            copy = await self._core.workshop.observing(stored["snapshot"], rollout.latest + 1, dry_run)
             hosts = (host,) if host else tuple(sorted(rollout.hosts))
             found = Observing(service_id=service_id, service=service.name, version=copy.version, hosts=hosts)
             if dry_run or await self._stored(copy, source, host, why, who):

@@ -9,8 +9,9 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from multiprocessing import get_context
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 import zstandard
@@ -23,8 +24,12 @@ from aegisflux.domain.flow import Flow, Host
 from aegisflux.domain.snapshot import MapSnapshot, Mode
 from aegisflux.domain.verdict import Verdict, judge
 from aegisflux.runtime import metrics
+from aegisflux.runtime.asking import asker
+from aegisflux.runtime.lanes import Lane
 from aegisflux.wire.canonical import content_of, packed, unpacked
 
+IN_ALL: Final = 256  # wait for a worker
+EACH: Final = 16  # of one token
 T = TypeVar("T")
 
 
@@ -60,60 +65,111 @@ class Fault(Struct, frozen=True):
 
 
 class Workshop:
-    """A pool of worker processes, made again when one of them was killed."""
+    """Worker processes. What is posted and asked for takes turns, a token after the other. What undoes has a
+    worker of its own, and so has panic: neither waits for the others, whatever they were given to do.
+    """
 
     def __init__(self, workers: int) -> None:
-        self._workers = workers
-        self._pool: ProcessPoolExecutor | None = None
+        self._usual = _Crew("snapshots", workers, nice=5)
+        self._undoing = _Crew("what undoes", 1, nice=0)
+        self._panic = _Crew("panic", 1, nice=0)
 
     async def warm(self) -> None:
         """Start all workers before the first request needs one."""
+        await asyncio.gather(*(crew.warm() for crew in self._crews()))
+
+    def close(self) -> None:
+        """End the workers."""
+        for crew in self._crews():
+            crew.close()
+
+    async def prepare(self, body: bytes) -> Prepared:
+        """Read and compile a posted body; raises Invalid or OverLimit, or Busy."""
+        started = time.monotonic()
+        answer = await self._usual.call(_prepared, body)
+        metrics.compile_seconds.observe(time.monotonic() - started)
+        return _raised(answer)
+
+    async def copy(self, stored: bytes, version: int) -> Prepared:
+        """Compile a stored snapshot again under a new version: it comes back."""
+        return _raised(await self._undoing.call(_copied, stored, version, None))
+
+    async def observing(self, stored: bytes, version: int, dry_run: bool = False) -> Prepared:
+        """The same, and it blocks nothing from then on. With `dry_run` nobody waits for it in need."""
+        crew = self._undoing if dry_run else self._panic
+        return _raised(await crew.call(_copied, stored, version, "observe"))
+
+    async def judge(self, stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
+        """The verdict of a flow by a stored snapshot, on a host with the default failsafe."""
+        return await self._usual.call(_judged, stored, flow, expired, digest)
+
+    def _crews(self) -> "tuple[_Crew, ...]":
+        return self._usual, self._undoing, self._panic
+
+
+class _Crew:
+    """A pool of workers, made again when one of them was killed. No more is given to it than it can do at
+    once, so that what waits waits in turns."""
+
+    def __init__(self, name: str, workers: int, nice: int) -> None:
+        self._workers, self._nice = workers, nice
+        self._lane = Lane(f"workers for {name}", workers, workers, IN_ALL, EACH)
+        self._pool: ProcessPoolExecutor | None = None
+
+    async def warm(self) -> None:
         loop = asyncio.get_running_loop()
         pool = self._current()
         await asyncio.gather(*(loop.run_in_executor(pool, os.getpid) for _ in range(self._workers)))
 
     def close(self) -> None:
-        """End the workers."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
             self._pool = None
 
-    async def prepare(self, body: bytes) -> Prepared:
-        """Read and compile a posted body; raises Invalid or OverLimit."""
-        started = time.monotonic()
-        answer = await self._call(_prepared, body)
-        metrics.compile_seconds.observe(time.monotonic() - started)
-        return _raised(answer)
-
-    async def copy(self, stored: bytes, version: int, mode: Mode | None = None) -> Prepared:
-        """Compile a stored snapshot again under a new version, and perhaps in another mode."""
-        return _raised(await self._call(_copied, stored, version, mode))
-
-    async def judge(self, stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:
-        """The verdict of a flow by a stored snapshot, on a host with the default failsafe."""
-        return await self._call(_judged, stored, flow, expired, digest)
-
-    async def _call(self, function: Callable[..., T], *values: object) -> T:
-        loop = asyncio.get_running_loop()
+    async def call(self, function: Callable[..., T], *values: object) -> T:
+        """What a function gives; raises Busy where too much waits, Unavailable."""
         for _ in range(2):
+            key = asker()
+            await self._lane.enter(key)
             pool = self._current()
             try:
-                return await loop.run_in_executor(pool, function, *values)
+                return await self._given(pool, key, function, *values)
             except BrokenProcessPool:
                 if self._pool is pool:
                     self._pool = None
         raise Unavailable("the compiler: its worker ended twice during this request")
 
+    def _given(
+        self, pool: ProcessPoolExecutor, key: str, function: Callable[..., T], *values: object
+    ) -> "asyncio.Future[T]":
+        """A place is held as long as the worker works, also where nobody waits for its answer any more."""
+        loop = asyncio.get_running_loop()
+
+        def left(_done: object) -> None:
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(self._lane.leave, key)
+
+        try:
+            work = pool.submit(function, *values)
+        except BaseException:
+            self._lane.leave(key)
+            raise
+        work.add_done_callback(left)
+        return asyncio.wrap_future(work)
+
     def _current(self) -> ProcessPoolExecutor:
         if self._pool is None:
-            self._pool = ProcessPoolExecutor(self._workers, get_context("spawn"), initializer=_quiet)
+            context = get_context("spawn")
+            self._pool = ProcessPoolExecutor(
+                self._workers, context, initializer=_settled, initargs=(self._nice,)
+            )
         return self._pool
 
 
-def _quiet() -> None:
+def _settled(nice: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(5)
+    os.nice(nice)
 
 
 def _raised(answer: "Prepared | Fault") -> Prepared:

@@ -8,11 +8,11 @@ from contextlib import suppress
 import pytest
 
 from aegisflux.domain.errors import Busy
-from aegisflux.runtime.turns import Turns
+from aegisflux.runtime.lanes import Lane
 
 
 async def test_a_flood_of_one_waits_behind_one_of_another():
-    turns, order, gate = Turns(1, 8, 100), [], asyncio.Event()
+    turns, order, gate = Lane("room", 1, 1, 100, 8), [], asyncio.Event()
 
     async def work(name):
         async with turns.of(name):
@@ -30,8 +30,25 @@ async def test_a_flood_of_one_waits_behind_one_of_another():
     assert sum(isinstance(one, Busy) for one in done) == 41
 
 
+async def test_a_full_queue_has_room_for_who_has_less_there():
+    turns, order, gate = Lane("room", 1, 1, 4, 8), [], asyncio.Event()
+
+    async def work(name):
+        async with turns.of(name):
+            await gate.wait()
+            order.append(name)
+
+    tasks = [asyncio.ensure_future(work(name)) for name in (*"a" * 6, "b", "c", "b", "b")]
+    await asyncio.sleep(0)
+    gate.set()
+    done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sorted(order) == ["a", "a", "a", "b", "c"] or sorted(order) == ["a", "a", "b", "b", "c"]
+    assert sum(isinstance(one, Busy) for one in done) == 5
+    assert turns.waiting == 0
+
+
 async def test_who_gives_up_holds_no_place():
-    turns, gate = Turns(1, 8, 100), asyncio.Event()
+    turns, gate = Lane("room", 1, 1, 100, 8), asyncio.Event()
 
     async def work():
         async with turns.of("a"):
@@ -46,11 +63,11 @@ async def test_who_gives_up_holds_no_place():
     async with asyncio.timeout(1):
         async with turns.of("b"):
             pass
-    assert turns._free == 1
+    assert (turns._total, turns._used, turns.waiting) == (0, {}, 0)
 
 
 async def test_who_is_cancelled_as_it_is_let_in_gives_its_place_on():
-    turns = Turns(1, 8, 100)
+    turns = Lane("room", 1, 1, 100, 8)
     inside = turns.of("a")
     await inside.__aenter__()
 
@@ -63,15 +80,15 @@ async def test_who_is_cancelled_as_it_is_let_in_gives_its_place_on():
     await inside.__aexit__(None, None, None)  # it is let in, and has not run yet
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert turns._free == 1
+    assert (turns._total, turns._used, turns.waiting) == (0, {}, 0)
 
 
 async def test_a_failure_inside_frees_the_place():
-    turns = Turns(1, 8, 100)
+    turns = Lane("room", 1, 1, 100, 8)
     with pytest.raises(ValueError, match="bug"):
         async with turns.of("a"):
             raise ValueError("bug")
-    assert turns._free == 1
+    assert (turns._total, turns._used, turns.waiting) == (0, {}, 0)
 
 
 class Body:
@@ -79,7 +96,7 @@ class Body:
 
 
 async def test_who_is_refused_leaves_nothing_to_the_garbage_collector():
-    turns, seen = Turns(1, 1, 100), []
+    turns, seen = Lane("room", 1, 1, 100, 1), []
     inside = turns.of("a")
     await inside.__aenter__()
     waiting = asyncio.ensure_future(turns.of("a").__aenter__())
