@@ -400,7 +400,7 @@ class Alone(Panic):
     """A panic whose services and rollouts are numbers; some of them cannot be dealt with."""
 
     def __init__(self, bad, error, rollouts=()):
-        store = Store(all_assigned=[{"service_id": n} for n in (1, 2, 3)], live_rollouts=list(rollouts))
+        store = Store(services_in_force=[{"service_id": n} for n in (1, 2, 3)], live_rollouts=list(rollouts))
         super().__init__(core(store), None)
         self.bad, self.error, self.tried = bad, error, []
 

@@ -176,6 +176,23 @@ async def test_a_failed_start_stops_what_was_started(tmp_path):
     assert events[-1] == ("one", "stopped")
 
 
+async def test_a_start_that_takes_long_and_answers_is_waited_for(tmp_path):
+    asked = []
+
+    async def alive() -> bool:
+        asked.append(1)
+        return True
+
+    async def ready() -> bool:
+        return len(asked) == 3
+
+    events = Watcher()
+    process = Process(sleeper("large", ready=ready, alive=alive, ready_seconds=0.05), tmp_path, events)
+    await process.start()
+    assert [what for _, what in events] == ["started", *["starting"] * 3, "ready"]
+    await process.stop()
+
+
 async def test_a_second_supervisor_is_refused_by_the_pid_of_the_first(tmp_path):
     first = Supervisor([sleeper("one")], tmp_path)
     await first.start()

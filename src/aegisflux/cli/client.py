@@ -17,6 +17,7 @@ from aegisflux.domain.errors import Forbidden, Invalid, Misused, Refused, Unavai
 from aegisflux.domain.names import close, literal_of
 
 SECONDS = 30.0
+LONG_SECONDS = 600.0  # of a panic: it goes over every service of the fleet
 INTEGER = "an integer in ASCII digits without leading zeros"
 URLS = ("AEGISFLUX_URL", "AEGISFLUX_ENRICH_URL", "AEGISFLUX_SEGMENTER_URL", "AEGISFLUX_INGEST_URL")
 
@@ -45,8 +46,9 @@ def call(
     body: object = None,
     query: Mapping[str, object] | None = None,
     base: str | None = None,
+    seconds: float = SECONDS,
 ) -> Any:
-    """One request; raises Refused with the problem's detail, or Unavailable."""
+    """One request; raises Refused with the problem's detail, or Unavailable, as after so many seconds."""
     given = {name: value for name, value in (query or {}).items() if value is not None}
     base = base or _url()
     data = body if isinstance(body, bytes) else None if body is None else _encoded(body)
@@ -61,7 +63,7 @@ def call(
         raise _no_url(base) from None
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(request, timeout=SECONDS) as answer:
+        with opener.open(request, timeout=seconds) as answer:
             return _decoded(answer.read(), base)
     except urllib.error.HTTPError as error:
         with error:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call
+from aegisflux.cli.client import LONG_SECONDS, call
 from aegisflux.cli.facts import PEOPLES
 from aegisflux.cli.output import Output, columnar, line, say, show
 from aegisflux.cli.output import screen as output_screen
@@ -131,7 +131,7 @@ def panic(
         say(f"panic: expected exactly one of --fleet, --service NUMBER and --host NAME, got {got}")
         sys.exit(2)
     asked = {"fleet": fleet, "service_id": service, "host_id": host, "why": why}
-    found = call("POST", "/api/v1/panic", asked, _asked(dry_run))
+    found = call("POST", "/api/v1/panic", asked, _asked(dry_run), seconds=LONG_SECONDS)
     show(found["services"] if columnar(output) else found, output, OBSERVING)
     if output in PEOPLES:
         for number in found["aborted"]:

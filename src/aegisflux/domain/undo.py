@@ -151,11 +151,10 @@ def take_back(
 
 def could_have(rollout: Rollout, now: int, host: str | None = None) -> tuple[int, ...]:
     """The versions that the host has, or that any host has or is given when it joins; the newest first."""
-    found = {given.version for name, given in rollout.hosts.items() if host in (None, name)}
+    found: set[int | None] = {one.version for name, one in rollout.hosts.items() if host in (None, name)}
     if host is None:
-        found |= {rollout.stable} - {None}
-        found |= {rollout.open_version} - {None} if rollout.open_until > now else set()
-    return tuple(sorted(found, reverse=True))
+        found |= {rollout.stable, rollout.open_version if rollout.open_until > now else None}
+    return tuple(sorted((version for version in found if version is not None), reverse=True))
 
 
 def observe(

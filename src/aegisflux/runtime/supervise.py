@@ -68,8 +68,8 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a child: started, ready, died, unhealthy, ended an orphan, stopped,
-    killed.
+    """Something that happened to a child: started, starting, ready, died, unhealthy, ended an orphan,
+    stopped, killed.
     """
 
     child: str
@@ -102,7 +102,8 @@ class Process:
 
     async def start(self) -> None:
         """Prepare, spawn and wait until ready; raises Unavailable with the end of its log when it dies or
-        takes too long. A start that fails leaves no process behind.
+        takes too long. One that takes long and answers that it is alive is waited for, which is told each
+        `ready_seconds`. A start that fails leaves no process behind.
         """
         if self.child.prepare:
             await asyncio.to_thread(self.child.prepare)
@@ -122,10 +123,14 @@ class Process:
                     f"{child.name} ended with {self._ending()} before it was ready{self._log_tail()}"
                 )
             if time.monotonic() > deadline:
-                await self.stop()
-                raise Unavailable(
-                    f"{child.name} was not ready within {child.ready_seconds:g} s{self._log_tail()}"
-                )
+                if child.alive is None or not await self._answers():
+                    await self.stop()
+                    raise Unavailable(
+                        f"{child.name} was not ready within {child.ready_seconds:g} s{self._log_tail()}"
+                    )
+                # What it does at its start grows with the fleet: ended now, it would begin again from zero.
+                self._say("starting", f"not ready yet, but it answers: it is waited for{self._log_tail()}")
+                deadline = time.monotonic() + child.ready_seconds
             await asyncio.sleep(POLL_SECONDS)
 
     async def wait(self) -> None:

@@ -5,6 +5,7 @@ It is a change like any other: a new version with the same rules, signed, in the
 `rollback`. A host that hears nobody is returned on the host itself (`aegisflux agent panic`).
 """
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.snapshots import store_and_tell
 
 TRIES = 5
-AWAY = 3  # services after which it is the store that is away
+AT_ONCE = 4  # services: while one is compiled, others are stored
 log = logs.get("panic")
 
 
@@ -89,20 +90,21 @@ class Panic:
                 await self._abort(number, asked.why, who)
         done: list[Observing] = []
         failed: list[Enforcing] = []
-        away = 0
-        for number in services:
-            try:
-                found = await self._one(number, asked.host_id, asked.why, who, dry_run)
-                done += [found] if found is not None else []
-                away = 0
-            except Exception as error:
-                away = away + 1 if isinstance(error, Unavailable) else 0
-                if asked.service_id is not None or away == AWAY:  # the store is away, not one service
-                    raise
-                log.exception("a service cannot be returned to observing", service=number)
-                words = str(error) if isinstance(error, AegisError) else type(error).__name__
-                failed.append(Enforcing(service_id=number, reason=words))
-        self._core.wake()
+        for first in range(0, len(services), AT_ONCE):
+            several = services[first : first + AT_ONCE]
+            tries = (self._one(number, asked.host_id, asked.why, who, dry_run) for number in several)
+            found = await asyncio.gather(*tries, return_exceptions=True)
+            errors = [one for one in found if isinstance(one, BaseException)]
+            away = len(errors) == len(several) and all(isinstance(one, Unavailable) for one in errors)
+            away &= len(errors) == AT_ONCE or not done
+            if errors and (asked.service_id is not None or away):  # the store is away, not one service
+                raise errors[0]
+            for number, one in zip(several, found, strict=True):
+                if isinstance(one, Observing):
+                    done.append(one)
+                elif one is not None:
+                    failed.append(_failed(number, one))
+            self._core.wake()
         return Panicked(services=tuple(done), aborted=tuple(aborted), failed=tuple(failed), dry_run=dry_run)
 
     async def _services(self, asked: PanicRequest) -> list[int]:
@@ -188,3 +190,9 @@ class Panic:
         service, _ = await state.load(db, copy.service_id)
         running = await state.running(db, service) - await withheld_from(db, copy.service_id)
         return undo.observe(rollout, copy.version, lease_until, running, host)
+
+
+def _failed(service_id: int, error: BaseException) -> Enforcing:
+    log.error("a service cannot be returned to observing", service=service_id, exc_info=error)
+    words = str(error) if isinstance(error, AegisError) else type(error).__name__
+    return Enforcing(service_id=service_id, reason=words)
