@@ -31,7 +31,7 @@ from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
-from aegisflux.runtime.register import Register, accepted, audit_key
+from aegisflux.runtime.register import Register, audit_key, reaches
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
@@ -39,17 +39,20 @@ from aegisflux.services.enrich.app import Parts as EnrichParts
 from aegisflux.services.ingest.api import application as ingest_application
 from aegisflux.services.ingest.app import Ingest
 from aegisflux.services.ingest.app import Parts as IngestParts
+from aegisflux.services.orchestrator.acceptance import Acceptance, Accepted
 from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
+from aegisflux.services.orchestrator.standing import unkept
 from aegisflux.services.segmenter.api import application as segmenter_application
 from aegisflux.services.segmenter.app import Parts as SegmenterParts
 from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.settings import Settings, bracketed
 from aegisflux.wire.natsjwt import Credentials
+from aegisflux.wire.token import b64
 
 ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
 FILE = "file:"
@@ -258,7 +261,7 @@ async def run_orchestrator(settings: Settings) -> None:
         place.bus(place.accounts.control_creds(now)),
         place.bus(place.accounts.system_creds(now)),
     )
-    accounts = LiveAccounts(place.accounts, pusher(system), _enrolled(store))
+    accounts = LiveAccounts(place.accounts, pusher(system), _enrolled(store, Register(store, place.secrets)))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     system.on_connect(accounts.push_all)
     if settings.nats_urls:
@@ -287,11 +290,14 @@ def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> Step:
     return look
 
 
-def _enrolled(store: PostgresStore) -> Enrolled:
-    """Who has an account on the bus, as the store knows it."""
+def _enrolled(store: PostgresStore, register: Register) -> Enrolled:
+    """Who has an account on the bus, as the store knows it, but for keys that were released."""
 
     async def ask() -> list[tuple[str, bytes]]:
-        return [(row["host_id"], row["public_key"]) for row in await store.rows("host_keys")]
+        await register.follow()
+        released = register.rights.released_host
+        hosts = [(row["host_id"], row["public_key"]) for row in await store.rows("host_keys")]
+        return [(host, public) for host, public in hosts if not released(b64(public))]
 
     return ask
 
@@ -560,19 +566,24 @@ async def watch(
 async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
     """How many lines the audit log has; what is wrong with it, and where the store does not agree with it."""
     async with _audited(settings) as (place, store):
-        head, lines = await store.audit_log()
         register = Register(store, place.secrets)
+        mark = register.read()
+        head, lines = await store.audit_log()
         has = await texts(store, register)
+        kept = await unkept(store, mark) if mark else []
     found = list(audit.problems(lines, head, audit_key(place.secrets)))
-    found += filter(None, [register.reaches(head, lines)])
+    found += filter(None, [reaches(mark, head, lines)])
     found += agreement.differences(agreement.said(line.entry for line in lines), has)
+    named = {text.partition(": ")[0] for text in found}
+    found += [text for text in kept if text.partition(": ")[0] not in named]
     return len(lines), found
 
 
-async def accept_audit(settings: Settings) -> int:
-    """Take the audit log as it stands; the number of its last line."""
+async def accept_audit(settings: Settings, dry_run: bool) -> Accepted:
+    """Take the audit log as it stands, or say what that would mean."""
     async with _audited(settings) as (place, store):
-        return (await accepted(store, place.secrets)).seq
+        acceptance = Acceptance(store, place.secrets, place.accounts.revoke)
+        return await acceptance.accept(int(time.time()), dry_run)
 
 
 @asynccontextmanager

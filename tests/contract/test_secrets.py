@@ -38,6 +38,14 @@ def test_a_secret_is_made_once(secrets):
     assert secrets.obtain("key", lambda: b"b") == b"a"
 
 
+def test_a_secret_that_is_removed_is_gone(secrets):
+    secrets.write("one", b"x")
+    secrets.write("two", b"y")
+    for _ in range(2):
+        secrets.remove("one")
+        assert (secrets.read("one"), secrets.read("two")) == (None, b"y")
+
+
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o666])
 def test_a_secret_that_others_may_read_is_not_used(secrets, mode):
     secrets.write("one", b"x")

@@ -16,8 +16,9 @@ from aegisflux.domain.audit import Entry
 from aegisflux.domain.errors import Conflict, Invalid, Unavailable
 from aegisflux.domain.roles import Principal
 from aegisflux.runtime.access import REMEMBER_SECONDS, Bearers, Who, hashed
-from aegisflux.runtime.register import AUDIT, MARK, Register, accepted
+from aegisflux.runtime.register import AUDIT, MARK, Register
 from aegisflux.runtime.supervise import Process
+from aegisflux.services.orchestrator.acceptance import Acceptance
 from aegisflux.services.orchestrator.access import Access
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
@@ -83,6 +84,11 @@ class Lab:
             "insert into audit_head (seq, hash, mac) values (0, $1, $2)", head.hash, head.mac
         )
         self.secrets.path(MARK).unlink(missing_ok=True)
+
+    async def accepted(self, dry_run=False):
+        """As `aegisflux audit accept` does."""
+        acceptance = Acceptance(self.store, self.secrets, lambda *_: None)
+        return await acceptance.accept(int(self.clock.now()), dry_run)
 
     def later(self):
         """Nothing is remembered any more."""
@@ -268,7 +274,8 @@ async def test_a_store_that_was_put_back_goes_on_once_it_is_accepted(fresh):
     assert "ends at line" in access.register.trouble
     later = await access.issue("later", "viewer", None, ADMIN)
     assert await access.principal(later.token) is None
-    await accepted(lab.store, lab.secrets)
+    told = await lab.accepted()
+    assert told.believed == (f"token/{later.id}: later, viewer",)
     lab.later()
     assert (await access.principal(later.token)).name == "later"
     assert access.register.trouble == ""
@@ -406,3 +413,96 @@ async def test_a_full_disk_keeps_nobody_out_and_the_mark_is_written_later(fresh,
     await access.register.follow()
     assert lab.secrets.read(MARK) != before
     assert await lab.believed(made.token) is None
+
+
+def _marked(lab):
+    return msgspec.json.decode(lab.secrets.read(MARK), type=rights.Mark)
+
+
+async def _line(lab, action, **more):
+    async with lab.store.change() as db:
+        await db.audit(Entry("x", action, "host/h", **more))
+    return (await lab.store.audit_log())[0].seq
+
+
+AT_ONCE = {"host.release": True, "snapshot.withdraw": True, "keys.remove": True, "host.token": False}
+
+
+@pytest.mark.parametrize("action", AT_ONCE)
+async def test_the_mark_follows_endings_at_once_and_all_else_when_it_is_kept(fresh, action):
+    lab, access = fresh
+    await access.register.keep(0)
+    last = await _line(lab, action)
+    await access.register.follow()
+    assert (_marked(lab).seq == last) is AT_ONCE[action]
+    await access.register.keep(5)
+    assert (_marked(lab).seq, _marked(lab).serial) == (last, 5)
+    await access.register.keep(4)
+    assert _marked(lab).serial == 5
+
+
+async def test_a_mark_that_is_as_it_was_is_not_written(fresh, monkeypatch):
+    lab, access = fresh
+    await access.register.keep(1)
+    written = []
+    monkeypatch.setattr(lab.secrets, "write", lambda *given: written.append(given))
+    for _ in range(3):
+        await access.register.keep(1)
+        await access.register.follow()
+    assert written == []
+    await access.register.keep(2)
+    assert len(written) == 1
+
+
+async def test_a_mark_of_an_older_version_is_made_again_from_the_whole_log(fresh):
+    """It left out what is kept now; what it knew to have ended stays ended."""
+    lab, access = fresh
+    await _line(lab, "host.release", before="KEY")
+    await access.register.keep(0)
+    old = _marked(lab)
+    old.rights.released.clear()
+    old.rights.ended["gone"] = "00"
+    old.format = 0
+    lab.secrets.write(MARK, msgspec.json.encode(old))
+    later = lab.access().register
+    await later.follow()
+    assert (later.trouble, later.rights.released_host("KEY")) == ("", "h")
+    assert later.rights.ended["gone"] == "00"
+    old.hash = b"x" * 32
+    lab.secrets.write(MARK, msgspec.json.encode(old))
+    other = lab.access().register
+    await other.follow()
+    assert "is not the one that was there before" in other.trouble
+
+
+async def test_what_was_revoked_stays_so_when_an_older_store_is_accepted(fresh):
+    lab, access = fresh
+    kept = await access.issue("kept", "admin", None, ADMIN)
+    ended = await access.issue("ended", "admin", None, ADMIN)
+    saved = await lab.saved()
+    await access.revoke(ended.id, ADMIN)
+    await lab.put_back(saved)
+    before = lab.secrets.read(MARK), (await lab.store.audit_log())[0]
+    tried = await lab.accepted(dry_run=True)
+    assert (tried.believed, tried.ended) == ((), (f"token/{ended.id}: ended, admin",))
+    assert (lab.secrets.read(MARK), (await lab.store.audit_log())[0]) == before
+    assert (await lab.accepted()).ended == tried.ended
+    lab.later()
+    assert await access.principal(ended.token) is None
+    assert await lab.believed(ended.token) is None
+    assert (await lab.believed(kept.token)).name == "kept"
+    assert "doubted" in await access.bearers.said(), "none of them is living"
+    assert (await lab.accepted(dry_run=True)).ended == ()
+
+
+async def test_readyz_forgets_a_doubt_about_a_row_that_is_gone_or_believed(fresh):
+    lab, access = fresh
+    made = await access.issue("op", "operator", None, ADMIN)
+    for undo in ("update tokens set role = 'operator' where id = $1", "delete from tokens where id = $1"):
+        await lab.owner.execute("update tokens set role = 'admin' where id = $1", made.id)
+        lab.later()
+        assert await access.principal(made.token) is None
+        assert "1 refused" in await access.bearers.said()
+        await lab.owner.execute(undo, made.id)
+        lab.later()
+        assert await access.bearers.said() == "none is doubted"

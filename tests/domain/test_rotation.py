@@ -3,6 +3,7 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from aegisflux.domain.rotation import HostSerial, progress
 
@@ -10,7 +11,10 @@ HAS, BEHIND = HostSerial("has", 9, 9, False), HostSerial("behind", 3, 9, False)
 OFFLINE, AHEAD = HostSerial("offline", 3, 9, True), HostSerial("ahead", 2**63 - 1, 9, False)
 CASES = {
     "nobody": ([], (), True, ()),
-    "all have it": ([HAS, AHEAD], (), True, ()),
+    "all have it": ([HAS, HAS], (), True, ()),
+    "one has more than was made": ([HAS, AHEAD], (), False, ("ahead",)),
+    "one has more than was made and is offline": ([replace(AHEAD, offline=True)], (), True, ()),
+    "one has more than was made and is not waited for": ([AHEAD], ("ahead",), True, ("ahead",)),
     "an offline host": ([HAS, OFFLINE], (), True, ()),
     "one is behind": ([HAS, BEHIND], (), False, ("behind",)),
     "one is behind and not waited for": ([HAS, BEHIND], ("behind",), True, ("behind",)),

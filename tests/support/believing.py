@@ -5,5 +5,7 @@
 class Trusting:
     """A `Believer` without doubts."""
 
+    trouble = ""
+
     async def doubt(self, _row):
         return ""

@@ -142,12 +142,25 @@ def test_a_log_that_was_cut_off_or_put_back_is_said_and_accepted_by_root_alone(u
     assert up.call("GET", "/api/v1/hosts", token=kept["token"]).status == 200
     refused = up.run(AEGISFLUX, "audit", "accept")
     assert (refused.returncode, "--yes" in refused.stderr) == (2, True), refused.stderr
+    tried = up.run(AEGISFLUX, "audit", "accept", "--dry-run")
+    assert (tried.returncode, f"accept the log up to line {last}" in tried.stderr) == (0, True), tried.stderr
+    assert verify(up)[0] == 1, "a dry run changes nothing"
+    up.until(lambda: "audit accept" in _ready(up, "audit log")["detail"])
+    assert _ready(up, "audit log")["ok"] is False
     done = up.run(AEGISFLUX, "audit", "accept", "--yes")
-    assert (done.returncode, done.stderr) == (0, f"accepted up to line {last}\n")
+    assert done.returncode == 0, done.stderr
+    assert "numbers: key set: version 1 becomes 1001, with a new key" in done.stdout
+    up.until(lambda: _ready(up, "audit log")["ok"])
     sql(up, "delete from tokens where id = $1", gone["id"])
     assert verify(up) == (0, [], "N lines, 0 problems")
     later = issued(up, "later", "viewer")
     up.until(lambda: up.call("GET", "/api/v1/hosts", token=later["token"]).status == 200)
+
+
+def _ready(up, name):
+    answer = up.call("GET", "/readyz", token=None)
+    assert answer.status == 200, "who writes the database has no service taken for dead"
+    return next(line for line in answer.json["dependencies"] if line["name"] == name)
 
 
 def test_nobody_is_superuser_and_no_password_stands_in_a_process_or_a_log(up):

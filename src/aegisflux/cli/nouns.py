@@ -342,15 +342,33 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
 
 
 @audit_app.command
-def accept(*, yes: bool = False, config: Config = None, data_dir: DataDir = None) -> None:
-    """Take the audit log as it stands, after the database was put back from a back-up or repaired: tokens are
-    believed by what it says now. Look at `aegisflux audit verify` first; as root, on the control plane.
+def accept(
+    *,
+    yes: Annotated[bool, Parameter(help="believe it", negative="")] = False,
+    dry_run: Annotated[
+        bool, Parameter(name="--dry-run", help="print what would be believed; change nothing", negative="")
+    ] = False,
+    config: Config = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Take the audit log as it stands, after the database was restored from a back-up or repaired.
+
+    Tokens and plans are then believed as the log says now. Tokens that were revoked and hosts that were
+    released stay so, and are named. All hosts get new manifests, signed with a new key. Run it as root on the
+    control plane, after `aegisflux audit verify`.
     """
     from aegisflux import bootstrap
 
-    if not yes:
-        raise Misused("--yes", "it, since whoever changed the database is believed by this", "nothing")
-    say(f"accepted up to line {asyncio.run(bootstrap.accept_audit(known(config, data_dir)))}")
+    if not yes and not dry_run:
+        words = "--yes to believe what the database says now, or --dry-run to see what that is"
+        raise Misused("--yes", words, "neither")
+    found = asyncio.run(bootstrap.accept_audit(known(config, data_dir), dry_run))
+    parts = {"believed": found.believed, "stays ended": found.ended, "numbers": found.numbers}
+    for word, lines in parts.items():
+        for text in lines:
+            line(f"{word}: {text}")
+    what = "nothing was changed: it would accept the log" if dry_run else "accepted"
+    say(f"{what} up to line {found.line}")
 
 
 @audit_app.command(name="list")

@@ -141,6 +141,7 @@ _FOLLOW: Final[Mapping[str, Callable[[Said, Entry], None]]] = {
     "keys.add": Said._keys,
     "keys.switch": Said._keys,
     "keys.remove": Said._keys,
+    "keys.replace": Said._keys,
 }
 
 

@@ -4,19 +4,21 @@ Who can write the store can make a row, change one, or put back one that was val
 believed only as the last line of the audit log about it says, that of an API token only with a MAC by a key
 outside of the store too: one that was revoked never lives again, under no other id either. The log is
 followed from a mark that is kept outside of the store, so that neither a cut-off tail nor an older store
-brings anything back.
+brings anything back: no token, no key of a host that was released, no key that signed before a rotation.
 """
 
 from collections.abc import Iterable, Mapping
+from copy import copy
 from hashlib import blake2b, sha256
 from hmac import compare_digest
 from typing import Final
 
 import msgspec
 from msgspec import Struct, field
+from msgspec.structs import replace
 
 from aegisflux.domain.audit import GENESIS, Entry, Line, hash_of
-from aegisflux.domain.bounds import Serial
+from aegisflux.domain.bounds import Serial, Small, Version
 from aegisflux.domain.errors import Refused
 
 ISSUE, SEAL, REVOKE = "token.issue", "token.seal", "token.revoke"
@@ -24,6 +26,17 @@ OBJECT: Final = "token/"
 ALL: Final = "tokens"
 ENROLMENT_DIGITS: Final = 16
 MOST_ENROLMENTS: Final = 10_000
+RELEASE, ENROL, REPLACE_KEYS = "host.release", "host.enroll", "keys.replace"
+KEYS: Final = "keys/"
+KEY_LINES: Final = frozenset({"keys.first", "keys.add", "keys.switch", "keys.remove", REPLACE_KEYS})
+ENDINGS: Final = frozenset({
+    REVOKE, RELEASE, *KEY_LINES, "snapshot.withdraw", "snapshot.rollback", "panic", "service.delete",
+    "rollout.aborted", "rollout.rolled_back", "host.relabel", "host.suspicion",
+})  # fmt: skip
+"""Lines that take a right away: an older store would give it back, so the mark follows them at once."""
+FORMAT: Final = 1
+"""Raise it when `Rights` keeps more of the log than before: the whole log is then read once more."""
+MAX_DIGITS: Final = 15
 _encode = msgspec.json.Encoder(order="sorted").encode
 
 
@@ -44,6 +57,10 @@ class Broken(Refused):
     """The audit log is not the one that was followed so far."""
 
 
+class Headless(Broken):
+    """The head of the audit log is gone or not ours: nothing can be changed on top of it."""
+
+
 class Rights(Struct, kw_only=True):
     """What the lines of the log say of rights.
 
@@ -52,6 +69,11 @@ class Rights(Struct, kw_only=True):
     sealed: tokens that were issued before rows had MACs have been looked at; none of them is believed later
     enrolments: what each enrolment token gives that is not used, the newest, by the first digits of its hash
     plans:  each plan, and who approved it, by its number
+    released: the names of hosts that were released, by the digest of the key that they had; a key that an
+            admin let enrol again is none of them
+    keys:   the version of the newest key set
+    keyring: the ids of the keys that may sign
+    retired: the ids of keys that signed before a rotation
     """
 
     live: dict[str, str] = field(default_factory=dict)
@@ -59,15 +81,21 @@ class Rights(Struct, kw_only=True):
     sealed: bool = False
     enrolments: dict[str, str] = field(default_factory=dict)
     plans: dict[str, str] = field(default_factory=dict)
+    released: dict[str, str] = field(default_factory=dict)
+    keys: Version = 0
+    keyring: dict[str, bool] = field(default_factory=dict)
+    retired: dict[str, bool] = field(default_factory=dict)
 
     def copy(self) -> "Rights":
         """Another one that says the same."""
-        parts = (dict(one) for one in (self.live, self.ended, self.enrolments, self.plans))
-        live, ended, enrolments, plans = parts
-        return Rights(live=live, ended=ended, sealed=self.sealed, enrolments=enrolments, plans=plans)
+        found = copy(self)
+        for name in self.__struct_fields__:
+            if isinstance(part := getattr(self, name), dict):
+                setattr(found, name, dict(part))
+        return found
 
     def take(self, entry: Entry) -> bool:
-        """Follow one line; whether it is about API tokens."""
+        """Follow one line; whether a right may not begin or end by it before the mark is written."""
         match entry.action:
             case "host.token":
                 number, _, text = entry.after.partition(" ")
@@ -76,15 +104,31 @@ class Rights(Struct, kw_only=True):
                     del self.enrolments[next(iter(self.enrolments))]
             case "host.enroll":
                 self.enrolments.pop(entry.before, None)
+                if entry.reason != "repeated":
+                    self.released.pop(key_digest(entry.after.partition(" ")[0]), None)
+            case "host.release":
+                self.released[key_digest(entry.before)] = entry.object.removeprefix("host/")
             case "segment.plan":
                 self.plans[entry.object] = entry.after
             case "segment.approve":
                 self.plans[entry.object] = plan_text(entry.after, entry.actor, bool(entry.reason))
+            case action if action in KEY_LINES:
+                self._took_keys(entry)
             case _:
-                return self._took_token(entry)
-        return False
+                self._took_token(entry)
+        return entry.action in ENDINGS or entry.action in (ISSUE, SEAL)
 
-    def _took_token(self, entry: Entry) -> bool:
+    def _took_keys(self, entry: Entry) -> None:
+        number = entry.object.removeprefix(KEYS)
+        if number.isascii() and number.isdigit() and len(number) <= MAX_DIGITS:
+            self.keys = max(self.keys, int(number))
+        if entry.action in ("keys.remove", REPLACE_KEYS):
+            self.retired.update(dict.fromkeys(entry.before.split(), True))
+        if entry.after:
+            self.keyring[entry.after] = True
+        self.keyring = {key: True for key in self.keyring if key not in self.retired}
+
+    def _took_token(self, entry: Entry) -> None:
         number = entry.object.removeprefix(OBJECT)
         if entry.action == SEAL and entry.object == ALL:
             self.sealed = True
@@ -93,7 +137,19 @@ class Rights(Struct, kw_only=True):
         elif entry.action == REVOKE:
             self.live.pop(number, None)
             self.ended[number] = entry.before
-        return entry.action in (ISSUE, SEAL, REVOKE)
+
+    def keep_ended(self, before: "Rights") -> None:
+        """What ended by `before` has ended, whatever the lines that these are from leave out."""
+        for number in before.ended:
+            self.live.pop(number, None)
+        self.ended |= before.ended
+        self.released |= before.released
+        self.retired |= before.retired
+        self.keys = max(self.keys, before.keys)
+
+    def released_host(self, key: str) -> str:
+        """The name of the host that had this public key (base64) and was released; empty: there is none."""
+        return self.released.get(key_digest(key), "")
 
     def doubt(self, token: Token) -> str:
         """Why a row is not believed, in words; empty: it is."""
@@ -109,6 +165,11 @@ class Rights(Struct, kw_only=True):
         """Whether a row of before there were MACs is to get one: once, and as far as its line tells."""
         known = self.live.get(token.id)
         return not self.sealed and known is not None and known == _short(token)
+
+
+def key_digest(key: str) -> str:
+    """How the public key of a host (base64) is kept: 16 bytes of its digest, in hexadecimal."""
+    return sha256(key.encode()).hexdigest()[:32]
 
 
 def enrolment_text(host: str | None, labels: Mapping[str, str], until: int) -> str:
@@ -139,18 +200,26 @@ def digest_of_body(body: object) -> str:
 
 
 class Mark(Struct, kw_only=True):
-    """How far the log was followed: a line's number and hash, and what all lines up to it say."""
+    """How far the log was followed: a line's number and hash, and what all lines up to it say.
+
+    serial: the newest serial of a manifest that the store had
+    floor:  serials of new hosts begin above this one
+    format: which lines `rights` was made from, see `FORMAT`; a mark of an older version has 0
+    """
 
     seq: Serial = 0
     hash: bytes = GENESIS
     rights: Rights = field(default_factory=Rights)
+    serial: Serial = 0
+    floor: Serial = 0
+    format: Small = 0
 
     def copy(self) -> "Mark":
         """Another one at the same place."""
-        return Mark(seq=self.seq, hash=self.hash, rights=self.rights.copy())
+        return replace(self, rights=self.rights.copy())
 
     def follow(self, lines: Iterable[Line]) -> bool:
-        """Take the lines that come next; whether one of them is about API tokens. Raises Broken."""
+        """Take the lines that come next; whether the mark is to be written at once. Raises Broken."""
         told = False
         for line in lines:
             if line.seq != self.seq + 1:

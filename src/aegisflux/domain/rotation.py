@@ -15,7 +15,8 @@ MAX_NAMED: Final = 100
 
 
 class HostSerial(Struct, frozen=True):
-    """How far one host is: the serial of the newest manifest that it reports, and of the newest one made."""
+    """How far one host is: the serial of the newest manifest that it reports, and of the newest one made. One
+    that reports more than was made takes no manifest: the store is older than what it has, or it lies."""
 
     host_id: str
     reported: int
@@ -30,10 +31,18 @@ class Progress(Struct, frozen=True):
     missing: tuple[str, ...]
 
 
+def ahead_text(reported: int, newest: int) -> str:
+    """What is wrong with a host that has a newer manifest than the control plane made, in words."""
+    return (
+        f"ahead of the control plane: it has the manifest of serial {reported}, the newest one made is "
+        f"{newest}; it takes none until `aegisflux audit accept`: the database is older than this host"
+    )
+
+
 def progress(
     hosts: Iterable[HostSerial], without: Collection[str], waits_until: float, now: float
 ) -> Progress:
     """Return how far a phase is. An offline host is not missing; one of `without` is never waited for."""
-    behind = tuple(one.host_id for one in hosts if one.reported < one.newest and not one.offline)
+    behind = tuple(one.host_id for one in hosts if one.reported != one.newest and not one.offline)
     awaited = any(host not in without for host in behind)
     return Progress(over=not awaited or now >= waits_until, missing=behind)

@@ -17,6 +17,10 @@ class Secrets(Protocol):
         """Keep the value durably, whole or not at all."""
         ...
 
+    def remove(self, name: str) -> None:
+        """Forget the secret durably, if there is one of that name."""
+        ...
+
     def obtain(self, name: str, make: Callable[[], bytes]) -> bytes:
         """The secret; made and kept first when there is none."""
         ...

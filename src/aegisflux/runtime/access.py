@@ -30,6 +30,7 @@ READS = frozenset({"GET", "HEAD"})
 PREFIX = "afx_"
 MAX_REMEMBERED = 4096
 MAX_DOUBTED = 256
+JUDGE_SECONDS = 1.0
 STATE = "bearers"
 FOUND = "aegisflux.found"
 log = logs.get("access")
@@ -82,6 +83,7 @@ class Bearers:
         self._store, self._clock, self._believer = store, clock, believer
         self._known: dict[bytes, _Remembered] = {}
         self.doubted: dict[str, str] = {}
+        self._judged_at = float("-inf")
 
     async def principal(self, token: str, *, fresh: bool = True) -> Principal | None:
         """The bearer of a token; None for one that is unknown, expired or revoked. `fresh` False: the
@@ -125,9 +127,25 @@ class Bearers:
 
     async def said(self) -> str:
         """What `/readyz` tells of tokens, in words."""
+        await self._judge_again()
+        said = "none is doubted"
         if self.doubted:
-            return f"{len(self.doubted)} refused, their rows are not believed: see aegisflux audit verify"
-        return "none is doubted"
+            said = f"{len(self.doubted)} refused, their rows are not believed: see aegisflux audit verify"
+        if self._believer.trouble:
+            said += f"; newer ones are not believed: {self._believer.trouble}"
+        return said
+
+    async def _judge_again(self) -> None:
+        """Forget the doubts about rows that are gone, or believed by now."""
+        now = self._clock.now()
+        if not self.doubted or abs(now - self._judged_at) < JUDGE_SECONDS:
+            return
+        self._judged_at = now
+        still = {}
+        for row in await self._store.rows("tokens"):
+            if row["id"] in self.doubted and row["revoked_at"] is None and await self._believer.doubt(row):
+                still[row["id"]] = self.doubted[row["id"]]
+        self.doubted = still
 
     def forget(self) -> None:
         """Ask the store again from now on."""

@@ -1,7 +1,8 @@
 """Which rows of the store a service believes: see `domain.rights`.
 
 The log is followed as it grows, a few lines at a time, and never read again from its beginning: how far it
-was followed is a file beside the keys (`audit-mark`), which one service writes and all read.
+was followed is a file beside the keys (`audit-mark`), which one service writes and all read. It is written at
+once where a line takes a right away, and `KEEP_SECONDS` after any other line at the latest.
 """
 
 import asyncio
@@ -14,20 +15,24 @@ import msgspec
 from aegisflux.domain import audit, rights
 from aegisflux.domain.audit import Head, Line, line_of
 from aegisflux.domain.errors import BROKEN, Unavailable
-from aegisflux.domain.rights import Broken, Mark, Rights, Token
+from aegisflux.domain.rights import FORMAT, Broken, Headless, Mark, Rights, Token
 from aegisflux.ports.secrets import Secrets
-from aegisflux.ports.store import Queries, Row, Store
+from aegisflux.ports.store import Queries, Row
 from aegisflux.runtime import logs
 
 AUDIT, TOKEN, MARK = "audit-key", "token-key", "audit-mark"
 PAGE: Final = 2000  # lines
-KEEP_EVERY: Final = 1000  # lines
+KEEP_SECONDS: Final = 2.0
+BELL_SECONDS: Final = 0.1  # between two writes for lines that take rights away
 _MARK: Final = msgspec.json.Decoder(Mark)
 log = logs.get("register")
 
 
 class Believer(Protocol):
-    """Whoever says which rows of `tokens` are believed."""
+    """Whoever says which rows of `tokens` are believed; `trouble`: why no newer line of the log is, in
+    words."""
+
+    trouble: str
 
     async def doubt(self, row: Row) -> str:
         """Why a row is not believed, in words; empty: it is."""
@@ -35,21 +40,31 @@ class Believer(Protocol):
 
 
 class Register:
-    """Follows the audit log of a store. `keeps`: writes the mark, as one service does."""
+    """Follows the audit log of a store. `keeps`: writes the mark, as one service does.
+
+    trouble: why the log is not followed any further, in words
+    refuses_changes: nothing can be changed either, since the head of the log is not ours
+    """
 
     def __init__(self, store: Queries, secrets: Secrets, *, keeps: bool = False) -> None:
         self._store, self._secrets, self._keeps = store, secrets, keeps
         self._audit_key = audit_key(secrets)
         self._token_key = secrets.obtain(TOKEN, lambda: os.urandom(32))
         self._mark: Mark | None = None
-        self._kept, self._due = 0, False
+        self._written: Mark | None = None
+        self._due = False
         self._turn = asyncio.Lock()
-        self.trouble = ""
+        self.trouble, self.refuses_changes = "", False
 
     @property
     def rights(self) -> Rights:
         """What the log says, as far as it was followed."""
         return self._mark.rights if self._mark else Rights()
+
+    @property
+    def floor(self) -> int:
+        """Serials of new hosts begin above this one."""
+        return self._mark.floor if self._mark else 0
 
     def mac(self, token: Token) -> bytes:
         """The MAC of a new row."""
@@ -75,52 +90,74 @@ class Register:
         """Take in the lines that were written since. What was followed so far holds on where the log is not
         the same any more; `trouble` says so. Raises Unavailable."""
         async with self._turn:
+            await self._try()
+            if self._due and not self.trouble:
+                await self._write()
+
+    async def keep(self, serial: int) -> None:
+        """Follow, and write the mark if it is not as the file has it; `serial`: the newest one of a manifest.
+        Raises Unavailable."""
+        async with self._turn:
+            await self._try()
             if self._mark is None or self.trouble:
-                self._mark = self._read() or self._mark or Mark()
-            try:
-                await self._follow(self._mark)
-            except Broken as error:
-                found = str(error)
-            else:
-                found = ""
-            if found and found != self.trouble:
-                log.error("the audit log is not followed any further", why=found)
-            self.trouble = found
+                return
+            self._mark.serial = max(self._mark.serial, serial)
+            if self._mark != self._written:
+                await self._write()
+
+    async def _try(self) -> None:
+        if self._mark is None or self.trouble:
+            self._mark = self.read() or self._mark or Mark(format=FORMAT)
+        found, self.refuses_changes = "", False
+        try:
+            await self._follow(self._mark)
+        except Broken as error:
+            found, self.refuses_changes = str(error), isinstance(error, Headless)
+        if found and found != self.trouble:
+            log.error("the audit log is not followed any further", why=found)
+        self.trouble = found
 
     async def _follow(self, mark: Mark) -> None:
-        row = await self._store.row("audit_head")
-        if row is None:
-            raise Broken("the head of the audit log is gone")
-        head = Head(row["seq"], row["hash"], row["mac"])
-        if audit.mac_of(self._audit_key, head.seq, head.hash) != head.mac:
-            raise Broken("the head of the audit log was not written by this control plane")
+        head = await self._head()
         if head.seq < mark.seq:
             raise Broken(f"the audit log ends at line {head.seq}; line {mark.seq} was there before")
-        draft, told = mark.copy(), False
-        while draft.seq < head.seq:
-            lines = await self._store.rows("audit_lines", draft.seq, min(PAGE, head.seq - draft.seq))
-            if not lines:
-                raise Broken(f"line {draft.seq + 1} of the audit log is missing")
-            told |= await _followed(draft, lines)
+        if (head.seq, head.hash) == (mark.seq, mark.hash) and mark.format == FORMAT:
+            return
+        draft, urgent = _begun(mark), False
+        if draft.seq < mark.seq:
+            urgent = await self._read_on(draft, mark.seq)
+        if draft.hash != mark.hash:
+            raise Broken(f"line {mark.seq} of the audit log is not the one that was there before")
+        urgent |= await self._read_on(draft, head.seq)
         if draft.hash != head.hash:
             raise Broken(f"line {head.seq} of the audit log has another hash than it had")
+        if mark.format != FORMAT:
+            draft.rights.keep_ended(mark.rights)
         self._mark = draft
-        self._due |= told or draft.seq - self._kept >= KEEP_EVERY
-        if self._keeps and self._due:
-            await asyncio.to_thread(self._write, draft.copy())
+        self._due |= urgent
 
-    def reaches(self, head: Head, lines: Sequence[Line]) -> str:
-        """Why a log is not the one that was followed before, in words; empty: it is."""
-        mark = self._read()
-        if mark is None or mark.seq == 0:
-            return ""
-        found = next((line.hash for line in lines if line.seq == mark.seq), b"")
-        if head.seq < mark.seq or not found:
-            return f"cut-off: the audit log ends at line {head.seq}; line {mark.seq} was there before"
-        same = found == mark.hash
-        return "" if same else f"edit: line {mark.seq} is not the one that was there before"
+    async def _head(self) -> Head:
+        row = await self._store.row("audit_head")
+        if row is None:
+            raise Headless("the head of the audit log is gone")
+        head = Head(row["seq"], row["hash"], row["mac"])
+        if audit.mac_of(self._audit_key, head.seq, head.hash) != head.mac:
+            raise Headless("the head of the audit log was not written by this control plane")
+        return head
 
-    def _read(self) -> Mark | None:
+    async def _read_on(self, draft: Mark, until: int) -> bool:
+        """Take the lines up to this one; whether the mark is to be written at once."""
+        urgent = False
+        while draft.seq < until:
+            lines = await self._store.rows("audit_lines", draft.seq, min(PAGE, until - draft.seq))
+            if not lines:
+                raise Broken(f"line {draft.seq + 1} of the audit log is missing")
+            urgent |= await _followed(draft, lines)
+        return urgent
+
+    def read(self) -> Mark | None:
+        """The mark as the file has it; None where there is none. Raises Unavailable for a damaged one."""
+        self._written = None
         raw = self._secrets.read(MARK)
         if raw is None:
             return None
@@ -130,29 +167,38 @@ class Register:
             raise Unavailable(
                 f"the secret {MARK} cannot be read ({error}); see aegisflux audit accept"
             ) from error
-        self._kept = found.seq
+        self._written = found.copy()
         return found
 
-    def _write(self, mark: Mark) -> None:
+    async def _write(self) -> None:
         """A full disk keeps nobody out: the mark is written with the next lines."""
+        if not self._keeps or self._mark is None:
+            return
+        draft = self._mark.copy()
         try:
-            self._secrets.write(MARK, msgspec.json.encode(mark))
-            self._kept, self._due = mark.seq, False
+            await asyncio.to_thread(self._secrets.write, MARK, msgspec.json.encode(draft))
+            self._written, self._due = draft, False
         except (Unavailable, OSError) as error:
             log.warning("the mark of the audit log is not written", error=str(error))
 
 
-async def accepted(store: Store, secrets: Secrets) -> Mark:
-    """Take the log as it stands from now on, whatever is wrong with it, and believe what it says of tokens:
-    after a store was put back from a back-up, or repaired."""
-    _, lines = await store.audit_log()
-    mark = Mark()
-    for line in lines:
-        mark.rights.take(line.entry)
-        mark.seq, mark.hash = line.seq, line.hash
-    await store.set_head(mark.seq, mark.hash)
-    secrets.write(MARK, msgspec.json.encode(mark))
-    return mark
+def reaches(mark: Mark | None, head: Head, lines: Sequence[Line]) -> str:
+    """Why a log is not the one that was followed before, in words; empty: it is. `mark` was read first, since
+    a log that is in use grows, and the mark with it."""
+    if mark is None or mark.seq == 0:
+        return ""
+    found = next((line.hash for line in lines if line.seq == mark.seq), b"")
+    if head.seq < mark.seq or not found:
+        return f"cut-off: the audit log ends at line {head.seq}; line {mark.seq} was there before"
+    same = found == mark.hash
+    return "" if same else f"edit: line {mark.seq} is not the one that was there before"
+
+
+def _begun(mark: Mark) -> Mark:
+    """Where to follow from: a mark of an older version left out what this one keeps, so all is read again."""
+    if mark.format == FORMAT:
+        return mark.copy()
+    return Mark(serial=mark.serial, floor=mark.floor, format=FORMAT)
 
 
 async def _followed(mark: Mark, rows: Sequence[Row]) -> bool:

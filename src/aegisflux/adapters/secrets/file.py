@@ -42,6 +42,15 @@ class FileSecrets:
         temporary.replace(path)
         self._sync()
 
+    def remove(self, name: str) -> None:
+        """See `Secrets.remove`."""
+        path = self.path(name)
+        try:
+            path.unlink(missing_ok=True)
+        except OSError as error:
+            raise Unavailable(f"secret {path}: cannot be removed: {error.strerror}") from error
+        self._sync()
+
     def obtain(self, name: str, make: Callable[[], bytes]) -> bytes:
         """See `Secrets.obtain`; of two that make one at once, the first wins for both."""
         kept = self.read(name)

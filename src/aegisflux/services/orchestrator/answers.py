@@ -35,6 +35,7 @@ from aegisflux.runtime.letters import letter_room
 from aegisflux.services.orchestrator.core import CLASH_SECONDS, Core, Who, clash_text
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import envelope, subjects
+from aegisflux.wire.token import b64
 
 T = TypeVar("T")
 MAX_BYTES = 1 << 20
@@ -207,7 +208,9 @@ class Answers:
         if host not in keys:
             rows = await self._core.store.rows("host_keys")
             keys.clear()
-            keys.update((row["host_id"], row["public_key"]) for row in rows if row["public_key"])
+            released = self._core.register.rights.released_host
+            enrolled = [(row["host_id"], row["public_key"]) for row in rows if row["public_key"]]
+            keys.update((name, public) for name, public in enrolled if not released(b64(public)))
         return keys.get(host)
 
     async def _bury(self, message: Message, stream: str, reason: str) -> None:

@@ -87,7 +87,12 @@ def application(orchestrator: Orchestrator | None) -> Litestar:
 
     checks: dict[str, health.Check] = {}
     if orchestrator is not None:
-        checks = {"store": orchestrator.core.store.check, "bus": bus, "orchestrator": started}
+        checks = {
+            "store": orchestrator.core.store.check,
+            "bus": bus,
+            "orchestrator": started,
+            "audit log": orchestrator.standing.said,
+        }
     return pages.application(
         "orchestrator",
         "Services, snapshots, rollouts, host enrolment. Errors are RFC 9457 problems.",

@@ -2,17 +2,16 @@
 
 import asyncio
 
-from aegisflux.domain.manifest import PublicKey
+from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.shares import Share
 from aegisflux.ports.bus import Fair
 from aegisflux.runtime import logs
-from aegisflux.runtime.again import again
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.orchestrator.access import Access
 from aegisflux.services.orchestrator.answers import Answers
 from aegisflux.services.orchestrator.changes import Changes
 from aegisflux.services.orchestrator.contents import Contents
-from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.core import Core
 from aegisflux.services.orchestrator.credentials import HostCredentials
 from aegisflux.services.orchestrator.hosts import Hosts
 from aegisflux.services.orchestrator.panic import Panic
@@ -23,6 +22,7 @@ from aegisflux.services.orchestrator.renewals import Renewals
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.rotation import Rotation
 from aegisflux.services.orchestrator.snapshots import Snapshots
+from aegisflux.services.orchestrator.standing import Standing, load_keys
 from aegisflux.services.orchestrator.upkeep import Upkeep
 from aegisflux.services.orchestrator.views import Views
 from aegisflux.wire import subjects
@@ -35,6 +35,7 @@ ACKS_FAIR = Fair(Share(rate=50.0, burst=1024.0), beyond="dropped")
 HEARTBEATS_FAIR = Fair(
     Share(rate=20.0, burst=100.0), Share(rate=float(1 << 20), burst=float(8 << 20)), beyond="dropped"
 )
+LAST_MARK_SECONDS = 2.0
 log = logs.get("orchestrator")
 
 
@@ -58,6 +59,7 @@ class Orchestrator:
         self.contents = Contents(core)
         self.credentials = HostCredentials(core)
         self.rotation = Rotation(core, self.contents)
+        self.standing = Standing(core, self.contents)
         self.upkeep = Upkeep(core)
         self._tasks = Tasks()
         self.started = False
@@ -73,6 +75,8 @@ class Orchestrator:
         await bus.serve(subjects.ALL_CREDENTIALS, self.credentials.answer)
         await bus.consume(ACKS, DURABLE, self.answers.on_acks, fair=ACKS_FAIR)
         await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats, fair=HEARTBEATS_FAIR)
+        self._tasks.loop("endings", self.standing.follow)
+        self._tasks.loop("standing", self.standing.look)
         self._tasks.loop("manifests", self.relay.manifests)
         self._tasks.loop("announcements", self.relay.announcements)
         self._tasks.loop("compare", self._compare)
@@ -84,7 +88,15 @@ class Orchestrator:
     async def close(self) -> None:
         """End all loops and workers."""
         await self._tasks.close()
+        await self._last_mark()
         self.core.workshop.close()
+
+    async def _last_mark(self) -> None:
+        try:
+            async with asyncio.timeout(LAST_MARK_SECONDS):
+                await self.standing.keep()
+        except (Unavailable, TimeoutError) as error:
+            log.warning("the mark of the audit log is not written at the end", error=str(error))
 
     async def _connected(self) -> None:
         await self.core.bus.ensure_streams()
@@ -95,21 +107,3 @@ class Orchestrator:
     async def _compare(self) -> None:
         await self.relay.compare()
         await asyncio.sleep(self.core.options.compare_every)
-
-
-@again
-async def load_keys(core: Core) -> None:
-    """Use the newest key set of the store; the first start makes one."""
-    row = await core.store.row("key_set")
-    if row is None:
-        now = core.now()
-        first: PublicKey = core.keys.made(f"s{now}", now)
-        encoded = core.keys.signed_set(1, (first,))
-        async with core.store.change() as db:
-            row = await db.row("key_set")
-            if row is None:
-                await db.run("add_key_set", 1, encoded, first.id, now)
-            await db.audit(Who().did("keys.first", "keys/1", after=first.id))
-        row = await core.store.row("key_set")
-        assert row is not None
-    core.keys.use(row["envelope"], row["signing"])

@@ -6,8 +6,10 @@ from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
+from aegisflux.domain.bounds import MAX_INT64
 from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.domain.manifest import Heartbeat
+from aegisflux.domain.rotation import ahead_text
 from aegisflux.domain.runs import Runs
 from aegisflux.ports.accounts import AgentAccounts
 from aegisflux.ports.bus import Bus
@@ -60,7 +62,7 @@ class Unmade(NamedTuple):
 
 @dataclass(slots=True, kw_only=True)
 class Core:
-    """Ports, keys and the two bells that wake the relay.
+    """Ports, keys and the bells that wake the relay and the register.
 
     unmade: the last manifest of a host that could not be made or sent
     shared_addresses: how many addresses several hosts report, when it was counted last
@@ -77,6 +79,7 @@ class Core:
     options: Options
     manifests_due: asyncio.Event = field(default_factory=asyncio.Event)
     announcements_due: asyncio.Event = field(default_factory=asyncio.Event)
+    mark_due: asyncio.Event = field(default_factory=asyncio.Event)
     host_keys: dict[str, bytes] = field(default_factory=dict)
     digests: dict[str, frozenset[str]] = field(default_factory=dict)
     runs: dict[str, Runs] = field(default_factory=dict)
@@ -92,10 +95,14 @@ class Core:
         """Whole seconds since the epoch."""
         return int(self.clock.now())
 
-    def troubles(self, host: str, beat: Heartbeat | None, left_out: str = "") -> tuple[str, ...]:
+    def troubles(
+        self, host: str, beat: Heartbeat | None, left_out: str = "", serial: int = MAX_INT64
+    ) -> tuple[str, ...]:
         """What stands in the way of a host's agent, in words: what it says, and what it cannot know;
-        `left_out`: what its manifest has no room for."""
+        `left_out`: what its manifest has no room for; `serial`: that of its newest manifest."""
         found = []
+        if beat and beat.serial > serial:
+            found.append(ahead_text(beat.serial, serial))
         if (runs := self.runs.get(host, Runs())).clashes(self.clock.now(), CLASH_SECONDS):
             found.append(clash_text(runs))
         if host in self.unmade:
@@ -110,7 +117,8 @@ class Core:
         return min(ttl_seconds, longest) if longest else ttl_seconds
 
     def wake(self) -> None:
-        """Tell the relay that a transaction was committed."""
+        """Tell the relay and the register that a transaction was committed."""
+        self.mark_due.set()
         self.manifests_due.set()
         self.announcements_due.set()
 

@@ -11,7 +11,7 @@ from aegisflux.ports.bus import Message
 from aegisflux.services.orchestrator.core import Core
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import subjects
-from aegisflux.wire.token import Renewed, RenewRequest, from_b64, renewal_bytes
+from aegisflux.wire.token import Renewed, RenewRequest, b64, from_b64, renewal_bytes
 
 NOT_ENROLLED = "this host cannot be renewed: no host of this name is enrolled with the key of this proof"
 
@@ -43,7 +43,10 @@ class HostCredentials:
         row = await self._core.store.row("host", host)
         if row is None or row["released_at"] is not None or row["public_key"] is None:
             raise Forbidden(NOT_ENROLLED)
-        return bytes(row["public_key"])
+        public = bytes(row["public_key"])
+        if self._core.register.rights.released_host(b64(public)):
+            raise Forbidden(NOT_ENROLLED)  # an older store brought it back
+        return public
 
     def _made(self, host: str, public: bytes) -> Renewed:
         core = self._core

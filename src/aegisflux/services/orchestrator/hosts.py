@@ -20,6 +20,7 @@ from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.joining import join
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.services.orchestrator.service_changes import named_by
+from aegisflux.services.orchestrator.standing import release
 from aegisflux.services.orchestrator.suspicions import Suspicions
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.token import (
@@ -132,6 +133,7 @@ class Hosts:
         except (Forbidden, Conflict):
             metrics.http_unauthorized.labels("enrolment").inc()
             raise
+        await self._core.register.follow()  # a key that was released before may be enrolled by now
         await self._core.accounts.admit_agent(host, public)  # a retry comes here again
         self._core.host_keys.pop(host, None)
         self._core.wake()
@@ -144,6 +146,8 @@ class Hosts:
         answer = _answered(row, host, public, self._core.now())
         if answer is None:
             await self._check_free(self._core.store, host, public)
+        elif self._core.register.rights.released_host(b64(public)):
+            raise Forbidden(NOT_NOW)  # its answer is one of before the release
         elif self._retries.get(digest, 0) > self._core.now():
             return answer
         return None
@@ -166,6 +170,7 @@ class Hosts:
                     await _check_unmeant(db, host)
                 answer = self._answer(host, public, now)
                 await db.run("put_host", host, public, token["labels"], now)
+                await db.run("serial_above", host, self._core.register.floor)
                 await db.run("use_enroll_token", digest, host, public, now, msgspec.json.encode(answer))
                 await join(self._core, db, host, now)
                 before, after = digest[:ENROLMENT_DIGITS], f"{b64(public)} {labels_text(token['labels'])}"
@@ -213,13 +218,9 @@ class Hosts:
             known = await db.row("host", _name(host))
             if known is None or known["released_at"] is not None:
                 raise NotFound(f"host {host} is not enrolled")
-            await db.run("unassign_host", host)
-            await db.run("forget_had", host)
-            await db.run("delete_reports", host)
-            await db.run("end_candidates_of_host", host)
-            await db.run("release_host", host, now)
-            await db.audit(who.did("host.release", f"host/{host}", before=b64(known["public_key"])))
+            await release(db, known, now, who)
             await self._core.accounts.revoke_agent(host, known["public_key"], now)
+        await self._core.register.follow()  # before the answer: no older store undoes what was answered
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
         self._core.unmade.pop(host, None)
@@ -295,7 +296,7 @@ class Hosts:
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
             services=tuple(sorted(services)),
             suspicious=suspicious,
-            troubles=self._core.troubles(row["host_id"], beat, row["left_out"]),
+            troubles=self._core.troubles(row["host_id"], beat, row["left_out"], row["serial"]),
             address_conflicts=tuple(conflicts.get(row["host_id"], ())),
         )
 

@@ -23,7 +23,10 @@ ROOT, ENROLL = "root-key", "enroll-key"
 
 
 class Keys:
-    """The root key and the current signing key; `use` sets which key set and which key hold now."""
+    """The root key and the current signing key; `use` sets which key set and which key hold now.
+
+    held: why nothing is signed, in words
+    """
 
     def __init__(self, secrets: Secrets) -> None:
         self.secrets = secrets
@@ -33,12 +36,12 @@ class Keys:
         self.version = 0
         self.set = KeySet(0, ())
         self.envelope = Envelope("", b"", ())
-        self.signing = ""
+        self.signing = self.held = ""
         self._sign: Callable[[bytes], bytes] = _unset
 
-    def use(self, encoded: bytes, signing: str) -> None:
+    def use(self, encoded: bytes, signing: str, held: str = "") -> None:
         """Take a stored key set and the id of the key to sign with; raises Unavailable when the secret of
-        either is missing.
+        either is missing. `held`: why it may not sign, as one of an older store; nothing is signed then.
         """
         self.envelope = msgspec.msgpack.decode(encoded, type=Envelope)
         stated = envelope.opened(self.envelope, envelope.KEY_SET)
@@ -46,16 +49,24 @@ class Keys:
             raise Unavailable(f"the store's key set is not signed by the secret {ROOT}: restore that file")
         self.set = msgspec.msgpack.decode(self.envelope.payload, type=KeySet)
         self.version = self.set.version
+        if held:
+            self.signing, self.held, self._sign = signing, held, self._refuse
+            return
         if self.secrets.read(_file(signing)) is None:
             raise Unavailable(f"the secret {_file(signing)} is missing, and the store says that it signs")
         key = _signing(self.secrets, _file(signing))
-        self.signing = signing
+        self.signing, self.held = signing, ""
         self._sign = lambda data: key.sign(data).signature
 
     def made(self, key_id: str, now: int) -> PublicKey:
         """A new snapshot key, kept in the secrets."""
         key = _signing(self.secrets, _file(key_id))
         return PublicKey(key_id, bytes(key.verify_key), now - SKEW_SECONDS, now + KEY_SECONDS)
+
+    def discard(self, key_id: str) -> None:
+        """Forget a key that signs no more, so that no older store makes it sign again."""
+        if key_id != self.signing or self.held:
+            self.secrets.remove(_file(key_id))
 
     def signed_set(self, version: int, keys: tuple[PublicKey, ...]) -> bytes:
         """A key set, signed by the root, as it is stored and sent."""
@@ -77,6 +88,9 @@ class Keys:
     def seal(self, payload_type: str, payload: bytes) -> Envelope:
         """Sign with the current key."""
         return envelope.seal(payload_type, payload, self.signing, self._sign)
+
+    def _refuse(self, _data: bytes) -> bytes:
+        raise Unavailable(f"nothing is signed: {self.held}")
 
 
 def verified(public: bytes, message: bytes, signature: bytes) -> bool:

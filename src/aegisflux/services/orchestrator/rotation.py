@@ -51,6 +51,7 @@ class KeyState(Struct, frozen=True):
     waiting_for: the first hundred of the `waiting` hosts that are online and do not have the newest manifest
     waits_until: when the rotation goes on without them, in seconds since the epoch
     without:     hosts that it does not wait for
+    held:        why nothing is signed, in words: the database has an older key set than was there before
     """
 
     version: int
@@ -62,6 +63,7 @@ class KeyState(Struct, frozen=True):
     waits_until: int | None = None
     without: tuple[str, ...] = ()
     dry_run: bool = False
+    held: str = ""
 
 
 class Rotation:
@@ -76,7 +78,7 @@ class Rotation:
         keys = self._core.keys
         names = tuple(key.id for key in keys.set.keys)
         if row is None:
-            return KeyState(keys.version, names, keys.signing, "none", ())
+            return KeyState(keys.version, names, keys.signing, "none", (), held=keys.held)
         without = frozenset(row["without"])
         missing = [host for host in (await self._progress(row)).missing if host not in without]
         return KeyState(
@@ -88,11 +90,14 @@ class Rotation:
             len(missing),
             row["waits_until"],
             tuple(row["without"]),
+            held=keys.held,
         )
 
     async def rotate(self, asked: RotateRequest, who: Who, dry_run: bool = False) -> KeyState:
         """Begin; or go on without some hosts. Raises Conflict while a rotation is under way and no hosts are
         named, Invalid for hosts that are not enrolled. `dry_run`: what would be, and nothing is changed."""
+        if self._core.keys.held:
+            raise Conflict(f"{self._core.keys.held}: run aegisflux audit accept, which gives a new key")
         without = sorted(set(asked.without))
         known = {row["host_id"] for row in await self._core.store.rows("host_labels")}
         if unknown := [host for host in without if host not in known]:
@@ -144,13 +149,14 @@ class Rotation:
                 who.did("keys.add", f"keys/{keys.version + 1}", before=old, after=fresh.id, reason=said)
             )
         keys.use(encoded, old)
+        await core.register.follow()
         core.wake()
         return await self.state()
 
     async def step(self) -> None:
         """Go on when every host that is online has the newest manifest, or the wait is over."""
         await asyncio.sleep(STEP_SECONDS)
-        row = await self._core.store.row("rotation")
+        row = None if self._core.keys.held else await self._core.store.row("rotation")
         if row is None or not (found := await self._progress(row)).over:
             return
         left = f"without {first_of(found.missing, MAX_NAMED)}" if found.missing else ""
@@ -200,4 +206,6 @@ class Rotation:
                 Who().did("keys.remove", f"keys/{keys.version + 1}", before=old, after=new, reason=left)
             )
         keys.use(encoded, new)
+        await core.register.follow()  # the mark knows that it ended before its file goes
+        keys.discard(old)
         core.wake()

@@ -259,7 +259,9 @@ class Views:
             last_nack=nack,
             acked_at=report["ack_stored_at"] if report else None,
             beside=beside,
-            troubles=self._core.troubles(host["host_id"], heartbeat_of(host), host["left_out"]),
+            troubles=self._core.troubles(
+                host["host_id"], heartbeat_of(host), host["left_out"], host["serial"]
+            ),
         )
 
 

@@ -230,6 +230,22 @@ delete from reports r using held where r.host_id = $1 and r.service_id = held.se
 -- name: relabel_host
 update hosts set labels = $2 where host_id = $1
 
+-- The newest serial of a manifest, whose it is.
+-- name: newest_serial
+select coalesce(max(serial), 0) as serial from hosts
+
+-- A host that is new to an older store begins above what it may have had before.
+-- name: serial_above
+update hosts set serial = greatest(serial, $2::bigint) where host_id = $1
+
+-- After an older store was accepted: above the newest serial that there was, $1, and what the host itself reports, by $2 at the
+-- least; the report of a host counts for that host alone, and as far as $3.
+-- name: raise_serials
+with held as materialized (select host_id from hosts order by host_id for no key update)
+update hosts h set serial = greatest(h.serial, $1::bigint, least(h.heartbeat_serial, $3::bigint)) + $2::bigint,
+    dirty = h.released_at is null
+from held where h.host_id = held.host_id
+
 -- Once for a change, when all of it is known: see Change.bump.
 -- name: bump
 with held as materialized (
