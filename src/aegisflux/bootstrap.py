@@ -8,8 +8,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from litestar import Litestar
 
@@ -25,10 +26,10 @@ from aegisflux.adapters.store import dsns
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import agreement, audit
-from aegisflux.domain.errors import Conflict, NotFound, Unavailable
+from aegisflux.domain.errors import AegisError, Conflict, NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
-from aegisflux.runtime.access import new_token
+from aegisflux.runtime.access import hashed, new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
 from aegisflux.runtime.register import Register, audit_key, reaches
@@ -40,6 +41,7 @@ from aegisflux.services.ingest.api import application as ingest_application
 from aegisflux.services.ingest.app import Ingest
 from aegisflux.services.ingest.app import Parts as IngestParts
 from aegisflux.services.orchestrator.acceptance import Acceptance, Accepted
+from aegisflux.services.orchestrator.access import Access
 from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
@@ -56,6 +58,7 @@ from aegisflux.wire.token import b64
 
 ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
 FILE = "file:"
+ASK_SECONDS = 2.0
 T = TypeVar("T")
 Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
@@ -584,6 +587,45 @@ async def accept_audit(settings: Settings, dry_run: bool) -> Accepted:
     async with _audited(settings) as (place, store):
         acceptance = Acceptance(store, place.secrets, place.accounts.revoke)
         return await acceptance.accept(int(time.time()), dry_run)
+
+
+async def replace_token(settings: Settings, role: Literal["admin", "viewer"]) -> Path:
+    """A new token in our own file, in place of the one before; the file. Raises Conflict while the log is not
+    the one that was followed."""
+    async with _audited(settings) as (place, store):
+        name, text = {"admin": ADMIN, "viewer": VIEWER}[role], new_token()
+        parts = _TokenParts(store, WallClock(), Register(store, place.secrets))
+        await Access(parts).replace(role, role, place.token(name), text)
+        place.secrets.write(name, text.encode())
+        return place.secrets.path(name)
+
+
+async def viewer_ended(settings: Settings) -> bool:
+    """Whether the token that `aegisflux env` exports was revoked; not where the store cannot be asked."""
+    place = existing(settings)
+    store = PostgresStore(place.dsn_of("orchestrator"), audit_key(place.secrets), None)
+    try:
+        async with asyncio.timeout(ASK_SECONDS):
+            await store.open()
+            row = await store.row("token", hashed(place.token(VIEWER)))
+            return row is not None and row["revoked_at"] is not None
+    except (AegisError, TimeoutError):
+        return False
+    finally:
+        await store.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _TokenParts:
+    """What tokens need of a control plane that may not run."""
+
+    store: PostgresStore
+    clock: WallClock
+    register: Register
+
+    def now(self) -> int:
+        """Whole seconds since the epoch."""
+        return int(self.clock.now())
 
 
 @asynccontextmanager

@@ -253,7 +253,7 @@ async def test_a_token_that_was_revoked_never_lives_again(fresh, how):
     made = await access.issue("op", "admin", None, ADMIN)
     assert await access.principal(made.token) is not None
     saved = await lab.saved()
-    await access.revoke(made.id, ADMIN)
+    await access.revoke(made.id, ADMIN, force=True)
     await RESURRECTIONS[how](lab, made.id, saved)
     lab.later()
     assert await access.principal(made.token) is None
@@ -296,7 +296,7 @@ async def test_a_token_in_a_file_of_ours_is_known_again_and_one_that_was_revoked
     await access.keep("admin", "admin", "afx_file")
     again = await access.principal("afx_file")
     assert (again.role, again.id != first.id) == ("admin", True)
-    await access.revoke(again.id, ADMIN)
+    await access.revoke(again.id, ADMIN, force=True)
     for statement in ("update tokens set revoked_at = null", "delete from tokens"):
         await lab.owner.execute(statement)
         await access.keep("admin", "admin", "afx_file")
@@ -413,6 +413,40 @@ async def test_a_full_disk_keeps_nobody_out_and_the_mark_is_written_later(fresh,
     await access.register.follow()
     assert lab.secrets.read(MARK) != before
     assert await lab.believed(made.token) is None
+
+
+async def test_the_last_token_of_an_admin_is_not_revoked_by_mistake(fresh):
+    """One that ended, or whose row is not believed, is no admin's."""
+    lab, access = fresh
+    first = await access.issue("first", "admin", None, ADMIN)
+    short = await access.issue("short", "admin", 60, ADMIN)
+    await access.issue("op", "approver", None, ADMIN)
+    await lab.owner.execute(
+        f"{MADE} ('cccccccccccc', 'eve', 'admin', $1, 1, 'system', 'x')", hashed("afx_eve")
+    )
+    lab.clock.at += 61
+    with pytest.raises(Conflict, match="last one of an admin"):
+        await access.revoke(first.id, ADMIN)
+    second = await access.issue("second", "admin", None, ADMIN)
+    await access.revoke(first.id, ADMIN)
+    with pytest.raises(Conflict, match="last one of an admin"):
+        await access.revoke(second.id, ADMIN)
+    await access.revoke(short.id, ADMIN)
+    await access.revoke(second.id, ADMIN, force=True)
+    assert await access.principal(second.token) is None
+
+
+@pytest.mark.parametrize("lives", [True, False])
+async def test_our_own_token_is_replaced_and_the_one_before_ends(fresh, lives):
+    lab, access = fresh
+    await access.keep("admin", "admin", "afx_old")
+    if not lives:
+        await access.revoke((await access.principal("afx_old")).id, ADMIN, force=True)
+    await lab.access().replace("admin", "admin", "afx_old", "afx_new")
+    lab.later()
+    assert await access.principal("afx_old") is None
+    assert (await lab.believed("afx_new")).role == "admin"
+    assert not any(view.troubles for view in await access.all())
 
 
 def _marked(lab):

@@ -120,8 +120,11 @@ def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase 
     """
     from aegisflux import bootstrap
 
-    for name, value in bootstrap.environment(known(config, data_dir, port_base)).items():
+    given = known(config, data_dir, port_base)
+    for name, value in bootstrap.environment(given).items():
         document(f"export {name}={shlex.quote(value)}\n")
+    if asyncio.run(bootstrap.viewer_ended(given)):
+        say("warning: this viewer's token was revoked: make a new one by `aegisflux token replace viewer`")
 
 
 def _begin(given: Settings) -> None:

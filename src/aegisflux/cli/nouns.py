@@ -279,9 +279,30 @@ def issue_token(
 
 
 @token_app.command(name="revoke")
-def revoke_token(token_id: str) -> None:
+def revoke_token(
+    token_id: str,
+    *,
+    force: Annotated[bool, Parameter(help="also the last one of an admin", negative="")] = False,
+) -> None:
     """End a token."""
-    call("DELETE", f"/api/v1/tokens/{quoted(token_id)}")
+    call("DELETE", f"/api/v1/tokens/{quoted(token_id)}", None, {"force": "true"} if force else {})
+
+
+@token_app.command(name="replace")
+def replace_token(
+    role: Literal["admin", "viewer"], /, *, config: Config = None, data_dir: DataDir = None
+) -> None:
+    """Make a new token of the control plane's own admin or viewer, and end the one before.
+
+    Run it as root on the control plane, for example when no admin's token is left. It needs no token. The new
+    one is in `secrets/admin-token` or `secrets/viewer-token` of the data folder.
+
+    Example: aegisflux token replace admin
+    """
+    from aegisflux import bootstrap
+
+    path = asyncio.run(bootstrap.replace_token(known(config, data_dir), role))
+    say(f"a new token of the role {role} is in {path}")
 
 
 @keys_app.command(name="list")

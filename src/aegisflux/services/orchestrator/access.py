@@ -4,7 +4,8 @@
 
 import secrets
 from collections import Counter
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -14,13 +15,14 @@ from aegisflux.domain.names import looks
 from aegisflux.domain.rights import Token
 from aegisflux.domain.roles import ROLES, SYSTEM, Principal, Role
 from aegisflux.domain.text import is_printable
-from aegisflux.ports.store import Change, Row
+from aegisflux.ports.clock import Clock
+from aegisflux.ports.store import Change, Row, Store
 from aegisflux.runtime import logs
 from aegisflux.runtime.access import Bearers, hashed, new_token
 from aegisflux.runtime.again import again
-from aegisflux.runtime.register import token_of
+from aegisflux.runtime.register import Register, token_of
 from aegisflux.services.orchestrator.agreed import adopt
-from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.core import Who
 from aegisflux.wire.subjects import host_token
 
 MAX_NAME: Final = 64
@@ -54,10 +56,33 @@ class TokenView(Struct, frozen=True):
     troubles: tuple[str, ...] = ()
 
 
+class Needed(Protocol):
+    """What tokens need of `Core`."""
+
+    @property
+    def store(self) -> Store:
+        """Where their rows are."""
+        ...
+
+    @property
+    def clock(self) -> Clock:
+        """When they end."""
+        ...
+
+    @property
+    def register(self) -> Register:
+        """Which of their rows are believed."""
+        ...
+
+    def now(self) -> int:
+        """Whole seconds since the epoch."""
+        ...
+
+
 class Access:
     """Who a token belongs to."""
 
-    def __init__(self, core: Core) -> None:
+    def __init__(self, core: Needed) -> None:
         self._core = core
         self.register = core.register
         self.bearers = Bearers(core.store, core.clock, self.register)
@@ -95,6 +120,29 @@ class Access:
         return NewToken(token.id, name, role, text, token.expires_at, host_id)
 
     @again
+    async def replace(self, name: str, role: Role, old: str, text: str) -> str:
+        """Know this token in place of the one that was in our file, which ends with it; its id. Raises
+        Conflict while nothing new is believed."""
+        await self.register.follow()
+        if self.register.trouble:
+            raise Conflict(f"{self.register.trouble}: no new token is believed; see aegisflux audit accept")
+        token = self._own(name, role, text)
+        async with self._core.store.change() as db:
+            row = await db.row("token", hashed(old))
+            if row is not None and row["revoked_at"] is None:
+                await db.row("revoke_token", row["id"], self._core.now())
+                before = row["hash"].hex()
+                await db.audit(Who().did(rights.REVOKE, f"{rights.OBJECT}{row['id']}", before=before))
+            await self._add(db, "add_token", token, Who())
+        return token.id
+
+    def _own(self, name: str, role: Role, text: str) -> Token:
+        return Token(
+            id=secrets.token_hex(6), name=name, role=role, hash=hashed(text), created_at=self._core.now(),
+            created_by=SYSTEM.name, expires_at=None, host_id=None,
+        )  # fmt: skip
+
+    @again
     async def keep(self, name: str, role: Role, text: str) -> None:
         """Know a token that lies in a file of ours; one that was revoked stays so, whatever the store has."""
         await self.register.follow()
@@ -103,12 +151,8 @@ class Access:
             return
         if row is not None and (row["revoked_at"] is not None or not await self.register.doubt(row)):
             return
-        token = Token(
-            id=secrets.token_hex(6), name=name, role=role, hash=hashed(text), created_at=self._core.now(),
-            created_by=SYSTEM.name, expires_at=None, host_id=None,
-        )  # fmt: skip
         async with self._core.store.change() as db:
-            await self._add(db, "keep_token", token, Who())
+            await self._add(db, "keep_token", self._own(name, role, text), Who())
 
     async def _add(self, db: Change, query: str, token: Token, who: Who) -> None:
         values = [getattr(token, name) for name in Token.__struct_fields__]
@@ -137,15 +181,29 @@ class Access:
         await self.register.follow()
 
     @again
-    async def revoke(self, number: str, who: Who) -> None:
-        """End a token; raises NotFound. See `runtime.access` for when that holds elsewhere."""
+    async def revoke(self, number: str, who: Who, force: bool = False) -> None:
+        """End a token; raises NotFound, and Conflict for the last one of an admin without `force`. See
+        `runtime.access` for when that holds elsewhere."""
+        await self.register.follow()
         async with self._core.store.change() as db:
+            if not force:
+                self._check_not_last(await db.rows("tokens"), number)
             row = await db.row("revoke_token", number, self._core.now()) if number.isalnum() else None
             if row is None:
                 raise NotFound(f"token {number} does not exist or is revoked")
             await db.audit(who.did(rights.REVOKE, f"{rights.OBJECT}{number}", before=row["hash"].hex()))
         self.bearers.forget()
         await self.register.follow()
+
+    def _check_not_last(self, rows: Sequence[Row], number: str) -> None:
+        """One whose row is not believed, or that has ended, is no admin's."""
+        now = self._core.now()
+        admins = [row for row in rows if row["role"] == "admin" and _lives(row, now)]
+        if [row["id"] for row in admins if not self.register.judge(row)] == [number]:
+            raise Conflict(
+                f"token {number} is the last one of an admin: make another one first, or ask with force=true;"
+                " `aegisflux token replace admin`, as root on the control plane, makes one when there is none"
+            )
 
     async def all(self) -> tuple[TokenView, ...]:
         """All tokens, oldest first; never their text."""

@@ -370,9 +370,11 @@ async def issue_token(data: TokenRequest, request: Handler) -> NewToken:
 
 
 @delete("/api/v1/tokens/{token_id:str}", status_code=204, guards=[needs("admin")])
-async def revoke_token(token_id: str, request: Handler) -> None:
-    """End a token. From then on it changes nothing in any service, and reads nothing after five seconds."""
-    await orchestrator_of(request).access.revoke(token_id, who(request))
+async def revoke_token(token_id: str, request: Handler, force: bool = False) -> None:
+    """End a token. From then on it changes nothing in any service, and reads nothing after five seconds. The
+    last one of an admin is a 409 without `force`.
+    """
+    await orchestrator_of(request).access.revoke(token_id, who(request), force)
 
 
 @get("/api/v1/keys", guards=[needs("viewer")])
