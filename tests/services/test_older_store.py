@@ -44,7 +44,7 @@ class Known:
         version = len(self.h1.manifests) + 1
         serial = self.h1.serial
         await self.core.snapshots.post(body(SERVICE, version), ["h1"], "", WHO)
-        await eventually(lambda: self.h1.serial > serial)
+        await eventually(lambda: self.h1.serial > serial, 40)
         await self.h1.beat()
 
     async def rotated(self):
@@ -102,7 +102,7 @@ async def known(tmp_path_factory):
             backup = await Backup.taken(owner)
             found.old_key = found.core.core.keys.signing
             await found.core.hosts.release("h2", WHO)
-            await found.core.access.revoke(found.revoked.id, WHO)
+            await found.core.access.revoke(found.revoked.id, WHO, force=True)
             await found.rotated()
             await found.posted()
             await found.core.close()  # a clean stop writes the mark
@@ -127,7 +127,7 @@ async def test_a_host_that_was_released_stays_out(known):
     async def gone():
         return [host.host_id for host in await known.core.hosts.all()] == ["h1"]
 
-    await eventually(gone)
+    await eventually(gone, 40)
     _, lines = await known.plane.store.audit_log()
     (line,) = [line.entry for line in lines if line.entry.action == "host.release"]
     assert line.object == "host/h2"
@@ -148,7 +148,7 @@ async def test_readyz_keys_and_hosts_say_that_the_database_is_older(known):
         (trouble, *_) = [*(await known.core.hosts.one("h1")).troubles, ""]
         return trouble.startswith("ahead of the control plane")
 
-    await eventually(ahead)
+    await eventually(ahead, 40)
 
 
 async def test_the_key_of_before_the_rotation_signs_nothing(known):
@@ -176,14 +176,14 @@ async def test_a_dry_run_says_what_accepting_means_and_changes_nothing(known):
 async def test_after_it_is_accepted_hosts_take_manifests_and_what_ended_has_ended(known):
     core, store = known.core.core, known.plane.store
     await known.accepts().accept(int(core.clock.now()))
-    await eventually(lambda: core.register.rights.keys > known.keys and not core.keys.held)
-    await eventually(lambda: known.h1.serial > known.serial + SERIAL_JUMP)
+    await eventually(lambda: core.register.rights.keys > known.keys and not core.keys.held, 40)
+    await eventually(lambda: known.h1.serial > known.serial + SERIAL_JUMP, 40)
 
     async def newer():
         found = await known.key_set()
         return found.version > known.keys and known.old_key not in {key.id for key in found.keys}
 
-    await eventually(newer)
+    await eventually(newer, 40)
     await known.posted()
     assert (await known.core.hosts.one("h1")).troubles == ()
     assert await known.core.access.principal(known.revoked.token) is None

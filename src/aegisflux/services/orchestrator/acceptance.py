@@ -78,7 +78,7 @@ class Acceptance:
         keys = await self._store.row("key_set")
         newest = await self._store.row("newest_serial")
         version = max(said.rights.keys, keys["version"] if keys else 0) + KEYS_JUMP
-        serial = max(self._mark.serial, newest["serial"] if newest else 0)
+        serial = max(self._mark.serial, self._mark.floor, newest["serial"] if newest else 0)
         found = Accepted(
             last.seq if last else 0,
             (*_tokens(anew), *_plans(before.plans, said.rights.plans), *filter(None, [self._damaged])),
@@ -108,8 +108,9 @@ class Acceptance:
 
     async def _written(self, floor: int) -> int:
         _, lines = await self._store.audit_log()
+        newest = await self._store.row("newest_serial")
         mark = self._followed(lines)
-        mark.serial = mark.floor = floor
+        mark.serial, mark.floor = newest["serial"] if newest else 0, floor
         self._secrets.write(MARK, msgspec.json.encode(mark))
         return mark.seq
 
