@@ -225,7 +225,7 @@ async def _segmenter(asked):
         started.set()
         await asyncio.Event().wait()
 
-    running: Operation = operations.begin("plan", work)
+    running: Operation = operations.begin("plan", work, "a")
     await started.wait()
     await asked.ask("segmenter", "DELETE /segment/operations/{operation}", operation=running.id)
 

@@ -6,9 +6,15 @@ from multiprocessing import active_children
 
 import pytest
 
-from aegisflux.domain.errors import OverLimit
+from aegisflux.domain.errors import Busy, NotFound
 from aegisflux.runtime.jobs import computed
-from aegisflux.services.segmenter.operations import MOST_RUNNING, Operations
+from aegisflux.services.segmenter.operations import (
+    MOST_KEPT,
+    MOST_KEPT_EACH,
+    MOST_RUNNING,
+    MOST_RUNNING_EACH,
+    Operations,
+)
 
 
 class Noon:
@@ -23,22 +29,91 @@ async def test_what_is_cancelled_before_it_began_gives_its_place_back():
         raise AssertionError("it was cancelled")
 
     for _ in range(MOST_RUNNING + 1):
-        begun = operations.begin("plan", work)
+        begun = operations.begin("plan", work, "a")
         ended = await operations.cancel(begun.id)
         assert (ended.state, ended.ended_at) == ("cancelled", 1.0)
 
 
-async def test_no_more_run_than_may():
+FULL = {  # whose operations run; who asks; what is said of it, empty: it begins
+    "its share": ("aa", "a", "2 of yours run, of at most 2: wait until one has ended, or cancel one"),
+    "its share, and others'": ("aab", "a", "2 of yours run"),
+    "another one's share": ("aa", "b", ""),
+    "all that may run, one of them its own": ("aab", "b", "3 run, of at most 3: try again"),
+    "all that may run": ("aab", "c", "3 run, of at most 3: try again"),
+    "nothing": ("", "a", ""),
+}
+
+
+@pytest.mark.parametrize("what", FULL)
+async def test_a_token_runs_its_share_and_others_the_rest(what):
+    running, asks, refused = FULL[what]
+    assert MOST_RUNNING_EACH < MOST_RUNNING
     operations, never = Operations(Noon()), asyncio.Event()
 
     async def work(told):
         await never.wait()
 
-    for _ in range(MOST_RUNNING):
-        operations.begin("plan", work)
-    with pytest.raises(OverLimit, match="cancel one, or wait for it"):
-        operations.begin("plan", work)
-    await operations.close()
+    for token in running:
+        operations.begin("plan", work, token)
+    try:
+        if refused:
+            with pytest.raises(Busy, match=refused):
+                operations.begin("plan", work, asks)
+        else:
+            assert operations.begin("plan", work, asks).state == "running"
+    finally:
+        await operations.close()
+
+
+KEPT = {  # how many of whom end in turn after those of "one"; how many of "one" are remembered then
+    "a crowd of one token": ({"crowd": 4 * MOST_KEPT}, 3),
+    "many crowds": ({f"crowd {n}": MOST_KEPT_EACH for n in range(8)}, 3),
+    "its own": ({"one": MOST_KEPT}, 0),
+}
+
+
+@pytest.mark.parametrize("what", KEPT)
+async def test_operations_of_a_token_are_forgotten_for_its_own(what):
+    crowds, left = KEPT[what]
+    operations = Operations(Noon())
+
+    async def work(told):
+        return ""
+
+    async def ended(token):
+        begun = operations.begin("plan", work, token)
+        await asyncio.sleep(0)
+        return begun.id
+
+    mine = [await ended("one") for _ in range(3)]
+    for token, count in crowds.items():
+        for _ in range(count):
+            await ended(token)
+    assert sum(_is_known(operations, number) for number in mine) == left
+    assert len(operations._known) == len(operations._of) <= MOST_KEPT
+
+
+def _is_known(operations, number):
+    try:
+        return operations.one(number).state == "done"
+    except NotFound:
+        return False
+
+
+async def test_what_runs_is_not_forgotten():
+    operations, never = Operations(Noon()), asyncio.Event()
+
+    async def for_ever(told):
+        await never.wait()
+
+    async def work(told):
+        return ""
+
+    begun = operations.begin("plan", for_ever, "a")
+    for _ in range(2 * MOST_KEPT):
+        operations.begin("plan", work, "a")
+        await asyncio.sleep(0)
+    assert (await operations.cancel(begun.id)).state == "cancelled"
 
 
 @pytest.mark.parametrize("turns", [0, 1, 3])

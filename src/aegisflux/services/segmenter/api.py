@@ -63,7 +63,7 @@ async def propose(data: Asked, request: Handler) -> Operation:
     async def work(told: Any) -> str:
         return f"/segment/proposals/{await segmenter.proposals.make(asked, asker, told)}"
 
-    return segmenter.operations.begin("propose", work)
+    return segmenter.operations.begin("propose", work, asker.principal.key)
 
 
 @get("/segment/operations/{operation:str}", guards=[needs("viewer")])
@@ -108,7 +108,7 @@ async def plan(data: PlanAsked, request: Handler) -> Operation:
     async def work(told: Any) -> str:
         return f"/segment/plans/{await segmenter.plans.make(asked, policy, window, asker, told)}"
 
-    return segmenter.operations.begin("plan", work)
+    return segmenter.operations.begin("plan", work, asker.principal.key)
 
 
 @post("/segment/proposals/{number:int}/recompute", status_code=202, guards=[needs("operator")])
@@ -136,7 +136,7 @@ def _again(request: Handler, path: str, number: int, compute: Callable[..., Awai
         await compute(number, told)
         return path
 
-    return segmenter_of(request).operations.begin("recompute", work)
+    return segmenter_of(request).operations.begin("recompute", work, who(request).principal.key)
 
 
 @get("/segment/plans", guards=[needs("viewer")])

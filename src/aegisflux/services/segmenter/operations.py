@@ -5,19 +5,22 @@ Operations live as long as the process; what they made lies in the store.
 
 import asyncio
 import secrets
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Final, Literal
 
 from msgspec import Struct
 from msgspec.structs import replace
 
-from aegisflux.domain.errors import AegisError, Conflict, NotFound, OverLimit
+from aegisflux.domain.errors import AegisError, Busy, Conflict, NotFound
 from aegisflux.ports.clock import Clock
 from aegisflux.runtime import logs
 from aegisflux.runtime.ending import end
 
-MOST_RUNNING: Final = 2
+MOST_RUNNING: Final = 3
+MOST_RUNNING_EACH: Final = 2  # of one token, so that another one's begins nevertheless
 MOST_KEPT: Final = 256
+MOST_KEPT_EACH: Final = 64
 State = Literal["running", "done", "failed", "cancelled"]
 log = logs.get("segmenter")
 
@@ -41,23 +44,43 @@ Work = Callable[[Told], Awaitable[str]]
 
 
 class Operations:
-    """All operations of this process, the oldest forgotten first."""
+    """All operations of this process; a token has a share of what runs and of what is remembered."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: dict[str, Operation] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._of: dict[str, str] = {}
 
-    def begin(self, kind: str, work: Work) -> Operation:
-        """Begin; raises OverLimit while too many run."""
-        if len(self._tasks) >= MOST_RUNNING:
-            raise OverLimit("operations", MOST_RUNNING, len(self._tasks) + 1, "cancel one, or wait for it")
+    def begin(self, kind: str, work: Work, token: str) -> Operation:
+        """Begin for this token; raises Busy while too many run, of all or of its own."""
+        running = Counter(self._of[number] for number in self._tasks)
+        if running[token] >= MOST_RUNNING_EACH:
+            raise Busy(
+                f"operations: {running[token]} of yours run, of at most {MOST_RUNNING_EACH}: "
+                "wait until one has ended, or cancel one (DELETE /segment/operations/<id>)"
+            )
+        if running.total() >= MOST_RUNNING:
+            raise Busy(f"operations: {running.total()} run, of at most {MOST_RUNNING}: try again in a second")
         begun = Operation(id=secrets.token_hex(8), kind=kind, started_at=self._clock.now())
-        self._known[begun.id] = begun
-        while len(self._known) > MOST_KEPT:
-            del self._known[next(iter(self._known))]
+        self._known[begun.id], self._of[begun.id] = begun, token
+        self._forget(token)
         self._tasks[begun.id] = asyncio.create_task(self._run(begun.id, work), name=f"{kind} {begun.id}")
         return begun
+
+    def _forget(self, token: str) -> None:
+        """The oldest of this token when it has more than its share; of all too many, that of who has most."""
+        kept = Counter(self._of.values())
+        if kept[token] > MOST_KEPT_EACH:
+            self._forget_one(token)
+        elif kept.total() > MOST_KEPT:
+            self._forget_one(kept.most_common(1)[0][0])
+
+    def _forget_one(self, token: str) -> None:
+        """Its oldest that runs no more, which there is: fewer run than are kept."""
+        ended = (number for number, of in self._of.items() if of == token and number not in self._tasks)
+        if (number := next(ended, None)) is not None:
+            del self._known[number], self._of[number]
 
     def one(self, number: str) -> Operation:
         """How far it is; raises NotFound."""
