@@ -23,6 +23,7 @@ import msgspec
 import uvloop
 import zstandard
 from bench.lib import attacks_http
+from bench.lib.bare import flood, published
 from tests.support.neighbours import Neighbour, raw, read_site, speaking
 
 from aegisflux.domain.manifest import ContentRequest
@@ -30,6 +31,7 @@ from aegisflux.wire import subjects
 
 Attack = Callable[[Neighbour, float], Awaitable[int]]
 ATTACKS: Final[dict[str, Attack]] = {}
+NO_CONTENT: Final = msgspec.msgpack.encode(ContentRequest("sha256:" + "1" * 64, 1, 0))
 BATCH_BYTES: Final = 512 << 10
 INGEST: Final = 5  # its port after the first
 UNFIT: Final = ("tls_garbage", "token_reads")  # they need an address with TLS, a token that reads
@@ -81,9 +83,52 @@ async def acks_in_range(host: Neighbour, until: float) -> int:
 @attack
 async def content_requests(host: Neighbour, until: float) -> int:
     """7,200 requests a second for a content that no manifest names."""
-    ask = msgspec.msgpack.encode(ContentRequest("sha256:" + "1" * 64, 1, 0))
     reply = subjects.inbox(host.host) + ".x"
-    return await publish_for(host, until, subjects.content(host.host), [ask], 7200, reply)
+    return await publish_for(host, until, subjects.content(host.host), [NO_CONTENT], 7200, reply)
+
+
+def _asked(host: Neighbour, subject: str, payload: bytes, headers: bytes = b"") -> bytes:
+    """A request as the protocol writes it."""
+    return published(subject, subjects.inbox(host.host) + ".x", payload, headers)
+
+
+@attack
+async def content_full_rate(host: Neighbour, until: float) -> int:
+    """Content requests as fast as two connections write them."""
+    many = _asked(host, subjects.content(host.host), NO_CONTENT) * 50
+    return await flood(host.site, until, lambda: many, 50)
+
+
+@attack
+async def credentials_flood(host: Neighbour, until: float) -> int:
+    """Requests for credentials as fast as two connections write them: each is a look-up and a signature."""
+    many = _asked(host, subjects.credentials(host.host), b"") * 50
+    return await flood(host.site, until, lambda: many, 50)
+
+
+@attack
+async def content_header_bombs(host: Neighbour, until: float) -> int:
+    """Requests with 1 MB of headers, 140,000 of them."""
+    bomb = b"NATS/1.0\r\n" + b"".join(b"%x:\r\n" % n for n in range(140_000)) + b"\r\n"
+    one = _asked(host, subjects.content(host.host), NO_CONTENT, bomb)
+    return await flood(host.site, until, lambda: one, rate=20)
+
+
+@attack
+async def content_large_bodies(host: Neighbour, until: float) -> int:
+    """Requests of 1 MB for both things that hosts ask for, as fast as they go."""
+    served = (subjects.content(host.host), subjects.credentials(host.host))
+    bodies = itertools.cycle([_asked(host, subject, bytes((1 << 20) - 4096)) for subject in served])
+    return await flood(host.site, until, lambda: next(bodies))
+
+
+@attack
+async def content_until_large(host: Neighbour, until: float) -> int:
+    """Small requests, and a large one whenever the small ones have earned trust."""
+    small = _asked(host, subjects.content(host.host), NO_CONTENT) * 200
+    large = _asked(host, subjects.content(host.host), bytes((1 << 20) - 4096)) * 8
+    turns = itertools.cycle([small] * 4 + [large])
+    return await flood(host.site, until, lambda: next(turns), 168)
 
 
 @attack

@@ -177,7 +177,7 @@ async def test_a_request_is_answered_by_whoever_serves_the_subject(bus):
     async def answer(message):
         return subjects.host_of(message.subject).encode() + b":" + message.payload
 
-    await bus.serve(subjects.ALL_CONTENT, answer)
+    await bus.serve(subjects.ALL_CONTENT, answer, ["web1", *(f"h{n}" for n in range(200))])
     assert await bus.request(subjects.content("web1"), b"chunk") == b"web1:chunk"
     found = await asyncio.gather(*(bus.request(subjects.content(f"h{n}"), b"") for n in range(200)))
     assert found == [b"h%d:" % n for n in range(200)]
@@ -195,7 +195,7 @@ async def test_the_responders_error_reaches_the_asker(bus, raised, expected, tex
     async def answer(_message):
         raise raised
 
-    await bus.serve(subjects.ALL_CONTENT, answer)
+    await bus.serve(subjects.ALL_CONTENT, answer, ["web1"])
     with pytest.raises(expected, match=text):
         await bus.request(subjects.content("web1"), b"")
 

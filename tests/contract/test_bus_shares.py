@@ -6,9 +6,8 @@ import pytest
 import pytest_asyncio
 from tests.support.engines import eventually, running_nats
 
-from aegisflux.adapters.bus import subscribed
 from aegisflux.adapters.bus.memory import Broker, MemoryBus
-from aegisflux.domain.errors import Busy, OverLimit, Unavailable
+from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.shares import Share
 from aegisflux.ports.bus import Fair
 from aegisflux.wire import subjects
@@ -173,48 +172,3 @@ async def test_what_waits_for_our_surroundings_is_not_taken_apart(bus):
 
 async def noted(taker, messages):
     taker.got += messages
-
-
-@pytest.fixture
-def slow(monkeypatch):
-    monkeypatch.setattr(subscribed, "AT_ONCE", 2)
-
-
-async def test_requests_are_answered_host_by_host_and_a_flood_is_refused(server, slow):
-    """57,600 requests of one host in 8 s made another wait for 11.5 s."""
-    order, gate = [], asyncio.Event()
-
-    async def answer(message):
-        await gate.wait()
-        order.append(message.subject.rpartition(".")[2])
-        return b"chunk"
-
-    async with server.control() as bus:
-        await bus.ensure_streams()
-        await bus.serve(subjects.ALL_CONTENT, answer)
-        many = [asyncio.ensure_future(bus.request(subjects.content("flooder"), b"", 10)) for _ in range(500)]
-        await eventually(lambda: sum(one.done() for one in many) >= 30)  # refused at once
-        honest = asyncio.ensure_future(bus.request(subjects.content("honest"), b"", 10))
-        await asyncio.sleep(0.05)
-        gate.set()
-        assert await honest == b"chunk"
-        assert order.index("honest") <= 4
-        for one in many:
-            one.cancel()
-        done = await asyncio.gather(*many, return_exceptions=True)
-    assert sum(isinstance(one, Busy) for one in done) >= 30
-    assert sum(one == b"chunk" for one in done) <= 18
-
-
-async def test_a_host_has_its_share_of_the_bytes_of_answers(server, monkeypatch):
-    monkeypatch.setattr(subscribed, "ANSWERS", Share(rate=1000.0, burst=50_000.0))
-
-    async def answer(_message):
-        return bytes(40_000)
-
-    async with server.control() as bus:
-        await bus.serve(subjects.ALL_CONTENT, answer)
-        assert len(await bus.request(subjects.content("flooder"), b"")) == 40_000
-        with pytest.raises(Unavailable):
-            await bus.request(subjects.content("flooder"), b"", 0.5)
-        assert len(await bus.request(subjects.content("honest"), b"")) == 40_000

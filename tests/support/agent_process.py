@@ -96,7 +96,7 @@ class Fleet:
 
     async def begin(self) -> "Fleet":
         await self.bus.ensure_streams()
-        await self.bus.serve(subjects.ALL_CONTENT, self.plane.serve)
+        await self.bus.serve(subjects.ALL_CONTENT, self.plane.serve, [self.plane.host])
         await self.bus.consume("ACKS", "fleet", self._answered)
         return self
 

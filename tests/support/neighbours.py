@@ -15,6 +15,7 @@ from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.agent.enroll import enroll
 from aegisflux.agent.identity import read_identity
 from aegisflux.agent.state import MemoryStore
+from aegisflux.domain.errors import Unheard
 from aegisflux.domain.event import EventBatch, Exec
 from aegisflux.domain.manifest import Ack, ContentChunk, ContentRequest, Heartbeat, HostManifest
 from aegisflux.domain.trust import Nacked
@@ -145,10 +146,16 @@ class Neighbour:
         return encode_batch(EventBatch(host_id=self.host, boot_id=boot, sent_ns=now, events=found))
 
     async def content(self, digest: str, timeout: float = 5.0) -> ContentChunk:
-        """One chunk of a content."""
-        ask = msgspec.msgpack.encode(ContentRequest(digest, 1, 0))
-        answer = await self.bus.request(subjects.content(self.host), ask, timeout)
-        return msgspec.msgpack.decode(answer, type=ContentChunk)
+        """One chunk of a content, asked for as an agent asks."""
+        ask, until = msgspec.msgpack.encode(ContentRequest(digest, 1, 0)), time.monotonic() + timeout
+        while True:
+            try:
+                answer = await self.bus.request(subjects.content(self.host), ask, timeout)
+                return msgspec.msgpack.decode(answer, type=ContentChunk)
+            except Unheard:
+                if time.monotonic() > until:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 @asynccontextmanager

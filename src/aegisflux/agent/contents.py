@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from aegisflux.agent.parts import Parts
 from aegisflux.agent.troubles import Troubles
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, Busy, Invalid, Refused, Unavailable
+from aegisflux.domain.errors import BROKEN, Busy, Invalid, Refused, Unavailable, Unheard
 from aegisflux.domain.manifest import (
     MAX_CONTENT_BYTES,
     ActiveRef,
@@ -23,11 +23,24 @@ from aegisflux.domain.trust import Nacked, Trusted, accept_body, check_signature
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.content import unpacked
 
-TRIES: Final = 4
-BUSY_TRIES: Final = 30
-BUSY_SECONDS: Final = 1.0
 CHUNK_SECONDS: Final = 3.0
 LARGE_BYTES: Final = 512 << 10
+
+
+class Patience(NamedTuple):
+    """How often one chunk is asked for, after pauses of so many seconds, and what is said in the end."""
+
+    tries: int
+    pause: tuple[float, float]
+    says: str
+
+
+# The first that fits. Who is busy, or hears no more of this host for a moment, is well: both pass.
+PATIENCE: Final = {
+    Busy: Patience(30, (0.5, 1.5), "is busy"),
+    Unheard: Patience(80, (0.05, 0.2), "is away"),
+    Unavailable: Patience(4, (0.0, 0.0), "does not answer"),
+}
 REFUSALS: Final = {
     "unsupported_format": f"the control plane does not compile tables of format {TABLES_FORMAT}",
     "not_named": "the control plane does not find it in the manifest of this host",
@@ -108,7 +121,7 @@ class Contents:
     async def _chunk(self, digest: str, offset: int) -> ContentChunk:
         ask = msgspec.msgpack.encode(ContentRequest(digest, TABLES_FORMAT, offset))
         bus, subject = self._parts.bus, subjects.content(self._parts.host_id)
-        attempt = busy = 0
+        left = {kind: patience.tries for kind, patience in PATIENCE.items()}
         while True:
             try:
                 answer = await bus.request(subject, ask, timeout=CHUNK_SECONDS)
@@ -117,12 +130,11 @@ class Contents:
                 raise Unavailable(f"content {digest}: the control plane refuses the request") from error
             except BROKEN as error:
                 raise Unavailable(f"content {digest}: not a chunk: {in_words(error, ContentChunk)}") from None
-            except Busy as error:  # the control plane is well, and has many requests of this host
-                if (busy := busy + 1) == BUSY_TRIES:
-                    raise Unavailable(f"content {digest}: the control plane is busy") from error
-                await asyncio.sleep(BUSY_SECONDS * (0.5 + random.random()))
             except Unavailable as error:
                 if not bus.connected:
                     raise
-                if (attempt := attempt + 1) == TRIES:
-                    raise Unavailable(f"content {digest}: the control plane does not answer") from error
+                kind = next(kind for kind in PATIENCE if isinstance(error, kind))
+                left[kind] -= 1
+                if not left[kind]:
+                    raise Unavailable(f"content {digest}: the control plane {PATIENCE[kind].says}") from error
+                await asyncio.sleep(random.uniform(*PATIENCE[kind].pause))

@@ -38,6 +38,10 @@ class Busy(Unavailable):
     """Too many of our own requests wait already; ask again in a second."""
 
 
+class Unheard(Unavailable):
+    """Nobody hears a request now: whoever answers it is away, or hears no more of this host for a moment."""
+
+
 class Contended(Unavailable):
     """Another transaction was in the way: nothing was written, and the whole is to be done again."""
 

@@ -2,11 +2,12 @@
 `wire.subjects`.
 """
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol
 
 from aegisflux.domain.shares import Share
+from aegisflux.domain.windows import Asking
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +51,25 @@ class Subscription(Protocol):
         ...
 
 
+class Serving(Subscription, Protocol):
+    """Requests of some hosts, answered. A host that is not among them is heard by nobody."""
+
+    async def add(self, host: str) -> None:
+        """Hear this host too."""
+        ...
+
+    async def remove(self, host: str) -> None:
+        """Hear this host no more."""
+        ...
+
+    async def only(self, hosts: Iterable[str]) -> None:
+        """Hear these hosts and no others."""
+        ...
+
+
+ASKING: Final = Asking()
+
+
 class Bus(Protocol):
     """One user's connection. Every method raises Unavailable when the bus cannot be used, Forbidden when
     it refuses us.
@@ -81,15 +101,20 @@ class Bus(Protocol):
 
     async def request(self, subject: str, payload: bytes, timeout: float = 5.0) -> bytes:
         """One request, one answer. A Refused raised by the responder is raised here as Refused, with its
-        text. Busy: too many of this host's requests wait already; ask again in a second.
+        text. Unheard: nobody hears this subject now; where it is served, ask again in a moment. Busy: too
+        many requests of all hosts wait; ask again in a second.
         """
         ...
 
-    async def serve(self, subject: str, responder: Responder) -> Subscription:
-        """Answer requests, up to 64 at once, of each host (the last token of the subject) in turn.
+    async def serve(
+        self, subject: str, responder: Responder, hosts: Iterable[str] = (), asking: Asking = ASKING
+    ) -> Serving:
+        """Answer requests of these hosts, up to 64 at once, of each host in turn.
 
-        A host has 16 requests waiting at most, and its share of the bytes of answers. One more is refused:
-        its caller gets Busy.
+        `subject`: with `*` as its last token, which stands for the host, or of one host. What a host asks
+        beyond its window or its share (`asking`) is dropped before it reaches us, and it has its share of the
+        bytes of answers. A request that is larger than `asking` says is refused unread, and nothing is heard
+        of its host for 30 s.
         """
         ...
 

@@ -18,10 +18,13 @@ Count = Callable[[str], None]
 
 
 class Refusals:
-    """Of one queue. `say` takes a sentence, `count` the queue's name, for a metric that names no host."""
+    """Of one queue. `say` takes a sentence, `count` the queue's name, for a metric that names no host;
+    `what` is wrong with those that are refused."""
 
-    def __init__(self, queue: str, say: Say, count: Count) -> None:
-        self._queue, self._say, self._count = queue, say, count
+    def __init__(
+        self, queue: str, say: Say, count: Count, what: str = "over the share of their host"
+    ) -> None:
+        self._queue, self._say, self._count, self._what = queue, say, count, what
         self._talkers, self._said_at = Talkers(), -SAY_SECONDS
 
     def note(self, host: str) -> None:
@@ -30,7 +33,7 @@ class Refusals:
         self._count(self._queue)
         now = time.monotonic()
         if now - self._said_at >= SAY_SECONDS:
-            self._say(f"{self._queue}: {self._talkers.total} over the share of their host: {self._talkers}")
+            self._say(f"{self._queue}: {self._talkers.total} {self._what}: {self._talkers}")
             self._talkers, self._said_at = Talkers(), now
 
 

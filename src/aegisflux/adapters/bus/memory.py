@@ -5,12 +5,14 @@ promises.
 import asyncio
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from aegisflux.adapters.bus.admission import Admission
-from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable
+from aegisflux.adapters.bus.admission import Admission, host_in
+from aegisflux.domain.errors import AegisError, OverLimit, Refused, Unavailable, Unheard
+from aegisflux.domain.windows import Asking, Windows
 from aegisflux.ports.bus import (
+    ASKING,
     PULL_BYTES,
     BatchHandler,
     Callback,
@@ -18,6 +20,7 @@ from aegisflux.ports.bus import (
     Handler,
     Message,
     Responder,
+    Serving,
     Subscription,
 )
 from aegisflux.runtime.ending import end
@@ -164,9 +167,9 @@ class MemoryBus:
         """See `Bus.request`."""
         if self._broker.down:
             raise Unavailable("the bus is not connected")
-        service = next((s for s in self._broker.services if subjects.matches(s.subject, subject)), None)
+        service = next((one for one in self._broker.services if one.hears(subject)), None)
         if service is None:
-            raise Unavailable(f"{subject}: nobody answers there")
+            raise Unheard(f"{subject}: nobody answers there")
         try:
             async with asyncio.timeout(timeout):
                 return await service.answer(Message(subject, bytes(payload)))
@@ -177,9 +180,14 @@ class MemoryBus:
         """See `Bus.watch`."""
         return self._kept(_Watch(self._broker, subject, handler))
 
-    async def serve(self, subject: str, responder: Responder) -> Subscription:
+    async def serve(
+        self, subject: str, responder: Responder, hosts: Iterable[str] = (), asking: Asking = ASKING
+    ) -> Serving:
         """See `Bus.serve`."""
-        return self._kept(_Service(self._broker, subject, responder))
+        made = _Service(self._broker, subject, responder, asking)
+        await made.only(hosts if subject.endswith("*") else [host_in(subject)])
+        self._kept(made)
+        return made
 
     async def consume(
         self,
@@ -274,11 +282,27 @@ class _Watch:
 
 
 class _Service:
-    def __init__(self, broker: Broker, subject: str, responder: Responder) -> None:
+    """As on NATS, but for turns: one loop has no queue of its own in front of it."""
+
+    def __init__(self, broker: Broker, subject: str, responder: Responder, asking: Asking) -> None:
         self.subject, self._broker, self._responder = subject, broker, responder
+        self._asking, self._windows = asking, Windows(asking)
         broker.services.append(self)
 
+    def hears(self, subject: str) -> bool:
+        """Whether a request on the subject comes through now."""
+        if not subjects.matches(self.subject, subject):
+            return False
+        host = host_in(subject)
+        self._windows.open(host, time.monotonic())
+        return self._windows.is_open(host)
+
     async def answer(self, message: Message) -> bytes:
+        host, size = host_in(message.subject), len(message.payload)
+        self._windows.came(host, time.monotonic())
+        if size > self._asking.most_bytes:
+            self._windows.misused(host, time.monotonic())
+            raise Refused(str(OverLimit("request", self._asking.most_bytes, size, self.subject)))
         try:
             return await self._responder(message)
         except Refused as error:
@@ -287,6 +311,21 @@ class _Service:
             raise Unavailable(str(error)) from error
         except Exception as error:
             raise Unavailable("the service failed; its log says why") from error
+        finally:
+            self._windows.handled(host)
+
+    async def add(self, host: str) -> None:
+        self._windows.add(subjects.host_token(host))
+
+    async def remove(self, host: str) -> None:
+        self._windows.remove(host)
+
+    async def only(self, hosts: Iterable[str]) -> None:
+        wanted = {subjects.host_token(host) for host in hosts}
+        for host in set(self._windows) - wanted:
+            self._windows.remove(host)
+        for host in wanted:
+            self._windows.add(host)
 
     async def close(self) -> None:
         if self in self._broker.services:

@@ -13,31 +13,26 @@ import random
 import re
 import ssl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 from nacl.signing import SigningKey
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError, NoServersError
 
 from aegisflux.adapters.bus import reading, streams
-from aegisflux.adapters.bus.admission import Admission
+from aegisflux.adapters.bus.admission import Admission, host_in
 from aegisflux.adapters.bus.consumer import Consumer
-from aegisflux.adapters.bus.subscribed import (
-    BUSY,
-    REFUSED,
-    UNAVAILABLE,
-    Service,
-    Watch,
-    described,
-    message_of,
-)
-from aegisflux.domain.errors import Busy, Forbidden, OverLimit, Refused, Unavailable
+from aegisflux.adapters.bus.line import Line
+from aegisflux.adapters.bus.serving import BUSY, REFUSED, UNAVAILABLE, Service, Told
+from aegisflux.adapters.bus.subscribed import Watch, described, message_of
+from aegisflux.domain.errors import Busy, Forbidden, OverLimit, Refused, Unavailable, Unheard
+from aegisflux.domain.windows import Asking
 from aegisflux.ports.bus import (
+    ASKING,
     PULL_BYTES,
     BatchHandler,
     Callback,
@@ -45,6 +40,7 @@ from aegisflux.ports.bus import (
     Handler,
     Message,
     Responder,
+    Serving,
     Subscription,
 )
 from aegisflux.runtime.ending import end
@@ -85,7 +81,7 @@ class NatsOptions:
 class Attachable(Subscription, Protocol):
     """A subscription that can be put on a new connection."""
 
-    async def attach(self, bus: "NatsBus", nc: Client) -> None:
+    async def attach(self, bus: "NatsBus", nc: Line) -> None:
         """Be heard on the connection."""
         ...
 
@@ -106,7 +102,7 @@ class NatsBus:
         self._name = options.credentials.name
         self._tls = ssl.create_default_context(cadata=options.ca_pem)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
-        self._nc: Client | None = None
+        self._nc: Line | None = None
         self._up = asyncio.Event()
         self._lost: asyncio.Future[str] | None = None
         self._attached: list[Attachable] = []
@@ -209,10 +205,16 @@ class NatsBus:
         """See `Bus.watch`."""
         return await self._attach(Watch(subject, handler, self._options.trouble))
 
-    async def serve(self, subject: str, responder: Responder) -> Subscription:
+    async def serve(
+        self, subject: str, responder: Responder, hosts: Iterable[str] = (), asking: Asking = ASKING
+    ) -> Serving:
         """See `Bus.serve`."""
-        refusals = Refusals(subject, self._options.trouble, self._options.over_share)
-        return await self._attach(Service(subject, responder, refusals, self._options.trouble))
+        trouble, count = self._options.trouble, self._options.over_share
+        large = Refusals(f"{subject} too large", trouble, count, f"larger than {asking.most_bytes} bytes")
+        made = Service(subject, responder, asking, Told(Refusals(subject, trouble, count), large, trouble))
+        await made.only(hosts if subject.endswith("*") else [host_in(subject)])
+        await self._attach(made)
+        return made
 
     async def consume(
         self,
@@ -303,7 +305,7 @@ class NatsBus:
             self._up.clear()
             self._again.cancel()
 
-    async def _until_lost(self, nc: Client) -> None:
+    async def _until_lost(self, nc: Line) -> None:
         """Two tasks of nats-py that see the end at once may cancel each other before its callback: look."""
         lost = self._lost
         assert lost is not None
@@ -316,18 +318,18 @@ class NatsBus:
             if nc.is_closed and not lost.done():
                 lost.set_result("the connection ended")
 
-    async def _attach_all(self, nc: Client) -> None:
+    async def _attach_all(self, nc: Line) -> None:
         """Put every subscription on the connection, those too that come while this is under way."""
         done: list[Attachable] = []
         while missing := [attached for attached in self._attached if attached not in done]:
             await missing[0].attach(self, nc)
             done.append(missing[0])
 
-    async def _connect(self) -> Client:
+    async def _connect(self) -> Line:
         await self._discard()
         lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._lost = lost
-        nc = self._nc = Client()
+        nc = self._nc = Line()
 
         async def closed() -> None:
             if self._up.is_set() and not self._closing:
@@ -394,7 +396,7 @@ class NatsBus:
         self._last_error = text
         self._options.trouble(text)
 
-    async def _client(self, deadline: float) -> Client:
+    async def _client(self, deadline: float) -> Line:
         while True:
             if self._closing:
                 raise Unavailable("the bus is closed")
@@ -425,7 +427,7 @@ class NatsBus:
         try:
             return await self._first(subject, asked, denial)
         except NoRespondersError:
-            raise Unavailable(f"{subject}: nobody answers there") from None
+            raise Unheard(f"{subject}: nobody answers there") from None
         except (NatsError, TimeoutError) as error:
             raise Unavailable(f"{subject}: no answer within {timeout:g} s ({described(error)})") from error
         finally:

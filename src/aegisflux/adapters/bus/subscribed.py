@@ -1,7 +1,5 @@
-"""Subscriptions without a stream: watching and serving."""
+"""Subscriptions without a stream: watching, and what others have in common with it."""
 
-import asyncio
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -10,22 +8,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from aegisflux.adapters.bus.admission import host_in
-from aegisflux.domain.errors import AegisError, Refused
-from aegisflux.domain.shares import FairQueue, Share, Shares
-from aegisflux.ports.bus import Handler, Message, Responder
-from aegisflux.runtime.over_share import Refusals
+from aegisflux.ports.bus import Handler, Message
 
 if TYPE_CHECKING:
     from aegisflux.adapters.bus.nats import NatsBus
 
-REFUSED, UNAVAILABLE, BUSY = "Aegisflux-Refused", "Aegisflux-Unavailable", "Aegisflux-Busy"
-AT_ONCE = 64
-EACH, IN_ALL = 16, 16_384
-# Bytes of answers: a host that begins has 64 MiB of contents at once, then 8 MiB a second.
-ANSWERS = Share(rate=float(8 << 20), burst=float(64 << 20))
-ANSWER_COST = 16 << 10
-REFUSALS = Share(rate=4.0, burst=32.0)  # answered; those beyond are only counted
 HEADER_CHARS, NUMBER_DIGITS = 500, 20
 
 
@@ -64,89 +51,6 @@ class Watch:
             await self._handler(message_of(raw))
         except Exception as error:  # noqa: BLE001 - a message loop's edge
             self._trouble(f"{raw.subject}: {type(error).__name__}: {error}")
-
-
-class Service(Watch):
-    """One subject, its requests answered by up to 64 tasks, each host in turn.
-
-    What arrives is never left in the client's queue, where it would be first come, first served: it is put
-    into its host's own queue, or refused.
-    """
-
-    def __init__(
-        self, subject: str, responder: Responder, refusals: Refusals, trouble: Callable[[str], None]
-    ) -> None:
-        super().__init__(subject, self._nothing, trouble)
-        self._responder, self._refusals = responder, refusals
-        self._queue: FairQueue[Msg] = FairQueue(EACH, IN_ALL)
-        self._answers, self._told = Shares(ANSWERS), Shares(REFUSALS)
-        self._timer: asyncio.TimerHandle | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-
-    async def close(self) -> None:
-        """Hear no more, and give up answers that are under way."""
-        await super().close()
-        if self._timer is not None:
-            self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-
-    async def _nothing(self, _message: Message) -> None:
-        return
-
-    async def _handle(self, raw: Msg) -> None:
-        if lost := self._queue.put(host_in(raw.subject), raw):
-            await self._refuse(*lost)
-        self._start()
-
-    async def _refuse(self, host: str, raw: Msg) -> None:
-        self._refusals.note(host)
-        if self._told.take(host, 1.0, time.monotonic()):
-            words = f"{EACH} requests of {host} wait already: ask again in a second"
-            await self._send(raw, b"", {BUSY: words})
-
-    def _start(self) -> None:
-        """Begin with as many answers as there is room for; with none of a host that used up its share."""
-        now = time.monotonic()
-        while len(self._tasks) < AT_ONCE:
-            found = self._queue.get(lambda host: self._answers.wait(host, now))
-            if not isinstance(found, tuple):
-                if found is not None and self._timer is None:
-                    self._timer = asyncio.get_running_loop().call_later(found, self._again)
-                return
-            self._answers.use(found[0], ANSWER_COST, now)
-            task = asyncio.create_task(self._answer(found[1]))
-            self._tasks.add(task)
-            task.add_done_callback(self._done)
-
-    def _again(self) -> None:
-        self._timer = None
-        self._start()
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled():
-            self._start()
-
-    async def _answer(self, raw: Msg) -> None:
-        body, headers = b"", None
-        try:
-            body = await self._responder(message_of(raw))
-        except Refused as error:
-            headers = {REFUSED: header_text(str(error))}
-        except AegisError as error:
-            headers = {UNAVAILABLE: header_text(str(error))}
-        except Exception as error:  # noqa: BLE001 - a message loop's edge
-            self._trouble(f"{raw.subject}: {type(error).__name__}: {error}")
-            headers = {UNAVAILABLE: "the service failed; its log says why"}
-        self._answers.use(host_in(raw.subject), float(len(body)), time.monotonic())
-        await self._send(raw, body, headers)
-
-    async def _send(self, raw: Msg, body: bytes, headers: dict[str, str] | None) -> None:
-        try:
-            await raw._client.publish(raw.reply, body, headers=headers)
-        except NatsError as error:
-            self._trouble(f"{raw.subject}: answer not sent: {error}")
 
 
 def message_of(raw: Msg, subject: str | None = None) -> Message:

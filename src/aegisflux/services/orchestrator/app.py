@@ -71,8 +71,7 @@ class Orchestrator:
         bus = self.core.bus
         bus.on_connect(self._connected)
         await bus.ensure_streams()
-        await bus.serve(subjects.ALL_CONTENT, self.contents.answer)
-        await bus.serve(subjects.ALL_CREDENTIALS, self.credentials.answer)
+        await self.core.hearing.begin(self.contents.answer, self.credentials.answer)
         await bus.consume(ACKS, DURABLE, self.answers.on_acks, fair=ACKS_FAIR)
         await bus.consume(HEARTBEATS, DURABLE, self.answers.on_heartbeats, fair=HEARTBEATS_FAIR)
         self._tasks.loop("endings", self.standing.follow)
@@ -106,4 +105,5 @@ class Orchestrator:
 
     async def _compare(self) -> None:
         await self.relay.compare()
+        await self.core.hearing.follow()
         await asyncio.sleep(self.core.options.compare_every)

@@ -17,6 +17,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
 from aegisflux.runtime.register import Register
+from aegisflux.services.orchestrator.hearing import Hearing
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
 
@@ -68,6 +69,7 @@ class Core:
     shared_addresses: how many addresses several hosts report, when it was counted last
     bus_remarks: where NATS servers that others run keep less than we promise, in words
     register: which rows of the store are believed
+    hearing: whose requests are heard
     """
 
     store: Store
@@ -87,9 +89,11 @@ class Core:
     shared_addresses: int = 0
     bus_remarks: tuple[str, ...] = ()
     register: Register = field(init=False)
+    hearing: Hearing = field(init=False)
 
     def __post_init__(self) -> None:
         self.register = Register(self.store, self.keys.secrets, keeps=True)
+        self.hearing = Hearing(self.bus, self.store)
 
     def now(self) -> int:
         """Whole seconds since the epoch."""

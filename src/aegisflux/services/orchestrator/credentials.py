@@ -37,6 +37,7 @@ class HostCredentials:
         if not verified(public, renewal_bytes(host), proof):
             raise Forbidden(NOT_ENROLLED)
         await self._core.accounts.admit_agent(host, public)
+        await self._core.hearing.add(host)
         return self._made(host, public)
 
     async def _key(self, host: str) -> bytes:

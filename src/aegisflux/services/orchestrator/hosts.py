@@ -135,6 +135,7 @@ class Hosts:
             raise
         await self._core.register.follow()  # a key that was released before may be enrolled by now
         await self._core.accounts.admit_agent(host, public)  # a retry comes here again
+        await self._core.hearing.add(host)
         self._core.host_keys.pop(host, None)
         self._core.wake()
         return answer
@@ -224,6 +225,7 @@ class Hosts:
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
         self._core.unmade.pop(host, None)
+        await self._core.hearing.remove(host)
 
     @again
     async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
