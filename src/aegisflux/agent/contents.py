@@ -35,8 +35,8 @@ class Patience(NamedTuple):
     says: str
 
 
-# The first that fits. Who is busy, or hears no more of this host for a moment, is well: both pass.
-PATIENCE: Final = {
+# Who is busy, or hears no more of this host for a moment, is well: both pass.
+PATIENCE: Final[dict[type, Patience]] = {
     Busy: Patience(30, (0.5, 1.5), "is busy"),
     Unheard: Patience(80, (0.05, 0.2), "is away"),
     Unavailable: Patience(4, (0.0, 0.0), "does not answer"),
@@ -133,7 +133,7 @@ class Contents:
             except Unavailable as error:
                 if not bus.connected:
                     raise
-                kind = next(kind for kind in PATIENCE if isinstance(error, kind))
+                kind = next(kind for kind in type(error).__mro__ if kind in PATIENCE)
                 left[kind] -= 1
                 if not left[kind]:
                     raise Unavailable(f"content {digest}: the control plane {PATIENCE[kind].says}") from error
