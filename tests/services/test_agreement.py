@@ -77,6 +77,7 @@ MADE = "(plan, created_at, created_by, stage, run, parts) values (PLAN, 1, 'x', 
 SUSPICION = "values ('HOST', 'f', '', 1, 'x')"
 KEY = "decode(repeat('ab', 32), 'hex')"
 HOST = f"(host_id, public_key, enrolled_at) values ('eve', {KEY}, 1)"
+OTHER_RULES = "(select snapshot from contents where service_id = 301 and version = 1)"
 # What is changed, and the objects that are named.
 TAMPERING = {
     "a token that is made": (f"insert into tokens {TOKEN}", "token/9"),
@@ -112,6 +113,18 @@ TAMPERING = {
     "a content under another version": (
         "update contents set version = 7 where service_id = 302",
         "service/302/version/1 service/302/version/7",
+    ),
+    "rules behind a digest": (
+        f"update contents set snapshot = {OTHER_RULES} where service_id = 302",
+        "service/302/version/1",
+    ),
+    "a snapshot that is none": (
+        "update contents set snapshot = 'x' where service_id = 302",
+        "service/302/version/1",
+    ),
+    "what was promoted": (
+        "update services set promotions = promotions || 1::bigint where id = 301",
+        "service/301/promotions",
     ),
     "an approval": ("update plans set approved_by = 'eve' where id = PLAN", "plan/PLAN"),
     "an approval of what is cut": ("update plans set accepted = true where id = PLAN", "plan/PLAN"),

@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from tests.support.engines import eventually
 
-from aegisflux.domain.errors import Busy
+from aegisflux.domain.errors import Busy, Refused
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.runtime import asking
 from aegisflux.services.orchestrator import prepare
 from aegisflux.services.orchestrator.prepare import EACH, Workshop
-from aegisflux.wire.canonical import canonical_json
+from aegisflux.wire.canonical import canonical_json, digest_of
 
 BODY = canonical_json(MapSnapshot(version=1, service_id=1, ttl_seconds=60))
+DIGEST = digest_of(BODY)
 
 
 def held(pipe):
@@ -61,7 +62,7 @@ async def working(folder):
 
 
 FREE = {  # what is done while workers are held
-    "a rollback, snapshots": (("_usual",), lambda shop, stored: shop.copy(stored, 2)),
+    "a rollback, snapshots": (("_usual",), lambda shop, stored: shop.copy(stored, DIGEST, 2)),
     "panic, snapshots": (("_usual",), lambda shop, stored: shop.observing(stored, 2)),
     "panic, rollbacks too": (("_usual", "_undoing"), lambda shop, stored: shop.observing(stored, 2)),
     "a snapshot, tries of panic": (("_undoing",), lambda shop, stored: shop.prepare(BODY)),
@@ -126,7 +127,7 @@ async def test_a_worker_that_was_killed_is_made_again_and_keeps_no_place(tmp_pat
     async with working(tmp_path) as (place, stored):
         for process in place.workshop._undoing._pool._processes.values():
             process.kill()
-        assert (await place.workshop.copy(stored, 3)).version == 3
+        assert (await place.workshop.copy(stored, DIGEST, 3)).version == 3
         await eventually(lambda: not place.workshop._undoing._lane._used)
 
 
@@ -134,3 +135,9 @@ def test_what_a_worker_does_first_is_to_give_way_to_what_undoes():
     crews = Workshop(2)
     assert crews._usual._nice > crews._undoing._nice == crews._panic._nice == 0
     assert prepare.EACH < prepare.IN_ALL
+
+
+async def test_what_stands_behind_another_digest_is_not_brought_back(tmp_path):
+    async with working(tmp_path) as (place, stored):
+        with pytest.raises(Refused, match="not the one of sha256:0"):
+            await place.workshop.copy(stored, "sha256:0", 2)

@@ -10,6 +10,7 @@ from typing import Final
 
 from aegisflux.domain.audit import Entry
 from aegisflux.domain.rights import ISSUE, REVOKE, SEAL, Rights, plan_text
+from aegisflux.domain.rollout import MAX_PROMOTIONS
 
 ADOPT: Final = "audit.adopt"
 NONE: Final = "none"
@@ -58,6 +59,10 @@ class Said:
 
     def _stable(self, entry: Entry) -> None:
         self._put(f"{entry.object}/stable", entry.after)
+        if entry.after != NONE:
+            name = f"{entry.object}/promotions"
+            before = self.texts[name].split(",") if self.texts.get(name) else []
+            self.texts[name] = ",".join([*before, entry.after][-MAX_PROMOTIONS:])
 
     def _defined(self, entry: Entry) -> None:
         self.texts[entry.object] = entry.after

@@ -1,6 +1,9 @@
 """What the store has, object by object, for a comparison with the audit log (`domain.agreement`)."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+
+import zstandard
 
 from aegisflux.domain import agreement
 from aegisflux.domain.agreement import suspicion_text
@@ -14,14 +17,16 @@ from aegisflux.domain.rights import (
     policy_text,
     said,
 )
-from aegisflux.ports.store import Queries, Store
+from aegisflux.ports.store import Queries, Row, Store
 from aegisflux.runtime.again import again
 from aegisflux.runtime.register import Register, token_of
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.state import service_of
+from aegisflux.wire.canonical import digest_of, unpacked
 from aegisflux.wire.token import b64
 
 PAGE = 200
+CONTENTS = 16  # each has up to some megabytes
 
 
 async def texts(store: Queries, register: Register) -> dict[str, str]:
@@ -34,11 +39,12 @@ async def texts(store: Queries, register: Register) -> dict[str, str]:
         found[f"service/{row['id']}"] = str(service_of(row).definition)
         if row["stable"] is not None:
             found[f"service/{row['id']}/stable"] = str(row["stable"])
+        if row["promotions"]:
+            found[f"service/{row['id']}/promotions"] = ",".join(map(str, row["promotions"]))
     for row in await store.rows("held_changes", None):
         text = str(Definition(row["name"], tuple(row["selectors"]), row["host_labels"]))
         found[f"service/{row['service_id']}/change"] = text
-    for row in await store.rows("all_contents"):
-        found[f"service/{row['service_id']}/version/{row['version']}"] = row["digest"]
+    found |= {name: text async for name, text in _contents(store)}
     for row in await store.rows("all_enroll_tokens"):
         used = f", used by {row['used_by']}" if row["used_by"] else ""
         text = enrolment_text(row["host_id"], row["labels"], row["expires_at"])
@@ -58,6 +64,28 @@ async def _tokens(store: Queries, register: Register) -> AsyncIterator[tuple[str
             token = token_of(row)
             mark = "" if register.is_sealed(row) else ", and a MAC that this control plane did not make"
             yield f"token/{token.id}", said(token) + mark
+
+
+async def _contents(store: Queries) -> AsyncIterator[tuple[str, str]]:
+    """By their rules, not by the digest that stands beside them."""
+    last = -1, 0
+    while rows := await store.rows("all_contents", *last, CONTENTS):
+        digests = await asyncio.to_thread(_digests_of, rows)
+        for row, digest in zip(rows, digests, strict=True):
+            text = digest if digest == row["digest"] else f"{digest} under the name {row['digest']}"
+            yield f"service/{row['service_id']}/version/{row['version']}", text
+        last = rows[-1]["service_id"], rows[-1]["version"]
+
+
+def _digests_of(rows: Sequence[Row]) -> list[str]:
+    return [_digest_of(row["snapshot"]) for row in rows]
+
+
+def _digest_of(stored: bytes) -> str:
+    try:
+        return digest_of(unpacked(stored))
+    except (zstandard.ZstdError, MemoryError):
+        return "what cannot be decompressed"
 
 
 async def _plans(store: Queries) -> AsyncIterator[tuple[str, str]]:

@@ -53,7 +53,7 @@ class Carrier:
     async def _copy(self, service_id: int, source: int, version: int) -> Prepared:
         stored = await self._core.store.row("snapshot", service_id, source)
         assert stored is not None
-        return await self._core.workshop.copy(stored["snapshot"], version)
+        return await self._core.workshop.copy(stored["snapshot"], stored["digest"], version)
 
     async def _returns(
         self, db: Queries, part: Part, rollout: Rollout, hosts: Collection[str]

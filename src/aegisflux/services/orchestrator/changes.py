@@ -113,7 +113,9 @@ class Changes:
         stored = await store.row("snapshot", service_id, source)
         if stored is None:
             raise NotFound(f"service {service_id}: version {source} was never posted")
-        return rollout, source, await self._core.workshop.copy(stored["snapshot"], rollout.latest + 1)
+        version = rollout.latest + 1
+        copy = await self._core.workshop.copy(stored["snapshot"], stored["digest"], version)
+        return rollout, source, copy
 
     async def _return(self, db: Queries, source: int, prepared: Prepared, now: int) -> tuple[Step, Changed]:
         service, rollout = await state.load(db, prepared.service_id)

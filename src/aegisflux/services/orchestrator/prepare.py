@@ -26,7 +26,7 @@ from aegisflux.domain.verdict import Verdict, judge
 from aegisflux.runtime import metrics
 from aegisflux.runtime.asking import asker
 from aegisflux.runtime.lanes import Lane
-from aegisflux.wire.canonical import content_of, packed, unpacked
+from aegisflux.wire.canonical import content_of, digest_of, packed, unpacked
 
 IN_ALL: Final = 256  # wait for a worker
 EACH: Final = 16  # of one token
@@ -90,9 +90,10 @@ class Workshop:
         metrics.compile_seconds.observe(time.monotonic() - started)
         return _raised(answer)
 
-    async def copy(self, stored: bytes, version: int) -> Prepared:
-        """Compile a stored snapshot again under a new version: it comes back."""
-        return _raised(await self._undoing.call(_copied, stored, version, None))
+    async def copy(self, stored: bytes, digest: str, version: int) -> Prepared:
+        """Compile a stored snapshot again under a new version: it comes back. Raises Refused when it is not
+        the one of the digest: whoever writes the store does not choose what is signed."""
+        return _raised(await self._undoing.call(_brought_back, stored, digest, version))
 
     async def observing(self, stored: bytes, version: int, dry_run: bool = False) -> Prepared:
         """The same, and it blocks nothing from then on. With `dry_run` nobody waits for it in need."""
@@ -209,6 +210,12 @@ def _copied(stored: bytes, version: int, mode: Mode | None) -> Prepared | Fault:
         return _compiled(msgspec.structs.replace(found, version=version, mode=mode or found.mode))
     except Refused as error:
         return _fault(error)
+
+
+def _brought_back(stored: bytes, digest: str, version: int) -> Prepared | Fault:
+    if digest_of(unpacked(stored)) != digest:
+        return Fault(what=f"the snapshot in the store is not the one of {digest}: see aegisflux audit verify")
+    return _copied(stored, version, None)
 
 
 def _judged(stored: bytes, flow: Flow, expired: bool, digest: str) -> Verdict:

@@ -154,8 +154,10 @@ select service_id, version, digest, rules_digest, tables_digest, tables_format, 
        established, created_at, created_by, copy_of
 from contents where service_id = $1 and version < $2 order by version desc limit $3
 
+-- Every content with its rules, from a service and version on, by pages of $3.
 -- name: all_contents
-select service_id, version, digest from contents order by service_id, version
+select service_id, version, digest, snapshot from contents where (service_id, version) > ($1::bigint, $2::bigint)
+order by service_id, version limit $3
 
 -- name: all_enroll_tokens
 select hash, labels, host_id, expires_at, used_by from enroll_tokens order by created_at
@@ -175,7 +177,7 @@ insert into contents (service_id, version, digest, rules_digest, tables_digest, 
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
 
 -- name: snapshot
-select snapshot from contents where service_id = $1 and version = $2
+select snapshot, digest from contents where service_id = $1 and version = $2
 
 -- name: snapshot_by_digest
 select snapshot from contents where digest = $1
