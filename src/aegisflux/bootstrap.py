@@ -1,4 +1,6 @@
-"""Settings -> adapters -> services of the control plane: the only module of it that names an adapter."""
+"""Settings -> adapters -> services of the control plane; beside `maintenance` the only module of it that
+names an adapter.
+"""
 
 import asyncio
 import gc
@@ -6,11 +8,9 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 from litestar import Litestar
 
@@ -25,14 +25,13 @@ from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.adapters.store import dsns
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain import agreement, audit
-from aegisflux.domain.errors import AegisError, Conflict, NotFound, Unavailable
+from aegisflux.domain.errors import Conflict, NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
-from aegisflux.runtime.access import hashed, new_token
+from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
-from aegisflux.runtime.register import Register, audit_key, reaches
+from aegisflux.runtime.register import Register, audit_key
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
@@ -40,15 +39,11 @@ from aegisflux.services.enrich.app import Parts as EnrichParts
 from aegisflux.services.ingest.api import application as ingest_application
 from aegisflux.services.ingest.app import Ingest
 from aegisflux.services.ingest.app import Parts as IngestParts
-from aegisflux.services.orchestrator.acceptance import Acceptance, Accepted
-from aegisflux.services.orchestrator.access import Access
-from aegisflux.services.orchestrator.agreed import texts
 from aegisflux.services.orchestrator.api import application
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options
 from aegisflux.services.orchestrator.keys import Keys
 from aegisflux.services.orchestrator.prepare import Workshop
-from aegisflux.services.orchestrator.standing import unkept
 from aegisflux.services.segmenter.api import application as segmenter_application
 from aegisflux.services.segmenter.app import Parts as SegmenterParts
 from aegisflux.services.segmenter.app import Segmenter
@@ -58,7 +53,6 @@ from aegisflux.wire.token import b64
 
 ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
 FILE = "file:"
-ASK_SECONDS = 2.0
 T = TypeVar("T")
 Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
@@ -564,76 +558,3 @@ async def watch(
         await done.wait()
     finally:
         await bus.close()
-
-
-async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
-    """How many lines the audit log has; what is wrong with it, and where the store does not agree with it."""
-    async with _audited(settings) as (place, store):
-        register = Register(store, place.secrets)
-        mark = register.read()
-        head, lines = await store.audit_log()
-        has = await texts(store, register)
-        kept = await unkept(store, mark) if mark else []
-    found = list(audit.problems(lines, head, audit_key(place.secrets)))
-    found += filter(None, [reaches(mark, head, lines)])
-    found += agreement.differences(agreement.said(line.entry for line in lines), has)
-    named = {text.partition(": ")[0] for text in found}
-    found += [text for text in kept if text.partition(": ")[0] not in named]
-    return len(lines), found
-
-
-async def accept_audit(settings: Settings, dry_run: bool) -> Accepted:
-    """Take the audit log as it stands, or say what that would mean."""
-    async with _audited(settings) as (place, store):
-        acceptance = Acceptance(store, place.secrets, place.accounts.revoke)
-        return await acceptance.accept(int(time.time()), dry_run)
-
-
-async def replace_token(settings: Settings, role: Literal["admin", "viewer"]) -> Path:
-    """A new token in our own file, in place of the one before; the file. Raises Conflict while the log is not
-    the one that was followed."""
-    async with _audited(settings) as (place, store):
-        name, text = {"admin": ADMIN, "viewer": VIEWER}[role], new_token()
-        parts = _TokenParts(store, WallClock(), Register(store, place.secrets))
-        await Access(parts).replace(role, role, place.token(name), text)
-        place.secrets.write(name, text.encode())
-        return place.secrets.path(name)
-
-
-async def viewer_ended(settings: Settings) -> bool:
-    """Whether the token that `aegisflux env` exports was revoked; not where the store cannot be asked."""
-    place = existing(settings)
-    store = PostgresStore(place.dsn_of("orchestrator"), audit_key(place.secrets), None)
-    try:
-        async with asyncio.timeout(ASK_SECONDS):
-            await store.open()
-            row = await store.row("token", hashed(place.token(VIEWER)))
-            return row is not None and row["revoked_at"] is not None
-    except (AegisError, TimeoutError):
-        return False
-    finally:
-        await store.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _TokenParts:
-    """What tokens need of a control plane that may not run."""
-
-    store: PostgresStore
-    clock: WallClock
-    register: Register
-
-    def now(self) -> int:
-        """Whole seconds since the epoch."""
-        return int(self.clock.now())
-
-
-@asynccontextmanager
-async def _audited(settings: Settings) -> AsyncIterator[tuple[Place, PostgresStore]]:
-    place = existing(settings)
-    store = place.store("orchestrator")
-    await store.open()
-    try:
-        yield place, store
-    finally:
-        await store.close()

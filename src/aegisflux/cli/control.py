@@ -118,12 +118,12 @@ def env(*, config: Config = None, data_dir: DataDir = None, port_base: PortBase 
 
     Example: eval "$(aegisflux env)"
     """
-    from aegisflux import bootstrap
+    from aegisflux import bootstrap, maintenance
 
     given = known(config, data_dir, port_base)
     for name, value in bootstrap.environment(given).items():
         document(f"export {name}={shlex.quote(value)}\n")
-    if asyncio.run(bootstrap.viewer_ended(given)):
+    if asyncio.run(maintenance.viewer_ended(given)):
         say("warning: this viewer's token was revoked: make a new one by `aegisflux token replace viewer`")
 
 

@@ -299,9 +299,9 @@ def replace_token(
 
     Example: aegisflux token replace admin
     """
-    from aegisflux import bootstrap
+    from aegisflux import maintenance
 
-    path = asyncio.run(bootstrap.replace_token(known(config, data_dir), role))
+    path = asyncio.run(maintenance.replace_token(known(config, data_dir), role))
     say(f"a new token of the role {role} is in {path}")
 
 
@@ -353,9 +353,9 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
     """Check the audit log in the store: edits, gaps, a cut-off tail; and that tokens, hosts, services, plans,
     rollouts and keys are as its lines say. Exit status 1 when something does not agree.
     """
-    from aegisflux import bootstrap
+    from aegisflux import maintenance
 
-    count, problems = asyncio.run(bootstrap.audit_problems(known(config, data_dir)))
+    count, problems = asyncio.run(maintenance.audit_problems(known(config, data_dir)))
     for problem in problems:
         line(problem)
     say(f"{count} lines, {len(problems)} problems")
@@ -378,12 +378,12 @@ def accept(
     released stay so, and are named. All hosts get new manifests, signed with a new key. Run it as root on the
     control plane, after `aegisflux audit verify`.
     """
-    from aegisflux import bootstrap
+    from aegisflux import maintenance
 
     if not yes and not dry_run:
         words = "--yes to believe what the database says now, or --dry-run to see what that is"
         raise Misused("--yes", words, "neither")
-    found = asyncio.run(bootstrap.accept_audit(known(config, data_dir), dry_run))
+    found = asyncio.run(maintenance.accept_audit(known(config, data_dir), dry_run))
     parts = {"believed": found.believed, "stays ended": found.ended, "numbers": found.numbers}
     for word, lines in parts.items():
         for text in lines:
