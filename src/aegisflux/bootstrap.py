@@ -23,6 +23,7 @@ from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.adapters.store import dsns
+from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain.errors import Conflict, NotFound, Unavailable
@@ -33,6 +34,7 @@ from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.listener import Bind, Listener, at_path
 from aegisflux.runtime.register import Register, audit_key
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
+from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.enrich.api import application as enrich_application
 from aegisflux.services.enrich.app import Enrich
 from aegisflux.services.enrich.app import Parts as EnrichParts
@@ -264,13 +266,22 @@ async def run_orchestrator(settings: Settings) -> None:
     if settings.nats_urls:
         system.on_connect(_compared(settings.nats_urls, system, orchestrator.core))
 
+    locks = Tasks()
+    blockers = Blockers(place.dsn_of("orchestrator"))
+
     async def start() -> None:
         control.open()
         system.open()
+        locks.loop("locks", blockers.step)
         await _start(place, store, control, system, accounts, orchestrator)
 
     server = _server(place, application(orchestrator), "orchestrator", settings.api_port)
-    await _lived(server, start, orchestrator.close, (control.close, system.close, store.close))
+    await _lived(
+        server,
+        start,
+        orchestrator.close,
+        (locks.close, blockers.close, control.close, system.close, store.close),
+    )
 
 
 def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> Step:

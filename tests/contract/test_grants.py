@@ -9,10 +9,13 @@ import pytest_asyncio
 from tests.support.queries import queries_of
 
 from aegisflux.adapters.engines import roles
-from aegisflux.adapters.engines.postgres import PostgresEngine
+from aegisflux.adapters.engines.postgres import SETTINGS, PostgresEngine
 from aegisflux.adapters.store import grants
+from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts
+from aegisflux.adapters.store.postgres import CONNECTIONS as CONNECTIONS_OF_POOL
 from aegisflux.adapters.store.postgres import PostgresStore
+from aegisflux.domain.audit import Entry
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime.supervise import Process
 
@@ -277,6 +280,108 @@ async def test_rights_that_were_given_by_hand_are_taken_at_the_next_start(engine
         assert await owner.fetchval(asked) is False
     finally:
         await owner.close()
+
+
+# What each service can hold for ever: it switches the time-outs of its role off.
+HELD = {
+    "ingest, the head of the log": ("ingest", "select from audit_head for update"),
+    "segmenter, the head of the log": ("segmenter", "select from audit_head for update"),
+    "segmenter, the whole head": ("segmenter", "lock table audit_head in access exclusive mode"),
+    "segmenter, the plans": ("segmenter", "lock table plans in access exclusive mode"),
+    "enrich, the sources": ("enrich", "lock table sources in access exclusive mode"),
+    "enrich, tokens": ("enrich", "update tokens set last_used = 1"),
+    "ingest, tokens": ("ingest", "select from tokens for update"),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+async def test_a_service_that_holds_a_lock_holds_up_no_change(engine, what):
+    role, text = HELD[what]
+    store, blockers = (
+        PostgresStore(engine.dsn_of("orchestrator"), KEY, owner=None),
+        Blockers(engine.dsn_of("orchestrator")),
+    )
+    await store.open()
+    hostile = await asyncpg.connect(engine.dsn_of(role))
+    waiting = await asyncpg.connect(engine.dsn_of("segmenter"))  # an honest one, ahead of us
+    watch = asyncio.create_task(_watched(blockers))
+    tasks = []
+    try:
+        await store.run("add_token", what, what, "viewer", what.encode(), 0, "", None, None, None)
+        await hostile.execute("set lock_timeout = 0; set idle_in_transaction_session_timeout = 0")
+        await hostile.execute(f"begin; {text}")
+        tasks = [asyncio.create_task(waiting.execute("select from audit_head for update"))]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(8):
+            async with store.change() as db:
+                await db.run("revoke_token", what, 1)
+                await db.rows("plan", 0)
+                await db.audit(Entry("tester", "panic", "x"))
+            await store.rows("token", what.encode())
+            await store._runner.fetch("select from sources")
+        await asyncio.gather(*tasks)
+        assert not waiting.is_closed()
+    finally:
+        watch.cancel()
+        await asyncio.gather(watch, *tasks, return_exceptions=True)
+        hostile.terminate()
+        waiting.terminate()
+        await blockers.close()
+        await store.close()
+
+
+async def _watched(blockers):
+    while True:
+        await blockers.step()
+
+
+async def test_locks_of_the_orchestrator_itself_and_of_who_holds_nobody_up_are_left_alone(engine):
+    blockers = Blockers(engine.dsn_of("orchestrator"))
+    ours, other = [await asyncpg.connect(engine.dsn_of(role)) for role in ("orchestrator", "segmenter")]
+    asker = await asyncpg.connect(engine.dsn_of("orchestrator"))
+    try:
+        await ours.execute("begin; select from audit_head for update")
+        await other.execute("begin; lock table plans in share mode")
+        await asker.execute("set lock_timeout = '3s'")
+        with pytest.raises(asyncpg.LockNotAvailableError):
+            await asker.execute("select from audit_head for update")
+        assert await blockers.look() == []
+        await other.execute("commit")
+    finally:
+        for connection in (ours, other, asker):
+            connection.terminate()
+        await blockers.close()
+
+
+@pytest.mark.parametrize("role", grants.SERVICES)
+async def test_what_a_service_leaves_behind_ends_by_itself(engine, role):
+    connection = await asyncpg.connect(engine.dsn_of(role))
+    try:
+        assert await connection.fetchval("show lock_timeout") == "10s"
+        assert await connection.fetchval("show idle_in_transaction_session_timeout") == "30s"
+    finally:
+        await connection.close()
+
+
+@pytest.mark.parametrize("role", set(roles.ROLES) - {"orchestrator"})
+async def test_a_role_has_its_own_connections_and_no_others(engine, role):
+    held, own = [], []
+    try:
+        with pytest.raises(asyncpg.TooManyConnectionsError):
+            while len(held) <= sum(roles.CONNECTIONS.values()):
+                held.append(await asyncpg.connect(engine.dsn_of(role)))
+        assert len(held) == roles.CONNECTIONS[role]
+        own += [await asyncpg.connect(engine.dsn_of("orchestrator")) for _ in range(CONNECTIONS_OF_POOL + 1)]
+    finally:
+        for connection in held + own:
+            connection.terminate()
+
+
+async def test_the_server_has_a_connection_for_each_that_a_role_may_have(engine):
+    superuser = 3
+    wanted = sum(roles.CONNECTIONS.values()) + superuser
+    assert wanted <= int(SETTINGS["max_connections"])
+    assert roles.CONNECTIONS["orchestrator"] > CONNECTIONS_OF_POOL
 
 
 async def test_one_plain_role_is_enough(engine):

@@ -9,6 +9,7 @@ from aegisflux.adapters.store.postgres import named_queries
 SOURCES = Path(__file__).parents[2] / "src" / "aegisflux"
 SHARED = {  # modules outside of services that run queries for them
     "runtime/access.py": ("orchestrator", "ingest", "enrich", "segmenter"),
+    "runtime/uses.py": ("orchestrator", "ingest", "enrich", "segmenter"),
     "runtime/register.py": ("orchestrator", "ingest", "enrich", "segmenter"),
     "runtime/places.py": ("orchestrator", "segmenter"),
     "adapters/store/facts.py": ("enrich", "segmenter"),

@@ -24,6 +24,7 @@ from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Queries
 from aegisflux.runtime import http, logs, metrics
 from aegisflux.runtime.register import Believer
+from aegisflux.runtime.uses import Uses
 
 REMEMBER_SECONDS = 5.0
 READS = frozenset({"GET", "HEAD"})
@@ -82,6 +83,7 @@ class Bearers:
     def __init__(self, store: Queries, clock: Clock, believer: Believer) -> None:
         self._store, self._clock, self._believer = store, clock, believer
         self._known: dict[bytes, _Remembered] = {}
+        self._uses = Uses(store)
         self.doubted: dict[str, str] = {}
         self._judged_at = float("-inf")
 
@@ -106,7 +108,7 @@ class Bearers:
             self._refused(row["id"], why)
             return None
         if known is None:  # else its last use was noted within these seconds
-            await self._store.run("touch_token", row["id"], int(now))
+            self._uses.note(row["id"], int(now))
         found = Principal(row["name"], row["role"], row["host_id"], row["id"])
         self._remember(digest, found, known.until if known else now + REMEMBER_SECONDS, row["expires_at"])
         return found

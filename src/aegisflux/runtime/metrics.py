@@ -58,6 +58,11 @@ tokens_doubted = Counter(
     "Requests refused because the row of their token in the store is not believed.",
     registry=REGISTRY,
 )
+sessions_ended = Counter(
+    "aegisflux_sessions_ended_total",
+    "Sessions of other services in the database, ended since the orchestrator waited for their locks.",
+    registry=REGISTRY,
+)
 posts = Counter("aegisflux_snapshots_total", "Snapshots by outcome.", ["outcome"], registry=REGISTRY)
 compile_seconds = Histogram(
     "aegisflux_compile_seconds", "Time to read and compile a snapshot.", buckets=SECONDS, registry=REGISTRY

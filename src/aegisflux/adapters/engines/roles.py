@@ -17,14 +17,23 @@ from typing import Final
 DATABASE: Final = "aegisflux"
 PREFIX: Final = "aegisflux_"
 OWNER: Final = "owner"
-ROLES: Final = (OWNER, "orchestrator", "ingest", "enrich", "segmenter")
+# How many connections each may have: what its pools may open (`adapters/store`), and a few for commands. None
+# can take another's, since the server has as many.
+CONNECTIONS: Final[Mapping[str, int]] = {
+    OWNER: 5,
+    "orchestrator": 20,
+    "ingest": 14,
+    "enrich": 20,
+    "segmenter": 18,
+}
+ROLES: Final = tuple(CONNECTIONS)
 ITERATIONS: Final = 4096
 MAKE: Final = """do $$ begin
     if not exists (select from pg_roles where rolname = '{name}') then create role {name}; end if;
 end $$;
 
 alter role {name} login inherit nosuperuser nocreatedb nocreaterole noreplication nobypassrls
-    password '{secret}';
+    connection limit {connections} password '{secret}';
 
 """
 HBA: Final = (
@@ -35,13 +44,16 @@ HBA: Final = (
 
 def script(passwords: Mapping[str, str]) -> str:
     """What `postgres --single -j` does; `passwords` by role."""
-    made = (MAKE.format(name=PREFIX + role, secret=verifier(word)) for role, word in passwords.items())
+    made = (
+        MAKE.format(name=PREFIX + role, secret=verifier(word), connections=CONNECTIONS[role])
+        for role, word in passwords.items()
+    )
     return "".join(made) + _sql()
 
 
 def mark(passwords: Mapping[str, str]) -> str:
     """Says that the script was done with these passwords: another one when either changes."""
-    words = (MAKE, _sql(), *(f"{role} {word}" for role, word in sorted(passwords.items())))
+    words = (MAKE, str(CONNECTIONS), _sql(), *(f"{role} {word}" for role, word in sorted(passwords.items())))
     return hashlib.sha256("\n".join(words).encode()).hexdigest()
 
 

@@ -35,3 +35,14 @@ revoke all on schema public from public;
 
 grant usage on schema public to aegisflux_orchestrator, aegisflux_ingest, aegisflux_enrich, aegisflux_segmenter;
 
+-- What a service left behind holds nothing for long: a lock that it waits for, and a transaction that it forgot. A role
+-- may switch this off for itself; the orchestrator ends such sessions where it waits for them (adapters/store/blockers.py).
+do $$ declare one text; begin
+    foreach one in array array['orchestrator', 'ingest', 'enrich', 'segmenter'] loop
+        execute format('alter role %I set lock_timeout = %L', 'aegisflux_' || one, '10s');
+        execute format('alter role %I set idle_in_transaction_session_timeout = %L', 'aegisflux_' || one, '30s');
+    end loop;
+end $$;
+
+grant pg_signal_backend to aegisflux_orchestrator;
+

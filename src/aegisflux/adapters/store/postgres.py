@@ -32,6 +32,7 @@ AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.LockNotAvailableError,  # somebody else held it for as long as a role may wait
 )
 
 NEVER = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, UnicodeError, OverflowError)
