@@ -26,8 +26,10 @@ from bench.lib import attacks_http
 from bench.lib.bare import flood, published
 from tests.support.neighbours import Neighbour, raw, read_site, speaking
 
-from aegisflux.domain.manifest import ContentRequest
-from aegisflux.wire import subjects
+from aegisflux.domain.event import EventBatch, FlowSeen
+from aegisflux.domain.manifest import ContentRequest, Nack
+from aegisflux.wire import envelope, subjects
+from aegisflux.wire.events import encode_batch
 
 Attack = Callable[[Neighbour, float], Awaitable[int]]
 ATTACKS: Final[dict[str, Attack]] = {}
@@ -191,6 +193,90 @@ async def telemetry_of_bad_events(host: Neighbour, until: float) -> int:
     for event in batch["events"]:
         event["uid"] = "root"
     return await _telemetry(host, until, [msgspec.msgpack.encode(batch)])
+
+
+@attack
+async def nacks_in_range(host: Neighbour, until: float) -> int:
+    """Nacks with long texts of 250 services and of the whole manifest, as fast as they go."""
+    said = [Nack(host.host, "stale_serial", "d" * 900, n + 1, n % 250 or None, 1) for n in range(512)]
+    payloads = [host.signed(envelope.ANSWER, msgspec.to_builtins(one)) for one in said]
+    return await publish_for(host, until, subjects.acks(host.host), payloads)
+
+
+@attack
+async def heartbeats_moving_addresses(host: Neighbour, until: float) -> int:
+    """Heartbeats of other addresses and other services each time, as fast as they go."""
+    payloads = [
+        host.beat(
+            addresses=[f"10.{n}.{n * 7 % 256}.{k}" for k in range(1, 60)],
+            services=[{"service_id": n * 100 + k, "state": "in_force"} for k in range(100)],
+        )
+        for n in range(256)
+    ]
+    return await publish_for(host, until, subjects.heartbeat(host.host), payloads)
+
+
+@attack
+async def telemetry_sparse_seq(host: Neighbour, until: float) -> int:
+    """Small events, of which every third sequence number is there."""
+    host.seq = time.time_ns() // 1000
+    return await _telemetry(host, until, [_sparse(host) for _ in range(128)], lines=2)
+
+
+def _sparse(host: Neighbour) -> bytes:
+    batch = msgspec.msgpack.decode(host.batch(500, "sparse"))
+    for n, event in enumerate(batch["events"]):
+        event["seq"] += 2 * n
+    host.seq += 1000
+    return msgspec.msgpack.encode(batch)
+
+
+@attack
+async def telemetry_new_boots(host: Neighbour, until: float) -> int:
+    """Batches of one event, each of another boot."""
+    began = time.time_ns()
+    payloads = [host.batch(1, f"boot-{began}-{n}") for n in range(4096)]
+    return await _telemetry(host, until, payloads, lines=2)
+
+
+@attack
+async def telemetry_many_peers(host: Neighbour, until: float) -> int:
+    """Flows, each to another peer and port."""
+    host.seq = time.time_ns() // 1000
+    return await _telemetry(host, until, [_flows(host, n * 500) for n in range(200)], lines=2)
+
+
+def _flows(host: Neighbour, first: int) -> bytes:
+    now = time.time_ns()
+    found = tuple(
+        FlowSeen(
+            seq=host.seq + n, time_ns=now, direction="egress", proto=6, local="10.9.9.9", port=1 + n % 60_000,
+            peer=f"172.{16 + (first + n >> 16 & 15)}.{first + n >> 8 & 255}.{first + n & 255}", first_ns=now,
+            last_ns=now, packets_out=1, packets_in=1, connections=1, verdict="allowed",
+        )
+        for n in range(500)
+    )  # fmt: skip
+    host.seq += 500
+    return encode_batch(EventBatch(host_id=host.host, boot_id="peers", sent_ns=now, events=found))
+
+
+@attack
+async def direct_gets(host: Neighbour, until: float) -> int:
+    """Looks at the own manifest, as fast as they go, whose answers nobody waits for."""
+    where = subjects.direct_get("DESIRED", subjects.desired(host.host))
+    return await publish_for(host, until, where, [b""], reply=subjects.inbox(host.host) + ".x")
+
+
+@attack
+async def together(host: Neighbour, until: float) -> int:
+    """Several at once, over a connection each: as many as a host may have."""
+    names = ("nacks-in-range", "heartbeats-moving-addresses", "direct-gets")
+
+    async def one(name: str) -> int:
+        async with speaking(host.site) as line:
+            return await ATTACKS[name](line, until)
+
+    return sum(await asyncio.gather(*map(one, names)))
 
 
 @attack

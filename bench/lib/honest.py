@@ -17,7 +17,7 @@ from aegisflux.wire import subjects
 
 PATIENCE: Final = 60.0
 SERVICE: Final = 101
-KINDS: Final = ("ack", "heartbeat", "content", "telemetry")
+KINDS: Final = ("ack", "heartbeat", "content", "telemetry", "desired")
 ENGINES: Final = ("nats", "postgres")
 EVENTS_OF = """
 select count(*) from events e join sources s on s.id = e.source where s.host_id = $1 and e.seq = $2
@@ -62,7 +62,7 @@ def percentile(values: list[float], share: float) -> float:
 
 
 class Honest:
-    """The four things that a host does, each until PostgreSQL has it (contents: until they are here)."""
+    """What a host does, each until PostgreSQL has it (contents and manifests: until they are here)."""
 
     def __init__(self, up: Up, host: Neighbour, store: asyncpg.Pool) -> None:
         self._up, self._host, self._store = up, host, store
@@ -98,6 +98,10 @@ class Honest:
         found = await self._host.content(self._host.digest, PATIENCE)
         if found.error:
             raise RuntimeError(found.error)
+
+    async def desired(self) -> None:
+        """A look at its own manifest."""
+        assert await self._host.bus.last(subjects.desired(self._host.host)) is not None
 
     async def telemetry(self) -> None:
         """A batch, until its last event is a row."""

@@ -141,6 +141,35 @@ async def test_what_is_dropped_beyond_a_share_is_not_handled_again(bus):
     assert 3 <= len(taker.of("flooder")) <= 4
 
 
+async def test_of_last_values_over_a_share_the_newest_is_handled(bus):
+    fair = Fair(Share(rate=5.0, burst=2.0), beyond="newest")
+    taker = Taker()
+    await bus.consume("INVENTORY", "enrich", taker, fair=fair)
+    for n in range(40):
+        await bus.publish(subjects.inventory("flooder"), b"%d" % n, msg_id=f"f{n}")
+    await bus.publish(subjects.inventory("honest"), b"x", msg_id="h")
+    await eventually(lambda: taker.of("honest"))
+    await eventually(lambda: taker.of("flooder")[-1:] == [b"39"])
+
+    async def none_waits():
+        return await bus.lag("INVENTORY", "enrich") == 0
+
+    await eventually(none_waits)
+
+
+async def test_a_share_of_parts_counts_what_a_message_holds(bus):
+    """Small events in a batch: bytes and messages of them are few."""
+    share = Share(rate=1 / 3600, burst=100.0)
+    fair = Fair(Share(1000.0, 1000.0), parts=share, count=int, beyond="later")
+    for n in range(10):
+        await bus.publish(subjects.telemetry("flooder"), b"60", msg_id=f"f{n}")
+        await bus.publish(subjects.telemetry("honest"), b"6", msg_id=f"h{n}")
+    taker = Taker()
+    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
+    await eventually(lambda: len(taker.of("honest")) == 10)
+    assert len(taker.of("flooder")) == 2
+
+
 async def test_what_fails_is_found_by_halves_and_holds_up_nobody(bus):
     for n in range(256):
         name = b"bad" if n == 77 else b"good%d" % n

@@ -11,7 +11,7 @@ from aegisflux.domain import intake
 from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.event import EventBatch, Log
 from aegisflux.services.ingest.intake import BATCH, MAX_LETTERS, check
-from aegisflux.wire.events import decode_batch, decode_loose, encode_batch
+from aegisflux.wire.events import count_events, decode_batch, decode_loose, encode_batch
 from tests.support.facts import NOON, SECOND, execed, flow
 
 
@@ -212,3 +212,22 @@ def test_bytes_that_are_not_utf8_refuse_the_event_alone():
     assert [event.seq for event in outcome.batch.events] == [1]
     assert "utf-8" in outcome.refused[0].reason
     assert b"mark\xff\xfe" in outcome.refused[0].payload
+
+
+def test_a_host_begins_a_new_boot_now_and_then_and_the_known_ones_go_on():
+    boots = intake.Boots()
+    for number in range(intake.MAX_BOOTS):
+        boots.check("a", f"boot-{number}", 0.0)
+    with pytest.raises(OverLimit, match="host a; then one a minute: over the limit boots"):
+        boots.check("a", "one more", 0.0)
+    for number in range(intake.MAX_BOOTS):
+        boots.check("a", f"boot-{number}", 1.0)
+    boots.check("b", "boot", 1.0)
+    boots.check("a", "one more", 60.0)
+    with pytest.raises(OverLimit):
+        boots.check("a", "and another", 60.0)
+
+
+def test_events_are_counted_without_reading_them():
+    assert count_events(encode_batch(batch(*(execed(n + 1) for n in range(7))))) == 7
+    assert count_events(b"\xff" * 640) == 11

@@ -26,7 +26,11 @@ A_DAY = ROOMS * LETTERS.rate * DAY
 def room(monkeypatch, now):
     said, counted = [], []
     monkeypatch.setattr("aegisflux.runtime.over_share.time.monotonic", lambda: now[0])
-    return LetterRoom("dead letters of a test", said.append, counted.append), said, counted
+    return (
+        LetterRoom("dead letters of a test", said.append, lambda queue, _count: counted.append(queue)),
+        said,
+        counted,
+    )
 
 
 def test_a_host_has_its_share_of_letters_and_is_named_now_and_then(monkeypatch):

@@ -12,6 +12,7 @@ from typing import Final, Literal, NamedTuple
 
 from aegisflux.domain.enriched import Context, EnrichedBatch, PackageRef
 from aegisflux.domain.event import Event, Exec, FlowSeen, Listen, VerdictSeen
+from aegisflux.domain.graph_share import OTHERS, Told, network_of
 from aegisflux.domain.inventory import Package, PackageInventory
 from aegisflux.domain.known import KnownVulnerability
 from aegisflux.domain.net import TCP
@@ -51,6 +52,7 @@ class Relation:
     properties: tuple[Property, ...]
 
 
+DAY_NS: Final = 86_400_000_000_000
 LAST: Final = Property("last_ns", "int")
 _ACTORS: Final[tuple[Label, ...]] = ("Service", "Host", "Endpoint")
 
@@ -169,18 +171,22 @@ def host_of(found: Upserts, host_id: str, labels: Mapping[str, str]) -> Ref:
 FlowKey = tuple[int | None, Ref, str, bool, int, int]
 """The local service, the peer with its name or class, whether it is egress, protocol and port."""
 
+ListenKey = tuple[int | None, str, int, int]
+"""The local service, the address, protocol and port."""
+
 
 class Sight:
-    """What one host says, by plain keys, added up; a service None is the host itself."""
+    """What one host says, by plain keys, added up; a service None is the host itself. `told` bounds it."""
 
-    __slots__ = ("flows", "listens", "names", "ran", "runs")
+    __slots__ = ("_told", "flows", "listens", "names", "ran", "runs")
 
-    def __init__(self) -> None:
+    def __init__(self, told: Told | None = None) -> None:
+        self._told = told or Told()
         self.names: dict[int, str] = {}
         self.ran: dict[int, int] = {}
         self.flows: dict[FlowKey, list[int]] = {}
         self.runs: dict[tuple[int | None, str], list[int]] = {}
-        self.listens: dict[tuple[int | None, str, int, int], tuple[bool, int]] = {}
+        self.listens: dict[ListenKey, tuple[bool, int]] = {}
 
     def __len__(self) -> int:
         """How many edges it is."""
@@ -192,13 +198,11 @@ class Sight:
         if type(event) is FlowSeen:
             self._flow(event, context)
         elif type(event) is Exec:
-            self._local(service, context.service, event.time_ns)
-            known = self.runs.setdefault((service, event.path), [0, 0])
-            known[0] += 1
-            known[1] = event.time_ns
+            service = self._local(service, context.service, event.time_ns)
+            self.run(service, event.path, 1, event.time_ns)
         elif type(event) is Listen:
-            self._local(service, context.service, event.time_ns)
-            self.listens[service, event.address, event.proto, event.port] = event.closed, event.time_ns
+            service = self._local(service, context.service, event.time_ns)
+            self.listen((service, event.address, event.proto, event.port), event.closed, event.time_ns)
         elif type(event) is VerdictSeen and event.verdict == "blocked" and event.direction == "egress":
             self._refused(event, context)
 
@@ -233,48 +237,82 @@ class Sight:
         service, count = context.service_id, max(1, event.connections)
         blocked = count if refused else 0
         allowed = 0 if refused or (egress and event.proto == TCP and not event.packets_in) else count
-        self._local(service, context.service, event.last_ns)
+        service = self._local(service, context.service, event.last_ns)
         key = (service, *_peer(event, context), egress, event.proto, event.port)
         self.flow(key, allowed, blocked, event.bytes_in + event.bytes_out, event.last_ns)
 
     def flow(self, key: FlowKey, allowed: int, blocked: int, size: int, last_ns: int) -> None:
-        """Traffic of a key."""
+        """Traffic of a key, or of the coarser one that it is told by."""
         known = self.flows.get(key)
         if known is None:
-            known = self.flows[key] = [0, 0, 0, 0]
+            key = self._placed(key)
+            known = self.flows.setdefault(key, [0, 0, 0, 0])
         known[0] += allowed
         known[1] += blocked
         known[2] += size
         known[3] = max(known[3], last_ns)
 
+    def _placed(self, key: FlowKey) -> FlowKey:
+        if self._told.place("flow", key):
+            return key
+        service, peer, text, egress, proto, _ = key
+        if peer.label == "Endpoint":
+            peer = Ref("Endpoint", network_of(str(peer.key)))
+        coarse = (service, peer, text, egress, proto, 0)
+        if self._told.place("network", coarse):
+            return coarse
+        return (None, Ref("Endpoint", OTHERS), OTHERS, egress, 0, 0)
+
     def _refused(self, event: VerdictSeen, context: Context) -> None:
         """What was refused at the call sent no packet, and is no flow."""
-        self._local(context.service_id, context.service, event.time_ns)
-        key = (context.service_id, *_peer(event, context), True, event.proto, event.peer_port or 0)
+        service = self._local(context.service_id, context.service, event.time_ns)
+        key = (service, *_peer(event, context), True, event.proto, event.peer_port or 0)
         self.flow(key, 0, 1, 0, event.time_ns)
 
-    def runs_on(self, service: int, name: str, at: int) -> None:
-        """A service runs on the host."""
-        self._local(service, name, max(at, self.ran.get(service, 0)))
+    def run(self, service: int | None, path: str, runs: int, last_ns: int) -> None:
+        """A program ran so often."""
+        known = self.runs.get((service, path))
+        if known is None:
+            path = path if self._told.place("binary", (service, path)) else OTHERS
+            known = self.runs.setdefault((service, path), [0, 0])
+        known[0] += runs
+        known[1] = last_ns
 
-    def _local(self, service: int | None, name: str, at: int) -> None:
-        if service is not None:
-            self.names[service] = name
-            self.ran[service] = at
+    def listen(self, key: ListenKey, closed: bool, last_ns: int) -> None:
+        """Somebody listens there; of a host with too many listeners it is not told."""
+        if self._told.place("listener", key):
+            self.listens[key] = closed, last_ns
+
+    def runs_on(self, service: int, name: str, at: int) -> int | None:
+        """A service runs on the host; what it counts as."""
+        return self._local(service, name, max(at, self.ran.get(service, 0)))
+
+    def _local(self, service: int | None, name: str, at: int) -> int | None:
+        """The service, or None: of a host that told of too many it is the host itself."""
+        if service is None or not self._told.place("service", service):
+            return None
+        self.names[service] = name
+        self.ran[service] = at
+        return service
 
 
 class Sights:
-    """What many hosts say until it is put in, added up: what is told again takes no more room."""
+    """What many hosts say until it is put in, added up: what is told again takes no more room. `told` is what
+    each of them told of today, which lasts longer than this.
+    """
 
-    def __init__(self) -> None:
+    def __init__(self, told: dict[str, Told] | None = None) -> None:
         self._hosts: dict[str, tuple[Sight, Mapping[str, str]]] = {}
+        self._told = {} if told is None else told
         self.edges = 0
 
     def see(self, batches: Iterable[EnrichedBatch]) -> None:
         """See the events of batches, later ones after earlier ones."""
         for batch in batches:
             known = self._hosts.get(batch.host_id)
-            sight = known[0] if known else Sight()
+            told = self._told.setdefault(batch.host_id, Told())
+            told.begin(batch.received_ns // DAY_NS)
+            sight = known[0] if known else Sight(told)
             before = len(sight)
             for enriched in batch.events:
                 sight.add(enriched.event, enriched.context)

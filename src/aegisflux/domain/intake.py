@@ -6,9 +6,10 @@ The rules, for a batch of the schema:
 * Sequences rise strictly. An event that does not is refused; those around it go on.
 * A time more than `FUTURE_NS` after the arrival is set to the arrival, and the event marked `clamped`.
 * A batch has at most `MAX_LOST` counters of lost events.
+* A host begins a new boot now and then: `Boots` says when it is one too many.
 """
 
-from collections import deque
+from collections import OrderedDict, deque
 from typing import Final
 
 import msgspec
@@ -16,6 +17,7 @@ from msgspec import Struct
 
 from aegisflux.domain.errors import Invalid, OverLimit
 from aegisflux.domain.event import Event, EventBatch, FlowSeen
+from aegisflux.domain.shares import Share, Shares
 
 SECOND: Final = 1_000_000_000
 FUTURE_NS: Final = 5 * SECOND
@@ -23,6 +25,9 @@ MAX_LOST: Final = 64
 WINDOW_NS: Final = 60 * SECOND
 SLICES: Final = 6
 MAX_HOSTS: Final = 100_000
+MAX_BOOTS: Final = 16  # of a host that are told apart
+# Each boot is a row for weeks. A machine that reboots in a loop does so once a minute.
+BOOTS: Final = Share(rate=1 / 60, burst=float(MAX_BOOTS))
 
 
 class Judged(Struct, frozen=True):
@@ -116,3 +121,25 @@ class Offsets:
     def all(self) -> dict[str, int]:
         """The estimates of all hosts that were heard."""
         return {host: min(least for _, least in slices) for host, slices in self._hosts.items() if slices}
+
+
+class Boots:
+    """Which boots of each host were heard of. A new one uses up a share: its events are kept for weeks."""
+
+    def __init__(self) -> None:
+        self._shares = Shares(BOOTS)
+        self._heard: OrderedDict[str, OrderedDict[str, None]] = OrderedDict()
+
+    def check(self, host: str, boot: str, now: float) -> None:
+        """Raise OverLimit for a boot that is new, of a host that began too many; `now` in seconds of a clock
+        that never runs backwards."""
+        heard = self._heard.setdefault(host, OrderedDict())
+        if boot not in heard and not self._shares.take(host, 1.0, now):
+            raise OverLimit("boots", MAX_BOOTS, MAX_BOOTS + 1, f"host {host}; then one a minute")
+        self._heard.move_to_end(host)
+        heard[boot] = None
+        heard.move_to_end(boot)
+        if len(heard) > MAX_BOOTS:
+            heard.popitem(last=False)
+        if len(self._heard) > MAX_HOSTS:
+            self._heard.popitem(last=False)

@@ -37,11 +37,15 @@ from aegisflux.domain.inventory import PackageInventory
 from aegisflux.domain.known import Known, KnownHost, KnownListener, KnownService, KnownVulnerability
 from aegisflux.domain.selectors import Selector, owners, parse_stored_selector
 
-MAX_PROCESSES: Final = 16_384  # of a host and boot
+MAX_PROCESSES: Final = 16_384  # of a host and boot, and of all its earlier boots together
+MAX_PROCESS_BYTES: Final = 16 << 20  # of the paths of a host's processes and what stands above them
+ANCESTOR_BYTES: Final = 160
 MAX_BOOTS: Final = 16  # of a host whose processes are known; each request of a third party is one
 MAX_LISTENERS, MAX_ADDRESSES = 4096, 64  # ports of a host that somebody listens at, addresses of a port
-MAX_CALLERS: Final = 262_144
-MAX_CACHED: Final = 65_536  # contexts of a host
+MAX_LISTENING: Final = 8192  # addresses of all ports of a host
+MAX_CALLERS: Final = 8192  # of a host: whom it calls
+MAX_CACHED: Final = 16_384  # contexts of a host
+MAX_CGROUPS: Final = 4096
 SEVERAL: Final = -1
 
 
@@ -79,6 +83,9 @@ class _Host:
         self.processes: dict[str, dict[tuple[int, int], Program]] = {}
         self.cgroups: dict[str, int | None] = {}
         self.contexts: dict[tuple[object, ...], Context] = {}
+        self.callers: dict[tuple[str, int, int], int] = {}
+        self.listening = 0
+        self.process_bytes = 0
         self.epoch = 0
 
 
@@ -91,7 +98,6 @@ class Joins:
         self._addresses: dict[str, str | None] = {}
         self._names: dict[int, str] = {}
         self._services: dict[int, tuple[tuple[Selector, ...], Mapping[str, str]]] = {}
-        self._callers: dict[tuple[str, str, int, int], int] = {}
         self._indicators: dict[str, tuple[Indicator, ...]] = {}
         self._programs = 0
 
@@ -174,7 +180,7 @@ class Joins:
         for host in self._hosts.values():
             host.cgroups.clear()
             host.contexts.clear()
-        self._callers.clear()
+            host.callers.clear()
 
     # events
 
@@ -202,6 +208,7 @@ class Joins:
             return self._of_exec(host, programs, event)
         if isinstance(event, Exit):
             program = programs.pop((event.pid, event.start_ns), None)
+            _gone(host, program)
             path = event.path or (program.path if program else "")
             return self._of_program(host, "", path, program)
         if isinstance(event, Listen):
@@ -211,9 +218,11 @@ class Joins:
         return self._of_foreign(host, event)
 
     def _of_exec(self, host: _Host, programs: dict[tuple[int, int], Program], event: Exec) -> Context:
-        if len(programs) >= MAX_PROCESSES:
-            del programs[next(iter(programs))]
+        host.process_bytes += _size(event.path, event.ancestors)
+        while programs and (len(programs) >= MAX_PROCESSES or host.process_bytes > MAX_PROCESS_BYTES):
+            _gone(host, programs.pop(next(iter(programs))))
         self._programs += 1
+        _gone(host, programs.pop((event.pid, event.start_ns), None))
         programs[event.pid, event.start_ns] = Program(self._programs, event.path, event.ancestors)
         return self._of_program(host, event.cgroup, event.path, None)
 
@@ -294,7 +303,8 @@ class Joins:
             port = (event.peer_port if egress else event.local_port) or 0
         if egress:
             return self._listener(peer_host, event.proto, event.peer, port)
-        caller = self._callers.get((peer_host, event.local or "", event.proto, port))
+        peer = self._hosts.get(peer_host)
+        caller = peer.callers.get((event.local or "", event.proto, port)) if peer else None
         return None if caller == SEVERAL else caller
 
     def _of_listen(self, host: _Host, programs: dict[tuple[int, int], Program], event: Listen) -> Context:
@@ -328,8 +338,12 @@ class Joins:
         """Those of a boot, which is now the newest. The oldest goes: of a third party's before the host's."""
         boots = host.processes
         found = boots.pop(boot_id, None)
-        if found is None and len(boots) >= MAX_BOOTS:
-            del boots[next((boot for boot in boots if boot.startswith("http:")), next(iter(boots)))]
+        crowded = found is None and len(boots) >= MAX_BOOTS
+        while boots and (crowded or sum(map(len, boots.values())) > MAX_PROCESSES):
+            oldest = next((boot for boot in boots if boot.startswith("http:")), next(iter(boots)))
+            for program in boots.pop(oldest).values():
+                _gone(host, program)
+            crowded = False
         boots[boot_id] = found = {} if found is None else found
         return found
 
@@ -343,13 +357,14 @@ class Joins:
         self, host: _Host, port: tuple[int, int], address: str, owner: Owner, closed: bool = False
     ) -> None:
         if port not in host.listeners and len(host.listeners) >= MAX_LISTENERS:
-            del host.listeners[next(iter(host.listeners))]
+            host.listening -= len(host.listeners.pop(next(iter(host.listeners))))
         at = host.listeners.setdefault(port, {})
         before = at.get(address)
         if closed:
             at.pop(address, None)
-        elif address in at or len(at) < MAX_ADDRESSES:
+        elif address in at or (len(at) < MAX_ADDRESSES and host.listening < MAX_LISTENING):
             at[address] = owner
+        host.listening += (address in at) - (before is not None)
         host.epoch += at.get(address) != before
 
     def _listener(self, host_id: str, proto: int, address: str, port: int) -> int | None:
@@ -363,14 +378,14 @@ class Joins:
 
     def _calls(self, host: _Host, callee: _Host | None, event: FlowSeen, service: int | None) -> None:
         """Who calls what, for the other side's sight of the same flow; two services of one host: nobody's."""
-        key = (host.host_id, event.peer, event.proto, event.port)
+        key = (event.peer, event.proto, event.port)
         said = SEVERAL if service is None else service
-        known = self._callers.get(key)
+        known = host.callers.get(key)
         if known is not None and known in (said, SEVERAL):
             return
-        if len(self._callers) >= MAX_CALLERS:
-            del self._callers[next(iter(self._callers))]
-        self._callers[key] = said if known is None else SEVERAL
+        if len(host.callers) >= MAX_CALLERS:
+            del host.callers[next(iter(host.callers))]
+        host.callers[key] = said if known is None else SEVERAL
         if callee is not None:
             callee.epoch += 1
 
@@ -381,7 +396,7 @@ class Joins:
         if service is not None or not cgroup:
             return service
         if cgroup not in host.cgroups:
-            if len(host.cgroups) >= MAX_CACHED:
+            if len(host.cgroups) >= MAX_CGROUPS:
                 host.cgroups.clear()
             host.cgroups[cgroup] = self._selected(host, cgroup)
         return host.cgroups[cgroup]
@@ -399,6 +414,15 @@ class Joins:
         paths = ["/".join(parts[:n]) for n in range(min(len(parts), given + 1), 0, -1)]
         won = owners(paths, wanted).services
         return next((won[path] for path in paths if path in won), None)
+
+
+def _size(path: str, ancestors: tuple[Ancestor, ...]) -> int:
+    return len(path) + ANCESTOR_BYTES * len(ancestors)
+
+
+def _gone(host: _Host, program: Program | None) -> None:
+    if program is not None:
+        host.process_bytes -= _size(program.path, program.ancestors)
 
 
 _NOTHING: Final = Context()

@@ -12,7 +12,9 @@ class Range(NamedTuple):
     end: int
 
 
-MAX_GAPS: Final = 10_000  # of a source; whoever leaves more loses the lowest
+# Of a source; whoever leaves more loses the lowest. An agent has 8 batches under way, whose sequences follow
+# each other; each event that is refused leaves a gap. All of them are read and written with each batch.
+MAX_GAPS: Final = 1000
 
 
 class Seen:

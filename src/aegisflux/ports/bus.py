@@ -29,12 +29,15 @@ PULL_BYTES: Final = 4 << 20  # at once; what a service may have asked for fits i
 
 @dataclass(frozen=True, slots=True)
 class Fair:
-    """What one host may have handled of a stream: `messages` and `payload` bytes. A message beyond it comes
-    again `later`, and holds the place of others of that host meanwhile, or is not handled at all."""
+    """What one host may have handled of a stream: `messages`, `payload` bytes, and `parts`, which are what
+    `count` finds in a payload. A message beyond it comes again `later`, and holds the place of others of that
+    host meanwhile, or is not handled at all. Of last values the `newest` comes again, as soon as it may."""
 
     messages: Share
     payload: Share | None = None
-    beyond: Literal["later", "dropped"] = "later"
+    parts: Share | None = None
+    count: Callable[[bytes], int] = len
+    beyond: Literal["later", "dropped", "newest"] = "later"
 
 
 Handler = Callable[[Message], Awaitable[None]]

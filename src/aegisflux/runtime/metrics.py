@@ -76,6 +76,11 @@ renewals = Counter("aegisflux_lease_renewals_total", "Leases renewed.", registry
 acks = Counter("aegisflux_acks_total", "Acks stored.", registry=REGISTRY)
 nacks = Counter("aegisflux_nacks_total", "Nacks stored, by reason.", ["reason"], registry=REGISTRY)
 heartbeats = Counter("aegisflux_heartbeats_total", "Heartbeats stored.", registry=REGISTRY)
+heartbeats_replaced = Counter(
+    "aegisflux_heartbeats_replaced_total",
+    "Heartbeats that were not read, since a newer one of the same host was there already.",
+    registry=REGISTRY,
+)
 identity_clashes = Counter(
     "aegisflux_host_identity_clashes_total",
     "Heartbeats that showed two live agents with one identity.",
@@ -86,8 +91,8 @@ dead_letters = Counter(
 )
 over_share = Counter(
     "aegisflux_over_share_total",
-    "Messages and requests put off or dropped because their host used up its share, by queue; the log names "
-    "the hosts with most.",
+    "Messages and requests put off or dropped, and edges of the graph told together, because their host used "
+    "up its share, by queue; the log names the hosts with most.",
     ["queue"],
     registry=REGISTRY,
 )
@@ -142,9 +147,9 @@ intake_waits = Counter(
 )
 
 
-def count_over_share(queue: str) -> None:
-    """One more that was put off or dropped."""
-    over_share.labels(queue).inc()
+def count_over_share(queue: str, count: int) -> None:
+    """So many more that were put off, dropped or told together."""
+    over_share.labels(queue).inc(count)
 
 
 def read_restarts(path: Path) -> None:

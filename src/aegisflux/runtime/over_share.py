@@ -14,12 +14,12 @@ LETTERS: Final = Share(rate=16.0, burst=float(1 << 20))
 LETTER_COST: Final = 4096  # of its headers and its place
 
 Say = Callable[[str], None]
-Count = Callable[[str], None]
+Count = Callable[[str, int], None]
 
 
 class Refusals:
-    """Of one queue. `say` takes a sentence, `count` the queue's name, for a metric that names no host;
-    `what` is wrong with those that are refused."""
+    """Of one queue. `say` takes a sentence, `count` the queue's name and a number, for a metric that names
+    no host; `what` is wrong with those that are refused."""
 
     def __init__(
         self, queue: str, say: Say, count: Count, what: str = "over the share of their host"
@@ -27,10 +27,10 @@ class Refusals:
         self._queue, self._say, self._count, self._what = queue, say, count, what
         self._talkers, self._said_at = Talkers(), -SAY_SECONDS
 
-    def note(self, host: str) -> None:
-        """One more; a sentence at most every ten seconds says how many there were since the last."""
-        self._talkers.note(host)
-        self._count(self._queue)
+    def note(self, host: str, count: int = 1) -> None:
+        """So many more; a sentence at most every ten seconds says how many there were since the last."""
+        self._talkers.note(host, count)
+        self._count(self._queue, count)
         now = time.monotonic()
         if now - self._said_at >= SAY_SECONDS:
             self._say(f"{self._queue}: {self._talkers.total} {self._what}: {self._talkers}")

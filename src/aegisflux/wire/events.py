@@ -29,6 +29,12 @@ class Loose(Struct, frozen=True, gc=False, kw_only=True, omit_defaults=True):
     lost: Annotated[dict[Name, Count], Meta(max_length=MAX_COUNTERS)] = {}
 
 
+class _Counted(Struct, frozen=True, gc=False):
+    """Of a batch, how many events it has."""
+
+    events: tuple[Raw, ...]
+
+
 class Taken(Struct, frozen=True, gc=False, array_like=True):
     """A batch that ingest let through: when it had it, and how far the host's clock is behind."""
 
@@ -47,6 +53,8 @@ class Sealed(Struct, frozen=True, gc=False, array_like=True):
 
 _TAKEN: Final = msgspec.msgpack.Decoder(tuple[Taken, ...])
 _LOOSE: Final = msgspec.msgpack.Decoder(Loose)
+_COUNTED: Final = msgspec.msgpack.Decoder(_Counted)
+LEAST_EVENT: Final = 64  # bytes
 
 
 def encode_batch(batch: EventBatch | Loose) -> bytes:
@@ -62,6 +70,15 @@ def decode_batch(data: bytes) -> EventBatch:
         return _BATCH.decode(data)
     except BROKEN as error:
         raise Invalid("batch", "an EventBatch", in_words(error)) from None
+
+
+def count_events(data: bytes) -> int:
+    """How many events a message of a host has, without reading them; of one that is no batch, how many could
+    be as long."""
+    try:
+        return len(_COUNTED.decode(data).events)
+    except BROKEN:
+        return 1 + len(data) // LEAST_EVENT
 
 
 def decode_loose(data: bytes) -> Loose:

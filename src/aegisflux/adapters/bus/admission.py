@@ -16,32 +16,36 @@ class Admission:
     def __init__(self, fair: Fair | None, queue: str, say: Say, count: Count) -> None:
         self._messages = Shares(fair.messages) if fair else None
         self._payload = Shares(fair.payload) if fair and fair.payload else None
+        self._parts = Shares(fair.parts) if fair and fair.parts else None
         self._fair = fair
         self._slots: dict[str, float] = {}
         self.dropped = fair is not None and fair.beyond == "dropped"
         self._refusals = Refusals(queue, say, count)
 
-    def wait(self, subject: str, size: int) -> float:
+    def wait(self, subject: str, payload: bytes) -> float:
         """0.0 for a message that is handled now, which is counted; else the seconds until its host may have
         one handled."""
-        if self._messages is None:
+        if self._messages is None or self._fair is None:
             return 0.0
         host, now = host_in(subject), time.monotonic()
-        seconds = self._messages.wait(host, now)
-        if self._payload is not None:
-            seconds = max(seconds, self._payload.wait(host, now))
+        shares = (self._messages, self._payload, self._parts)
+        seconds = max(share.wait(host, now) for share in shares if share is not None)
         if seconds > 0:
             self._refusals.note(host)
-            return self._later(host, size, now, seconds)
+            return self._later(host, len(payload), now, seconds)
         self._messages.use(host, 1.0, now)
         if self._payload is not None:
-            self._payload.use(host, float(size), now)
+            self._payload.use(host, float(len(payload)), now)
+        if self._parts is not None:  # counted of what is handled only: looking is work too
+            self._parts.use(host, float(self._fair.count(payload)), now)
         return 0.0
 
     def _later(self, host: str, size: int, now: float, seconds: float) -> float:
         """Seconds until this one may come again: those of one host one after the other, as its share lets
         them be handled. All at once they would be pulled in vain again and again."""
         assert self._fair is not None
+        if self._fair.beyond == "newest":  # what it replaces is gone from the stream, and needs no turn
+            return max(seconds, SOONEST)
         if len(self._slots) >= MAX_SLOTS:
             self._slots = {name: at for name, at in self._slots.items() if at > now}
         at = max(now + seconds, self._slots.get(host, now))

@@ -27,6 +27,9 @@ MAX_DELIVERIES = 2  # of what fails for another reason than our surroundings: it
 MAX_UNSETTLED = 16_384
 RETRY_SECONDS, RETRY_LIMIT = 0.1, 8
 PENDING_BYTES = 64 << 20
+# For each one that is over its host's share, before the next pull: reading a flood to its end takes the whole
+# loop, and of a last value, or of a host's places on a stream, most of it is replaced in the meantime.
+REST_SECONDS = 0.0004
 # What the server says of a pull that has a bound in bytes; after the second the next message is for the next.
 COMPLETED, TOO_MANY_BYTES = "Batch Completed", "MaxBytes"
 
@@ -115,6 +118,8 @@ class Consumer:
                     batch, ended = _sorted(await _arrived(sub, wanted, self._linger))
                     if admitted := await self._admitted(nc, batch):
                         await self._hold(nc, admitted)
+                    if refused := len(batch) - len(admitted):
+                        await asyncio.sleep(refused * REST_SECONDS)
                     wanted = 0 if ended else wanted - len(batch)
         finally:
             await unsubscribe(sub)
@@ -123,7 +128,7 @@ class Consumer:
         """Those within the share of their host; the others are settled here, which costs least."""
         found = []
         for raw in batch:
-            seconds = self._admission.wait(raw.subject, len(raw.data))
+            seconds = self._admission.wait(raw.subject, raw.data)
             if seconds == 0:
                 found.append(raw)
             elif self._admission.dropped:

@@ -201,7 +201,7 @@ class MemoryBus:
         fair: Fair | None = None,
     ) -> Subscription:
         """See `Bus.consume`."""
-        admission = Admission(fair, stream, lambda _words: None, lambda _queue: None)
+        admission = Admission(fair, stream, lambda _words: None, lambda _queue, _count: None)
         return self._kept(
             _Consumer(self, self._broker, stream, durable, handler, admission, batch, max_bytes)
         )
@@ -370,7 +370,7 @@ class _Consumer:
     def _admitted(self, log: Log, batch: Sequence[Message]) -> list[Message]:
         found = []
         for message in batch:
-            if not self._admission.wait(message.subject, len(message.payload)):
+            if not self._admission.wait(message.subject, message.payload):
                 found.append(message)
             elif self._admission.dropped:
                 log.done[self._durable].add(message.sequence)

@@ -50,7 +50,7 @@ from aegisflux.wire.natsjwt import Credentials
 
 OLDEST_SERVER = (2, 12)
 TRY_SECONDS, PUBLISH_SECONDS, CONNECT_SECONDS = 2.0, 10.0, 5
-FIRST_PAUSE, LAST_PAUSE = 0.05, 2.0
+FIRST_PAUSE, LAST_PAUSE, CROWDED_PAUSE = 0.05, 2.0, 0.1
 CONNECTS_AT_ONCE = 32
 PENDING_BYTES = 32 << 20
 PING_SECONDS = 5
@@ -58,9 +58,14 @@ FRAME_BYTES = 16  # of headers as a whole
 CLOSE_SECONDS = LOOK_SECONDS = 1.0
 READS_SECONDS = 15.0
 TOO_LARGE = 10_054  # the store's number for a message beyond the bound of its stream
+TOO_MANY = 10_167  # and for one more than may wait to be stored
 PUBLISH_VIOLATION = re.compile(r'permissions violation for publish to "([^"]+)"', re.IGNORECASE)
 
 Trouble = Callable[[str], None]
+
+
+class Crowded(Unavailable):
+    """More waits to be stored than the bus holds; a place is free in a moment."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +80,7 @@ class NatsOptions:
     ca_pem: str
     trouble: Trouble
     makes_streams: bool = True
-    over_share: Callable[[str], None] = lambda _queue: None
+    over_share: Callable[[str, int], None] = lambda _queue, _count: None
 
 
 class Attachable(Subscription, Protocol):
@@ -147,7 +152,9 @@ class NatsBus:
             try:
                 answer = await self._ask(subject, payload, TRY_SECONDS, deadline, tagged)
                 return _stored(subject, answer, len(payload))
-            except Unavailable:
+            except Unavailable as error:
+                if isinstance(error, Crowded):  # a place is free in a moment: whoever waits long gets none
+                    pause = min(pause, CROWDED_PAUSE)
                 rest = pause * (1 + random.random())
                 if time.monotonic() + rest > deadline:
                     raise  # why it is not stored, and not that the time is over
@@ -462,6 +469,8 @@ def _stored(subject: str, answer: Msg, size: int) -> int:
         raise Unavailable(f"{subject}: expected an acknowledgement of the store, got other bytes") from None
     if body.get("error", {}).get("err_code") == TOO_LARGE:  # it never will be
         raise OverLimit("message", subjects.stream_of(subject).max_message, size, subject)
+    if body.get("error", {}).get("err_code") == TOO_MANY:
+        raise Crowded(f"{subject}: not stored: more waits to be stored than the bus holds")
     if "error" in body:
         raise Unavailable(f"{subject}: not stored: {body['error'].get('description')}")
     return int(body["seq"])

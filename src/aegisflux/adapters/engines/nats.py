@@ -16,6 +16,9 @@ MAX_PAYLOAD = 1 << 20
 MAX_PENDING, WRITE_SECONDS = 16 << 20, 5
 # Large answers leave garbage behind: it is collected when it is half as much as what is of use.
 COLLECT = {"GOGC": "50"}
+# What waits to be written to a stream. A message that finds it full is refused, and its sender tries again:
+# with the server's 10,000 one host that said more than a stream can write made everybody wait four seconds.
+BUFFERED_MESSAGES, BUFFERED_BYTES = 512, 32 << 20
 # A connection whose other end went away silently counts among those of its host until a third ping is due.
 PING_SECONDS, UNANSWERED_PINGS = 10, 2
 
@@ -99,7 +102,8 @@ class NatsEngine:
             f'ping_interval: "{PING_SECONDS}s"\nping_max: {UNANSWERED_PINGS}\n'
             f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5, "
             'min_version: "1.3" }\n'
-            f"jetstream {{ store_dir: {quoted['store']} }}\n"
+            f"jetstream {{ store_dir: {quoted['store']}, max_buffered_msgs: {BUFFERED_MESSAGES}, "
+            f"max_buffered_size: {BUFFERED_BYTES} }}\n"
             f"{self.accounts(str(self.data_dir / 'accounts'))}"
         )
 

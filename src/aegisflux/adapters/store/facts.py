@@ -7,6 +7,7 @@ here and moved in the store by a guarded update, so that neither a repeated batc
 import asyncio
 import json
 import struct
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -36,7 +37,7 @@ CHANNEL: Final = "aegisflux_known"
 READERS: Final = 4
 COMMAND_SECONDS: Final = 60.0
 LOCK_SECONDS: Final = 2
-MAX_SOURCES: Final = 200_000
+MAX_SOURCES: Final = 8  # of a host that are remembered: its boot, and some requests of third parties
 REFUSED: Final = (  # by the server, and by what makes rows
     asyncpg.DataError, asyncpg.IntegrityConstraintViolationError, asyncpg.ProgramLimitExceededError,
     struct.error, OverflowError, UnicodeError,
@@ -64,7 +65,7 @@ class PostgresFacts:
         self._writer: Any = None
         self._readers: Any = None
         self._turn, self._packages = asyncio.Lock(), asyncio.Lock()
-        self._sources: dict[tuple[str, str], _Source] = {}
+        self._sources: dict[str, OrderedDict[str, _Source]] = {}
         self._changed: Changed | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
@@ -175,18 +176,22 @@ class PostgresFacts:
                 await self._write(connection, plan)
         for source, seen in plan.marks.items():
             source.seen = seen
+        for host in {batch.host_id for batch in batches}:
+            sources = self._sources[host]
+            while len(sources) > MAX_SOURCES:  # the store knows them
+                sources.popitem(last=False)
         return Stored(plan.new, plan.known, tuple(plan.fresh))
 
     async def _source(self, connection: Any, batch: EnrichedBatch) -> _Source:
         name = (batch.host_id, batch.boot_id)
-        known = self._sources.get(name)
+        sources = self._sources.setdefault(batch.host_id, OrderedDict())
+        known = sources.get(batch.boot_id)
         if known is not None:
+            sources.move_to_end(batch.boot_id)
             return known
-        if len(self._sources) >= MAX_SOURCES:
-            self._sources.clear()
         await connection.execute(self._queries["add_source"], *name)
         row = await connection.fetchrow(self._queries["source"], *name)
-        found = self._sources[name] = _Source(row["id"], Seen(_ranges(row["seen"])))
+        found = sources[batch.boot_id] = _Source(row["id"], Seen(_ranges(row["seen"])))
         return found
 
     async def _write(self, connection: Any, plan: "_Plan") -> None:

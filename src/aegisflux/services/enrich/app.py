@@ -28,7 +28,7 @@ PULL: Final = 64  # messages, of up to 1,600 events each
 READERS: Final = 2  # while one waits for the store, the other decodes and joins
 INVENTORIES_PULL: Final = 2 << 20  # they are compressed
 # An agent sends one when its packages changed: once a minute is often, and the newest one is not lost.
-INVENTORY_FAIR: Final = Fair(Share(rate=1 / 60, burst=2.0))
+INVENTORY_FAIR: Final = Fair(Share(rate=1 / 60, burst=2.0), beyond="newest")
 UPKEEP_SECONDS: Final = 600.0
 EVENTS_RAW = subjects.stream_of(subjects.RAW).name
 INVENTORIES = subjects.stream_of(subjects.ALL_INVENTORIES).name

@@ -6,14 +6,16 @@ the store. More than `MAX_EDGES` gathered (the graph is away) are dropped and co
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.graph import Sights, Upserts, software_of
+from aegisflux.domain.graph_share import Told
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs, metrics
+from aegisflux.runtime.over_share import Refusals
 
 MAX_EDGES: Final = 200_000
 AT_ONCE: Final = 10_000  # entries of a transaction, which the embedded graph holds in its memory
@@ -26,16 +28,27 @@ class Graphed:
 
     def __init__(self, graph: Graph) -> None:
         self._graph = graph
-        self._sights = Sights()
+        self._told: dict[str, Told] = {}
+        self._folded = Refusals("graph", log.warning, metrics.count_over_share)
+        self._sights = Sights(self._told)
         self._failed = Upserts()
         self._inventories: dict[str, PackageInventory] = {}
 
     def see(self, batches: Sequence[EnrichedBatch]) -> None:
         """Stored events, each once."""
         self._sights.see(batches)
+        self._tell(batch.host_id for batch in batches)
         if self._sights.edges + len(self._failed.edges) > MAX_EDGES:
             metrics.graph_dropped.inc(self._sights.edges + len(self._failed.edges))
-            self._sights, self._failed = Sights(), Upserts()
+            self._sights, self._failed = Sights(self._told), Upserts()
+
+    def _tell(self, hosts: Iterable[str]) -> None:
+        """Count what had no place of its own."""
+        for host in set(hosts):
+            told = self._told[host]
+            if told.folded:
+                self._folded.note(host, told.folded)
+                told.folded = 0
 
     def see_inventory(self, inventory: PackageInventory) -> None:
         """A host's software, instead of what it had."""
@@ -60,7 +73,7 @@ class Graphed:
     async def _taken(self) -> Upserts:
         """What was seen until now, host by host: the loop is not held for the whole fleet."""
         seen, self._failed = self._failed, Upserts()
-        sights, self._sights = self._sights, Sights()
+        sights, self._sights = self._sights, Sights(self._told)
         for _ in sights.put(seen):
             await asyncio.sleep(0)
         return seen

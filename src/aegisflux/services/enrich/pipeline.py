@@ -44,6 +44,7 @@ class Pipeline:
         self._letters = letter_room("enrich")
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
         self._learning, self._owning = asyncio.Lock(), asyncio.Lock()
+        self._told: set[str] = set()
         self._storing: set[asyncio.Future[None]] = set()
 
     async def start(self) -> None:
@@ -58,7 +59,11 @@ class Pipeline:
         """Something of the registry changed: it holds for the next event. One after the other, so that what
         was read before never follows what was read after; and until the store answers.
         """
+        if what in self._told:  # one that waits to read will read this too
+            return
+        self._told.add(what)
         async with self._learning:
+            self._told.discard(what)
             known = await self._patiently(what, self._facts.known)
             if what == "services":
                 self._joins.learn_services(known.services)

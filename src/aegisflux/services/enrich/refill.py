@@ -54,9 +54,10 @@ def _sights(rows: Sequence[Mapping[str, Any]], put: Any, labels: Mapping[str, Ma
     for row in rows:
         sight = hosts[row["host_id"]]
         try:
-            if row["service_id"] is not None:
-                sight.runs_on(row["service_id"], row["service"], row["last_ns"])
-            put(sight, row)
+            service = row["service_id"]
+            if service is not None:
+                service = sight.runs_on(service, row["service"], row["last_ns"])
+            put(sight, row, service)
         except (TypeError, ValueError, LookupError) as error:  # one row leaves the others
             metrics.graph_dropped.inc()
             log.warning("a row is left out of the graph", host_id=row["host_id"], error=str(error))
@@ -66,18 +67,17 @@ def _sights(rows: Sequence[Mapping[str, Any]], put: Any, labels: Mapping[str, Ma
     return found
 
 
-def _flow(sight: Sight, row: Mapping[str, Any]) -> None:
+def _flow(sight: Sight, row: Mapping[str, Any], service: int | None) -> None:
     peer = peer_of(
         row["peer_service_id"], row["peer_service"], row["peer_host"], row["peer"], row["peer_class"]
     )
-    key = (row["service_id"], *peer, row["direction"] == "egress", row["proto"], row["port"])
+    key = (service, *peer, row["direction"] == "egress", row["proto"], row["port"])
     sight.flow(key, row["allowed"], row["blocked"], row["bytes"], row["last_ns"])
 
 
-def _program(sight: Sight, row: Mapping[str, Any]) -> None:
-    sight.runs[row["service_id"], row["path"]] = [row["runs"], row["last_ns"]]
+def _program(sight: Sight, row: Mapping[str, Any], service: int | None) -> None:
+    sight.run(service, row["path"], row["runs"], row["last_ns"])
 
 
-def _listener(sight: Sight, row: Mapping[str, Any]) -> None:
-    key = row["service_id"], row["address"], row["proto"], row["port"]
-    sight.listens[key] = False, row["last_ns"]
+def _listener(sight: Sight, row: Mapping[str, Any], service: int | None) -> None:
+    sight.listen((service, row["address"], row["proto"], row["port"]), False, row["last_ns"])

@@ -1,6 +1,7 @@
 """Ingest as a whole: what runs while it lives."""
 
 import asyncio
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -8,7 +9,7 @@ from hashlib import sha256
 from msgspec import Raw
 
 from aegisflux.domain.errors import Refused, Unavailable
-from aegisflux.domain.intake import Offsets
+from aegisflux.domain.intake import Boots, Offsets
 from aegisflux.domain.shares import Share
 from aegisflux.ports.bus import Bus, Fair, Message, Subscription
 from aegisflux.ports.clock import Clock
@@ -21,7 +22,7 @@ from aegisflux.services.ingest.intake import BATCH, Outcome, Refusal, check
 from aegisflux.services.ingest.letters import HOST, REASON, SUBJECT, TIME, Letters
 from aegisflux.services.ingest.posted import Posted
 from aegisflux.wire import subjects
-from aegisflux.wire.events import Sealed, encode_taken
+from aegisflux.wire.events import Sealed, count_events, encode_taken
 
 DURABLE = "ingest"
 STREAM = subjects.stream_of(subjects.ALL_TELEMETRY).name
@@ -29,7 +30,12 @@ PUBLISHES_AT_ONCE, BATCH_MESSAGES = 16, 256
 PULL_BYTES = 4 << 20  # decoded they take up to forty times as much
 # Of one host: more than an agent makes of 5,000 events a second, so that what it kept while we were away
 # arrives too. What is beyond waits on the bus, where a host has few places, and then in its own spool.
-FAIR = Fair(Share(rate=100.0, burst=400.0), Share(rate=float(2 << 20), burst=float(8 << 20)))
+FAIR = Fair(
+    Share(rate=100.0, burst=400.0),
+    Share(rate=float(2 << 20), burst=float(8 << 20)),
+    parts=Share(rate=6000.0, burst=12_000.0),  # small events cost as much as large ones, here and in enrich
+    count=count_events,
+)
 LINGER_SECONDS = 0.02
 BUNDLE, BUNDLE_BYTES = 16, 400 << 10
 LAG_SECONDS = 2.0
@@ -82,7 +88,7 @@ class Ingest:
     def __init__(self, parts: Parts) -> None:
         self.bus, self.store, self.clock = parts.bus, parts.store, parts.clock
         self.bearers = Bearers(parts.store, parts.clock, parts.believer)
-        self.offsets = Offsets()
+        self.offsets, self._boots = Offsets(), Boots()
         self.letters = Letters(parts.bus)
         self.posted = Posted(self.let_through, self.letters)
         self.letters.posted = self.posted.again
@@ -135,6 +141,8 @@ class Ingest:
         try:
             host = subjects.host_of(message.subject)
             outcome = check(message.payload, host, arrival)
+            if outcome.batch is not None:
+                self._boots.check(host, outcome.batch.boot_id, time.monotonic())
         except Refused as error:
             outcome = Outcome(None, None, (Refusal(BATCH, str(error), message.payload),))
         if outcome.batch is not None:

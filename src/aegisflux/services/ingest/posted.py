@@ -48,6 +48,8 @@ TURN = 200
 AT_ONCE, EACH, IN_ALL = 4, 4, 16
 LARGE_EACH, LARGE_IN_ALL = 2, 8  # they wait with their bodies
 POSTED = Share(rate=float(2 << 20), burst=float(64 << 20))  # bytes of a host, decompressed
+# What a request and a record cost at least: a request is a source of its own, which is a row for weeks.
+REQUEST_BYTES, RECORD_BYTES = 64 << 10, 256
 log = logs.get("posted")
 Through = Callable[[Outcome, int], Awaitable[None]]
 
@@ -97,7 +99,7 @@ class Posted:
         if form not in FORMATS:
             raise Invalid("format", " or ".join(FORMATS), form)
         boot = boot_of(key, body)
-        self._share.use(host, float(len(body)), time.monotonic())
+        self._share.use(host, float(max(len(body), REQUEST_BYTES)), time.monotonic())
         events: list[Event] = []
         bad: list[tuple[int, Record, str]] = []
         for index, record in enumerate(split(body, content_type, form)):
@@ -110,6 +112,8 @@ class Posted:
                 events.append(read)
             if index % TURN == TURN - 1:
                 await asyncio.sleep(0)
+        more = RECORD_BYTES * (len(events) + len(bad)) - len(body)
+        self._share.use(host, float(max(0, more)), time.monotonic())
         for outcome in batches(events, host, boot, now_ns):
             await self._through(outcome, now_ns)
         for index, record, reason in bad[:MAX_LETTERS]:

@@ -5,6 +5,8 @@ flip says the same.
 """
 
 import asyncio
+import time
+from collections import Counter
 from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, TypeVar
 
@@ -24,6 +26,7 @@ from aegisflux.domain.manifest import (
 )
 from aegisflux.domain.own_addresses import believed, unbelieved_text
 from aegisflux.domain.runs import Run, Runs, answered
+from aegisflux.domain.shares import MAX_NAMES, Share, Shares
 from aegisflux.domain.storable import check_storable
 from aegisflux.domain.text import printable
 from aegisflux.domain.trust import Signed
@@ -32,6 +35,7 @@ from aegisflux.ports.store import Row
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.again import again
 from aegisflux.runtime.letters import letter_room
+from aegisflux.runtime.over_share import Refusals
 from aegisflux.services.orchestrator.core import CLASH_SECONDS, Core, Who, clash_text
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.wire import envelope, subjects
@@ -42,6 +46,11 @@ MAX_BYTES = 1 << 20
 CONFIRM_AGAIN_SECONDS = 120
 SHORTEST_INTERVAL, LONGEST_INTERVAL = 0.1, 300.0
 AT_ONCE = MAX_LINES = 64
+# What a host says is bounded by what it costs us. An agent looks at its addresses every ten seconds, and each
+# change makes others read all of them anew; a Nack of a whole manifest, which is said once for each manifest,
+# is written to each service of the host.
+ADDRESSES = Share(rate=0.1, burst=8.0)
+WHOLE_NACKS = Share(rate=0.1, burst=8.0)
 log = logs.get("answers")
 
 
@@ -53,6 +62,9 @@ class Answers:
     def __init__(self, core: Core) -> None:
         self._core = core
         self._cut: set[str] = set()
+        self._moves, self._whole = Shares(ADDRESSES), Shares(WHOLE_NACKS)
+        self._over = Refusals("answers", log.warning, metrics.count_over_share)
+        self._addresses: dict[str, str] = {}
         self._letters = letter_room("orchestrator")
 
     async def on_acks(self, messages: Sequence[Message]) -> None:
@@ -68,8 +80,11 @@ class Answers:
             await self.confirm({ack.host_id for ack in acks if ack.awaits_confirm})
 
     async def on_heartbeats(self, messages: Sequence[Message]) -> None:
-        """Store a batch of heartbeats: the newest of each host."""
-        good = await self._believed(messages, "HEARTBEATS", envelope.HEARTBEAT, Heartbeat)
+        """Store a batch of heartbeats: the newest of each host, as the server's order says. The others are
+        not even read, which costs most of a heartbeat."""
+        last = {message.subject: message for message in messages}
+        metrics.heartbeats_replaced.inc(len(messages) - len(last))
+        good = await self._believed(list(last.values()), "HEARTBEATS", envelope.HEARTBEAT, Heartbeat)
         newest = {beat.host_id: beat for beat in good}
         if not newest:
             return
@@ -104,7 +119,8 @@ class Answers:
             runs[beat.host_id] = after
             if after.clashed_at != before.clashed_at:
                 clashes.append(beat.host_id)
-        values = (*_columns(newest), now, [_packed(runs.get(beat.host_id)) for beat in newest])
+        addresses = [self._settled(beat) for beat in newest]
+        values = (*_columns(newest), addresses, now, [_packed(runs.get(beat.host_id)) for beat in newest])
         fresh = [h for h in dict.fromkeys(clashes) if not known.get(h, Runs()).clashes(now, CLASH_SECONDS)]
         if not fresh:
             await core.store.run("store_heartbeats", *values)
@@ -117,6 +133,19 @@ class Answers:
         metrics.identity_clashes.inc(len(clashes))
         for host in fresh:
             log.error("two agents with one identity", host_id=host, detail=clash_text(runs[host]))
+
+    def _settled(self, beat: Heartbeat) -> str:
+        """The addresses by lines; "" leaves those that are known: of a host that changes them too often."""
+        addresses, host = "\n".join(beat.addresses), beat.host_id
+        if self._addresses.get(host) == addresses:
+            return addresses
+        if not self._moves.take(host, 1.0, time.monotonic()):
+            self._over.note(host)
+            return ""
+        if len(self._addresses) >= MAX_NAMES:
+            self._addresses.clear()
+        self._addresses[host] = addresses
+        return addresses
 
     async def _runs(self, hosts: set[str]) -> dict[str, Runs]:
         found = {}
@@ -247,15 +276,15 @@ class Answers:
 
     async def _store_nacks(self, nacks: Sequence[Nack]) -> None:
         newest = {(nack.host_id, nack.service_id): nack for nack in nacks}
-        rows: list[tuple[Nack, int]] = []
+        unique: dict[tuple[str, int], Nack] = {}
         for (host, service_id), nack in newest.items():
             if service_id is not None:
-                rows.append((nack, service_id))
-                continue
-            rows += [
-                (nack, r["service_id"]) for r in await self._core.store.rows("assignments_of_host", host)
-            ]
-        unique = {(nack.host_id, service_id): nack for nack, service_id in rows}
+                unique[host, service_id] = nack
+            elif not self._whole.take(host, 1.0, time.monotonic()):
+                self._over.note(host)
+            else:
+                for row in await self._core.store.rows("assignments_of_host", host):
+                    unique[host, row["service_id"]] = nack
         await self._core.store.run(
             "store_nacks",
             [host for host, _ in unique],
@@ -266,9 +295,12 @@ class Answers:
             [n.detail[:1000] for n in unique.values()],
             self._core.clock.now(),
         )
-        for nack in nacks:
-            log.warning("nack", host_id=nack.host_id, reason=nack.reason, detail=nack.detail[:300])
-            metrics.nacks.labels(nack.reason).inc()
+        counts = Counter(nack.host_id for nack in nacks)
+        for nack in {nack.host_id: nack for nack in nacks}.values():
+            count, detail = counts[nack.host_id], nack.detail[:300]
+            log.warning("nack", host_id=nack.host_id, reason=nack.reason, detail=detail, nacks=count)
+        for reason, count in Counter(nack.reason for nack in nacks).items():
+            metrics.nacks.labels(reason).inc(count)
 
     async def _store_reports(self, beats: Sequence[Heartbeat]) -> None:
         rows = [(beat, report) for beat in beats for report in beat.services]
@@ -315,7 +347,6 @@ def _columns(beats: Sequence[Heartbeat]) -> tuple[list[Any], ...]:
         [min(max(b.interval, SHORTEST_INTERVAL), LONGEST_INTERVAL) for b in beats],
         [msgspec.msgpack.encode(b) for b in beats],
         [b.serial for b in beats],
-        ["\n".join(b.addresses) for b in beats],
     )
 
 

@@ -30,10 +30,12 @@ from aegisflux.wire import subjects
 DURABLE = "orchestrator"
 ACKS = subjects.stream_of(subjects.ALL_ACKS).name
 HEARTBEATS = subjects.stream_of(subjects.ALL_HEARTBEATS).name
-# An agent acks each of its services once for each change, and beats every few seconds.
+# An agent acks each of its 256 services at most once for each change: all that its places on the stream hold
+# is handled at once, and a change every five seconds for ever. It beats every five seconds, and at a change;
+# one every 0.2 s is within its share.
 ACKS_FAIR = Fair(Share(rate=50.0, burst=1024.0), beyond="dropped")
 HEARTBEATS_FAIR = Fair(
-    Share(rate=20.0, burst=100.0), Share(rate=float(1 << 20), burst=float(8 << 20)), beyond="dropped"
+    Share(rate=5.0, burst=20.0), Share(rate=float(1 << 20), burst=float(8 << 20)), beyond="newest"
 )
 LAST_MARK_SECONDS = 2.0
 log = logs.get("orchestrator")

@@ -498,6 +498,7 @@ select r.host_id, r.service_id, r.state, r.version, r.digest, r.tables_digest, r
     r.nack_version, r.nack_reason, r.nack_detail, r.nack_at
 from reports r join hosts h using (host_id) where h.released_at is null and r.service_id = $1 order by r.host_id
 
+-- Of services that there are: what a host reports has as many rows as operators made services.
 -- name: store_acks
 insert into reports as r (host_id, service_id, state, version, digest, tables_digest, deadline, since, ack_serial, ack_version,
     ack_digest, ack_at, ack_stored_at, awaits)
@@ -507,6 +508,7 @@ from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::
     $9::double precision[], $11::boolean[])
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, serial, applied_at, awaits)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+join services s on s.id = g.service_id
 left join contents c on c.digest = g.digest
 order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
@@ -523,6 +525,7 @@ select g.host_id, g.service_id, 'nacked', $7, g.serial, g.version, g.reason, g.d
 from unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::text[], $6::text[])
     as g (host_id, service_id, serial, version, reason, detail)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+join services s on s.id = g.service_id
 order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set nack_serial = excluded.nack_serial, nack_version = excluded.nack_version,
     nack_reason = excluded.nack_reason, nack_detail = excluded.nack_detail, nack_at = excluded.nack_at
@@ -546,6 +549,7 @@ from unnest($1::text[], $2::bigint[], $3::text[], $4::bigint[], $5::text[], $6::
     $10::boolean[], $12::text[])
     as g (host_id, service_id, state, version, digest, tables_digest, deadline, cgroups, conflicts, drift, candidate)
 join hosts h on h.host_id = g.host_id and h.released_at is null
+join services s on s.id = g.service_id
 order by g.host_id, g.service_id
 on conflict (host_id, service_id) do update set state = excluded.state, version = excluded.version, digest = excluded.digest,
     tables_digest = excluded.tables_digest, deadline = excluded.deadline, cgroups = excluded.cgroups,
