@@ -26,11 +26,12 @@ from aegisflux.adapters.store import dsns
 from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain.errors import Conflict, NotFound, Unavailable
+from aegisflux.domain.errors import AegisError, Conflict, NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
 from aegisflux.runtime.clock import WallClock
+from aegisflux.runtime.configured import check_url, text_of
 from aegisflux.runtime.listener import Bind, Listener, at_path
 from aegisflux.runtime.register import Register, audit_key
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
@@ -55,6 +56,7 @@ from aegisflux.wire.token import b64
 
 ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
 FILE = "file:"
+WATCH_SECONDS = 10.0  # until `bus watch` gives up to connect
 T = TypeVar("T")
 Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
@@ -114,6 +116,7 @@ class Place:
             return self.postgres.dsn_of(role)
         if role == roles.OWNER or not passwords:
             return url
+        check_url("database_url", url, "postgresql://user@host:port/database")
         secret = FileSecrets(Path(passwords)).read(role)
         if secret is None:
             raise Unavailable(f"database_passwords: expected a file {role} in {passwords}, there is none")
@@ -125,10 +128,7 @@ class Place:
         given = self.settings.database_url
         if not given.startswith(FILE):
             return given
-        try:
-            return Path(given.removeprefix(FILE)).read_text().strip()
-        except OSError as error:
-            raise Unavailable(f"database_url: {given}: {error.strerror}") from error
+        return text_of("database_url", Path(given.removeprefix(FILE))).strip()
 
     def database_setting(self, role: str) -> str:
         """What a child is told of `database_url`: nothing that is a secret, since others see environments."""
@@ -150,7 +150,7 @@ class Place:
             NatsOptions(
                 urls=self.nats_urls(self.settings.nats_near),
                 credentials=credentials,
-                ca_pem=self.nats_ca.read_text(),
+                ca_pem=text_of("nats_ca", self.nats_ca),
                 trouble=lambda words: log.warning("bus", detail=words),
                 makes_streams=makes_streams,
                 over_share=metrics.count_over_share,
@@ -312,17 +312,18 @@ def _enrolled(store: PostgresStore, register: Register) -> Enrolled:
 
 async def _lived(server: Listener, start: Step, close: Step, last: Sequence[Step]) -> None:
     """A service until SIGTERM or SIGINT: it answers at once, starts beside that, and lets go of its ports
-    last."""
+    last. Raises why it could not start, or serve."""
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     serving = asyncio.create_task(server.serve())
     starting = asyncio.ensure_future(start())
-    starting.add_done_callback(lambda task: None if task.cancelled() else _told(task, stop))
+    starting.add_done_callback(lambda task: stop.set() if _error_of(task) else None)
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
-    if serving.done():
-        _told(serving, stop)
+    failed = _error_of(serving) or _error_of(starting)
+    if failed is not None:
+        log.error("cannot start", error=str(failed), exc_info=_unforeseen(failed))
     for task in (stopping, starting):
         task.cancel()
     server.end()
@@ -330,6 +331,17 @@ async def _lived(server: Listener, start: Step, close: Step, last: Sequence[Step
     async with asyncio.timeout(5):
         await asyncio.gather(*(one() for one in last), return_exceptions=True)
     await asyncio.wait([serving], timeout=3)
+    if failed is not None:
+        raise failed
+
+
+def _error_of(task: "asyncio.Future[None]") -> BaseException | None:
+    return task.exception() if task.done() and not task.cancelled() else None
+
+
+def _unforeseen(error: BaseException) -> BaseException | None:
+    """The error where its own words are not enough to find what is wrong."""
+    return None if isinstance(error, AegisError) else error
 
 
 def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
@@ -495,13 +507,6 @@ async def _until(what: str, call: Callable[[], Awaitable[T]]) -> T:
             await asyncio.sleep(0.2)
 
 
-def _told(task: "asyncio.Future[None]", stop: asyncio.Event) -> None:
-    error = task.exception()
-    if error is not None:
-        log.error("cannot start", error=str(error), exc_info=error)
-        stop.set()
-
-
 def environment(settings: Settings) -> dict[str, str]:
     """What `aegisflux env` exports: a viewer's token, NATS credentials and CA. Holds a secret."""
     place = existing(settings)
@@ -540,12 +545,13 @@ async def watch(
     """Hear a subject with the credentials that `aegisflux env` exports, and tell `count` lines of it (0: for
     ever).
     """
-    credentials = Credentials.parse(Path(environ["NATS_CREDS"]).read_text())
+    check_url("NATS_URL", environ["NATS_URL"], "nats://host:port")
+    credentials = Credentials.parse(text_of("NATS_CREDS", Path(environ["NATS_CREDS"])))
     bus = NatsBus(
         NatsOptions(
             urls=[environ["NATS_URL"]],
             credentials=credentials,
-            ca_pem=Path(environ["NATS_CA"]).read_text(),
+            ca_pem=text_of("NATS_CA", Path(environ["NATS_CA"])),
             trouble=lambda words: log.warning("bus", detail=words),
         )
     )
@@ -563,7 +569,7 @@ async def watch(
 
     bus.open()
     try:
-        await bus.ready(10)
+        await bus.ready(WATCH_SECONDS)
         await bus.watch(subject, told)
         log.info("watching", subject=subject)
         await done.wait()

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from aegisflux.adapters.store.postgres import ANY as DRIVER_ERRORS
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.bootstrap import ADMIN, VIEWER, Place, existing
 from aegisflux.domain import agreement, audit
-from aegisflux.domain.errors import AegisError
+from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.runtime.access import hashed, new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.register import Register, audit_key, reaches
@@ -90,8 +91,10 @@ class _TokenParts:
 async def _audited(settings: Settings) -> AsyncIterator[tuple[Place, PostgresStore]]:
     place = existing(settings)
     store = place.store("orchestrator")
-    await store.open()
     try:
+        await store.open()
         yield place, store
+    except DRIVER_ERRORS as error:  # a table or a right is missing: that is no finding about the log
+        raise Unavailable(f"the store: the audit log cannot be read: {error}") from error
     finally:
         await store.close()

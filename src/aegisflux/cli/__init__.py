@@ -1,12 +1,12 @@
 """`aegisflux`: one entry point; a noun, then a verb.
 
-Exit status: 0 fine, 1 findings, 2 error, 3 refused, 4 unavailable. Data goes to stdout, talk to stderr.
-Parts are imported
-when they are used, so that the agent stays small.
+Exit status: 0 fine, 1 findings (never a failure), 2 error, 3 refused, 4 unavailable. Data goes to stdout,
+talk to stderr. Parts are imported when they are used, so that the agent stays small.
 """
 
 import os
 import sys
+import traceback
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn, TextIO
 
@@ -68,6 +68,9 @@ def main(*words: str) -> None:
         _fail(2, f"error: expected text that is UTF-8, got {str(error.object)[:200]}")
     except OSError as error:
         _fail(2, f"error: {error}")
+    except Exception as error:  # noqa: BLE001 - a mistake of ours: 1, the interpreter's status, says "findings"
+        traceback.print_exc()
+        _fail(2, f"error: {type(error).__name__}: {error}; this is a mistake in AegisFlux")
 
 
 def _run(words: tuple[str, ...], output: TextIO) -> None:

@@ -6,13 +6,14 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, Struct
 
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.digits import plain_numbers
-from aegisflux.domain.errors import Invalid
+from aegisflux.domain.errors import Invalid, Unavailable
 from aegisflux.domain.names import close
 
 Wrong: TypeAlias = Callable[[Invalid], None]
@@ -29,6 +30,25 @@ def toml_of(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise Invalid(str(path), f"a readable TOML file ({error})", "one that is not") from None
+
+
+def text_of(name: str, path: Path) -> str:
+    """Return what is in a file that a setting names; raises Unavailable where it cannot be read, Invalid
+    where it is no text."""
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise Unavailable(f"{name}: {path}: {error.strerror}") from error
+    except ValueError:
+        raise Invalid(name, "a file of text", str(path)) from None
+
+
+def check_url(name: str, url: str, form: str) -> None:
+    """Raise Invalid for what is no URL; its text may hold a secret, and is not shown."""
+    try:
+        _ = urlsplit(url).port
+    except ValueError:
+        raise Invalid(name, form, "another form") from None
 
 
 def in_file(named: Path | None, default: Path, wrong: Wrong = refuse) -> dict[str, Any]:

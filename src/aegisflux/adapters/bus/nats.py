@@ -29,7 +29,7 @@ from aegisflux.adapters.bus.consumer import Consumer
 from aegisflux.adapters.bus.line import Line
 from aegisflux.adapters.bus.serving import BUSY, REFUSED, UNAVAILABLE, Service, Told
 from aegisflux.adapters.bus.subscribed import Watch, described, message_of
-from aegisflux.domain.errors import Busy, Forbidden, OverLimit, Refused, Unavailable, Unheard
+from aegisflux.domain.errors import Busy, Forbidden, Invalid, OverLimit, Refused, Unavailable, Unheard
 from aegisflux.domain.windows import Asking
 from aegisflux.ports.bus import (
     ASKING,
@@ -91,6 +91,16 @@ class Attachable(Subscription, Protocol):
         ...
 
 
+def _trusting(ca_pem: str) -> ssl.SSLContext:
+    """A context that believes these certificates alone; raises Invalid where there are none."""
+    try:
+        if not ca_pem.strip():  # the library would believe every CA of the system
+            raise ValueError("an empty file")
+        return ssl.create_default_context(cadata=ca_pem)
+    except (ssl.SSLError, ValueError) as error:
+        raise Invalid("the CA of NATS", "certificates in PEM", str(error)) from None
+
+
 def _is_news(record: logging.LogRecord) -> bool:
     """nats-py makes its TLS streams of a kind that lets asyncio warn of every one that ends, to no effect."""
     return "eof_received() has no effect" not in record.getMessage()
@@ -105,7 +115,7 @@ class NatsBus:
         self._user_jwt = options.credentials.jwt
         self._signing = SigningKey(options.credentials.seed)
         self._name = options.credentials.name
-        self._tls = ssl.create_default_context(cadata=options.ca_pem)
+        self._tls = _trusting(options.ca_pem)
         self._tls.minimum_version = ssl.TLSVersion.TLSv1_3
         self._nc: Line | None = None
         self._up = asyncio.Event()

@@ -19,7 +19,7 @@ import zstandard
 from msgspec.structs import replace
 
 from aegisflux.adapters.store import partitions, timescale
-from aegisflux.adapters.store.postgres import AWAY, CONTENDED, UNHELD, named_queries
+from aegisflux.adapters.store.postgres import AWAY, CONTENDED, UNHELD, named_queries, pool_of
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import Enriched, EnrichedBatch
@@ -72,17 +72,10 @@ class PostgresFacts:
     # life
 
     async def open(self) -> None:
-        """Connect for reading; raises Unavailable."""
+        """Connect for reading; raises Unavailable, or Refused where the database does not let us in."""
         if self._readers is None:
             async with _here():
-                self._readers = await asyncpg.create_pool(
-                    self._dsn,
-                    min_size=1,
-                    max_size=READERS,
-                    init=_prepare,
-                    command_timeout=COMMAND_SECONDS,
-                    timeout=10,
-                )
+                self._readers = await pool_of(self._dsn, 1, READERS)
 
     async def open_writer(self) -> None:
         """See `Facts.open_writer`."""

@@ -33,7 +33,19 @@ AWAY = (
     asyncpg.exceptions.OperatorInterventionError,
     asyncpg.exceptions.InsufficientResourcesError,
     asyncpg.LockNotAvailableError,  # somebody else held it for as long as a role may wait
+    # Of a new connection of a pool, after somebody changed a password or a name: no message is at fault.
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.InvalidCatalogNameError,
 )
+# What a database answers that is there and does not let us in: waiting does not help.
+CLOSED = (
+    asyncpg.InvalidAuthorizationSpecificationError,  # user, password, pg_hba.conf
+    asyncpg.InvalidCatalogNameError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.exceptions.ClientConfigurationError,
+    ValueError,  # of a URL
+)
+ANY = (asyncpg.PostgresError, asyncpg.InterfaceError)
 
 NEVER = (asyncpg.DataError, asyncpg.ProgramLimitExceededError, UnicodeError, OverflowError)
 UNHELD = (
@@ -146,19 +158,11 @@ class PostgresStore(_Queries):
         await super().run(query, *values)
 
     async def open(self) -> None:
-        """Connect and bring the schema up to date, or see that it is; raises Unavailable."""
+        """Connect and bring the schema up to date, or see that it is. Raises Unavailable; Refused where the
+        database does not let us in."""
         if self._owner is not None:
             await _here(lambda: self._make(self._owner))
-        pool = await _here(
-            lambda: asyncpg.create_pool(
-                self._dsn,
-                min_size=2,
-                max_size=CONNECTIONS,
-                init=_prepare,
-                command_timeout=COMMAND_SECONDS,
-                timeout=10,
-            )
-        )
+        pool = await _here(lambda: pool_of(self._dsn, 2, CONNECTIONS))
         try:
             async with _leased(pool) as connection:
                 await _here(lambda: _check_current(connection))
@@ -168,7 +172,8 @@ class PostgresStore(_Queries):
         self._runner = pool
 
     async def _make(self, owner: str | None) -> None:
-        connection = await asyncpg.connect(owner, command_timeout=COMMAND_SECONDS, timeout=10)
+        async with let_in():
+            connection = await asyncpg.connect(owner, command_timeout=COMMAND_SECONDS, timeout=10)
         try:
             async with connection.transaction():
                 await _migrate(connection)
@@ -239,6 +244,26 @@ class PostgresStore(_Queries):
                 "changed on top of it; run aegisflux audit verify"
             )
         return Head(row["seq"], row["hash"], row["mac"])
+
+
+@asynccontextmanager
+async def let_in() -> AsyncIterator[None]:
+    """Connect in here; raises Refused where the database is there and does not let us in."""
+    try:
+        yield
+    except CLOSED as error:
+        raise Refused(
+            f"the store: {error}; expected a database, a user and a password that it takes, by database_url"
+            " and database_passwords"
+        ) from error
+
+
+async def pool_of(dsn: str, least: int, most: int) -> Any:
+    """A pool of connections; raises as `let_in`, and what the driver raises."""
+    async with let_in():
+        return await asyncpg.create_pool(
+            dsn, min_size=least, max_size=most, init=_prepare, command_timeout=COMMAND_SECONDS, timeout=10
+        )
 
 
 async def _here(call: Callable[[], Awaitable[T]]) -> T:
