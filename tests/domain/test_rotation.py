@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from aegisflux.domain.rotation import HostSerial, progress
+from aegisflux.domain.rotation import HostSerial, progress, to_come
 
 HAS, BEHIND = HostSerial("has", 9, 9, False), HostSerial("behind", 3, 9, False)
 OFFLINE, AHEAD = HostSerial("offline", 3, 9, True), HostSerial("ahead", 2**63 - 1, 9, False)
@@ -38,3 +38,8 @@ def test_no_host_holds_a_rotation_beyond_its_deadline(hosts, without, until, lat
     found = progress(hosts, without, until, until + later)
     assert found.over
     assert found.missing == progress(hosts, (), until, 0.0).missing, "who is left behind is always named"
+
+
+def test_each_host_that_is_online_has_a_manifest_to_take_when_a_rotation_begins():
+    found = progress(to_come([HAS, BEHIND, OFFLINE]), (), 100, 0)
+    assert (found.over, found.missing) == (False, ("has", "behind"))

@@ -79,6 +79,19 @@ async def test_a_host_that_is_behind_holds_up_no_rotation(plane):
         await rotation.rotate(RotateRequest(["nobody"]), WHO)
     tried = await rotation.rotate(RotateRequest(["bad"]), WHO, dry_run=True)
     assert (tried.dry_run, tried.phase, tried.without) == (True, "none", ("bad",))
+
+    async def both_are_named():
+        await plane.good.beat()
+        await sent(plane.bad, serial=0)
+        tried = await rotation.rotate(RotateRequest(["bad"]), WHO, dry_run=True)
+        all_of_them = await rotation.rotate(RotateRequest(wait_seconds=60), WHO, dry_run=True)
+        return (tried.waiting_for, tried.waiting, all_of_them.waiting_for, all_of_them.waiting) == (
+            ("good",), 1, ("bad", "good"), 2
+        )  # fmt: skip
+
+    await eventually(both_are_named)
+    all_of_them = await rotation.rotate(RotateRequest(wait_seconds=60), WHO, dry_run=True)
+    assert 0 < all_of_them.waits_until - plane.orchestrator.core.now() <= 60
     assert (await rotation.state()).phase == "none"
     begun = await rotation.rotate(RotateRequest(wait_seconds=3600), WHO)
     assert begun.waits_until is not None
@@ -92,6 +105,13 @@ async def test_a_host_that_is_behind_holds_up_no_rotation(plane):
     await eventually(only_bad)
     with pytest.raises(Conflict, match="name hosts"):
         await rotation.rotate(RotateRequest(), WHO)
+    for asked in (RotateRequest(["bad"], wait_seconds=60), RotateRequest(wait_seconds=60)):
+        for dry_run in (True, False):
+            with pytest.raises(Conflict, match="under way"):
+                await rotation.rotate(asked, WHO, dry_run)
+    tried = await rotation.rotate(RotateRequest(["bad"]), WHO, dry_run=True)
+    assert (tried.waiting_for, tried.waiting, tried.dry_run) == ((), 0, True)
+    assert (await rotation.state()).waiting_for == ("bad",), "nothing was changed"
     await rotation.rotate(RotateRequest(["bad"]), WHO)
 
     async def over():

@@ -333,13 +333,13 @@ def rotate(
     found = call("POST", "/api/v1/keys/rotate", body, asked(dry_run))
     if dry_run:
         show(found, "json")
+        say(f"dry run: nothing was changed; {_waits(found, 'it would wait')}")
         return
     deadline, phase = time.monotonic() + seconds, ""
     while found["phase"] != "none":
         if found["phase"] != phase:
             phase = found["phase"]
-            names = ", ".join(found["waiting_for"][:MOST_NAMED])
-            say(f"phase {phase}: waiting for {found['waiting']} hosts{': ' if names else ''}{names}")
+            say(f"phase {phase}: {_waits(found, 'waiting')}")
         if time.monotonic() > deadline:
             say("it goes on in the background; aegisflux keys list shows how far it is")
             sys.exit(4)
@@ -348,10 +348,16 @@ def rotate(
     show(found, "json")
 
 
+def _waits(found: Any, verb: str) -> str:
+    names = ", ".join(found["waiting_for"][:MOST_NAMED])
+    return f"{verb} for {found['waiting']} hosts{': ' if names else ''}{names}"
+
+
 @audit_app.command
 def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
     """Check the audit log in the store: edits, gaps, a cut-off tail; and that tokens, hosts, services, plans,
-    rollouts and keys are as its lines say. Exit status 1 when something does not agree.
+    rollouts and keys are as its lines say. Exit status 1 when something does not agree; 3 or 4 when it cannot
+    be read.
     """
     from aegisflux import maintenance
 

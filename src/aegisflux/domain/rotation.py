@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Final
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 MIN_WAIT, MAX_WAIT, DEFAULT_WAIT = 60, 7 * 86_400, 3600
 MAX_NAMED: Final = 100
@@ -37,6 +38,11 @@ def ahead_text(reported: int, newest: int) -> str:
         f"ahead of the control plane: it has the manifest of serial {reported}, the newest one made is "
         f"{newest}; it takes none until `aegisflux audit accept`: the database is older than this host"
     )
+
+
+def to_come(hosts: Iterable[HostSerial]) -> tuple[HostSerial, ...]:
+    """Return the hosts as they are when a rotation begins: each has a new manifest to take."""
+    return tuple(replace(one, newest=one.newest + 1) for one in hosts)
 
 
 def progress(

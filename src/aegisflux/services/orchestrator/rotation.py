@@ -18,6 +18,7 @@ from aegisflux.domain.rotation import (
     HostSerial,
     Progress,
     progress,
+    to_come,
 )
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Row
@@ -38,7 +39,8 @@ MAX_WITHOUT = 1000
 class RotateRequest(Struct, frozen=True, forbid_unknown_fields=True):
     """Begin a rotation; or, while one is under way, wait no more for the hosts `without`.
 
-    wait_seconds: how long a phase waits for hosts that are online; then it goes on without them
+    wait_seconds: how long a phase waits for hosts that are online; then it goes on without them. It is given
+                  at the begin, and refused while a rotation is under way
     """
 
     without: Annotated[list[Annotated[str, Meta(max_length=63)]], Meta(max_length=MAX_WITHOUT)] = []
@@ -48,7 +50,8 @@ class RotateRequest(Struct, frozen=True, forbid_unknown_fields=True):
 class KeyState(Struct, frozen=True):
     """The key set in force, the key that signs, and how far a rotation is.
 
-    waiting_for: the first hundred of the `waiting` hosts that are online and do not have the newest manifest
+    waiting_for: the first hundred of the `waiting` hosts that are online and do not have the newest manifest;
+                 of a dry run those that each phase would wait for at first
     waits_until: when the rotation goes on without them, in seconds since the epoch
     without:     hosts that it does not wait for
     held:        why nothing is signed, in words: the database has an older key set than was there before
@@ -94,8 +97,9 @@ class Rotation:
         )
 
     async def rotate(self, asked: RotateRequest, who: Who, dry_run: bool = False) -> KeyState:
-        """Begin; or go on without some hosts. Raises Conflict while a rotation is under way and no hosts are
-        named, Invalid for hosts that are not enrolled. `dry_run`: what would be, and nothing is changed."""
+        """Begin; or go on without some hosts. Raises Conflict while a rotation is under way, where no hosts
+        are named or the time to wait is; Invalid for hosts that are not enrolled. `dry_run`: the state with
+        the hosts that would be waited for, and nothing is changed."""
         if self._core.keys.held:
             raise Conflict(f"{self._core.keys.held}: run aegisflux audit accept, which gives a new key")
         without = sorted(set(asked.without))
@@ -105,14 +109,30 @@ class Rotation:
         under_way = await self._core.store.row("rotation") is not None
         if under_way and not without:
             raise Conflict("a rotation of keys is under way; name hosts to wait for no more by `without`")
+        if under_way and asked.wait_seconds is not None:
+            raise Conflict(
+                "a rotation of keys is under way, whose wait_seconds stand since its begin: leave it out, and"
+                " name hosts to wait for no more by `without`"
+            )
         if dry_run:
-            state = await self.state()
-            waits = tuple(host for host in state.waiting_for if host not in without)
-            named = tuple(sorted({*state.without, *without}))
-            return replace(state, waiting_for=waits, without=named, dry_run=True)
+            return await self._tried(without, asked.wait_seconds or DEFAULT_WAIT)
         if under_way:
             return await self._without(without, who)
         return await self.begin(who, without, asked.wait_seconds or DEFAULT_WAIT)
+
+    async def _tried(self, without: Sequence[str], wait: int) -> KeyState:
+        row, state, now = await self._core.store.row("rotation"), await self.state(), self._core.now()
+        named = tuple(sorted({*state.without, *without}))
+        hosts = await self._hosts() if row is not None else to_come(await self._hosts())
+        missing = [host for host in progress(hosts, (), now, now).missing if host not in named]
+        return replace(
+            state,
+            waiting_for=tuple(missing[:MAX_NAMED]),
+            waiting=len(missing),
+            waits_until=row["waits_until"] if row is not None else now + wait,
+            without=named,
+            dry_run=True,
+        )
 
     @again
     async def _without(self, hosts: Sequence[str], who: Who) -> KeyState:
@@ -168,12 +188,15 @@ class Rotation:
             await self._remove(row["new_key"], row["old_key"], left)
 
     async def _progress(self, row: Row) -> Progress:
+        hosts = await self._hosts()
+        return progress(hosts, frozenset(row["without"]), row["waits_until"], self._core.now())
+
+    async def _hosts(self) -> list[HostSerial]:
         core = self._core
-        hosts = [
+        return [
             HostSerial(one["host_id"], one["heartbeat_serial"], one["serial"], is_silent(core, one))
             for one in await core.store.rows("hosts")
         ]
-        return progress(hosts, frozenset(row["without"]), row["waits_until"], core.now())
 
     @again
     async def _switch(self, row: Row, left: str) -> None:
