@@ -18,6 +18,7 @@ from nacl.signing import SigningKey
 
 from aegisflux.agent.identity import IDENTITY, Identity, first_trust, obtain_seed, signer
 from aegisflux.agent.parts import Store
+from aegisflux.domain import skew
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Invalid, Refused, Unavailable, shown
 from aegisflux.domain.names import check_name
@@ -31,6 +32,7 @@ MAX_ANSWER: Final = 1 << 20
 TRIES: Final = 6  # in half a minute
 MAX_PATIENCE: Final = 30.0  # with somebody in front of the command
 MAX_RETRY_AFTER: Final = 3600.0
+MAX_REASON: Final = 200  # characters of what a library says of TLS
 LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 HOST: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 
@@ -183,7 +185,8 @@ def _asked(url: str, context: ssl.SSLContext | None, body: bytes | None, what: s
     except (OSError, http.client.HTTPException) as error:  # of urllib.error the others are OSError
         reason = getattr(error, "reason", error)
         reset = isinstance(reason, ConnectionResetError)
-        raise (Crowded if reset else Unavailable)(f"{what}: {url}: {shown(str(reason))}") from None
+        words = skew.explained(shown(str(reason), MAX_REASON), time.time())
+        raise (Crowded if reset else Unavailable)(f"{what}: {url}: {words}") from None
 
 
 def _refusal(error: urllib.error.HTTPError, what: str) -> Refused | Unavailable:

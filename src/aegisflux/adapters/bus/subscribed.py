@@ -1,5 +1,6 @@
 """Subscriptions without a stream: watching, and what others have in common with it."""
 
+import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -8,6 +9,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from aegisflux.domain import skew
 from aegisflux.ports.bus import Handler, Message
 
 if TYPE_CHECKING:
@@ -96,7 +98,7 @@ def header_text(text: str) -> str:
 
 def described(error: Exception) -> str:
     """The error's text, or its name where it has none."""
-    return str(error) or type(error).__name__
+    return skew.explained(str(error) or type(error).__name__, time.time())
 
 
 async def unsubscribe(sub: object) -> None:

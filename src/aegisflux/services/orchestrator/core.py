@@ -6,6 +6,7 @@ from typing import Annotated, Final, NamedTuple
 
 from msgspec import Meta
 
+from aegisflux.domain import skew
 from aegisflux.domain.bounds import MAX_INT64
 from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.domain.manifest import Heartbeat
@@ -100,13 +101,21 @@ class Core:
         return int(self.clock.now())
 
     def troubles(
-        self, host: str, beat: Heartbeat | None, left_out: str = "", serial: int = MAX_INT64
+        self,
+        host: str,
+        beat: Heartbeat | None,
+        left_out: str = "",
+        serial: int = MAX_INT64,
+        seen_at: float = 0,
     ) -> tuple[str, ...]:
         """What stands in the way of a host's agent, in words: what it says, and what it cannot know;
-        `left_out`: what its manifest has no room for; `serial`: that of its newest manifest."""
+        `left_out`: what its manifest has no room for; `serial`: that of its newest manifest; `seen_at`: when
+        the heartbeat was received."""
         found = []
         if beat and beat.serial > serial:
             found.append(ahead_text(beat.serial, serial))
+        if beat and seen_at and (wrong := skew.trouble(seen_at - beat.clock)):
+            found.append(wrong)
         if (runs := self.runs.get(host, Runs())).clashes(self.clock.now(), CLASH_SECONDS):
             found.append(clash_text(runs))
         if host in self.unmade:

@@ -298,7 +298,9 @@ class Hosts:
             clock_offset=round(row["seen_at"] - beat.clock, 3) if beat else None,
             services=tuple(sorted(services)),
             suspicious=suspicious,
-            troubles=self._core.troubles(row["host_id"], beat, row["left_out"], row["serial"]),
+            troubles=self._core.troubles(
+                row["host_id"], beat, row["left_out"], row["serial"], row["seen_at"]
+            ),
             address_conflicts=tuple(conflicts.get(row["host_id"], ())),
         )
 

@@ -260,7 +260,7 @@ class Views:
             acked_at=report["ack_stored_at"] if report else None,
             beside=beside,
             troubles=self._core.troubles(
-                host["host_id"], heartbeat_of(host), host["left_out"], host["serial"]
+                host["host_id"], heartbeat_of(host), host["left_out"], host["serial"], host["seen_at"]
             ),
         )
 
