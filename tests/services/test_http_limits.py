@@ -445,3 +445,40 @@ async def test_handshakes_that_do_not_end_are_ended(tmp_path, monkeypatch):
         context.maximum_version = ssl.TLSVersion.TLSv1_2
         with pytest.raises(OSError):  # SSLError, or a reset
             await place.open(ssl=context)
+
+
+HOSTS = {
+    "one": (b"GET /healthz HTTP/1.1\r\nHost: x\r\n", 200),
+    "an empty one": (b"GET /healthz HTTP/1.1\r\nHost:\r\n", 200),
+    "none": (b"GET /healthz HTTP/1.1\r\n", 400),
+    "two": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nHost: y\r\n", 400),
+    "the same twice": (b"GET /healthz HTTP/1.1\r\nHost: x\r\nhOST: x\r\n", 400),
+    "none, with a body": (b"POST /open HTTP/1.1\r\nContent-Length: 0\r\n", 400),
+    "none of HTTP/1.0": (b"GET /healthz HTTP/1.0\r\n", 200),
+    "two of HTTP/1.0": (b"GET /healthz HTTP/1.0\r\nHost: x\r\nHost: y\r\n", 400),
+}
+
+
+@pytest.mark.parametrize("hosts", HOSTS)
+async def test_a_request_has_one_host(hosts):
+    head, status = HOSTS[hosts]
+    async with running() as place:
+        got, text = await place.ask(head + b"Connection: close\r\n\r\n")
+        assert got == status, text
+        assert status == 200 or b"expected one Host header" in text
+        await place.healthy()
+
+
+ANSWERS = {"/healthz": 200, "/large": 200, "/open": 405, "/nowhere": 404, "/wait/a": 401}
+
+
+@pytest.mark.parametrize("path", ANSWERS)
+async def test_head_is_a_get_without_its_body(path):
+    status = ANSWERS[path]
+    async with running() as place:
+        request = get_of(path).replace(b"GET", b"HEAD", 1)
+        got, text = await place.ask(request)
+        assert got == status, text
+        assert text.endswith(b"\r\n\r\n"), "nothing behind the head"
+        length = int(re.search(rb"content-length: (\d+)", text.lower())[1])
+        assert length > 0, "that of the body of a GET"

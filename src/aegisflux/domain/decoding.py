@@ -1,5 +1,6 @@
 """Parsed values become values of our types; an error names path, what was expected, and what came."""
 
+import ast
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -11,6 +12,7 @@ import msgspec.inspect
 from aegisflux.domain.errors import Invalid
 from aegisflux.domain.names import close
 from aegisflux.domain.paths import step
+from aegisflux.domain.patterns import in_words as in_words_of
 
 _PATH: Final = re.compile(r" - at (`key` in )?`\$([^`]*)`\Z")
 _STEP: Final = re.compile(r"\.([A-Za-z_0-9]+)|\[([0-9]+)\]|(\[\.\.\.\])")
@@ -18,6 +20,7 @@ _FIELDS: Final = (
     ("Object missing required field `", "a value (the field is required)"),
     ("Object contains unknown field `", "no such field"),
 )
+_REGEX: Final = re.compile(r" matching regex (['\"].*['\"])\Z")
 _CLOSED: Final = ("Invalid enum value", "Invalid value")
 _PLAIN: Final = (
     ("`int | float`", "a number"),
@@ -195,7 +198,9 @@ def _expected(text: str, path: list[str | int], value: Any, kind: Any) -> str:
         near = close(value, words) if isinstance(value, str) else ""
         hint = f" ({near.removeprefix('; ')})" if near else ""
         return (f"one of {', '.join(words)}" if words else "one of the documented words") + hint
+    if found := _REGEX.search(text):
+        return in_words_of(ast.literal_eval(found[1]))
     text = text.removeprefix("Expected ").split(", got ")[0]
     for name, plain in _PLAIN:
         text = text.replace(name, plain)
-    return text.replace("`", "").replace(r"$(?!\\n)'", "$'")  # the guard against a last \n is of Python's $
+    return text.replace("`", "")

@@ -14,6 +14,7 @@ from aegisflux.domain.errors import BROKEN, Invalid
 from aegisflux.domain.paths import step
 
 _BOM: Final = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+_BYTE: Final = re.compile(r"\(byte ([0-9]+)\)")
 _APART: Final = re.compile(rb'"[ \t\r\n]+:')
 
 
@@ -33,6 +34,8 @@ def parse(body: bytes, path: str = "", what: str = "a JSON document", most: int 
         raise Invalid(path, f"{what} of at most {most} values", "more")
     if body.startswith(_BOM):
         raise Invalid(path, f"{what} in UTF-8 without a byte order mark", body[:3].hex(" "))
+    if not body.strip(b" \t\r\n"):
+        raise Invalid(path, what, "nothing")
     try:
         found = msgspec.json.decode(body)
     except BROKEN as error:
@@ -118,4 +121,7 @@ def _reason(error: Exception) -> str:
         return "one that is nested too deeply"
     if isinstance(error, UnicodeDecodeError):
         return f"bytes that are not UTF-8 at byte {error.start}"
-    return str(error)
+    if isinstance(error, msgspec.DecodeError) and "truncated" in str(error):
+        return "one that ends too early"
+    found = _BYTE.search(str(error))
+    return f"text that is no JSON at byte {found[1]}" if found else "text that is no JSON"

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 from litestar import Request
 from litestar.connection import ASGIConnection
-from litestar.exceptions import NotAuthorizedException, PermissionDeniedException
+from litestar.exceptions import NotAuthorizedException
 from litestar.handlers import BaseRouteHandler
 
 from aegisflux.domain.audit import Entry
-from aegisflux.domain.errors import AegisError
+from aegisflux.domain.errors import AegisError, Forbidden
 from aegisflux.domain.roles import SYSTEM, Principal, Role, may
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Queries
@@ -199,26 +199,34 @@ async def bearer_of(connection: Connection) -> Principal:
     return found
 
 
+async def is_viewer(connection: Connection) -> bool:
+    """Whether a valid token of a viewer or a higher role came with a request that needs none."""
+    if connection.app.state[STATE] is None or "Authorization" not in connection.headers:
+        return False
+    try:
+        return may((await bearer_of(connection)).role, "viewer")
+    except (NotAuthorizedException, AegisError):
+        return False
+
+
 def needs(role: Role) -> Guard:
     """A guard: a bearer of this role or a higher one. The application's state holds `Bearers`."""
 
     async def guard(connection: Connection, _handler: BaseRouteHandler) -> None:
-        found = await bearer_of(connection)
+        found = connection.scope["user"] = await bearer_of(connection)
         if not may(found.role, role):
-            raise PermissionDeniedException(f"this needs the role {role}; {found.name} is {found.role}")
-        connection.scope["user"] = found
+            raise Forbidden(f"this needs the role {role}; {found.name} is {found.role}")
 
     return guard
 
 
 async def needs_source(connection: Connection, _handler: BaseRouteHandler) -> None:
     """A guard: a bearer who may post events, as one host."""
-    found = await bearer_of(connection)
+    found = connection.scope["user"] = await bearer_of(connection)
     if found.role != "source" or found.host_id is None:
-        raise PermissionDeniedException(
+        raise Forbidden(
             f"this needs a token of the role source, bound to a host; {found.name} is {found.role}"
         )
-    connection.scope["user"] = found
 
 
 def who(request: Request[Any, Any, Any]) -> Who:

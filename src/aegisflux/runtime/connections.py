@@ -56,8 +56,13 @@ class _Http(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Take no offer to speak something else: a body that comes with one would be taken for that, and not
-        for the request's."""
+        """Take no request without one Host, as RFC 9112 (3.2) wants, and no offer to speak something else: a
+        body that comes with one would be taken for that, and not for the request's."""
+        hosts = sum(name == b"host" for name, _ in self.headers)
+        if hosts > 1 or (hosts == 0 and self.parser.get_http_version() == "1.1"):
+            detail = f"expected one Host header, got {hosts}"
+            self._connection.refuse(400, "Not HTTP/1.1", detail, "malformed")
+            raise ValueError(detail)
         super().on_headers_complete()
         if self.parser.should_upgrade():
             self.cycle.keep_alive = False
@@ -320,7 +325,8 @@ class Connection(asyncio.BufferedProtocol):
 
 
 def _refusal(status: int, title: str, detail: str) -> bytes:
-    problem = {"type": "about:blank", "title": title, "status": status, "detail": detail}
+    kind = {400: "malformed", 408: "toolate", 413: "toolarge", 431: "toolarge"}.get(status, "unavailable")
+    problem = {"type": f"urn:aegisflux:problem:{kind}", "title": title, "status": status, "detail": detail}
     body = msgspec.json.encode(problem) + b"\n"
     head = (
         f"HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\ncache-control: no-store\r\n"

@@ -44,9 +44,11 @@ from aegisflux.domain.paths import pointer
 from aegisflux.runtime import logs, metrics
 
 MAX_BODY: Final = 16 << 20  # of snapshots and events
+MAX_SHOWN: Final = 500  # characters of a text in a log
 USUAL_BODY: Final = 256 << 10  # of every route that says nothing else
 OTHER, NO_ROUTE = "other", "none"  # labels of metrics
 SCOPE_KEY: Final = "aegisflux.request_id"
+URN: Final = "urn:aegisflux:problem:"
 PROBLEM: Final = "application/problem+json"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 STATUS: Final[tuple[tuple[type[AegisError], int, str], ...]] = (
@@ -59,6 +61,20 @@ STATUS: Final[tuple[tuple[type[AegisError], int, str], ...]] = (
     (Busy, 429, "Too much is asked at once"),
     (Unavailable, 503, "Something that we need cannot be used now"),
 )
+# Of what the framework refuses: the type of the problem, and its title.
+OF_STATUS: Final = {
+    400: ("invalid", "The request cannot be read"),
+    401: ("unauthenticated", "A valid token is needed"),
+    403: ("forbidden", "This is not allowed"),
+    404: ("notfound", "There is no such object"),
+    405: ("methodnotallowed", "This path has other methods"),
+    408: ("toolate", "The request took too long"),
+    413: ("toolarge", "The request is too large"),
+    415: ("mediatype", "The body is of another kind than this route reads"),
+    422: ("invalid", "A field is not as the schema says"),
+    429: ("busy", "Too much is asked at once"),
+    503: ("unavailable", "Something that we need cannot be used now"),
+}
 log = logs.get("http")
 
 
@@ -91,12 +107,14 @@ def request_id(request: Request[Any, Any, Any]) -> str:
 def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[bytes]:
     """Our errors as problems."""
     status, title = next((code, words) for kind, code, words in STATUS if isinstance(error, kind))
+    if isinstance(error, Forbidden):
+        _note_attempt(request, error)
     errors: tuple[FieldError, ...] = ()
     if isinstance(error, Invalid) and error.path:
         errors = (FieldError(pointer(error.path), str(error)),)
     current = getattr(error, "current", None)
     problem = Problem(
-        type=f"urn:aegisflux:problem:{type(error).__name__.lower()}",
+        type=URN + type(error).__name__.lower(),
         title=title,
         status=status,
         detail=str(error),
@@ -107,6 +125,23 @@ def refused(request: Request[Any, Any, Any], error: AegisError) -> Response[byte
         next_version=getattr(error, "following", None),
     )
     return _answer(problem, {"Retry-After": "1"} if status in (429, 503) else {})
+
+
+def _note_attempt(request: Request[Any, Any, Any], error: AegisError) -> None:
+    """Say who tried what; a token that goes on trying is written ten times in ten seconds, then counted."""
+    by = request.scope.get("user")
+    client = request.client
+    log.warning(
+        "an attempt is refused",
+        subject=getattr(by, "id", "") or "no token",
+        actor=getattr(by, "name", ""),
+        role=getattr(by, "role", ""),
+        source=client.host if client else "",
+        method=request.method,
+        path=request.url.path[:MAX_SHOWN],
+        why=str(error)[:MAX_SHOWN],
+        request_id=request_id(request),
+    )
 
 
 def failed(request: Request[Any, Any, Any], error: HTTPException) -> Response[bytes]:
@@ -120,9 +155,10 @@ def failed(request: Request[Any, Any, Any], error: HTTPException) -> Response[by
     )
     if status == 400 and (errors or error.detail.startswith("Validation")):
         status = 422
+    kind, title = OF_STATUS.get(status, ("http", "The request is refused"))
     problem = Problem(
-        type="about:blank",
-        title=error.detail.split(":")[0][:80] if not errors else "A field is not as the schema says",
+        type=URN + kind,
+        title=title,
         status=status,
         detail="; ".join(f"{e.pointer}: {e.detail}" for e in errors) or error.detail,
         instance=request.url.path,
@@ -136,7 +172,7 @@ def broken(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     """A mistake of ours: logged, and told without its inside."""
     log.error("request failed", path=request.url.path, request_id=request_id(request), exc_info=error)
     problem = Problem(
-        "about:blank", "Internal error", 500, "the log says why", request.url.path, request_id(request)
+        URN + "internal", "A mistake of ours", 500, "the log says why", request.url.path, request_id(request)
     )
     return _answer(problem, {})
 
@@ -169,6 +205,9 @@ def accounted(app: ASGIApp, routes: Mapping[str, Collection[str]]) -> ASGIApp:
         started = time.monotonic()
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         number = given if REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        is_head = scope["method"] == "HEAD"
+        if is_head:  # as a GET, whose body is left out: RFC 9110 wants it wherever there is a GET
+            scope = cast("Scope", {**scope, "method": "GET"})
         cast("dict[str, object]", scope)[SCOPE_KEY] = number
 
         async def tagged(message: Message) -> None:
@@ -178,6 +217,8 @@ def accounted(app: ASGIApp, routes: Mapping[str, Collection[str]]) -> ASGIApp:
                 headers.setdefault("Cache-Control", "no-store")
                 metrics.requests.labels(*_labels(scope, routes), str(message["status"])).inc()
                 metrics.request_seconds.observe(time.monotonic() - started)
+            if is_head and message["type"] == "http.response.body":
+                message = {**message, "body": b""}
             await send(message)
 
         await app(scope, receive, tagged)

@@ -47,8 +47,8 @@ http_unauthorized = Counter(
     ["kind"],
     registry=REGISTRY,
 )
-restarts = Gauge(
-    "aegisflux_service_restarts",
+restarts = Counter(
+    "aegisflux_service_restarts_total",
     "How often the supervisor has restarted a child since it began: it died, was unhealthy, or hung.",
     ["service", "reason"],
     registry=REGISTRY,
@@ -164,8 +164,18 @@ def page() -> bytes:
     return generate_latest(REGISTRY)
 
 
+def _set(counter: Counter, count: int) -> None:
+    """Bring a counter to what another process has counted. One that began again is a reset, as of any
+    process that ended: readers of counters know those."""
+    known = counter._value.get()  # the library has no other way
+    if count < known:
+        counter.reset()
+        known = 0
+    counter.inc(count - known)
+
+
 def _count_restarts(path: Path) -> None:
     with suppress(OSError, ValueError, TypeError):
         for service, reason, count in json.loads(path.read_text()):
             if service in CHILDREN and reason in WHY_RESTARTED and isinstance(count, int):
-                restarts.labels(service, reason).set(count)
+                _set(restarts.labels(service, reason), count)

@@ -38,8 +38,11 @@ def healthz() -> Health:
 
 @get("/readyz", security=[{}])
 async def readyz(request: Handler) -> Response[health.Readiness]:
-    """Whether what it needs is reachable, a line for each; 503 when not. Needs no token."""
+    """Whether what it needs is reachable, a line for each; 503 when not. Needs no token; what each line says
+    in detail (versions, counts, errors) needs the role viewer."""
     found = await health.readiness(request.app.state[CHECKS])
+    if not await access.is_viewer(request):
+        found = health.bare(found)
     return http.Line(found, status_code=200 if found.ready else 503)
 
 

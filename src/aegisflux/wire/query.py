@@ -12,11 +12,11 @@ from typing import Final
 
 from msgspec import Struct
 
+from aegisflux.domain import patterns
 from aegisflux.domain.errors import Invalid
 
 MAX_PARAMETERS: Final = 1_000
 MAX_DIGITS: Final = 40
-END_OF_TEXT: Final = r"(?!\n)"  # the guard against a last line break is of Python's $
 _NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _BROKEN: Final = re.compile(rb"%(?![0-9A-Fa-f]{2})")
 _ESCAPE: Final = re.compile(rb"%([0-9A-Fa-f]{2})")
@@ -140,7 +140,7 @@ def _check_text(value: str, parameter: Parameter, path: str) -> None:
     if parameter.longest is not None and len(value) > parameter.longest:
         raise Invalid(path, f"at most {parameter.longest} characters, not {len(value)}", value)
     if parameter.form and not re.search(parameter.form, value):
-        raise Invalid(path, f"a text that matches {parameter.form.removesuffix(END_OF_TEXT)}", value)
+        raise Invalid(path, patterns.in_words(parameter.form), value)
 
 
 def _check_time(value: str, path: str) -> None:
