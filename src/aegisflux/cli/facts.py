@@ -145,7 +145,7 @@ def hosts(*, output: Output = "table") -> None:
 
 
 @graph_app.command
-def reach(service: str, /, *, output: Output = "table") -> None:
+def reach(service: str, *, output: Output = "table") -> None:
     """Who reaches a service, directly and over others; who could, since no snapshot in force forbids it; and
     who was refused there.
 
@@ -166,7 +166,7 @@ def reach(service: str, /, *, output: Output = "table") -> None:
 
 
 @graph_app.command(name="blast-radius")
-def blast_radius(host: str, /, *, output: Output = "table") -> None:
+def blast_radius(host: str, *, output: Output = "table") -> None:
     """What a compromise of a host exposes: its services, all that they reach, and all that they could.
 
     Example: aegisflux graph blast-radius web-1

@@ -199,11 +199,21 @@ def list_hosts(*, output: Output = "table") -> None:
         "services",
     )
     found = call("GET", "/api/v1/hosts")
-    show(found, output, columns)
+    show(found, output, (*columns, "troubles", "address_conflicts") if output == "wide" else columns)
     remark(
         {f"host {row['host_id']}": row["host_id"] for row in found},
         {f"host {row['host_id']}": row["labels"] for row in found},
     )
+
+
+@host_app.command(name="show")
+def show_host(host_id: str, *, output: Output = "json") -> None:
+    """One host: its labels, what it reports, its troubles, and the addresses that others report too.
+
+    Example: aegisflux hosts show web-1
+    """
+    columns = ("host_id", "labels", "serial", "observed_serial", "silent", "services", "troubles")
+    show(call("GET", f"/api/v1/hosts/{quoted(host_id)}"), output, (*columns, "address_conflicts"))
 
 
 @host_app.command
@@ -410,7 +420,6 @@ def watch(
     what: Annotated[
         Literal["snapshots", "events"], Parameter(help="announced snapshots, or enriched events")
     ] = "snapshots",
-    /,
     *,
     count: Annotated[int, Parameter(help="end after so many lines; 0: never")] = 0,
 ) -> None:
