@@ -3,12 +3,10 @@ names an adapter.
 """
 
 import asyncio
-import gc
 import os
-import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,7 +24,7 @@ from aegisflux.adapters.store import dsns
 from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain.errors import AegisError, Conflict, NotFound, Unavailable
+from aegisflux.domain.errors import Conflict, NotFound, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
@@ -58,7 +56,6 @@ ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "view
 FILE = "file:"
 WATCH_SECONDS = 10.0  # until `bus watch` gives up to connect
 T = TypeVar("T")
-Step = Callable[[], Awaitable[None]]
 log = logs.get("bootstrap")
 
 
@@ -276,7 +273,7 @@ async def run_orchestrator(settings: Settings) -> None:
         await _start(place, store, control, system, accounts, orchestrator)
 
     server = _server(place, application(orchestrator), "orchestrator", settings.api_port)
-    await _lived(
+    await serving.lived(
         server,
         start,
         orchestrator.close,
@@ -284,7 +281,7 @@ async def run_orchestrator(settings: Settings) -> None:
     )
 
 
-def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> Step:
+def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> serving.Step:
     """Say where NATS servers that others run keep less than we promise, after each connect."""
 
     async def look() -> None:
@@ -310,40 +307,6 @@ def _enrolled(store: PostgresStore, register: Register) -> Enrolled:
     return ask
 
 
-async def _lived(server: Listener, start: Step, close: Step, last: Sequence[Step]) -> None:
-    """A service until SIGTERM or SIGINT: it answers at once, starts beside that, and lets go of its ports
-    last. Raises why it could not start, or serve."""
-    stop, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    serving = asyncio.create_task(server.serve())
-    starting = asyncio.ensure_future(start())
-    starting.add_done_callback(lambda task: stop.set() if _error_of(task) else None)
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([stopping, serving], return_when=asyncio.FIRST_COMPLETED)
-    failed = _error_of(serving) or _error_of(starting)
-    if failed is not None:
-        log.error("cannot start", error=str(failed), exc_info=_unforeseen(failed))
-    for task in (stopping, starting):
-        task.cancel()
-    server.end()
-    await close()
-    async with asyncio.timeout(5):
-        await asyncio.gather(*(one() for one in last), return_exceptions=True)
-    await asyncio.wait([serving], timeout=3)
-    if failed is not None:
-        raise failed
-
-
-def _error_of(task: "asyncio.Future[None]") -> BaseException | None:
-    return task.exception() if task.done() and not task.cancelled() else None
-
-
-def _unforeseen(error: BaseException) -> BaseException | None:
-    """The error where its own words are not enough to find what is wrong."""
-    return None if isinstance(error, AegisError) else error
-
-
 def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
     """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address, and the private
     socket by which the supervisor sees that the event loop goes on."""
@@ -355,15 +318,9 @@ def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
     return serving.server(app, binds, place.settings.http.limits())
 
 
-def _collect_rarely() -> None:
-    """Events come and go by the thousand and hold no cycles: looking for some took a third of the time."""
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
-
-
 async def run_enrich(settings: Settings) -> None:
     """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
-    _collect_rarely()
+    serving.collect_rarely()
     place = Place(settings)
     store, facts = place.store("enrich"), PostgresFacts(place.dsn_of("enrich"))
     bus = place.bus(place.accounts.control_creds(int(time.time())))
@@ -385,12 +342,12 @@ async def run_enrich(settings: Settings) -> None:
         await _start_enrich(store, bus, enrich)
 
     server = _server(place, enrich_application(enrich), "enrich", settings.enrich_port)
-    await _lived(server, start, enrich.close, (bus.close, facts.close, store.close))
+    await serving.lived(server, start, enrich.close, (bus.close, facts.close, store.close))
 
 
 async def run_ingest(settings: Settings) -> None:
     """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
-    _collect_rarely()
+    serving.collect_rarely()
     place = Place(settings)
     store = place.store("ingest")
     bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
@@ -402,7 +359,7 @@ async def run_ingest(settings: Settings) -> None:
         await _start_ingest(store, bus, ingest)
 
     server = _server(place, ingest_application(ingest), "ingest", settings.ingest_port)
-    await _lived(server, start, ingest.close, (bus.close, store.close))
+    await serving.lived(server, start, ingest.close, (bus.close, store.close))
 
 
 async def run_segmenter(settings: Settings) -> None:
@@ -415,26 +372,26 @@ async def run_segmenter(settings: Settings) -> None:
     segmenter = Segmenter(parts)
 
     async def start() -> None:
-        await _until("store", store.open)
-        await _until("facts", facts.open)
+        await serving.until("store", store.open)
+        await serving.until("facts", facts.open)
         segmenter.started = True
         log.info("segmenter is ready")
 
     server = _server(place, segmenter_application(segmenter), "segmenter", settings.segmenter_port)
-    await _lived(server, start, segmenter.close, (facts.close, store.close))
+    await serving.lived(server, start, segmenter.close, (facts.close, store.close))
 
 
 async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:
-    await _until("bus", lambda: bus.ready(30))
-    await _until("ingest", ingest.start)
+    await serving.until("bus", lambda: bus.ready(30))
+    await serving.until("ingest", ingest.start)
     log.info("ingest is ready")
-    await _until("store", store.open)
+    await serving.until("store", store.open)
 
 
 async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: Enrich) -> None:
-    await _until("store", store.open)
-    await _until("bus", lambda: bus.ready(30))
-    await _until("enrich", enrich.start)
+    await serving.until("store", store.open)
+    await serving.until("bus", lambda: bus.ready(30))
+    await serving.until("enrich", enrich.start)
     log.info("enrich is ready")
 
 
@@ -473,16 +430,16 @@ async def _start(
     orchestrator: Orchestrator,
 ) -> None:
     """Wait for the engines as long as it takes, then start."""
-    await _until("store", store.open)
+    await serving.until("store", store.open)
     await _shaped(place)
-    await _until("bus", lambda: control.ready(30))
-    await _until("orchestrator", orchestrator.start)
+    await serving.until("bus", lambda: control.ready(30))
+    await serving.until("orchestrator", orchestrator.start)
     await orchestrator.access.seal()
     await orchestrator.access.keep("admin", "admin", place.token(ADMIN))
     await orchestrator.access.keep("viewer", "viewer", place.token(VIEWER))
     await orchestrator.access.report()
-    await _until("bus", lambda: system.ready(30))
-    await _until("accounts", accounts.push_all)
+    await serving.until("bus", lambda: system.ready(30))
+    await serving.until("accounts", accounts.push_all)
     orchestrator.started = True
     log.info("orchestrator is ready", url=place.settings.url)
 
@@ -496,15 +453,6 @@ async def _shaped(place: Place) -> None:
         log.info("tables", kept=await shaped(place.dsn, settings.timescale, settings.retention.seconds()))
     except (Conflict, Unavailable) as error:
         log.warning("tables are kept as they are", error=str(error))
-
-
-async def _until(what: str, call: Callable[[], Awaitable[T]]) -> T:
-    while True:
-        try:
-            return await call()
-        except Unavailable as error:
-            log.warning("waits", part=what, error=str(error))
-            await asyncio.sleep(0.2)
 
 
 def environment(settings: Settings) -> dict[str, str]:
