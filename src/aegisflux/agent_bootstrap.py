@@ -36,14 +36,13 @@ from aegisflux.domain.errors import Unavailable
 from aegisflux.ports.bus import Bus
 from aegisflux.ports.datapath import Datapath
 from aegisflux.ports.inventory import Software
+from aegisflux.runtime import heap
 from aegisflux.runtime.cgroupfs import own_cgroup, v2_mounts, v2_root
 from aegisflux.runtime.configured import Wrong, refuse
 from aegisflux.wire.layout import LAYOUT
 
 SPOOL: Final = "spool"
 NICE: Final = (os.PRIO_PROCESS, 0, 10)  # of the calling thread; more would let others wait for its lock
-M_ARENA_MAX, M_MMAP_THRESHOLD = -8, -3  # malloc.h
-LARGE_BYTES: Final = 128 << 10
 
 
 def load_config(path: Path | None = None, wrong: Wrong = refuse) -> AgentConfig:
@@ -232,18 +231,6 @@ def _trim() -> None:
         return
 
 
-def _one_arena() -> None:
-    """Let all threads share one heap: what is freed in a heap of their own would stay with the process. What
-    is large lies outside of it, always: glibc would learn from the first large block that is freed to put
-    the next ones into the heap, where they leave holes."""
-    try:
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_ARENA_MAX, 1)
-        libc.mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
-    except AttributeError:  # not glibc
-        return
-
-
 def _settle_down() -> None:
     """What is there when the agent is ready lives as long as it does: no garbage collection looks at it."""
     gc.collect()
@@ -267,7 +254,7 @@ def _ready(config: AgentConfig, host: str, log: Any) -> None:
 
 async def run_agent(config: AgentConfig, log: Any) -> None:
     """Run until SIGTERM or SIGINT; enforcement stays. Raises Refused or Unavailable when it cannot begin."""
-    _one_arena()
+    heap.settle(1, heap.AGENT_LARGE)
     locks, store = Locked(), FileStore(config.state)
     locks.take(config.state, "state folder")
     identity, seed = read_identity(store)

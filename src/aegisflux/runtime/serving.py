@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 from litestar import Litestar
 
 from aegisflux.domain.errors import AegisError, Unavailable
-from aegisflux.runtime import access, http, logs
+from aegisflux.runtime import access, heap, http, logs
 from aegisflux.runtime.admission import Limits, fitting
 from aegisflux.runtime.front import Front
 from aegisflux.runtime.listener import Bind, Listener, raise_files
@@ -37,6 +37,7 @@ def single(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None
 async def lived(server: Listener, start: Step, close: Step, last: Sequence[Step]) -> None:
     """A service until SIGTERM or SIGINT: it answers at once, starts beside that, and lets go of its ports
     last. Raises why it could not start, or serve."""
+    heap.settle(2, heap.SERVICE_LARGE)
     stop, loop = asyncio.Event(), asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
