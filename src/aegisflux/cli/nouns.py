@@ -300,7 +300,7 @@ def revoke_token(
 
 @token_app.command(name="replace")
 def replace_token(
-    role: Literal["admin", "viewer"], /, *, config: Config = None, data_dir: DataDir = None
+    role: Literal["admin", "viewer"], *, config: Config = None, data_dir: DataDir = None
 ) -> None:
     """Make a new token of the control plane's own admin or viewer, and end the one before.
 
