@@ -42,7 +42,7 @@ SETTINGS = {
     "unix_socket_permissions": "0700",
     "fsync": "on",
     "full_page_writes": "on",
-    "max_connections": "80",  # all that roles.py allows, and the three of the superuser
+    "max_connections": "115",  # all that roles.py allows, and the three of the superuser
     "password_encryption": "scram-sha-256",
     "timezone": "UTC",
     "log_timezone": "UTC",

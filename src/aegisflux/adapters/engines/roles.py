@@ -20,7 +20,7 @@ OWNER: Final = "owner"
 # How many connections each may have: what its pools may open (`adapters/store`), and a few for commands. None
 # can take another's, since the server has as many.
 CONNECTIONS: Final[Mapping[str, int]] = {
-    OWNER: 5,
+    OWNER: 40,  # of a plain role for all too: every service opens its pools with it
     "orchestrator": 20,
     "ingest": 14,
     "enrich": 20,
