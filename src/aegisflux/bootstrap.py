@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from litestar import Litestar
 
-from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, Enrolled, LiveAccounts, NatsAccounts, pusher
+from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, Enrolled, LiveAccounts, NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import given_nats, roles
 from aegisflux.adapters.engines.nats import NatsEngine
@@ -24,7 +24,7 @@ from aegisflux.adapters.store import dsns
 from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts, shaped
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain.errors import Conflict, NotFound, Unavailable
+from aegisflux.domain.errors import Conflict, NotFound, Refused, Unavailable
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import logs, metrics, serving
 from aegisflux.runtime.access import new_token
@@ -257,9 +257,10 @@ async def run_orchestrator(settings: Settings) -> None:
         place.bus(place.accounts.control_creds(now)),
         place.bus(place.accounts.system_creds(now)),
     )
-    accounts = LiveAccounts(place.accounts, pusher(system), _enrolled(store, Register(store, place.secrets)))
+    accounts = LiveAccounts.over(system, place.accounts, _enrolled(store, Register(store, place.secrets)))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     system.on_connect(accounts.push_all)
+    system.on_connect(accounts.forget_released)
     if settings.nats_urls:
         system.on_connect(_compared(settings.nats_urls, system, orchestrator.core))
 
@@ -440,8 +441,17 @@ async def _start(
     await orchestrator.access.report()
     await serving.until("bus", lambda: system.ready(30))
     await serving.until("accounts", accounts.push_all)
+    await _forgotten(accounts)
     orchestrator.started = True
     log.info("orchestrator is ready", url=place.settings.url)
+
+
+async def _forgotten(accounts: LiveAccounts) -> None:
+    """Once the store says who is enrolled. A server that deletes nothing stops no start."""
+    try:
+        await accounts.forget_released()
+    except (Refused, Unavailable) as error:
+        log.warning("accounts of released hosts stay on the bus", error=str(error))
 
 
 async def _shaped(place: Place) -> None:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec.structs import replace
 from nacl.signing import SigningKey
 
-from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
+from aegisflux.adapters.bus.accounts import LiveAccounts
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.store.postgres import PostgresStore
@@ -205,7 +205,7 @@ def core_of(lab: NatsLab, store, bus, system, **options) -> Core:
     return Core(
         store=store,
         bus=bus,
-        accounts=LiveAccounts(lab.accounts, pusher(system)),
+        accounts=LiveAccounts.over(system, lab.accounts),
         clock=WallClock(),
         keys=Keys(secrets),
         workshop=Workshop(1),

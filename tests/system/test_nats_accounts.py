@@ -10,10 +10,11 @@ from nacl.signing import SigningKey
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from aegisflux.adapters.bus.accounts import LiveAccounts, pusher
+from aegisflux.adapters.bus.accounts import PUSH_SUBJECT, LiveAccounts, pusher
 from aegisflux.adapters.bus.subscribed import taken
-from aegisflux.domain.errors import Forbidden, Invalid
-from aegisflux.wire import subjects
+from aegisflux.domain.errors import Forbidden, Invalid, Unavailable
+from aegisflux.wire import natsjwt, subjects
+from aegisflux.wire.natsjwt import Credentials
 from support.engines import eventually, opened, running_nats
 from support.hostile_nats import Raw, Socket
 
@@ -203,6 +204,88 @@ async def test_a_revoked_user_is_cut_off_and_stays_out(lab):
             assert again.connected
         await live.push_all()
         assert other.connected
+
+
+def stored(lab) -> set[str]:
+    """What the server keeps in its folder of accounts, whatever it is called."""
+    return {path.name for path in (lab.engine.data_dir / "accounts").iterdir()}
+
+
+def key_pair(number: int) -> tuple[bytes, bytes]:
+    seed = bytes([number]) * 32
+    return seed, bytes(SigningKey(seed).verify_key)
+
+
+async def test_the_account_of_a_released_host_is_deleted_and_the_key_can_come_back(lab):
+    seed, public = key_pair(1)
+    name = lab.accounts.host_account("released", public) + ".jwt"
+    async with lab.system() as system, opened(lab.bus(lab.agent("web2"))) as other:
+        live = LiveAccounts.over(system, lab.accounts)
+        await live.admit_agent("released", public)
+        assert name in stored(lab)
+        before = lab.accounts.issue_agent("released", public, int(time.time()))
+        async with opened(lab.bus(Credentials(before, seed))) as bus:
+            await live.revoke_agent("released", public, int(time.time()))
+            await eventually(lambda: not bus.connected)
+            assert not [file for file in stored(lab) if file.startswith(name)]
+            await eventually(lambda: "authorization" in bus.last_error.lower())
+        assert other.connected
+        await eventually(lambda: int(time.time()) > lab.accounts.revoked("released", public))
+        await live.admit_agent("released", public)
+        again = lab.accounts.issue_agent("released", public, int(time.time()))
+        async with opened(lab.bus(Credentials(again, seed))) as bus, lab.control() as control:
+            await bus.publish(subjects.heartbeat("released"), b"again")
+            await control.publish(subjects.desired("released"), b"again", msg_id="again")
+            assert (await bus.last(subjects.desired("released"))).payload == b"again"
+        refused = lab.bus(Credentials(before, seed))
+        refused.open()
+        await eventually(lambda: "authorization" in refused.last_error.lower())
+        await refused.close()
+
+
+async def test_accounts_that_earlier_versions_left_of_released_hosts_go(lab):
+    publics = {f"old-{number}": key_pair(number)[1] for number in range(10, 14)}
+    names = {host: lab.accounts.host_account(host, public) + ".jwt" for host, public in publics.items()}
+    operator = lab.accounts._keys["nats-operator"]
+    theirs = natsjwt.public_nkey("account", key_pair(9)[1])
+    foreign = natsjwt.account_jwt(
+        theirs, name="of somebody else", issuer=operator.public, now=int(time.time()), sign=operator.sign
+    )
+
+    async def enrolled():
+        return [("old-10", publics["old-10"]), ("never-pushed", key_pair(8)[1])]
+
+    async with lab.system() as system:
+        for host, public in publics.items():
+            await pusher(system)(lab.accounts.host_claim(host, public))
+        await pusher(system)(foreign)
+        before = stored(lab)
+        assert {*names.values(), theirs + ".jwt"} <= before
+        live = LiveAccounts.over(system, lab.accounts, enrolled)
+        await live.push_all()
+        await live.forget_released()
+        left = stored(lab)
+        assert names["old-10"] in left
+        assert not {names[f"old-{number}"] for number in (11, 12, 13)} & left
+        assert {theirs + ".jwt", *(f"{public}.jwt" for public in lab.accounts.account_jwts())} <= left
+        await live.forget_released()
+        assert stored(lab) == left
+
+
+async def test_a_server_that_deletes_nothing_stops_no_release(lab):
+    class Refusing:
+        async def call(self, subject, payload, timeout=5.0):
+            if subject == PUSH_SUBJECT:
+                return b'{"data": {"code": 200}}'
+            return b'{"error": {"code": 500, "description": "delete must be enabled in server config"}}'
+
+    system = Refusing()
+    live = LiveAccounts.over(system, lab.accounts)
+    _, public = key_pair(20)
+    await live.revoke_agent("kept", public, int(time.time()))
+    assert lab.accounts.revoked("kept", public)
+    with pytest.raises(Unavailable, match="delete must be enabled"):
+        await live.forget_released()
 
 
 async def test_nobody_enters_without_an_identity(lab):

@@ -76,6 +76,12 @@ def user_jwt(
     return _token(body | ({"exp": until} if until else {}), sign)
 
 
+def deletion_jwt(public: str, *, accounts: Sequence[str], now: int, sign: Sign) -> str:
+    """The word of the operator that a server is to forget these accounts."""
+    nats = {"type": "generic", "version": 2, "accounts": list(accounts)}
+    return _token({"iat": now, "iss": public, "sub": public, "nats": nats}, sign)
+
+
 def scope(key: str, role: str, *, pub: Sequence[str], sub: Sequence[str], subs: int, payload: int) -> Json:
     """A scoped signing key: whoever it signs may publish `pub` and subscribe `sub`; an empty list means
     nothing.

@@ -7,33 +7,39 @@ a user may do.
 """
 
 import asyncio
+import contextlib
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterable
+import time
+from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
 from secrets import randbelow, token_bytes
 from typing import Protocol
 
 from nacl.signing import SigningKey
 
-from aegisflux.domain.errors import Invalid, Unavailable
+from aegisflux.domain.errors import Forbidden, Invalid, Unavailable, shown
 from aegisflux.ports.secrets import Secrets
 from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.natsjwt import Credentials
 
 PUSH_SUBJECT = "$SYS.REQ.CLAIMS.UPDATE"
 LIMITS_SUBJECT = "$SYS.REQ.SERVER.PING.VARZ"
+LIST_SUBJECT, DELETE_SUBJECT = "$SYS.REQ.CLAIMS.LIST", "$SYS.REQ.CLAIMS.DELETE"
+LOOK_UP_SUBJECT = "$SYS.REQ.ACCOUNT.{}.CLAIMS.LOOKUP"
 STATE = "nats-accounts.json"
+HOST_CLAIM = "host "
 HOSTS_SECRET, SHARED_BEFORE = "nats-hosts", "nats-account-agents"
 USER_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 HOST_CONNECTIONS = 4  # one, a clone's, and those whose end the server has not noticed yet
 AGENT_SUBSCRIPTIONS = 16
 # Added to the time of a claim: raise it whenever what claims say changes.
-CLAIMS = 2
+CLAIMS = 3
 DAY = 86_400
 AGENT_SECONDS, AGENT_SPREAD = 14 * DAY, 2 * DAY
 VIEWER_SUBSCRIPTIONS = 16
 PUSHED_AT_ONCE = 16
+DELETED_AT_ONCE = 1000
 INGEST_SUBSCRIPTIONS = 64
 
 Push = Callable[[str], Awaitable[None]]
@@ -67,7 +73,7 @@ class NatsAccounts:
         return (
             f"operator: {json.dumps(claim)}\nsystem_account: {system}\n"
             f"resolver {{\n  type: full\n  dir: {json.dumps(resolver_dir)}\n"
-            '  allow_delete: false\n  interval: "2m"\n}\n'
+            '  allow_delete: true\n  hard_delete: true\n  interval: "2m"\n}\n'
             f"resolver_preload {{\n{preload}}}\n"
         )
 
@@ -111,13 +117,30 @@ class NatsAccounts:
         )
         return self._signed(
             account,
-            f"host {host}",
+            HOST_CLAIM + host,
             now=max(self._stamp, revoked),
             imports=self._imports(host),
             scopes=[permitted],
             revocations={"*": revoked} if revoked else {},
             limited={"conn": HOST_CONNECTIONS, "payload": subjects.MAX_MESSAGE, "leaf": 0, "exports": 0},
         )
+
+    def is_of_host(self, claim: str) -> bool:
+        """Whether we made the claim, for the account of a host."""
+        said = natsjwt.claims(claim)
+        ours = said.get("iss") == self._keys["nats-operator"].public
+        return ours and str(said.get("name", "")).startswith(HOST_CLAIM)
+
+    def closed_claim(self, account: str) -> str:
+        """The claim of an account in which nobody is, and that imports nothing. A server keeps in memory what
+        it deletes: without this, the same claim of a host that comes back would be no news to it.
+        """
+        return self._signed(account, HOST_CLAIM + "released", now=self._stamp, limited={"conn": 0})
+
+    def deletion(self, accounts: Sequence[str], now: int) -> str:
+        """What makes servers forget accounts, by their public keys."""
+        operator = self._keys["nats-operator"]
+        return natsjwt.deletion_jwt(operator.public, accounts=accounts, now=now, sign=operator.sign)
 
     def control_creds(self, now: int) -> Credentials:
         """Credentials of our own services: everything in CONTROL."""
@@ -128,7 +151,8 @@ class NatsAccounts:
         return self._kept_user("ingest", "ingest", now)
 
     def system_creds(self, now: int) -> Credentials:
-        """Credentials that may push account claims and ask servers for their limits, and nothing else."""
+        """Credentials that may push, list and delete account claims and ask servers for their limits, and
+        nothing else."""
         return self._kept_user("sys", "system", now)
 
     def viewer_creds(self, now: int, name: str = "default") -> Credentials:
@@ -197,9 +221,8 @@ class NatsAccounts:
         )
 
     def _system_claim(self) -> str:
-        system = self._scope(
-            "sys", pub=(PUSH_SUBJECT, LIMITS_SUBJECT), sub=(subjects.inbox("system") + ".>",), subs=4
-        )
+        asks = (PUSH_SUBJECT, LIMITS_SUBJECT, LIST_SUBJECT, DELETE_SUBJECT, LOOK_UP_SUBJECT.format("*"))
+        system = self._scope("sys", pub=asks, sub=(subjects.inbox("system") + ".>",), subs=4)
         return self._claim("nats-account-sys", "SYS", scopes=[system])
 
     def _retired(self) -> tuple[str, ...]:
@@ -230,11 +253,48 @@ async def _nobody() -> Iterable[tuple[str, bytes]]:
     return ()
 
 
-class LiveAccounts:
-    """`AgentAccounts` over running servers: a revocation is kept first, then pushed through `push`."""
+class KeptAccounts:
+    """The claims that servers keep. `system`: the bus of `NatsAccounts.system_creds`."""
 
-    def __init__(self, accounts: NatsAccounts, push: Push, enrolled: Enrolled = _nobody) -> None:
-        self._accounts, self._push, self._enrolled = accounts, push, enrolled
+    def __init__(self, accounts: NatsAccounts, system: Caller) -> None:
+        self._accounts, self._system = accounts, system
+
+    async def of_hosts(self, but: Container[str]) -> list[str]:
+        """The accounts of hosts that a server keeps, by their public keys, but those; raises Unavailable."""
+        found = [key for key in _said(await self._system.call(LIST_SUBJECT, b"")) if key not in but]
+        return [key for key in found if await self._is_of_host(key)]
+
+    async def _is_of_host(self, account: str) -> bool:
+        claim = await self._system.call(LOOK_UP_SUBJECT.format(account), b"")
+        return bool(claim) and self._accounts.is_of_host(claim.decode("ascii", "replace"))
+
+    async def delete(self, accounts: Sequence[str], now: int) -> None:
+        """Let the servers forget them, and cut who is connected; raises Unavailable."""
+        for start in range(0, len(accounts), DELETED_AT_ONCE):
+            some = accounts[start : start + DELETED_AT_ONCE]
+            for account in some:
+                _said(await self._system.call(PUSH_SUBJECT, self._accounts.closed_claim(account).encode()))
+            _said(await self._system.call(DELETE_SUBJECT, self._accounts.deletion(some, now).encode()))
+
+
+class LiveAccounts:
+    """`AgentAccounts` over running servers: a revocation is kept first, then pushed through `push`. `kept`:
+    where accounts of released hosts are deleted.
+    """
+
+    def __init__(
+        self,
+        accounts: NatsAccounts,
+        push: Push,
+        enrolled: Enrolled = _nobody,
+        kept: KeptAccounts | None = None,
+    ) -> None:
+        self._accounts, self._push, self._enrolled, self._kept = accounts, push, enrolled, kept
+
+    @classmethod
+    def over(cls, system: Caller, accounts: NatsAccounts, enrolled: Enrolled = _nobody) -> "LiveAccounts":
+        """Over the bus of `NatsAccounts.system_creds`."""
+        return cls(accounts, pusher(system), enrolled, KeptAccounts(accounts, system))
 
     def issue_agent(self, host: str, public: bytes, now: int) -> str:
         """See `AgentAccounts.issue_agent`."""
@@ -247,6 +307,20 @@ class LiveAccounts:
     async def revoke_agent(self, host: str, public: bytes, now: int) -> None:
         """See `AgentAccounts.revoke_agent`."""
         await self._push(self._accounts.revoke(host, public, now))
+        if self._kept is not None:
+            with contextlib.suppress(Unavailable, Forbidden):  # it is revoked, and deleted at the next start
+                await self._kept.delete([self._accounts.host_account(host, public)], now)
+
+    async def forget_released(self) -> None:
+        """Delete the accounts of hosts that are not enrolled: what earlier versions left, or a release while
+        the servers were away. Raises Unavailable, or Forbidden where our user may not do so yet.
+        """
+        if self._kept is None:
+            return
+        # Listed first: a host that enrols meanwhile is in the store before its account is on a server.
+        listed = await self._kept.of_hosts(self._accounts.account_jwts())
+        known = {self._accounts.host_account(host, public) for host, public in await self._enrolled()}
+        await self._kept.delete([account for account in listed if account not in known], int(time.time()))
 
     async def push_all(self) -> None:
         """Push the claims of all accounts: after a reconnect, so that what was revoked meanwhile reaches the
@@ -269,6 +343,20 @@ def pusher(system: Caller) -> Push:
             raise Unavailable(f"account claim: expected the server to take it, got {said[:200]!r}")
 
     return push
+
+
+def _said(answer: bytes) -> list[str]:
+    """The data of a server's answer; raises Unavailable with its words."""
+    try:
+        said = json.loads(answer)
+        if "error" in said:
+            raise Unavailable(f"accounts on the bus: {shown(said['error'].get('description'))}")
+        found = said["data"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise Unavailable(
+            f"accounts on the bus: expected an answer of the server, got {answer[:200]!r}"
+        ) from None
+    return [str(account) for account in found] if isinstance(found, list) else []
 
 
 class _Key:
