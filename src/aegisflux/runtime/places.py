@@ -1,6 +1,5 @@
 """The inventory of a moment, and what is in force, as the store has them."""
 
-import asyncio
 from collections import defaultdict
 from collections.abc import Sequence
 from hashlib import sha256
@@ -15,6 +14,7 @@ from aegisflux.domain.policy_compile import HostPlace, Inventory, ServicePlace
 from aegisflux.domain.rollout import Labelled
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.ports.store import Queries, Row
+from aegisflux.runtime.beside import beside
 from aegisflux.wire.canonical import unpacked
 
 Rows = Sequence[Row]
@@ -33,7 +33,7 @@ async def read(store: Queries) -> Now:
     """As the store has it; raises Unavailable. Made in a thread: a large fleet takes a second."""
     places, running = await store.rows("host_places"), await store.rows("all_running")
     services, in_force = await store.rows("services"), await store.rows("in_force")
-    return await asyncio.to_thread(_made, places, running, services, in_force)
+    return await beside(_made, places, running, services, in_force)
 
 
 def _made(places: Rows, running: Rows, services: Rows, in_force: Rows) -> Now:

@@ -7,8 +7,9 @@ once where a line takes a right away, and `KEEP_SECONDS` after any other line at
 
 import asyncio
 import os
-from collections.abc import Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final, Protocol, TypeVar
 
 import msgspec
 
@@ -25,6 +26,7 @@ PAGE: Final = 2000  # lines
 KEEP_SECONDS: Final = 2.0
 BELL_SECONDS: Final = 0.1  # between two writes for lines that take rights away
 _MARK: Final = msgspec.json.Decoder(Mark)
+T = TypeVar("T")
 log = logs.get("register")
 
 
@@ -54,6 +56,7 @@ class Register:
         self._written: Mark | None = None
         self._due = False
         self._turn = asyncio.Lock()
+        self._thread = ThreadPoolExecutor(1, "register")
         self.trouble, self.refuses_changes = "", False
 
     @property
@@ -152,8 +155,18 @@ class Register:
             lines = await self._store.rows("audit_lines", draft.seq, min(PAGE, until - draft.seq))
             if not lines:
                 raise Broken(f"line {draft.seq + 1} of the audit log is missing")
-            urgent |= await _followed(draft, lines)
+            urgent |= await self._followed(draft, lines)
         return urgent
+
+    async def _followed(self, mark: Mark, rows: Sequence[Row]) -> bool:
+        """Beside the event loop where there are many."""
+        if len(rows) < 100:
+            return mark.follow(map(line_of, rows))
+        return await self._in_thread(lambda: mark.follow(map(line_of, rows)))
+
+    async def _in_thread(self, function: Callable[..., T], *values: object) -> T:
+        """In a thread of its own: to be believed, no token waits until other work has left one."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function, *values)
 
     def read(self) -> Mark | None:
         """The mark as the file has it; None where there is none. Raises Unavailable for a damaged one."""
@@ -176,7 +189,7 @@ class Register:
             return
         draft = self._mark.copy()
         try:
-            await asyncio.to_thread(self._secrets.write, MARK, msgspec.json.encode(draft))
+            await self._in_thread(self._secrets.write, MARK, msgspec.json.encode(draft))
             self._written, self._due = draft, False
         except (Unavailable, OSError) as error:
             log.warning("the mark of the audit log is not written", error=str(error))
@@ -199,13 +212,6 @@ def _begun(mark: Mark) -> Mark:
     if mark.format == FORMAT:
         return mark.copy()
     return Mark(serial=mark.serial, floor=mark.floor, format=FORMAT)
-
-
-async def _followed(mark: Mark, rows: Sequence[Row]) -> bool:
-    """Beside the event loop where there are many."""
-    if len(rows) < 100:
-        return mark.follow(map(line_of, rows))
-    return await asyncio.to_thread(lambda: mark.follow(map(line_of, rows)))
 
 
 def audit_key(secrets: Secrets) -> bytes:

@@ -4,7 +4,6 @@ for every route of every service after its guards and before its handler.
 What a route reads is taken from its OpenAPI document, so that what is documented is what is accepted.
 """
 
-import asyncio
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -16,6 +15,7 @@ from litestar.openapi.spec import Parameter as Documented
 from aegisflux.domain import json_text
 from aegisflux.domain.decoding import converted
 from aegisflux.domain.errors import Invalid
+from aegisflux.runtime.beside import beside
 from aegisflux.wire import query
 from aegisflux.wire.query import Parameter
 
@@ -71,7 +71,7 @@ async def check(request: Request[Any, Any, Any]) -> None:
     if found.data is not None:
         body = await request.body()
         if len(body) > LARGE:
-            await asyncio.to_thread(_check_body, body, found)
+            await beside(_check_body, body, found)
         else:
             _check_body(body, found)
     elif not found.body and _announced(request):

@@ -12,6 +12,7 @@ from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.reach import Hop, Reached, exposed, reaching
 from aegisflux.ports.facts import Facts
 from aegisflux.ports.graph import Graph
+from aegisflux.runtime.beside import beside
 from aegisflux.services.enrich.parties import Parties
 
 MAX_EDGES: Final = 200_000
@@ -95,7 +96,7 @@ class Questions:
             raise NotFound(f"no service {service} is known")
         async with self._turn:
             edges = await self._edges()
-            return await asyncio.to_thread(_reach, service, hosts, edges, parties)
+            return await beside(_reach, service, hosts, edges, parties)
 
     async def blast_radius(self, host: str) -> BlastRadius:
         """What the host runs, what these reach, and what they could."""
@@ -109,7 +110,7 @@ class Questions:
         software, parties = await self._software(host), await self._parties.all()
         async with self._turn:
             edges = await self._edges()
-            return await asyncio.to_thread(_radius, host, services, software, edges, parties)
+            return await beside(_radius, host, services, software, edges, parties)
 
     async def _software(self, host: str) -> Software:
         values = {"host": host}
@@ -142,7 +143,7 @@ class Questions:
                     f"e.last_ns AS last_ns LIMIT {MAX_EDGES}"
                 )
                 rows = await self._graph.rows(query)
-                found += await asyncio.to_thread(_traffic, start.lower(), end.lower(), rows)
+                found += await beside(_traffic, start.lower(), end.lower(), rows)
         return found
 
 

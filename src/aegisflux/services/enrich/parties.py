@@ -1,6 +1,5 @@
 """Services where they run, with what is in force there, as the store has them."""
 
-import asyncio
 from collections import defaultdict
 from typing import Final
 
@@ -9,6 +8,7 @@ import msgspec
 from aegisflux.domain.could import Party
 from aegisflux.domain.manifest import Content
 from aegisflux.ports.facts import Facts
+from aegisflux.runtime.beside import beside
 from aegisflux.wire.content import unpacked
 
 KEPT: Final = 256
@@ -49,7 +49,7 @@ class Parties:
             rows = await self._facts.rows("content_payload", service, version)
             if not rows:
                 return None
-            known = await asyncio.to_thread(_read, rows[0]["payload"])
+            known = await beside(_read, rows[0]["payload"])
             if len(self._contents) >= KEPT:
                 del self._contents[next(iter(self._contents))]
             self._contents[service, version] = known

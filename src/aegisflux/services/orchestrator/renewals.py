@@ -24,6 +24,7 @@ from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.again import again
+from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
@@ -89,7 +90,7 @@ class Renewals:
                 row = await self._core.store.row("plan", plan)
                 if plan is not None and row is not None:
                     with suppress(Refused):
-                        stored = await asyncio.to_thread(policyfile.read_stored, row["policy"])
+                        stored = await beside(policyfile.read_stored, row["policy"])
                         policies[plan] = stored.policy
             if len(policies) < 2:
                 return {}
@@ -105,7 +106,7 @@ class Renewals:
         if row is None:
             return True
         try:
-            stored = await asyncio.to_thread(policyfile.read_stored, row["policy"])
+            stored = await beside(policyfile.read_stored, row["policy"])
             self._report(carried, stored.odd)
             compiled = self._compiled.get(carried.plan)
             if compiled is None:
@@ -120,7 +121,7 @@ class Renewals:
             before = here.in_force.get(part.service)
             if before is None or before.version != part.version:
                 continue
-            wanted = await asyncio.to_thread(in_force.carried, part.service, before, compiled, here.inventory)
+            wanted = await beside(in_force.carried, part.service, before, compiled, here.inventory)
             notes |= dict.fromkeys(wanted.notes if wanted else ())
             if wanted is None or _same(before, wanted.snapshot):
                 self._wanted.pop(part.service_id, None)
@@ -128,7 +129,7 @@ class Renewals:
             quiet = False
             if await self._core.store.row("rollout_of_service", part.service_id) is not None:
                 continue  # its rollout was planned for the fleet as it is; what it leaves is renewed then
-            change = await asyncio.to_thread(_change, before, wanted.snapshot, here.inventory)
+            change = await beside(_change, before, wanted.snapshot, here.inventory)
             carried, word = await self._renewed_or_stopped(carried, part, wanted.snapshot, change)
             done.append(word)
         await self._say(carried, renewal.told(carried.run.reason, done, tuple(notes)))

@@ -2,7 +2,6 @@
 with all that follows from it, so that a restart at any point finds either the step or nothing of it.
 """
 
-import asyncio
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from aegisflux.domain.stages import (
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, metrics, places
 from aegisflux.runtime.again import again
+from aegisflux.runtime.beside import beside
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import (
     Carried,
@@ -181,8 +181,8 @@ class Rollouts:
         if self._core.register.rights.plans.get(f"plan/{number}") != text:
             why.append("it is not as the audit log says: see aegisflux audit verify, and plan again")
         if here.digest != row["inventory_digest"]:
-            policy = (await asyncio.to_thread(policyfile.read_stored, row["policy"])).policy
-            old = await asyncio.to_thread(stale, plan, policy, here.inventory, here.in_force)
+            policy = (await beside(policyfile.read_stored, row["policy"])).policy
+            old = await beside(stale, plan, policy, here.inventory, here.in_force)
             why += [f"{one}: plan again" for one in old]
         if plan.approval and not row["approved_by"]:
             why.append(f"another person has to approve it: {', '.join(plan.approval)}")

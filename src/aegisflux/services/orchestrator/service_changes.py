@@ -1,6 +1,5 @@
 """Changes of services that take part in what hosts enforce: asked for by one, approved by another."""
 
-import asyncio
 from typing import Final
 
 import msgspec
@@ -11,6 +10,7 @@ from aegisflux.domain.roles import may, may_approve
 from aegisflux.domain.rollout import Rollout, runs
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
+from aegisflux.runtime.beside import beside
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.state import HostsMoved, Service, ServiceChange
@@ -35,7 +35,7 @@ async def matters(db: Queries, service_id: int, before: Service | None, after: D
                 return why
     rows = await db.rows("services_with_snapshots", service_id) if after.selectors else ()
     others = [Definition(row["name"], tuple(row["selectors"]), row["host_labels"]) for row in rows]
-    found = await asyncio.to_thread(takes_from, known, after, others)
+    found = await beside(takes_from, known, after, others)
     return f"its selectors may take cgroups from {first_of(found, MOST_NAMED)}" if found else ""
 
 

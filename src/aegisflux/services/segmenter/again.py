@@ -3,7 +3,6 @@
 Made of recorded flows, which the store lets go of in time, and of what was kept beside the answer.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -16,6 +15,7 @@ from aegisflux.domain.policy_compile import Inventory
 from aegisflux.domain.segment.recorded import digest_of
 from aegisflux.domain.snapshot import MapSnapshot
 from aegisflux.ports.store import Store
+from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.segmenter.operations import Told
 from aegisflux.services.segmenter.plans import PlanAsked, digest_of_plan
@@ -57,10 +57,10 @@ class Again:
         asked = msgspec.convert(row["asked"], PlanAsked)
         window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
         recorded = await self._proposals.read(window, told)
-        digest = await asyncio.to_thread(digest_of, recorded)
+        digest = await beside(digest_of, recorded)
         if digest != row["flows_digest"]:
             raise Conflict(_flows(f"plan {number}", row["flows_digest"], digest))
-        policy = (await asyncio.to_thread(policyfile.read_stored, row["policy"])).policy
+        policy = (await beside(policyfile.read_stored, row["policy"])).policy
         inventory = msgspec.convert(row["inputs"]["inventory"], Inventory)
         told(f"judging {len(recorded.flows)} recorded flows by {len(policy.rules)} rules", 0.6)
         in_force = await self._in_force(number, inventory, row["inputs"]["in_force"])

@@ -1,6 +1,5 @@
 """The segmenter over HTTP: long work answers 202 with an operation, which says where its answer lies."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any
 
@@ -14,6 +13,7 @@ from aegisflux.domain.manifest import Digest
 from aegisflux.domain.policy_compile import Inventory
 from aegisflux.runtime import pages
 from aegisflux.runtime.access import needs, who
+from aegisflux.runtime.beside import beside
 from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.services.segmenter.operations import Operation
 from aegisflux.services.segmenter.plans import KeptPlan, PlanAsked
@@ -94,7 +94,7 @@ async def proposal(number: Number, request: Handler) -> Kept:
 async def policy(number: Number, request: Handler) -> str:
     """A proposal as a policy file, YAML with what each rule rests on as a comment above it."""
     found = await segmenter_of(request).proposals.policy(number)
-    return await asyncio.to_thread(policyfile.write, found)
+    return await beside(policyfile.write, found)
 
 
 @post("/segment/plan", status_code=202, guards=[needs("operator")], request_max_body_size=MAX_PLANNED)

@@ -1,6 +1,5 @@
 """Plans: made from a proposal or a policy, kept with the digest that an approval is bound to."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -24,6 +23,7 @@ from aegisflux.ports.store import Store
 from aegisflux.runtime import places
 from aegisflux.runtime.access import Who
 from aegisflux.runtime.again import again
+from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.segmenter.operations import Told
 from aegisflux.services.segmenter.proposals import DAY, LEAST_PERIOD, Asked, Proposals
@@ -83,7 +83,7 @@ class Plans:
             window = (await self._proposals.one(asked.proposal)).asked
         else:
             assert asked.policy is not None
-            policy = await asyncio.to_thread(policyfile.read, asked.policy)
+            policy = await beside(policyfile.read, asked.policy)
             window = Asked(period_seconds=asked.period_seconds)
         if asked.since or asked.until:
             window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
@@ -107,7 +107,7 @@ class Plans:
         versions = {service: snapshot.version for service, snapshot in here.in_force.items()}
         inputs = {"inventory": msgspec.to_builtins(here.inventory), "in_force": versions}
         kept = msgspec.to_builtins(msgspec.structs.replace(asked, policy=None))
-        text = await asyncio.to_thread(policyfile.write, policy)
+        text = await beside(policyfile.write, policy)
         async with self._store.change() as db:
             values = (
                 now,
@@ -138,7 +138,7 @@ class Plans:
         rest = {name: row[name] for name in KeptPlan.__struct_fields__ if name in row.keys()}  # noqa: SIM118
         rest["asked"] = msgspec.convert(row["asked"], PlanAsked)
         made = msgspec.convert(row["body"], Plan)
-        return KeptPlan(**rest, stale=await asyncio.to_thread(_stale, row, made, here), plan=made)
+        return KeptPlan(**rest, stale=await beside(_stale, row, made, here), plan=made)
 
     async def all(self, before: int, limit: int) -> list[Mapping[str, Any]]:
         """Plans in short, newest first."""
@@ -161,7 +161,7 @@ class Plans:
         made, here = msgspec.convert(row["body"], Plan), await places.read(self._store)
         if accept_blocked and made.replay.cut:
             raise Conflict(f"plan {number}: it would cut more kinds of flows than it names: narrow it")
-        why = await asyncio.to_thread(_stale, row, made, here) or await self._appeared(row, made, here)
+        why = await beside(_stale, row, made, here) or await self._appeared(row, made, here)
         if why:
             raise Conflict(f"plan {number}: {'; '.join(why)}: plan again")
         async with self._store.change() as db:

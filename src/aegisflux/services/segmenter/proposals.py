@@ -1,6 +1,5 @@
 """Proposals: flows of a window read from the store, mined beside the event loop, and kept."""
 
-import asyncio
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
@@ -21,6 +20,7 @@ from aegisflux.ports.facts import Facts
 from aegisflux.ports.store import Store
 from aegisflux.runtime.access import Who
 from aegisflux.runtime.again import again
+from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.segmenter.operations import Told
 
@@ -128,7 +128,7 @@ class Proposals:
         names = await self._names(asked.before or 0)
         values = recorded, asked.suspicious, names, asked.period_seconds
         found: Proposal = await computed(propose, *values)
-        return found, await asyncio.to_thread(digest_of, recorded), len(recorded.flows)
+        return found, await beside(digest_of, recorded), len(recorded.flows)
 
     async def _names(self, before: int) -> dict[str, frozenset[str]]:
         if not before:
@@ -159,9 +159,9 @@ class Proposals:
             )
             if len(rows) > MOST_RECORDS:
                 raise OverLimit("flow_records", MOST_RECORDS, len(rows), "the window: make it shorter")
-            await asyncio.to_thread(recorder.add, rows)
+            await beside(recorder.add, rows)
             told(f"reading flows: {len(recorder)} records", 0.5 * (part + 1) / PARTS)
-        return await asyncio.to_thread(recorder.recorded)
+        return await beside(recorder.recorded)
 
     async def one(self, number: int) -> Kept:
         """A proposal; raises NotFound."""
