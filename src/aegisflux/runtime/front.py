@@ -8,7 +8,7 @@ whoever has waits least. What is urgent (panic) waits in none, for who may ask f
 import asyncio
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from contextlib import asynccontextmanager
 from typing import Any, Final, Protocol, cast
 
@@ -21,6 +21,7 @@ from aegisflux.runtime import asking, metrics
 from aegisflux.runtime.access import FOUND, Found, hashed, may_change, token_in
 from aegisflux.runtime.admission import Limits
 from aegisflux.runtime.connections import CONNECTION, Connection
+from aegisflux.runtime.known import Paths
 from aegisflux.runtime.lanes import Lane
 
 ANONYMOUS_BODY: Final = 64 << 10
@@ -42,13 +43,20 @@ class Bearers(Protocol):
 
 
 class Front:
-    """The application of `app` behind lanes. `bearers` None: nobody has a valid token."""
+    """The application of `app` behind lanes. `bearers` None: nobody has a valid token. `paths` are the
+    templates of its routes: what has none of them is refused at once."""
 
     def __init__(
-        self, app: ASGIApp, bearers: Bearers | None, limits: Limits, urgent: Collection[str], refuse: Refuse
+        self,
+        app: ASGIApp,
+        bearers: Bearers | None,
+        limits: Limits,
+        urgent: Collection[str],
+        refuse: Refuse,
+        paths: Iterable[str],
     ) -> None:
         self._app, self._bearers, self._limits = app, bearers, limits
-        self._urgent, self._refuse = frozenset(urgent), refuse
+        self._urgent, self._refuse, self._paths = frozenset(urgent), refuse, Paths(paths)
         self._roles: OrderedDict[bytes, tuple[float, Role]] = OrderedDict()
         most, peer, tokens = limits.anonymous, limits.of_peer, limits.of_token
         self._probes = Lane("requests without a token", 8, 4, most, peer)
@@ -80,6 +88,8 @@ class Front:
             scope["state"].clear()  # has the body, and would keep it until the connection's next request
 
     async def _served(self, scope: Scope, receive: Receive, send: Send, connection: Connection) -> None:
+        if scope["path"] not in self._paths:
+            raise HTTPException("Not Found", status_code=404)
         token = "" if scope["path"] in LIGHT else token_of(scope["headers"])
         digest = hashed(token) if token else b""
         role = self._role(digest)

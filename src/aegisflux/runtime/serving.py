@@ -24,9 +24,9 @@ log = logs.get("serving")
 def server(app: Litestar, binds: Sequence[Bind], limits: Limits | None = None) -> Listener:
     """A server in this event loop: `serve()` until `end()`."""
     bounds = fitting(limits or Limits(), raise_files())
-    state = app.state
-    front = Front(app, state.get(access.STATE), bounds, state.get(URGENT, ()), http.refuse)
-    return Listener(http.accounted(front, http.table(app)), binds, bounds)
+    state, routes = app.state, http.table(app)
+    front = Front(app, state.get(access.STATE), bounds, state.get(URGENT, ()), http.refuse, routes)
+    return Listener(http.accounted(front, routes), binds, bounds)
 
 
 def single(app: Litestar, address: str, port: int, tls: tuple[Path, Path] | None = None) -> Listener:
