@@ -81,7 +81,7 @@ class Bench:
 
     async def latency(self, rate: float, seconds: float) -> None:
         """From an event's time to its enriched form on the bus, which comes after its row."""
-        bus = self.place.bus(self.place.accounts.control_creds(int(time.time())))
+        bus = self.place.bus(self.place.accounts.control_creds)
         waits: list[float] = []
 
         began = time.time_ns()

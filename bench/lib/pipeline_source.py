@@ -118,7 +118,7 @@ def _event(draw: random.Random, seq: int, at: int) -> Event:
 async def send(data_dir: str, port_base: int, rate: float, seconds: float, hosts: int) -> int:
     """Send at the rate; how many events were stored in the stream."""
     place = existing(load(None, {}, data_dir=data_dir, port_base=port_base))
-    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    bus = place.bus(place.accounts.control_creds)
     draw = random.Random(5)
     templates = [Template(f"bench-{n}", draw) for n in range(hosts)]
     next_seq = [BASE + time.time_ns() // 1000] * hosts

@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypeVar
 
@@ -141,12 +142,13 @@ class Place:
         """The text of a token that lies in a file of ours, made when missing. A secret."""
         return self.secrets.obtain(name, lambda: new_token().encode()).decode().strip()
 
-    def bus(self, credentials: Credentials, *, makes_streams: bool = True) -> NatsBus:
-        """A bus of the user, not opened."""
+    def bus(self, made: Callable[[int], Credentials], *, makes_streams: bool = True) -> NatsBus:
+        """A bus of the user whose credentials `made` gives at a time, not opened."""
         return NatsBus(
             NatsOptions(
                 urls=self.nats_urls(self.settings.nats_near),
-                credentials=credentials,
+                credentials=made(int(time.time())),
+                fresh=lambda: made(int(time.time())).jwt,
                 ca_pem=text_of("nats_ca", self.nats_ca),
                 trouble=lambda words: log.warning("bus", detail=words),
                 makes_streams=makes_streams,
@@ -252,10 +254,9 @@ async def run_orchestrator(settings: Settings) -> None:
     place = Place(settings)
     metrics.read_restarts(place.data / "run" / RESTARTS)
     store = place.store("orchestrator")
-    now = int(time.time())
     control, system = (
-        place.bus(place.accounts.control_creds(now)),
-        place.bus(place.accounts.system_creds(now)),
+        place.bus(place.accounts.control_creds),
+        place.bus(place.accounts.system_creds),
     )
     accounts = LiveAccounts.over(system, place.accounts, _enrolled(store, Register(store, place.secrets)))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
@@ -324,7 +325,7 @@ async def run_enrich(settings: Settings) -> None:
     serving.collect_rarely()
     place = Place(settings)
     store, facts = place.store("enrich"), PostgresFacts(place.dsn_of("enrich"))
-    bus = place.bus(place.accounts.control_creds(int(time.time())))
+    bus = place.bus(place.accounts.control_creds)
     enrich = Enrich(
         EnrichParts(
             bus=bus,
@@ -351,7 +352,7 @@ async def run_ingest(settings: Settings) -> None:
     serving.collect_rarely()
     place = Place(settings)
     store = place.store("ingest")
-    bus = place.bus(place.accounts.ingest_creds(int(time.time())), makes_streams=False)
+    bus = place.bus(place.accounts.ingest_creds, makes_streams=False)
     believer = Register(store, place.secrets)
     ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock(), believer=believer))
 
@@ -501,19 +502,26 @@ async def watch(
     count: int,
 ) -> None:
     """Hear a subject with the credentials that `aegisflux env` exports, and tell `count` lines of it (0: for
-    ever).
+    ever, which is as long as they hold).
     """
     check_url("NATS_URL", environ["NATS_URL"], "nats://host:port")
     credentials = Credentials.parse(text_of("NATS_CREDS", Path(environ["NATS_CREDS"])))
+    _check_held(credentials)
+    done, heard = asyncio.Event(), 0
+
+    def trouble(words: str) -> None:
+        log.warning("bus", detail=words)
+        if credentials.ended(time.time()):
+            done.set()
+
     bus = NatsBus(
         NatsOptions(
             urls=[environ["NATS_URL"]],
             credentials=credentials,
             ca_pem=text_of("NATS_CA", Path(environ["NATS_CA"])),
-            trouble=lambda words: log.warning("bus", detail=words),
+            trouble=trouble,
         )
     )
-    done, heard = asyncio.Event(), 0
 
     async def told(message: Message) -> None:
         nonlocal heard
@@ -531,5 +539,16 @@ async def watch(
         await bus.watch(subject, told)
         log.info("watching", subject=subject)
         await done.wait()
+        if count == 0 or heard < count:
+            _check_held(credentials)
     finally:
         await bus.close()
+
+
+def _check_held(credentials: Credentials) -> None:
+    if credentials.ended(time.time()):
+        at = datetime.fromtimestamp(credentials.ends, UTC).isoformat()
+        raise Refused(
+            f"NATS_CREDS: expected credentials that hold, got some that ended at {at}; "
+            'run eval "$(aegisflux env)" again'
+        )

@@ -94,6 +94,17 @@ def test_each_key_has_a_file_of_its_own_and_claims_are_reproducible(secrets):
     assert again.server_config("/x") == accounts.server_config("/x")
 
 
+def test_whatever_identity_on_the_bus_ends(secrets):
+    """Nobody has credentials for ever: not a host, not a viewer, not a service of ours."""
+    accounts, now, day = NatsAccounts(secrets, 1000), 5000, 86_400
+    host = natsjwt.claims(accounts.issue_agent("web1", bytes(range(32)), now))["exp"]
+    services = accounts.control_creds(now), accounts.ingest_creds(now), accounts.system_creds(now)
+    assert all(12 * day <= ends - now <= 14 * day for ends in (host, *(found.ends for found in services)))
+    assert accounts.viewer_creds(now).ends == now + 7 * day
+    made = {name for name in dir(NatsAccounts) if name.endswith("_creds") or name.startswith("issue_")}
+    assert made == {"control_creds", "ingest_creds", "system_creds", "viewer_creds", "issue_agent"}
+
+
 def test_a_revocation_is_kept_and_makes_a_newer_claim(secrets):
     accounts = NatsAccounts(secrets, 1000)
     public = bytes(range(32))

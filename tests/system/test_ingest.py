@@ -42,7 +42,7 @@ def up(tmp_path_factory):
 async def bus_of(up: Up):
     """The bus of our services: what an agent's connection would store."""
     place = existing(load(None, {}, data_dir=str(up.data), port_base=up.port))
-    bus: NatsBus = place.bus(place.accounts.control_creds(int(time.time())))
+    bus: NatsBus = place.bus(place.accounts.control_creds)
     bus.open()
     try:
         await bus.ready(20)

@@ -1,5 +1,6 @@
 """Who may do what on the bus: one named test for each refusal of contracts §4, against a real server."""
 
+import dataclasses
 import json
 import ssl
 import time
@@ -10,9 +11,13 @@ from nacl.signing import SigningKey
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from aegisflux import bootstrap
+from aegisflux.adapters.bus import accounts as nats_accounts
 from aegisflux.adapters.bus.accounts import PUSH_SUBJECT, LiveAccounts, pusher
+from aegisflux.adapters.bus.nats import NatsBus
 from aegisflux.adapters.bus.subscribed import taken
-from aegisflux.domain.errors import Forbidden, Invalid, Unavailable
+from aegisflux.adapters.secrets.file import FileSecrets
+from aegisflux.domain.errors import Forbidden, Invalid, Refused, Unavailable
 from aegisflux.wire import natsjwt, subjects
 from aegisflux.wire.natsjwt import Credentials
 from support.engines import eventually, opened, running_nats
@@ -286,6 +291,54 @@ async def test_a_server_that_deletes_nothing_stops_no_release(lab):
     assert lab.accounts.revoked("kept", public)
     with pytest.raises(Unavailable, match="delete must be enabled"):
         await live.forget_released()
+
+
+async def test_the_credentials_of_a_service_end_and_it_makes_its_next_ones(lab, monkeypatch):
+    monkeypatch.setattr(nats_accounts, "SERVICE_SECONDS", 2)
+    monkeypatch.setattr(nats_accounts, "SERVICE_SPREAD", 1)
+    shown, heard = [], []
+
+    def fresh() -> str:
+        shown.append(lab.accounts.control_creds(int(time.time())).jwt)
+        return shown[-1]
+
+    async def hear(message):
+        heard.append(message.payload)
+
+    first = lab.bus(lab.accounts.control_creds(int(time.time())))
+    async with opened(NatsBus(dataclasses.replace(first._options, fresh=fresh))) as bus:
+        await bus.watch(subjects.desired("web3"), hear)
+        await eventually(lambda: len(set(shown)) >= 3)
+        monkeypatch.undo()
+        await eventually(lambda: natsjwt.claims(shown[-1])["exp"] > time.time() + 60)
+        await bus.ready(10)
+        await bus.publish(subjects.desired("web3"), b"later", msg_id="later")
+        await eventually(lambda: heard == [b"later"])
+
+
+async def test_the_credentials_of_a_viewer_end_and_that_is_said(lab, monkeypatch, tmp_path):
+    monkeypatch.setattr(nats_accounts, "VIEWER_SECONDS", 2)
+    creds, ca = tmp_path / "creds", tmp_path / "ca"
+    creds.write_text(lab.accounts.viewer_creds(int(time.time())).text)
+    ca.write_text(lab.pki.ca_pem)
+    environ = {"NATS_URL": lab.engine.url, "NATS_CREDS": str(creds), "NATS_CA": str(ca)}
+    for count in (0, 0, 1):  # the first one begins while they hold
+        with pytest.raises(Refused, match=r"ended at .* run eval"):
+            await bootstrap.watch(environ, subjects.MAPS, lambda _: [], print, count)
+
+
+async def test_a_new_signing_key_of_viewers_lets_no_earlier_viewer_in(lab):
+    """What SECURITY.md says to do when a viewer's credentials leak."""
+    leaked = lab.accounts.viewer_creds(int(time.time()))
+    async with lab.system() as system, lab.control() as control, opened(lab.bus(leaked)) as viewer:
+        (lab.directory / "secrets" / "nats-sign-viewer").unlink()
+        lab.accounts = nats_accounts.NatsAccounts(FileSecrets(lab.directory / "secrets"), 0)
+        await LiveAccounts.over(system, lab.accounts).push_all()
+        await eventually(lambda: not viewer.connected)
+        await eventually(lambda: "authorization" in viewer.last_error.lower())
+        assert control.connected
+        async with opened(lab.bus(lab.accounts.viewer_creds(int(time.time())))) as again:
+            assert again.connected
 
 
 async def test_nobody_enters_without_an_identity(lab):

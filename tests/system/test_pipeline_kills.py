@@ -64,7 +64,7 @@ async def test_kills_lose_and_double_nothing(tmp_path):
     try:
         await asyncio.to_thread(up.until, lambda: up.log.read_text().count("enrich: ready") > 0)
         place = existing(load(None, {}, data_dir=str(up.data), port_base=up.port))
-        bus = place.bus(place.accounts.control_creds(int(time.time())))
+        bus = place.bus(place.accounts.control_creds)
         bus.open()
         await bus.ready(20)
         hosts, draw = Hosts(bus), random.Random(SEED)

@@ -138,6 +138,10 @@ class Credentials:
         """When the JWT ends, in seconds since the epoch; 0 for one that does not."""
         return int(claims(self.jwt).get("exp", 0))
 
+    def ended(self, now: float) -> bool:
+        """Whether a server takes the JWT no more, `now` in seconds since the epoch."""
+        return 0 < self.ends <= now
+
     @classmethod
     def parse(cls, text: str) -> "Credentials":
         """From the text of a `.creds` file; raises Invalid where the JWT or the seed is missing."""

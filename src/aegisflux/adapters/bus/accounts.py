@@ -37,6 +37,8 @@ AGENT_SUBSCRIPTIONS = 16
 CLAIMS = 3
 DAY = 86_400
 AGENT_SECONDS, AGENT_SPREAD = 14 * DAY, 2 * DAY
+SERVICE_SECONDS, SERVICE_SPREAD = 14 * DAY, 2 * DAY  # not all of them connect anew at once
+VIEWER_SECONDS = 7 * DAY
 VIEWER_SUBSCRIPTIONS = 16
 PUSHED_AT_ONCE = 16
 DELETED_AT_ONCE = 1000
@@ -156,7 +158,9 @@ class NatsAccounts:
         return self._kept_user("sys", "system", now)
 
     def viewer_creds(self, now: int, name: str = "default") -> Credentials:
-        """Credentials of somebody who may watch `actions.seg.maps` and publish nothing."""
+        """Credentials of somebody who may watch what is announced and enriched and publish nothing, for a
+        week.
+        """
         if not USER_NAME.fullmatch(name):
             raise Invalid("name", USER_NAME.pattern, name)
         return self._kept_user("viewer", f"viewer-{name}", now)
@@ -176,16 +180,19 @@ class NatsAccounts:
         """
         return self._revoked.get(self.host_account(host, public), 0)
 
-    def _user(self, role: str, nkey: str, name: str, now: int) -> str:
-        issuer = self._keys[f"nats-sign-{role}"]
-        account = self._keys[_ACCOUNT_OF[role]].public
-        return natsjwt.user_jwt(
-            nkey, name=name, account=account, issuer=issuer.public, now=now, sign=issuer.sign
-        )
-
     def _kept_user(self, role: str, name: str, now: int) -> Credentials:
-        key = _Key(self._secrets, f"nats-user-{name}", "user")
-        return Credentials(self._user(role, key.public, name, now), key.seed)
+        key, issuer = _Key(self._secrets, f"nats-user-{name}", "user"), self._keys[f"nats-sign-{role}"]
+        holds = VIEWER_SECONDS if role == "viewer" else SERVICE_SECONDS - randbelow(SERVICE_SPREAD)
+        jwt = natsjwt.user_jwt(
+            key.public,
+            name=name,
+            account=self._keys[_ACCOUNT_OF[role]].public,
+            issuer=issuer.public,
+            now=now,
+            sign=issuer.sign,
+            until=now + holds,
+        )
+        return Credentials(jwt, key.seed)
 
     def _claim(self, account: str, name: str, **parts: object) -> str:
         return self._signed(self._keys[account].public, name, now=self._stamp, **parts)

@@ -72,7 +72,8 @@ class Crowded(Unavailable):
 class NatsOptions:
     """Who connects where. `trouble` hears in words what goes wrong apart from calls: refused permissions.
     `makes_streams`: False for a user who may not; another one makes them. `over_share` hears the name of the
-    queue in which a host had no share left.
+    queue in which a host had no share left. `fresh`: for who makes their own credentials, the JWT to show at
+    each connect; they end like those of others.
     """
 
     urls: Sequence[str]
@@ -81,6 +82,7 @@ class NatsOptions:
     trouble: Trouble
     makes_streams: bool = True
     over_share: Callable[[str, int], None] = lambda _queue, _count: None
+    fresh: Callable[[], str] | None = None
 
 
 class Attachable(Subscription, Protocol):
@@ -394,7 +396,7 @@ class NatsBus:
                 self._fail(f"after the connect: {error}")
 
     def _jwt(self) -> bytes:
-        return self._user_jwt.encode()
+        return (self._options.fresh() if self._options.fresh else self._user_jwt).encode()
 
     def _sign(self, nonce: str) -> bytes:
         return base64.b64encode(self._signing.sign(nonce.encode()).signature)
