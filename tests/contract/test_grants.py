@@ -219,7 +219,7 @@ CONNECTIONS = {
 }
 
 
-@pytest.mark.parametrize("who", CONNECTIONS)
+@pytest.mark.parametrize("who", sorted(CONNECTIONS))
 async def test_who_is_not_named_cannot_connect(engine, who):
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError):
         await asyncpg.connect(CONNECTIONS[who](engine.dsn), timeout=5)

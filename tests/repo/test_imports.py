@@ -15,9 +15,9 @@ PACKAGES = (
 )  # fmt: skip
 # What the domain may take from the standard library: types of values, and functions from values to values.
 VALUES = {
-    "__future__", "abc", "array", "ast", "bisect", "collections", "copy", "dataclasses", "datetime", "decimal", "difflib",
-    "enum", "fractions", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math",
-    "operator", "re", "string", "struct", "types", "typing", "unicodedata",
+    "__future__", "abc", "array", "ast", "bisect", "collections", "copy", "dataclasses", "datetime",
+    "decimal", "difflib", "enum", "fractions", "functools", "hashlib", "heapq", "hmac", "ipaddress",
+    "itertools", "json", "math", "operator", "re", "string", "struct", "types", "typing", "unicodedata",
 }  # fmt: skip
 
 
