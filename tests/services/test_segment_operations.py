@@ -38,8 +38,9 @@ FULL = {  # whose operations run; who asks; what is said of it, empty: it begins
     "its share": ("aa", "a", "2 of yours run, of at most 2: wait until one has ended, or cancel one"),
     "its share, and others'": ("aab", "a", "2 of yours run"),
     "another one's share": ("aa", "b", ""),
-    "all that may run, one of them its own": ("aab", "b", "3 run, of at most 3: try again"),
-    "all that may run": ("aab", "c", "3 run, of at most 3: try again"),
+    "another one's share, and one of its own": ("aab", "b", ""),
+    "all that may run, one of them its own": ("aabc", "b", "4 run, of at most 4, 1 of yours: try again"),
+    "all that may run": ("aabb", "c", "4 run, of at most 4, 0 of yours: try again"),
     "nothing": ("", "a", ""),
 }
 

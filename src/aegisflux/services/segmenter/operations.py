@@ -17,8 +17,8 @@ from aegisflux.ports.clock import Clock
 from aegisflux.runtime import logs
 from aegisflux.runtime.ending import end
 
-MOST_RUNNING: Final = 3
-MOST_RUNNING_EACH: Final = 2  # of one token, so that another one's begins nevertheless
+MOST_RUNNING: Final = 4
+MOST_RUNNING_EACH: Final = 2  # of one token, so that another one has as many
 MOST_KEPT: Final = 256
 MOST_KEPT_EACH: Final = 64
 State = Literal["running", "done", "failed", "cancelled"]
@@ -61,7 +61,10 @@ class Operations:
                 "wait until one has ended, or cancel one (DELETE /segment/operations/<id>)"
             )
         if running.total() >= MOST_RUNNING:
-            raise Busy(f"operations: {running.total()} run, of at most {MOST_RUNNING}: try again in a second")
+            raise Busy(
+                f"operations: {running.total()} run, of at most {MOST_RUNNING}, {running[token]} of yours: "
+                "try again in a second"
+            )
         begun = Operation(id=secrets.token_hex(8), kind=kind, started_at=self._clock.now())
         self._known[begun.id], self._of[begun.id] = begun, token
         self._forget(token)
