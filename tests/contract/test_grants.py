@@ -363,7 +363,7 @@ async def test_what_a_service_leaves_behind_ends_by_itself(engine, role):
         await connection.close()
 
 
-@pytest.mark.parametrize("role", set(roles.ROLES) - {"orchestrator"})
+@pytest.mark.parametrize("role", sorted(set(roles.ROLES) - {"orchestrator"}))
 async def test_a_role_has_its_own_connections_and_no_others(engine, role):
     held, own = [], []
     try:
