@@ -92,7 +92,7 @@ ELSEWHERE = {
     "agent denied", "agent doctor", "agent status", "agent why", "agent panic", "agent resume",  # below
     "agent enroll", "agent reset-clock",  # by agent._say
     "agent run", "enrich", "ingest", "orchestrator", "segmenter", "up",  # services: their logs are below
-    "audit accept", "audit verify", "bus watch", "env",  # below, and values of our own
+    "audit accept", "audit verify", "bus watch", "env", "token replace",  # below, and values of our own
 }  # fmt: skip
 
 

@@ -131,6 +131,7 @@ COMMANDS = {
         "hosts": [E], "reached_by": [WAY], "could": [WAY], "refused": [WAY], "open": True, "cut": True
     },
     "hosts list": [HOST], "host list": [HOST],
+    "hosts show h": HOST, "host show h": HOST,
     "hosts token": {"token": E}, "host token": {"token": E},
     "hosts release h": None, "host release h": None,
     "hosts suspect h": None, "host suspect h": None,
