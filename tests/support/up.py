@@ -145,8 +145,8 @@ class Up:
 def running_up(folder: Path, **settings: str):
     """Started, and ended however the test ends."""
     up = Up(folder / "data", free_base(), **settings)
-    up.start()
     try:
+        up.start()
         yield up
     finally:
         if up.process and up.process.poll() is None:
