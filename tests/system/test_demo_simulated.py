@@ -22,7 +22,7 @@ def after(scene):
 main.CHAPTERS = (story.build, story.control_plane, mistaken, after)
 sys.exit(main.main(sys.argv[1:]))
 """
-pytestmark = [pytest.mark.engines, pytest.mark.slow]
+pytestmark = [pytest.mark.engines, pytest.mark.slow, pytest.mark.nightly]
 
 
 @pytest.fixture

@@ -98,6 +98,7 @@ def test_a_canary_whose_agent_dies_is_given_up(staged):
     staged.holds("alpha", 7003, "EPERM")
 
 
+@pytest.mark.nightly
 def test_every_service_is_killed_in_every_stage_and_it_goes_on(staged):
     """kill -9 of NATS, PostgreSQL and all our services at once, four times; no call of a program suffers."""
     site = staged.site
