@@ -25,7 +25,7 @@ from aegisflux.adapters.bus.subscribed import taken
 from aegisflux.agent.identity import signer, verify
 from aegisflux.agent.parts import AgentSettings, Parts, inline
 from aegisflux.agent.runner import Runner
-from aegisflux.domain.manifest import Answer, KeySet, Nack
+from aegisflux.domain.manifest import Answer, ContentChunk, ContentRequest, KeySet, Nack
 from aegisflux.domain.trust import Trusted, accept_keys
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.natsjwt import Credentials
@@ -341,8 +341,9 @@ async def works(site) -> float:
     started = time.monotonic()
     await site.other.beat()
     assert await site.other.bus.last(subjects.desired(OTHER)) is not None
-    renewed = json.loads(await site.other.bus.request(subjects.credentials(OTHER), b""))
-    assert renewed["user_jwt"]
+    asked = msgspec.msgpack.encode(ContentRequest("sha256:" + "1" * 64, 1, 0))
+    answer = await site.other.bus.request(subjects.content(OTHER), asked)
+    assert "not_named" in msgspec.msgpack.decode(answer, type=ContentChunk).error
     return time.monotonic() - started
 
 

@@ -63,7 +63,12 @@ def in_time(felt) -> None:
     assert felt.memory <= MEMORY
 
 
-@pytest.mark.parametrize("name", CUT)
+# Relatives of the others: at night (`script/nightly hostile`).
+NIGHTLY = {"slow_heads", "half_requests", "slow_bodies", "giant_heads", "h2", "pipelined"}
+ROWS = [pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in CUT]
+
+
+@pytest.mark.parametrize("name", ROWS)
 def test_others_are_answered_in_time_during(up, name):
     before = cut_off(up, CUT[name])
     series = len(counters(up, "aegisflux_http_requests_total"))

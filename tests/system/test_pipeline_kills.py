@@ -58,6 +58,7 @@ class Hosts:
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.nightly
 async def test_kills_lose_and_double_nothing(tmp_path):
     up = Up(tmp_path / "data", free_base())
     up.start()
