@@ -37,6 +37,10 @@ async def sql(server, store):  # noqa: F811
     await connection.execute(
         "insert into reports (host_id, service_id) select host_id, n from hosts, unnest(array[8, 6, 7]) n"
     )
+    await connection.execute(
+        "insert into services (id, name, created_at) select n, 's' || n, 0 from unnest(array[8, 6, 7]) n "
+        "on conflict (id) do nothing"
+    )
     yield connection
     await connection.close()
 

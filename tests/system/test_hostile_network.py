@@ -119,8 +119,11 @@ def test_a_service_that_is_stopped_is_restarted_and_counted(up, service):
     up.until(lambda: up.pid(service) != pid, 30)
     up.wait_ready()
     assert f"{service}: hung" in up.log.read_text()
-    assert f'service="{service}"' in str(counters(up, "aegisflux_service_restarts"))
-    assert sum(n for labels, n in counters(up, "aegisflux_service_restarts").items() if "hung" in labels) >= 1
+    assert f'service="{service}"' in str(counters(up, "aegisflux_service_restarts_total"))
+    assert (
+        sum(n for labels, n in counters(up, "aegisflux_service_restarts_total").items() if "hung" in labels)
+        >= 1
+    )
 
 
 def test_no_attack_made_the_supervisor_restart_anything(up):
