@@ -158,7 +158,7 @@ def test_a_log_that_was_cut_off_or_put_back_is_said_and_accepted_by_root_alone(u
 
 
 def _ready(up, name):
-    answer = up.call("GET", "/readyz", token=None)
+    answer = up.call("GET", "/readyz")
     assert answer.status == 200, "who writes the database has no service taken for dead"
     return next(line for line in answer.json["dependencies"] if line["name"] == name)
 

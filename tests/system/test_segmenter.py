@@ -220,7 +220,7 @@ async def test_work_can_be_cancelled_and_leaves_nothing(lab, monkeypatch):
         await asyncio.sleep(3600)
 
     monkeypatch.setattr(proposals, "computed", slow)
-    before = (await lab.asks("GET", "/segment/proposals")).json()["items"][0]["id"]
+    before = (await lab.asks("GET", "/segment/proposals")).json()["items"][:1]
     operation = (await lab.asks("POST", "/segment/propose", json=WINDOW)).json()
     await begun.wait()
     path = f"/segment/operations/{operation['id']}"
@@ -228,7 +228,7 @@ async def test_work_can_be_cancelled_and_leaves_nothing(lab, monkeypatch):
     assert (await lab.asks("DELETE", path, "viewer")).status_code == 403
     assert (await lab.asks("DELETE", path)).json()["state"] == "cancelled"
     assert (await lab.asks("DELETE", path)).status_code == 409
-    assert (await lab.asks("GET", "/segment/proposals")).json()["items"][0]["id"] == before
+    assert (await lab.asks("GET", "/segment/proposals")).json()["items"][:1] == before
 
 
 async def test_a_computation_whose_process_dies_is_said_to_have_failed(lab, monkeypatch):
