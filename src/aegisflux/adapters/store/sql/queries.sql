@@ -131,7 +131,7 @@ delete from services where id = $1
 
 -- name: content
 select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
-       established, created_at, created_by, copy_of, author
+       established, created_at, created_by, copy_of
 from contents where service_id = $1 and version = $2
 
 -- Who posted what a version brings back, or the version itself where it is no copy.
@@ -240,11 +240,11 @@ select coalesce(max(serial), 0) as serial from hosts
 -- name: serial_above
 update hosts set serial = greatest(serial, $2::bigint) where host_id = $1
 
--- After an older store was accepted: above the newest serial that there was, $1, and what the host itself reports, by $2 at the
--- least; the report of a host counts for that host alone, and as far as $3.
+-- After an older store was accepted: by more than $2 above the newest serial that there was, $1, and what the host itself
+-- reports; the report of a host counts for that host alone, and as far as $3.
 -- name: raise_serials
 with held as materialized (select host_id from hosts order by host_id for no key update)
-update hosts h set serial = greatest(h.serial, $1::bigint, least(h.heartbeat_serial, $3::bigint)) + $2::bigint,
+update hosts h set serial = greatest(h.serial, $1::bigint, least(h.heartbeat_serial, $3::bigint)) + $2::bigint + 1,
     dirty = h.released_at is null
 from held where h.host_id = held.host_id
 
