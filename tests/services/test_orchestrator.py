@@ -19,6 +19,7 @@ from aegisflux.domain.manifest import Ack, ServiceReport
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.rollout import StaleVersion
 from aegisflux.domain.runs import Run, Runs
+from aegisflux.runtime import asking
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.services.orchestrator.views import Asked
@@ -416,11 +417,13 @@ async def test_announcements_come_in_the_order_of_the_commits(plane):
     async def note(message):
         heard.append(msgspec.json.decode(message.payload))
 
+    async def posted(number):
+        asking.begin(f"token {number % 2}")  # one alone may not have so many wait
+        await plane.orchestrator.snapshots.post(body(number, 1), None, "", WHO)
+
     watch = await plane.bus.watch(subjects.MAPS, note)
-    await asyncio.gather(
-        *(plane.orchestrator.snapshots.post(body(n, 1), None, "", WHO) for n in range(900, 916))
-    )
-    await eventually(lambda: len([h for h in heard if h["service_id"] >= 900]) >= 16)
+    await asyncio.gather(*map(posted, range(900, 930)))
+    await eventually(lambda: len([h for h in heard if h["service_id"] >= 900]) >= 30)
     rows = await plane.store._runner.fetch(
         "select msg_id from outbox where msg_id like 'maps:9__:1' order by id"
     )
