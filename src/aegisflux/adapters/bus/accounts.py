@@ -12,7 +12,7 @@ import hmac
 import json
 import re
 import time
-from collections.abc import Awaitable, Callable, Container, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from secrets import randbelow, token_bytes
 from typing import Protocol
 
@@ -264,12 +264,15 @@ class KeptAccounts:
     """The claims that servers keep. `system`: the bus of `NatsAccounts.system_creds`."""
 
     def __init__(self, accounts: NatsAccounts, system: Caller) -> None:
-        self._accounts, self._system = accounts, system
+        self._accounts, self._system, self._push = accounts, system, pusher(system)
 
-    async def of_hosts(self, but: Container[str]) -> list[str]:
-        """The accounts of hosts that a server keeps, by their public keys, but those; raises Unavailable."""
-        found = [key for key in _said(await self._system.call(LIST_SUBJECT, b"")) if key not in but]
-        return [key for key in found if await self._is_of_host(key)]
+    async def listed(self) -> list[str]:
+        """All accounts that a server keeps, by their public keys; raises Unavailable."""
+        return _said(await self._system.call(LIST_SUBJECT, b""))
+
+    async def of_hosts(self, accounts: Iterable[str]) -> list[str]:
+        """Those of the accounts that are of hosts; each is asked for. Raises Unavailable."""
+        return [account for account in accounts if await self._is_of_host(account)]
 
     async def _is_of_host(self, account: str) -> bool:
         claim = await self._system.call(LOOK_UP_SUBJECT.format(account), b"")
@@ -280,7 +283,7 @@ class KeptAccounts:
         for start in range(0, len(accounts), DELETED_AT_ONCE):
             some = accounts[start : start + DELETED_AT_ONCE]
             for account in some:
-                _said(await self._system.call(PUSH_SUBJECT, self._accounts.closed_claim(account).encode()))
+                await self._push(self._accounts.closed_claim(account))
             _said(await self._system.call(DELETE_SUBJECT, self._accounts.deletion(some, now).encode()))
 
 
@@ -325,9 +328,11 @@ class LiveAccounts:
         if self._kept is None:
             return
         # Listed first: a host that enrols meanwhile is in the store before its account is on a server.
-        listed = await self._kept.of_hosts(self._accounts.account_jwts())
+        listed = await self._kept.listed()
         known = {self._accounts.host_account(host, public) for host, public in await self._enrolled()}
-        await self._kept.delete([account for account in listed if account not in known], int(time.time()))
+        known |= self._accounts.account_jwts().keys()
+        gone = await self._kept.of_hosts(account for account in listed if account not in known)
+        await self._kept.delete(gone, int(time.time()))
 
     async def push_all(self) -> None:
         """Push the claims of all accounts: after a reconnect, so that what was revoked meanwhile reaches the
@@ -346,7 +351,11 @@ def pusher(system: Caller) -> Push:
 
     async def push(jwt: str) -> None:
         said = await system.call(PUSH_SUBJECT, jwt.encode())
-        if json.loads(said).get("data", {}).get("code") != 200:
+        try:
+            is_taken = json.loads(said)["data"]["code"] == 200
+        except (ValueError, KeyError, TypeError):
+            is_taken = False
+        if not is_taken:
             raise Unavailable(f"account claim: expected the server to take it, got {said[:200]!r}")
 
     return push
