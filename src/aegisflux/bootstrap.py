@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from litestar import Litestar
 
-from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, Enrolled, LiveAccounts, NatsAccounts
+from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, LiveAccounts, NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import given_nats, roles
 from aegisflux.adapters.engines.nats import NatsEngine
@@ -258,7 +258,7 @@ async def run_orchestrator(settings: Settings) -> None:
         place.bus(place.accounts.control_creds),
         place.bus(place.accounts.system_creds),
     )
-    accounts = LiveAccounts.over(system, place.accounts, _enrolled(store, Register(store, place.secrets)))
+    accounts = LiveAccounts.over(system, place.accounts, lambda: _enrolled(orchestrator.core))
     orchestrator = Orchestrator(_core(place, store, control, accounts))
     system.on_connect(accounts.push_all)
     system.on_connect(accounts.forget_released)
@@ -297,16 +297,12 @@ def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> serving.Step:
     return look
 
 
-def _enrolled(store: PostgresStore, register: Register) -> Enrolled:
+async def _enrolled(core: Core) -> list[tuple[str, bytes]]:
     """Who has an account on the bus, as the store knows it, but for keys that were released."""
-
-    async def ask() -> list[tuple[str, bytes]]:
-        await register.follow()
-        released = register.rights.released_host
-        hosts = [(row["host_id"], row["public_key"]) for row in await store.rows("host_keys")]
-        return [(host, public) for host, public in hosts if not released(b64(public))]
-
-    return ask
+    await core.register.follow()
+    released = core.register.rights.released_host
+    hosts = [(row["host_id"], row["public_key"]) for row in await core.store.rows("host_keys")]
+    return [(host, public) for host, public in hosts if not released(b64(public))]
 
 
 def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
