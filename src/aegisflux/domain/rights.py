@@ -151,9 +151,17 @@ class Rights(Struct, kw_only=True):
         """The name of the host that had this public key (base64) and was released; empty: there is none."""
         return self.released.get(key_digest(key), "")
 
+    def is_revoked(self, token_hash: bytes) -> bool:
+        """Whether a token of this hash was revoked, whatever number it had."""
+        return token_hash.hex() in self.ended.values()
+
+    def has_ended(self, token: Token) -> bool:
+        """Whether the token was revoked, by its number or by its hash."""
+        return token.id in self.ended or self.is_revoked(token.hash)
+
     def doubt(self, token: Token) -> str:
         """Why a row is not believed, in words; empty: it is."""
-        if token.id in self.ended or token.hash.hex() in self.ended.values():
+        if self.has_ended(token):
             return "the audit log says that it was revoked"
         if token.id not in self.live:
             return "the audit log has no line that issued it"

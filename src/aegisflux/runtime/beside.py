@@ -24,7 +24,8 @@ async def beside(function: Callable[P, T], *values: P.args, **named: P.kwargs) -
     Who waits no more for the answer lets the thread finish: its place is held until then.
     """
     loop, key = asyncio.get_running_loop(), asker()
-    lane = _LANES.setdefault(loop, Lane("work in threads", AT_ONCE, AT_ONCE, IN_ALL, EACH))
+    if (lane := _LANES.get(loop)) is None:
+        lane = _LANES[loop] = Lane("work in threads", AT_ONCE, AT_ONCE, IN_ALL, EACH)
     await lane.enter(key)
     work = asyncio.ensure_future(asyncio.to_thread(function, *values, **named))
 

@@ -14,7 +14,7 @@ from msgspec import Struct
 from aegisflux.domain import audit
 from aegisflux.domain.audit import Head, Line
 from aegisflux.domain.errors import Unavailable
-from aegisflux.domain.rights import FORMAT, KEYS, OBJECT, REPLACE_KEYS, REVOKE, Mark, Rights
+from aegisflux.domain.rights import FORMAT, KEYS, OBJECT, REPLACE_KEYS, REVOKE, Mark
 from aegisflux.ports.secrets import Secrets
 from aegisflux.ports.store import Change, Row, Store
 from aegisflux.runtime.again import again
@@ -66,7 +66,7 @@ class Acceptance:
         last = lines[-1] if lines else None
         before, tokens = self._mark.rights, await self._store.rows("tokens")
         living = [row for row in tokens if row["revoked_at"] is None and not _over(row, now)]
-        ended = [row for row in living if token_of(row).id in said.rights.ended or _revoked(row, said.rights)]
+        ended = [row for row in living if said.rights.has_ended(token_of(row))]
         anew = [
             row
             for row in living
@@ -150,10 +150,6 @@ class Acceptance:
 
 def _over(row: Row, now: int) -> bool:
     return row["expires_at"] is not None and row["expires_at"] <= now
-
-
-def _revoked(row: Row, rights: Rights) -> bool:
-    return row["hash"].hex() in rights.ended.values()
 
 
 def _tokens(rows: Sequence[Row]) -> list[str]:

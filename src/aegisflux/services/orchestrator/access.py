@@ -147,7 +147,7 @@ class Access:
         """Know a token that lies in a file of ours; one that was revoked stays so, whatever the store has."""
         await self.register.follow()
         row = await self._core.store.row("token", hashed(text))
-        if hashed(text).hex() in self.register.rights.ended.values():
+        if self.register.rights.is_revoked(hashed(text)):
             return
         if row is not None and (row["revoked_at"] is not None or not await self.register.doubt(row)):
             return

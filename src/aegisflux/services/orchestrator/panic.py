@@ -95,8 +95,8 @@ class Panic:
             tries = (self._one(number, asked.host_id, asked.why, who, dry_run) for number in several)
             found = await asyncio.gather(*tries, return_exceptions=True)
             errors = [one for one in found if isinstance(one, BaseException)]
-            away = len(errors) == len(several) and all(isinstance(one, Unavailable) for one in errors)
-            away &= len(errors) == AT_ONCE or not done
+            many = len(several) == AT_ONCE or not done
+            away = many and all(isinstance(one, Unavailable) for one in found)
             if errors and (asked.service_id is not None or away):  # the store is away, not one service
                 raise errors[0]
             for number, one in zip(several, found, strict=True):

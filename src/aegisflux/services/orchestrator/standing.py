@@ -121,7 +121,7 @@ async def unkept(store: Queries, mark: Mark) -> list[str]:
         f"host/{one['host_id']}: the store has it enrolled with a key that was released" for one in hosts
     ]
     living = [one for one in await store.rows("tokens") if one["revoked_at"] is None]
-    ended = [one["id"] for one in living if one["hash"].hex() in mark.rights.ended.values()]
+    ended = [one["id"] for one in living if mark.rights.is_revoked(one["hash"])]
     return found + [f"token/{number}: the store has it living; it was revoked" for number in ended]
 
 
