@@ -40,6 +40,11 @@ def ingest(method: str, path: str, body: object = None, query: Mapping[str, obje
     return call(method, path, body, query, base)
 
 
+def trying(dry_run: bool) -> dict[str, object]:
+    """The query of a request that may only try."""
+    return {"dry_run": "true"} if dry_run else {}
+
+
 def call(
     method: str,
     path: str,

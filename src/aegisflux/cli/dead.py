@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import ingest
+from aegisflux.cli.client import ingest, trying
 from aegisflux.cli.nouns import DryRun
 from aegisflux.cli.output import Output, columnar, say, show
 from aegisflux.cli.output import raw as raw_bytes
@@ -52,8 +52,7 @@ def replay(letter: int, *, dry_run: DryRun = False, output: Output = "json") -> 
 
     Example: aegisflux dead replay 7 --dry-run
     """
-    query = {"dry_run": "true"} if dry_run else {}
-    found = ingest("POST", f"/api/v1/dead/{letter}/replay", {}, query)
+    found = ingest("POST", f"/api/v1/dead/{letter}/replay", {}, trying(dry_run))
     if dry_run:
         say("dry run: nothing was changed")
     show(found, output, ("id", "subject", "accepted", "refused", "sequence"))

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call, number_of, quoted
+from aegisflux.cli.client import call, number_of, quoted, trying
 from aegisflux.cli.control import Config, DataDir, PortBase, known
 from aegisflux.cli.output import Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Misused
@@ -68,7 +68,7 @@ def promote(
 ) -> None:
     """Give a posted version to all hosts of the service."""
     body = {"service_id": number_of(service_id), "version": version}
-    _changed(call("POST", "/seg/maps/promote", body, asked(dry_run)), output)
+    _changed(call("POST", "/seg/maps/promote", body, trying(dry_run)), output)
 
 
 @snapshot_app.command
@@ -77,7 +77,7 @@ def rollback(
 ) -> None:
     """Bring back earlier content under a new version."""
     body = {"service_id": number_of(service_id), "to_version": to_version}
-    _changed(call("POST", "/seg/maps/rollback", body, asked(dry_run)), output)
+    _changed(call("POST", "/seg/maps/rollback", body, trying(dry_run)), output)
 
 
 @snapshot_app.command
@@ -85,13 +85,8 @@ def withdraw(
     service_id: Service, *, host: Hosts = None, dry_run: DryRun = False, output: Output = "json"
 ) -> None:
     """End enforcement of a service, everywhere or on some hosts."""
-    query = {"target_host": host, **asked(dry_run)}
+    query = {"target_host": host, **trying(dry_run)}
     _changed(call("DELETE", f"/seg/maps/{number_of(service_id)}", None, query), output)
-
-
-def asked(dry_run: bool) -> dict[str, object]:
-    """The query of a request that may only try."""
-    return {"dry_run": "true"} if dry_run else {}
 
 
 def _changed(answer: Any, output: str) -> None:
@@ -340,7 +335,7 @@ def rotate(
 ) -> None:
     """Rotate the key that signs, and wait until the old one is gone."""
     body = {"without": without or [], **({} if wait_seconds is None else {"wait_seconds": wait_seconds})}
-    found = call("POST", "/api/v1/keys/rotate", body, asked(dry_run))
+    found = call("POST", "/api/v1/keys/rotate", body, trying(dry_run))
     if dry_run:
         show(found, "json")
         say(f"dry run: nothing was changed; {_waits(found, 'it would wait')}")

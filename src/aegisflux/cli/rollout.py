@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import LONG_SECONDS, call
+from aegisflux.cli.client import LONG_SECONDS, call, trying
 from aegisflux.cli.facts import PEOPLES
 from aegisflux.cli.output import Output, columnar, line, say, show
 from aegisflux.cli.output import screen as output_screen
@@ -45,7 +45,7 @@ def begin(
 
     Example: aegisflux rollout begin 3 -w
     """
-    moved = call("POST", "/api/v1/rollouts", {"plan": plan}, _asked(dry_run))
+    moved = call("POST", "/api/v1/rollouts", {"plan": plan}, trying(dry_run))
     if watch and not dry_run:
         watched(moved["rollout"]["id"], output)
     _moved(moved, output)
@@ -131,7 +131,7 @@ def panic(
         say(f"panic: expected exactly one of --fleet, --service NUMBER and --host NAME, got {got}")
         sys.exit(2)
     asked = {"fleet": fleet, "service_id": service, "host_id": host, "why": why}
-    found = call("POST", "/api/v1/panic", asked, _asked(dry_run), seconds=LONG_SECONDS)
+    found = call("POST", "/api/v1/panic", asked, trying(dry_run), seconds=LONG_SECONDS)
     show(found["services"] if columnar(output) else found, output, OBSERVING)
     if output in PEOPLES:
         for number in found["aborted"]:
@@ -262,15 +262,11 @@ def _row(rollout: dict[str, Any]) -> dict[str, Any]:
     return {**rollout, **run, **looked, "turn": run["at"] + 1}
 
 
-def _asked(dry_run: bool) -> dict[str, str]:
-    return {"dry_run": "true"} if dry_run else {}
-
-
 def _move(number: int, verb: str, why: str, dry_run: bool, output: str) -> None:
     """A verb is said about what was seen: if somebody else was faster, it is refused."""
     run = call("GET", f"/api/v1/rollouts/{number}")["rollout"]["run"]
     seen = {"stage": run["stage"], "turn": run["at"], "why": why}
-    _moved(call("POST", f"/api/v1/rollouts/{number}/{verb}", seen, _asked(dry_run)), output)
+    _moved(call("POST", f"/api/v1/rollouts/{number}/{verb}", seen, trying(dry_run)), output)
 
 
 def _moved(moved: dict[str, Any], output: str) -> None:

@@ -4,8 +4,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call, number_of
-from aegisflux.cli.nouns import DryRun, Label, Service, asked, labels_of, remark
+from aegisflux.cli.client import call, number_of, trying
+from aegisflux.cli.nouns import DryRun, Label, Service, labels_of, remark
 from aegisflux.cli.output import Output, columnar, say, show
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.selectors import never_matches
@@ -81,7 +81,7 @@ def approve_change(
     Example: aegisflux service approve web 7 --dry-run
     """
     path = f"/api/v1/services/{number_of(service_id)}/approve"
-    found = call("POST", path, {"change": change}, asked(dry_run))
+    found = call("POST", path, {"change": change}, trying(dry_run))
     if dry_run:
         say("dry run: nothing was changed")
         if waits := found.get("waits"):
