@@ -1,11 +1,14 @@
 """Requests of hosts: each has a window and a share; what is beyond costs nobody else anything."""
 
+# ruff: noqa: F811 - fixtures of another module are arguments here
+
 import asyncio
 import time
 
 import pytest
 import pytest_asyncio
-from tests.support.engines import eventually, opened, running_nats
+from tests.contract.test_bus import server  # noqa: F401 - a fixture
+from tests.support.engines import eventually, opened
 
 from aegisflux.adapters.bus import serving
 from aegisflux.adapters.bus.line import MOST_HEADERS, Line
@@ -18,12 +21,6 @@ from aegisflux.wire import subjects
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 FLOODER, HONEST = subjects.content("flooder"), subjects.content("honest")
 HOSTS = ("flooder", "honest")
-
-
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def server(tmp_path_factory):
-    async with running_nats(tmp_path_factory.mktemp("nats")) as lab:
-        yield lab
 
 
 @pytest_asyncio.fixture(loop_scope="module", params=["memory", "nats"])
@@ -46,6 +43,13 @@ async def outcomes(bus, subject, count, payload=b"x"):
     """What so many requests at once get."""
     asked = (bus.request(subject, payload, 5) for _ in range(count))
     return await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def flooded(bus, count):
+    """So many requests of the flooder that wait, and one of the honest host after them."""
+    many = [asyncio.ensure_future(bus.request(FLOODER, b"", 10)) for _ in range(count)]
+    await asyncio.sleep(0.05)
+    return many, asyncio.ensure_future(bus.request(HONEST, b"", 10))
 
 
 async def test_who_is_not_served_is_heard_by_nobody(bus):
@@ -216,9 +220,7 @@ async def test_requests_that_wait_are_answered_host_by_host(server, monkeypatch)
 
     async with server.control() as bus:
         await bus.serve(subjects.ALL_CONTENT, answer, HOSTS)
-        many = [asyncio.ensure_future(bus.request(FLOODER, b"", 10)) for _ in range(8)]
-        await asyncio.sleep(0.05)
-        honest = asyncio.ensure_future(bus.request(HONEST, b"", 10))
+        many, honest = await flooded(bus, 8)
         await asyncio.sleep(0.05)
         gate.set()
         assert await honest == b"chunk"
@@ -237,9 +239,7 @@ async def test_of_a_queue_that_is_full_the_longest_part_goes(server, monkeypatch
 
     async with server.control() as bus:
         await bus.serve(subjects.ALL_CONTENT, answer, HOSTS)
-        many = [asyncio.ensure_future(bus.request(FLOODER, b"", 10)) for _ in range(5)]
-        await asyncio.sleep(0.05)
-        honest = asyncio.ensure_future(bus.request(HONEST, b"", 10))
+        many, honest = await flooded(bus, 5)
         await eventually(lambda: any(one.done() for one in many))
         gate.set()
         assert await honest == b"chunk"

@@ -1,12 +1,13 @@
 """One host's flood on the bus costs that host its own share."""
 
+# ruff: noqa: F811 - fixtures of another module are arguments here
+
 import asyncio
 
 import pytest
-import pytest_asyncio
-from tests.support.engines import eventually, running_nats
+from tests.contract.test_bus import bus, server  # noqa: F401 - fixtures
+from tests.support.engines import eventually
 
-from aegisflux.adapters.bus.memory import Broker, MemoryBus
 from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.shares import Share
 from aegisflux.ports.bus import Fair
@@ -16,27 +17,10 @@ from aegisflux.wire.subjects import ANSWERS_EACH, MAX_ANSWER, MAX_TELEMETRY, TEL
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 
 
-@pytest_asyncio.fixture(loop_scope="module", scope="module")
-async def server(tmp_path_factory):
-    async with running_nats(tmp_path_factory.mktemp("nats")) as lab:
-        yield lab
-
-
-@pytest_asyncio.fixture(loop_scope="module", params=["memory", "nats"])
-async def bus(request, server, monkeypatch):
-    """A bus with empty streams."""
-    if request.param == "memory":
-        made = MemoryBus(Broker())
-        await made.ensure_streams()
-        yield made
-        await made.close()
-        return
-    async with server.control() as made:
-        await made.ensure_streams()
-        monkeypatch.setattr("aegisflux.adapters.bus.nats.PUBLISH_SECONDS", 0.5)
-        yield made
-        for stream in subjects.STREAMS:
-            await made.call(f"$JS.API.STREAM.DELETE.{stream.name}", b"")
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch):
+    """Who finds no place is told so soon."""
+    monkeypatch.setattr("aegisflux.adapters.bus.nats.PUBLISH_SECONDS", 0.5)
 
 
 class Taker:
