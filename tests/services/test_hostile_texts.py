@@ -11,11 +11,9 @@ import json
 import logging
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import structlog
 from ruamel.yaml import YAML
 from tests.support.hostile import ASKED, COMMANDS, EVIL, KINDS, MARKUP, PLAIN
 
@@ -242,17 +240,9 @@ def test_the_agents_log(capsys):
     assert is_parsed(said, "jsonl")
 
 
-@pytest.fixture
-def own_logging() -> Iterator[None]:
-    """Logging is of the process: what follows must not write to this test's captured stderr."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
-
-
 @pytest.mark.parametrize("form", ["text", "json"])
 @pytest.mark.parametrize("evil", [*KINDS.values(), MARKUP], ids=[*KINDS, "markup"])
-def test_logs_of_services(capsys, monkeypatch, form, evil, own_logging: None):
+def test_logs_of_services(capsys, monkeypatch, form, evil):
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
     logs.configure("info", form)
     log = logs.get("x")
