@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import pytest
@@ -47,6 +48,19 @@ _SKIPS: list[tuple[str, str]] = []
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[ABILITIES] = _abilities()
+    _keep_no_logger()
+
+
+def _keep_no_logger() -> None:
+    """Loggers of modules outlive a test: one that keeps what it was configured with would write to the
+    captured stderr of the first test that used it, which is closed.
+    """
+    configure = structlog.configure
+
+    def uncached(*args: Any, **given: Any) -> None:
+        configure(*args, **given | {"cache_logger_on_first_use": False})
+
+    structlog.configure = uncached
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

@@ -1,5 +1,6 @@
 """Logs of a flood: no line again and again, and no file without an end."""
 
+import io
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ import time
 
 import pytest
 
+from aegisflux.runtime import logs
 from aegisflux.runtime.logfiles import rotate
 from aegisflux.runtime.supervise import Child, Process
 
@@ -68,3 +70,15 @@ async def test_a_child_that_floods_its_log_has_a_bound_while_it_runs(tmp_path, m
     assert time.monotonic() - began < 30
     rotate(log, 100_000)
     assert sum(path.stat().st_size for path in tmp_path.glob("child.log*")) < 3_000_000 / 3
+
+
+def test_a_logger_that_was_used_follows_the_next_configuration(monkeypatch):
+    """In tests, whose stderr is another one each time (tests/conftest.py)."""
+    log = logs.get("kept")
+    for said in ("first", "second"):
+        stream = io.StringIO()
+        monkeypatch.setattr("sys.stderr", stream)
+        logs.configure(form="json")
+        log.warning(said)
+        assert said in stream.getvalue()
+        stream.close()
