@@ -12,6 +12,7 @@ from typing import Annotated, Final
 from msgspec import Meta, Struct
 
 from aegisflux.domain.errors import Invalid
+from aegisflux.domain.names import check_label
 
 Share = Annotated[float, Meta(gt=0, le=1)]
 Labels = Mapping[str, str | tuple[str, ...]]
@@ -67,6 +68,11 @@ class Limits(Struct, frozen=True, kw_only=True):
     def marks(self) -> frozenset[tuple[str, str]]:
         """The labels of `never_block`, one by one."""
         return frozenset((name, value) for name, of in self.never_block.items() for value in _values(of))
+
+    def check_labels(self, path: str) -> None:
+        """Raise Invalid by path for a label of `never_block` that no host can have as its reader sees it."""
+        for name, value in sorted(self.marks):
+            check_label(path, name, value)
 
 
 OPEN: Final = Limits(most_of_fleet=1, most_of_service=1, ttl_seconds=1 << 40, changes_an_hour=1 << 40)

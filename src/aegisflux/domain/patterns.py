@@ -5,11 +5,16 @@ A pattern is written for readers of JSON Schema; whoever sent a value that it do
 
 from typing import Final
 
+# Control characters, those that turn the direction of what is displayed, and those that no one sees.
+_UNSEEN: Final = (
+    r"\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff"
+)
 _WORDS: Final = {
-    r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$(?!\n)": "text of one line without control characters",
-    r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$(?!\n)": (
-        "characters each of which can be seen"
-    ),
+    rf"^[^{_UNSEEN}]*$(?!\n)": "text of one line, in which each character can be seen",
+    rf"^[^{_UNSEEN}]+$(?!\n)": "characters each of which can be seen",
+    r"^[ -~]*$(?!\n)": "printable characters of ASCII",
     r"^[A-Za-z0-9._:-]*$(?!\n)": "letters of ASCII, digits and . _ : -",
     r"^[A-Za-z0-9:._-]+$(?!\n)": "letters of ASCII, digits and : . _ -",
     r"^[0-9a-f]{16}$(?!\n)": "16 hexadecimal digits, in small letters",

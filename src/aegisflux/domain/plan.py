@@ -13,6 +13,7 @@ from msgspec import Meta, Struct, field
 from aegisflux.domain.diff import Change, diff
 from aegisflux.domain.errors import Invalid, Refused
 from aegisflux.domain.guardrails import GUARDRAILS, Limits, Wave, checked, waves
+from aegisflux.domain.manifest import HostId
 from aegisflux.domain.net import PROTOCOL_NAMES
 from aegisflux.domain.policy import Policy, ends_named
 from aegisflux.domain.policy_compile import Inventory, compile_policy
@@ -38,7 +39,7 @@ class Strategy(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """
 
     canary_share: Annotated[float, Meta(gt=0, le=0.5)] = 0.1
-    canary_hosts: Annotated[tuple[str, ...], Meta(max_length=10_000)] = ()
+    canary_hosts: Annotated[tuple[HostId, ...], Meta(max_length=10_000)] = ()
     limits: Limits = field(default_factory=Limits)
     gate: Gate = field(default_factory=Gate)
 

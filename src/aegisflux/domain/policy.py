@@ -26,6 +26,7 @@ from aegisflux.domain.names import OPERATOR, check_name
 from aegisflux.domain.net import TCP, UDP, Cidr, masked, parse_address, parse_cidr, parse_former_cidr
 from aegisflux.domain.paths import step
 from aegisflux.domain.snapshot import TTL_MAX, TTL_MIN, Established, Expiry, Mode, Proto
+from aegisflux.domain.text import is_printable
 
 MAX_RULES: Final = 5_000
 MAX_GROUPS: Final = 10_000
@@ -184,6 +185,8 @@ def check(policy: Policy, odd: Odd = _refuse) -> None:
     seen: dict[str, int] = {}
     for n, rule in enumerate(policy.rules):
         ports_of(rule, f"rules[{n}]")
+        if not all(map(is_printable, rule.why.split("\n"))):
+            odd(Invalid(f"rules[{n}].why", "text in which each character can be seen", rule.why))
         for path, end in end_paths(rule, f"rules[{n}]"):
             _check_end(end, path, odd)
             if rule.action == "deny" and _is_local(end, policy.groups):

@@ -3,8 +3,8 @@
 A plain scalar is null, true, false or a decimal integer in its usual spelling, and else the text that is
 written: nothing is turned into a date, a float or an octal number. What readers of YAML understand
 differently has no meaning here: directives, tags, merge keys, keys that come twice or are no text, line
-breaks of YAML 1.1 alone, characters that turn the direction of what is displayed. Whatever the library raises
-is a refusal.
+breaks of YAML 1.1 alone, characters that turn the direction of what is displayed, or that no one sees.
+Whatever the library raises is a refusal.
 """
 
 import re
@@ -39,9 +39,11 @@ _CONSTANTS: Final = {
 _DIRECTIVE: Final = re.compile(r"\ufeff?(?:[ \t]*(?:#[^\r\n]*)?\r?\n)*%")
 _COLON: Final = re.compile(r"(?:[ \t]*(?:#[^\n]*)?\r?\n)*[ \t]*:")
 # Line breaks of YAML 1.1 alone, a carriage return alone, a byte order mark inside, marks of direction
-# (https://trojansource.codes), and what YAML itself does not allow.
+# (https://trojansource.codes), characters that no one sees, and what YAML itself does not allow.
 REFUSED: Final = re.compile(
-    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
+    "[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    "\u2028-\u202e\u2060-\u206f\u2800\u3164\ud800-\uf8ff\ufe00-\ufe0f\uffa0\ufff9-\ufffb\ufffe\uffff"
+    "\U000e0000-\U000e0fff]"
     "|\r(?!\n)|(?<!^)\ufeff"
 )
 _LIBRARY: Final = (

@@ -70,6 +70,7 @@ async def post_events(
         Parameter(
             header="Idempotency-Key",
             max_length=128,
+            pattern=r"^[ -~]*$(?!\n)",
             description="with another key the same body is another request",
         ),
     ] = None,

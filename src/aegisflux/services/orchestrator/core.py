@@ -24,8 +24,13 @@ from aegisflux.services.orchestrator.prepare import Workshop
 
 CLASH_SECONDS: Final = 60.0  # heartbeats of both come every few seconds
 MAX_TROUBLES: Final = 16
-Words = Annotated[str, Meta(max_length=1000, pattern=r"^[^\u0000-\u001f\u007f-\u009f\u2028\u2029]*$(?!\n)")]
-"""What somebody says for the history: one line."""
+LINE: Final = (
+    r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]*$(?!\\n)"
+)
+Words = Annotated[str, Meta(max_length=1000, pattern=LINE)]
+"""A reason for the history and the audit log: one line in which a reader sees every character."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -31,7 +31,11 @@ from aegisflux.services.orchestrator.views import Asked, ServiceMaps, ServiceSta
 
 Handler = Request[Any, Any, Any]
 ServiceNumber = Annotated[int, Parameter(ge=0, le=2**32 - 1, description="the service's number")]
-PRINTABLE = r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]+$(?!\n)"
+PRINTABLE = (
+    r"^[^\u0000-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f"
+    r"\u2028-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufe00-\ufe0f\ufeff\uffa0\ufff9-\ufffb"
+    "\U000e0000-\U000e0fff]+$(?!\\n)"
+)
 VersionNumber = Annotated[int, Meta(ge=1, le=2**53 - 1)]
 Targets = Annotated[
     list[str] | None,
@@ -50,6 +54,7 @@ Key = Annotated[
     Parameter(
         header="Idempotency-Key",
         max_length=128,
+        pattern=r"^[ -~]*$(?!\n)",
         description="the same key and request: the same answer, once",
     ),
 ]

@@ -89,6 +89,7 @@ class Plans:
             window = Asked(since=asked.since, until=asked.until, period_seconds=asked.period_seconds)
         window = self._proposals.settled(msgspec.structs.replace(window, scope=()))
         told = {"since": window.since, "until": window.until, "period_seconds": window.period_seconds}
+        asked.strategy.limits.check_labels("strategy.limits.never_block")
         strategy = msgspec.structs.replace(asked.strategy, limits=within(asked.strategy.limits, self._limits))
         return msgspec.structs.replace(asked, strategy=strategy, **told), policy, window
 
