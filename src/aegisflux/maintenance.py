@@ -19,6 +19,7 @@ from aegisflux.runtime.register import Register, audit_key, reaches
 from aegisflux.services.orchestrator.acceptance import Acceptance, Accepted
 from aegisflux.services.orchestrator.access import Access
 from aegisflux.services.orchestrator.agreed import texts
+from aegisflux.services.orchestrator.effects import Effect
 from aegisflux.services.orchestrator.standing import unkept
 from aegisflux.settings import Settings
 
@@ -48,15 +49,18 @@ async def accept_audit(settings: Settings, dry_run: bool) -> Accepted:
         return await acceptance.accept(int(time.time()), dry_run)
 
 
-async def replace_token(settings: Settings, role: Literal["admin", "viewer"]) -> Path:
-    """A new token in our own file, in place of the one before; the file. Raises Conflict while the log is not
-    the one that was followed."""
+async def replace_token(
+    settings: Settings, role: Literal["admin", "viewer"], dry_run: bool
+) -> tuple[Effect, Path]:
+    """A new token in our own file, in place of the one before; what that does, and the file. Raises Conflict
+    while the log is not the one that was followed."""
     async with _audited(settings) as (place, store):
         name, text = {"admin": ADMIN, "viewer": VIEWER}[role], new_token()
         parts = _TokenParts(store, WallClock(), Register(store, place.secrets))
-        await Access(parts).replace(role, role, place.token(name), text)
-        place.secrets.write(name, text.encode())
-        return place.secrets.path(name)
+        effect = await Access(parts).replace(role, role, place.token(name), text, dry_run)
+        if not dry_run:
+            place.secrets.write(name, text.encode())
+        return effect, place.secrets.path(name)
 
 
 async def viewer_ended(settings: Settings) -> bool:

@@ -39,6 +39,7 @@ def asked(monkeypatch):
             "desired": [],
             "observed": [],
             "differs": False,
+            "did": [],
         }
 
     monkeypatch.setattr(client, "call", call)

@@ -89,6 +89,32 @@ async def test_every_verb_is_known_here(service):
     assert routes(service) == known, "give it a line of the audit log, or a reason, and tell it here"
 
 
+# Named queries, what they are given, and the columns that only a request changes.
+TABLES = (
+    ("services", (), ("id", "name", "selectors", "host_labels")),
+    ("held_changes", (None,), ("id", "service_id", "name", "host_labels", "reason")),
+    ("hosts", (), ("host_id", "public_key", "labels", "released_at")),
+    ("all_assigned", (), ("host_id", "service_id")),
+    ("tokens", (), ("id", "name", "revoked_at")),
+    ("suspicions", (), ("host_id", "finding", "detail")),
+)
+
+
+def with_dry_run(service):
+    """The routes of a service that can be tried, as its OpenAPI document says."""
+    document = SERVICES[service].application(None).openapi_schema.to_schema()
+    return {
+        f"{method.upper()} {path}"
+        for path, item in document["paths"].items()
+        for method, operation in item.items()
+        if method.upper() in VERBS
+        if any(one["name"] == "dry_run" for one in operation.get("parameters", ()))
+    }
+
+
+TRIED = {name: with_dry_run(name) for name in SERVICES}
+
+
 class Anybody:
     """Bearers that know every token, as an admin of that name, or an operator."""
 
@@ -101,7 +127,7 @@ class Asked:
 
     def __init__(self, fleet, clients):
         self.fleet, self.clients, self.done = fleet, clients, {name: {} for name in SERVICES}
-        self.store = fleet.plane.store
+        self.store, self.tried = fleet.plane.store, {name: set() for name in SERVICES}
 
     async def newest(self):
         return (await self.store.audit_log())[0].seq
@@ -113,8 +139,12 @@ class Asked:
     async def ask(self, service, route, json=None, content=None, actor="ann", query="", **places):
         """A request by its route; the answer. What it wrote into the log is kept."""
         method, _, path = route.partition(" ")
-        since = await self.newest()
         headers = {"Authorization": f"Bearer {actor}"}
+        if route in TRIED[service]:
+            url = f"{path.format(**places)}{query}{'&' if query else '?'}dry_run=true"
+            await self.tries(service, method, url, json, headers)
+            self.tried[service].add(route)
+        since = await self.newest()
         answer = await self.clients[service].request(
             method, path.format(**places) + query, json=json, content=content, headers=headers
         )
@@ -125,6 +155,21 @@ class Asked:
             assert found["state"] == "done", found
         self.done[service].setdefault(route, []).extend(await self.lines(since, actor))
         return found
+
+    async def tries(self, service, method, url, json, headers):
+        """The same request as a dry run passes, and leaves tables and the log as they are."""
+        before = await self.tables()
+        answer = await self.clients[service].request(method, url, json=json, headers=headers)
+        assert answer.status_code < 300, (method, url, answer.text)
+        assert await self.tables() == before, (method, url)
+
+    async def tables(self):
+        """What a request could change, but for what heartbeats, renewals and the clock do."""
+        found = {
+            name: [{key: row[key] for key in keys} for row in await self.store.rows(name, *given)]
+            for name, given, keys in TABLES
+        }
+        return found | {"log": await self.newest()}
 
     async def ended(self, number):
         headers = {"Authorization": "Bearer ann"}
@@ -163,6 +208,7 @@ async def test_every_verb_of_the_orchestrator_and_the_segmenter_writes_its_line(
             if action not in asked.done[service].get(route, ())
         }
         assert not missing
+        assert asked.tried[service] == TRIED[service]
 
 
 async def _hosts_and_tokens(asked):

@@ -440,7 +440,10 @@ async def test_tokens_have_roles_ends_and_can_be_revoked(plane):
     assert await access.principal(made.token + "x") is None
     stored = await plane.store._runner.fetchval("select hash from tokens where id = $1", made.id)
     assert made.token.encode() not in stored
-    await access.revoke(made.id, WHO)
+    tried = await access.revoke(made.id, WHO, dry_run=True)
+    assert (tried.did, tried.dry_run) == ((f"ends token {made.id} (bob, role operator)",), True)
+    assert (await access.principal(made.token)).role == "operator"
+    assert (await access.revoke(made.id, WHO)).did == tried.did
     assert await access.principal(made.token) is None
 
 

@@ -92,6 +92,40 @@ async def test_nobody_below_an_admin_changes_it_alone(plane, number, kind, who):
     assert [action for _, action in await lines(plane, number)][-2:] == ["service.ask", "service.discard"]
 
 
+@pytest.mark.parametrize("kind", WIDER)
+@pytest.mark.parametrize("who", [OLGA, WHO], ids=["operator", "admin"])
+async def test_a_dry_run_says_what_changes_and_whether_it_waits(plane, number, kind, who):
+    registry = plane.orchestrator.registry
+    before = await registry.one(number)
+    given = {"selectors": before.selectors, "labels": before.host_labels, "name": before.name} | WIDER[kind]
+    args = number, given["name"], list(given["selectors"]), given["labels"], who
+    tried = (await registry.put(*args, dry_run=True)).tried
+    assert await registry.one(number) == before
+    made = await registry.put(*args)
+    assert tried.id == 0
+    assert bool(tried.reason) == (made.waits is not None) == (who is OLGA)
+    if who is OLGA:
+        assert replace_id(tried, made.waits.id) == made.waits
+    assert tried.differs
+    assert (tried.begin.count, tried.cease.count) == {
+        "other labels": (1, 1), "no labels": (0, 1)
+    }.get(kind, (0, 0))  # fmt: skip
+
+
+def replace_id(change, number):
+    return structs.replace(change, id=number)
+
+
+async def test_a_dry_run_is_refused_where_the_change_would_be(plane, number):
+    registry = plane.orchestrator.registry
+    with pytest.raises(Conflict, match="belongs to service"):
+        await registry.put(None, f"s{number}", [], {}, OLGA, dry_run=True)
+    with pytest.raises(Conflict, match="withdraw it first"):
+        await registry.delete(number, WHO, dry_run=True)
+    with pytest.raises(NotFound, match="no change waits"):
+        await registry.discard(number, 7, OLGA, dry_run=True)
+
+
 async def test_another_one_approves_what_was_asked_for(plane, number):
     first = await put(plane, number, ANNA, labels={"at": "c2"})
     asked = await put(plane, number, ANNA, labels={})

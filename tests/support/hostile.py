@@ -106,6 +106,8 @@ CHANGE = {
 }
 SERVICE = {"id": 1, "name": E, "selectors": [E], "host_labels": {E: E}, "waits": CHANGE, E: E}
 HOST = {"host_id": E, "labels": {E: E}, "agent_version": E, "services": [E], "suspicious": [E]}
+EFFECT = {"action": E, "object": E, "did": [E], "dry_run": True}
+ENROL = {"token": E, "host_id": None, "labels": {E: E}, "expires_at": 1, "command": E}
 LETTER = {"id": 7, "time_ns": 1, "stream": E, "subject": E, "host_id": E, "size": 1, "reason": E}
 WHY = {"word": E, "reason": E, "rule": E, "mode": E, "version": 1, "digest": E, "hosts": [E]}
 PACKAGE = {"host_id": E, "type": E, "name": E, "version": E, "arch": E, "source": E, "added": True}
@@ -132,15 +134,16 @@ COMMANDS = {
     },
     "hosts list": [HOST], "host list": [HOST],
     "hosts show h": HOST, "host show h": HOST,
-    "hosts token": {"token": E}, "host token": {"token": E},
-    "hosts release h": None, "host release h": None,
-    "hosts suspect h": None, "host suspect h": None,
-    "hosts trust h": None, "host trust h": None,
+    "hosts token": ENROL, "host token": ENROL,
+    "hosts label h --clear": HOST, "host label h --label a=b": HOST,
+    "hosts release h": EFFECT, "host release h": EFFECT,
+    "hosts suspect h": EFFECT, "host suspect h": EFFECT,
+    "hosts trust h": EFFECT, "host trust h": EFFECT,
     "inventory changes": [PACKAGE | {"time": E}],
     "inventory hosts": [HOST | {"last_at": E, "lost": {E: 1}}],
     "inventory list": page(PACKAGE),
     "keys list": {"version": 1, "keys": [E], "signing": E, "phase": E, "waiting_for": [E], "waits_until": 1},
-    "keys rotate": {"phase": "none", "waiting_for": [E], E: E},
+    "keys rotate": {"version": 1, "phase": "none", "waiting_for": [E], "waiting": 1, E: E},
     "panic --fleet": {"services": [{"service_id": 1, "service": E, "version": 1, "hosts": [E]}],
     "aborted": [E], "failed": [{"service_id": 2, "reason": E}]},
     "policy inventory": PLACES,
@@ -166,12 +169,13 @@ COMMANDS = {
     "segment simulate 5": KEPT,
     "service list": [SERVICE],
     "service put x": SERVICE,
-    "service health 1 --well": None,
-    "service delete 1": None,
+    "service put x --dry-run": SERVICE | {"tried": CHANGE},
+    "service health 1 --well": EFFECT,
+    "service delete 1": EFFECT,
     "service changes": [CHANGE, CHANGE | {"stale": [E]}],
     "service approve 1 7": SERVICE,
     "service approve 1 7 --dry-run": SERVICE,
-    "service discard 1 7": None,
+    "service discard 1 7": EFFECT,
     "snapshot list": [{"service_id": 1, "name": E, "latest": 1}],
     "snapshot post {json}": {"service_id": 1, "version": 1, "digest": E, "target_hosts": [E],
     "warnings": [E]},
@@ -181,10 +185,9 @@ COMMANDS = {
     "snapshot show 1": {"service_id": 1, "name": E},
     "snapshot status 1": {"hosts": [{"host_id": E, "state": E, "last_nack": {"reason": E, "detail": E}}]},
     "snapshot why 1 tcp 10.0.0.1 1": {"desired": [WHY], "observed": [WHY], "differs": True},
-    "token create n admin": {"token": E},
-    "token issue --role admin": {"token": E},
+    "token create n admin": {"id": E, "name": E, "role": E, "token": E},
     "token list": [{"id": 1, "name": E, "role": E, "host_id": E}],
-    "token revoke t": None,
+    "token revoke t": [[{"id": "t", "name": E, "revoked_at": None}], EFFECT],
 }  # fmt: skip
 
 STATUS = {

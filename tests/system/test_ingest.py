@@ -145,7 +145,7 @@ async def test_the_same_batch_twice_is_stored_once_and_the_future_is_clamped(up)
 
 
 def source_token(up: Up, host: str) -> str:
-    return up.run(AEGISFLUX, "token", "issue", "--role", "source", "--host-id", host).stdout.strip()
+    return up.run(AEGISFLUX, "token", "create", f"events-{host}", "source", "--host-id", host).stdout.strip()
 
 
 @pytest.mark.parametrize(

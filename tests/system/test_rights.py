@@ -53,7 +53,7 @@ def verify(up):
 def test_what_sql_does_to_tokens_gives_nothing_and_is_named(up):
     assert verify(up) == (0, [], "N lines, 0 problems")
     viewer, ended = issued(up, "vera", "viewer"), issued(up, "ed", "admin")
-    assert up.call("DELETE", f"/api/v1/tokens/{ended['id']}").status == 204
+    assert up.call("DELETE", f"/api/v1/tokens/{ended['id']}").status == 200
     sql(up, "update tokens set role = 'admin' where id = $1", viewer["id"])
     sql(up, "update tokens set revoked_at = null where id = $1", ended["id"])
     columns = "(id, name, role, hash, created_at, created_by)"
@@ -113,7 +113,7 @@ def test_a_name_that_is_given_again_answers_nobody_elses_requests(up):
     assert (twice.status, first["id"] in twice.json["detail"]) == (409, True)
     key = {"Idempotency-Key": "k1"}
     assert up.call("POST", "/seg/maps", snapshot, token=first["token"], **key).status == 200
-    assert up.call("DELETE", f"/api/v1/tokens/{first['id']}").status == 204
+    assert up.call("DELETE", f"/api/v1/tokens/{first['id']}").status == 200
     second = issued(up, "carl", "approver")
     other = snapshot | {"version": 2}
     answer = up.call("POST", "/seg/maps", other, token=second["token"], **key)

@@ -26,7 +26,7 @@ app = App(
 )
 for name in ("up", "orchestrator", "ingest", "enrich", "segmenter", "env"):
     app.command(f"aegisflux.cli.control:{name}", name=name)
-for name in ("snapshot", "token", "keys", "audit", "bus"):
+for name in ("snapshot", "keys", "audit", "bus"):
     app.command(f"aegisflux.cli.nouns:{name}_app", name=name)
 for name in ("flows", "inventory", "graph"):
     app.command(f"aegisflux.cli.facts:{name}_app", name=name)
@@ -35,7 +35,8 @@ app.command("aegisflux.cli.policy:app", name="policy")
 app.command("aegisflux.cli.rollout:app", name="rollout")
 app.command("aegisflux.cli.rollout:panic", name="panic")
 app.command("aegisflux.cli.facts:events", name="events")
-app.command("aegisflux.cli.nouns:host_app", name=("hosts", "host"))
+app.command("aegisflux.cli.hosts:host_app", name=("hosts", "host"))
+app.command("aegisflux.cli.tokens:token_app", name="token")
 app.command("aegisflux.cli.services:service_app", name="service")
 app.command("aegisflux.cli.dead:app", name="dead")
 app.command("aegisflux.agent.cli:app", name="agent")

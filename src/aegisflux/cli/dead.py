@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import ingest, trying
 from aegisflux.cli.nouns import DryRun
-from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.output import UNCHANGED, Output, columnar, say, show
 from aegisflux.cli.output import raw as raw_bytes
 
 COLUMNS = ("id", "time", "stream", "subject", "host_id", "size", "reason")
@@ -54,7 +54,7 @@ def replay(letter: int, *, dry_run: DryRun = False, output: Output = "json") -> 
     """
     found = ingest("POST", f"/api/v1/dead/{letter}/replay", {}, trying(dry_run))
     if dry_run:
-        say("dry run: nothing was changed")
+        say(UNCHANGED)
     show(found, output, ("id", "subject", "accepted", "refused", "sequence"))
 
 

@@ -8,7 +8,7 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import facts, quoted
 from aegisflux.cli.following import following
-from aegisflux.cli.output import Output, columnar, line, say, show
+from aegisflux.cli.output import PEOPLES, Output, columnar, line, say, show
 from aegisflux.domain.digits import whole
 from aegisflux.domain.errors import Invalid, Misused
 from aegisflux.domain.net import PROTOCOL_NAMES
@@ -21,7 +21,6 @@ Filter = Annotated[str, Parameter(help="further field=value terms: service=web -
 Picture = Callable[[dict[str, Any]], dict[str, Any]]
 MAX_ROWS = 1000
 PACKAGES = ("deb", "rpm", "apk", "pypi")
-PEOPLES = ("table", "wide")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
 MARKS = {
     "allowed": "+ allowed",

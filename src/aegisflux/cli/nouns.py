@@ -1,9 +1,8 @@
-"""Nouns of the control plane: snapshots, hosts, tokens, keys, the audit log, the bus."""
+"""Nouns of the control plane: snapshots, keys, the audit log, the bus."""
 
 import asyncio
 import json
 import os
-import secrets
 import sys
 import time
 from pathlib import Path
@@ -11,11 +10,10 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App, Parameter
 
-from aegisflux.cli.client import call, number_of, quoted, trying
-from aegisflux.cli.control import Config, DataDir, PortBase, known
-from aegisflux.cli.output import Output, as_json, columnar, line, say, show
+from aegisflux.cli.client import call, number_of, trying
+from aegisflux.cli.control import Config, DataDir, known
+from aegisflux.cli.output import PEOPLES, UNCHANGED, Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Misused
-from aegisflux.domain.names import remarks
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -26,6 +24,7 @@ DryRun = Annotated[
     bool, Parameter(name="--dry-run", help="say what would change, and change nothing", negative="")
 ]
 MOST_NAMED = 5
+KEYS = ("version", "keys", "signing", "phase", "waiting_for", "waits_until")
 Hosts = Annotated[list[str] | None, Parameter(name="--host", help="a target host; repeat it", negative="")]
 
 snapshot_app = App(
@@ -33,8 +32,6 @@ snapshot_app = App(
     help="Snapshots and their rollout: post, promote, roll back, withdraw, look, ask why.",
     version_flags=(),  # --version is that of a snapshot
 )
-host_app = App(name=("hosts", "host"), help="Enrolled hosts and enrolment tokens.")
-token_app = App(name="token", help="API tokens.")
 keys_app = App(name="keys", help="The keys that sign.")
 audit_app = App(name="audit", help="The audit log.")
 bus_app = App(name="bus", help="What goes over the bus.")
@@ -93,7 +90,7 @@ def _changed(answer: Any, output: str) -> None:
     for warning in answer["warnings"]:
         say(f"warning: {warning}")
     if answer["dry_run"]:
-        say("dry run: nothing was changed")
+        say(UNCHANGED)
     show(answer, output, CHANGED)
 
 
@@ -152,172 +149,10 @@ def why(
         say("the hosts do not hold what is desired: aegisflux snapshot status tells why")
 
 
-def remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
-    """What got its name before names that look like something else were refused."""
-    for whose, what in remarks(names, labels):
-        say(f"warning: {whose}: {what}; give it another one")
-
-
-@host_app.command(name="token")
-def host_token(
-    *,
-    label: Label = None,
-    host_id: str | None = None,
-    ttl_seconds: int = 3600,
-    config: Config = None,
-    data_dir: DataDir = None,
-    port_base: PortBase = None,
-) -> None:
-    """Make an enrolment token for one host and print it: a secret.
-
-    Example: aegisflux hosts token --label role=web | aegisflux agent enroll --host-id web-1
-    """
-    _place(config, data_dir, port_base)
-    body = {"labels": labels_of(label), "host_id": host_id, "ttl_seconds": ttl_seconds}
-    answer = call("POST", "/api/v1/hosts/tokens", body)
-    say(f"for one host, within {ttl_seconds} s; on the host: aegisflux agent enroll")
-    line(answer["token"])
-
-
-@host_app.command(name="list")
-def list_hosts(*, output: Output = "table") -> None:
-    """Enrolled hosts."""
-    columns = (
-        "host_id",
-        "labels",
-        "serial",
-        "observed_serial",
-        "silent",
-        "panicked",
-        "suspicious",
-        "agent_version",
-        "services",
-    )
-    found = call("GET", "/api/v1/hosts")
-    show(found, output, (*columns, "troubles", "address_conflicts") if output == "wide" else columns)
-    remark(
-        {f"host {row['host_id']}": row["host_id"] for row in found},
-        {f"host {row['host_id']}": row["labels"] for row in found},
-    )
-
-
-@host_app.command(name="show")
-def show_host(host_id: str, *, output: Output = "json") -> None:
-    """One host: its labels, what it reports, its troubles, and the addresses that others report too.
-
-    Example: aegisflux hosts show web-1
-    """
-    columns = ("host_id", "labels", "serial", "observed_serial", "silent", "services", "troubles")
-    show(call("GET", f"/api/v1/hosts/{quoted(host_id)}"), output, (*columns, "address_conflicts"))
-
-
-@host_app.command
-def suspect(
-    host_id: str,
-    why: str = "",
-    *,
-    finding: Annotated[str, Parameter(help="the finding that says so; else you do")] = "",
-) -> None:
-    """Mark a host as suspicious: until somebody trusts it again, no proposal learns from its flows.
-
-    Example: aegisflux hosts suspect web-7 "calls an unknown address every 60 s"
-    """
-    said = {"suspicious": True, "detail": why, "finding": finding}
-    call("POST", f"/api/v1/hosts/{quoted(host_id)}/suspicion", said)
-
-
-@host_app.command
-def trust(
-    host_id: str,
-    why: str = "",
-    *,
-    finding: Annotated[str, Parameter(help="the finding that said so; else what you said")] = "",
-) -> None:
-    """Take a suspicion of a host back; those of others stay."""
-    said = {"suspicious": False, "detail": why, "finding": finding}
-    call("POST", f"/api/v1/hosts/{quoted(host_id)}/suspicion", said)
-
-
-@host_app.command(name="release")
-def release_host(host_id: str) -> None:
-    """Free a host's name and revoke its key."""
-    call("DELETE", f"/api/v1/hosts/{quoted(host_id)}")
-
-
-@token_app.command(name="list")
-def list_tokens(*, output: Output = "table") -> None:
-    """API tokens; what is wrong with one is said beside."""
-    found: Any = call("GET", "/api/v1/tokens")
-    show(found, output, ("id", "name", "role", "host_id", "expires_at", "last_used", "revoked_at"))
-    for one in found:
-        for trouble in one.get("troubles", ()):
-            say(f"warning: token {one['id']}: {trouble}")
-
-
-@token_app.command(name="create")
-def create_token(
-    name: str, role: Literal["viewer", "operator", "approver", "admin"], *, ttl_seconds: int | None = None
-) -> None:
-    """Make an API token and print it: a secret."""
-    line(call("POST", "/api/v1/tokens", {"name": name, "role": role, "ttl_seconds": ttl_seconds})["token"])
-
-
-@token_app.command(name="issue")
-def issue_token(
-    *,
-    role: Literal["source", "viewer", "operator", "approver", "admin"],
-    name: Annotated[str | None, Parameter(help="whose it is; by default role, host and a number")] = None,
-    host_id: Annotated[str | None, Parameter(help="whose events a token of the role source may post")] = None,
-    ttl_seconds: int | None = None,
-) -> None:
-    """Make an API token and print it: a secret. One of the role source posts the events of one host.
-
-    Example: aegisflux token issue --role source --host-id web-1
-    """
-    body = {
-        "name": name or f"{'-'.join(filter(None, (role, host_id)))[:57]}-{secrets.token_hex(3)}",
-        "role": role,
-        "ttl_seconds": ttl_seconds,
-        "host_id": host_id,
-    }
-    line(call("POST", "/api/v1/tokens", body)["token"])
-
-
-@token_app.command(name="revoke")
-def revoke_token(
-    token_id: str,
-    *,
-    force: Annotated[bool, Parameter(help="also the last one of an admin", negative="")] = False,
-) -> None:
-    """End a token."""
-    call("DELETE", f"/api/v1/tokens/{quoted(token_id)}", None, {"force": "true"} if force else {})
-
-
-@token_app.command(name="replace")
-def replace_token(
-    role: Literal["admin", "viewer"], *, config: Config = None, data_dir: DataDir = None
-) -> None:
-    """Make a new token of the control plane's own admin or viewer, and end the one before.
-
-    Run it as root on the control plane, for example when no admin's token is left. It needs no token. The new
-    one is in `secrets/admin-token` or `secrets/viewer-token` of the data folder.
-
-    Example: aegisflux token replace admin
-    """
-    from aegisflux import maintenance
-
-    path = asyncio.run(maintenance.replace_token(known(config, data_dir), role))
-    say(f"a new token of the role {role} is in {path}")
-
-
 @keys_app.command(name="list")
 def list_keys(*, output: Output = "json") -> None:
     """The key set in force."""
-    show(
-        call("GET", "/api/v1/keys"),
-        output,
-        ("version", "keys", "signing", "phase", "waiting_for", "waits_until"),
-    )
+    show(call("GET", "/api/v1/keys"), output, KEYS)
 
 
 @keys_app.command
@@ -332,13 +167,14 @@ def rotate(
     ] = None,
     seconds: Annotated[float, Parameter(help="how long this command waits")] = 300,
     dry_run: DryRun = False,
+    output: Output = "json",
 ) -> None:
     """Rotate the key that signs, and wait until the old one is gone."""
     body = {"without": without or [], **({} if wait_seconds is None else {"wait_seconds": wait_seconds})}
     found = call("POST", "/api/v1/keys/rotate", body, trying(dry_run))
     if dry_run:
-        show(found, "json")
-        say(f"dry run: nothing was changed; {_waits(found, 'it would wait')}")
+        show(found, output, KEYS)
+        say(f"{UNCHANGED}; {_waits(found, 'it would wait')}")
         return
     deadline, phase = time.monotonic() + seconds, ""
     while found["phase"] != "none":
@@ -350,7 +186,7 @@ def rotate(
             sys.exit(4)
         time.sleep(0.5)
         found = call("GET", "/api/v1/keys")
-    show(found, "json")
+    show(found, output, KEYS)
 
 
 def _waits(found: Any, verb: str) -> str:
@@ -359,7 +195,7 @@ def _waits(found: Any, verb: str) -> str:
 
 
 @audit_app.command
-def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
+def verify(*, output: Output = "table", config: Config = None, data_dir: DataDir = None) -> None:
     """Check the audit log in the store: edits, gaps, a cut-off tail; and that tokens, hosts, services, plans,
     rollouts and keys are as its lines say. Exit status 1 when something does not agree; 3 or 4 when it cannot
     be read.
@@ -367,8 +203,13 @@ def verify(*, config: Config = None, data_dir: DataDir = None) -> None:
     from aegisflux import maintenance
 
     count, problems = asyncio.run(maintenance.audit_problems(known(config, data_dir)))
-    for problem in problems:
-        line(problem)
+    if output in PEOPLES:
+        for problem in problems:
+            line(problem)
+    elif columnar(output):
+        show([{"problem": problem} for problem in problems], output, ("problem",))
+    else:
+        show({"lines": count, "problems": problems}, output)
     say(f"{count} lines, {len(problems)} problems")
     sys.exit(1 if problems else 0)
 
@@ -380,6 +221,7 @@ def accept(
     dry_run: Annotated[
         bool, Parameter(name="--dry-run", help="print what would be believed; change nothing", negative="")
     ] = False,
+    output: Output = "table",
     config: Config = None,
     data_dir: DataDir = None,
 ) -> None:
@@ -396,11 +238,19 @@ def accept(
         raise Misused("--yes", words, "neither")
     found = asyncio.run(maintenance.accept_audit(known(config, data_dir), dry_run))
     parts = {"believed": found.believed, "stays ended": found.ended, "numbers": found.numbers}
-    for word, lines in parts.items():
-        for text in lines:
-            line(f"{word}: {text}")
-    what = "nothing was changed: it would accept the log" if dry_run else "accepted"
-    say(f"{what} up to line {found.line}")
+    rows = [{"what": word, "text": text} for word, texts in parts.items() for text in texts]
+    if output in PEOPLES:
+        for row in rows:
+            line(f"{row['what']}: {row['text']}")
+    elif columnar(output):
+        show(rows, output, ("what", "text"))
+    else:
+        told = {"believed": found.believed, "ended": found.ended, "numbers": found.numbers}
+        show({"line": found.line, **told, "dry_run": dry_run}, output)
+    if dry_run:
+        say(f"{UNCHANGED}: it would accept the log up to line {found.line}")
+    else:
+        say(f"accepted up to line {found.line}")
 
 
 @audit_app.command(name="list")
@@ -469,10 +319,3 @@ def labels_of(given: list[str] | None) -> dict[str, str]:
         name, equals, value = text.partition("=")
         found[name] = value if equals else "true"
     return found
-
-
-def _place(config: Path | None, data_dir: str | None, port_base: int | None) -> None:
-    if config or data_dir or port_base:
-        given = known(config, data_dir, port_base)
-        os.environ.setdefault("AEGISFLUX_URL", given.url)
-        os.environ["AEGISFLUX_DATA_DIR"] = str(given.data)

@@ -20,7 +20,14 @@ from aegisflux.domain.text import encodable_all, is_printable, printable
 Output = Annotated[
     Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"], Parameter(name=("--output", "-o"))
 ]
+SecretOutput = Annotated[
+    Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"] | None,
+    Parameter(name=("--output", "-o"), help="all that is known of it; by default the secret alone"),
+]
 Row = dict[str, Any]
+PEOPLES: Final = ("table", "wide")
+UNCHANGED: Final = "dry run: nothing was changed"
+EFFECT: Final = ("object", "action", "did")
 TIMES: Final = {
     "since": 1,
     "lease_until": 1,
@@ -59,6 +66,17 @@ def show(value: Any, output: str, columns: tuple[str, ...] = (), headed: bool = 
     else:
         _table(rows, columns)
     sys.stdout.flush()  # a pipe wants rows now that come one by one
+
+
+def show_effect(found: Row, output: str) -> None:
+    """Print what a request changed, or would change: a line each for people."""
+    if output in PEOPLES:
+        for text in found["did"]:
+            line(text)
+    else:
+        show(found, output, EFFECT)
+    if found["dry_run"]:
+        say(UNCHANGED)
 
 
 def say(text: str) -> None:

@@ -9,8 +9,7 @@ from typing import Any
 
 import msgspec
 
-from aegisflux.cli.facts import PEOPLES
-from aegisflux.cli.output import columnar, say, show
+from aegisflux.cli.output import PEOPLES, columnar, say, show
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import BROKEN, Forbidden, Invalid, OverLimit, Refused
 

@@ -9,8 +9,7 @@ from typing import Annotated, Any, Final
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import LONG_SECONDS, call, trying
-from aegisflux.cli.facts import PEOPLES
-from aegisflux.cli.output import Output, columnar, line, say, show
+from aegisflux.cli.output import PEOPLES, UNCHANGED, Output, columnar, line, say, show
 from aegisflux.cli.output import screen as output_screen
 from aegisflux.domain.errors import Unavailable
 from aegisflux.domain.text import first_of
@@ -138,6 +137,8 @@ def panic(
             say(f"rollout {number} {'would be' if dry_run else 'was'} aborted")
         if not found["services"] and not found.get("failed"):
             say("nothing of it blocks")
+    if dry_run:
+        say(UNCHANGED)
     for one in found.get("failed", ()):
         say(f"service {one['service_id']} may block as before: {one['reason']}")
     if found.get("failed"):
@@ -270,6 +271,8 @@ def _move(number: int, verb: str, why: str, dry_run: bool, output: str) -> None:
 
 
 def _moved(moved: dict[str, Any], output: str) -> None:
+    if moved["dry_run"]:
+        say(UNCHANGED)
     if output not in PEOPLES:
         show([_row(moved["rollout"])] if columnar(output) else moved, output, LIST)
         return

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import segmenter
-from aegisflux.cli.facts import PEOPLES, UNITS, Since, Until, moment
+from aegisflux.cli.facts import UNITS, Since, Until, moment
 from aegisflux.cli.files import replaced
-from aegisflux.cli.output import Output, columnar, document, say, show
+from aegisflux.cli.output import PEOPLES, Output, columnar, document, say, show
 from aegisflux.cli.plans import plan_told, replay_told, settings_of, text_of, wrong
 from aegisflux.domain.digits import decimal, whole
 from aegisflux.domain.errors import Misused, Refused
@@ -100,6 +100,7 @@ def recompute(
     number: Annotated[int | None, Parameter(help="of a proposal, as `segment list` shows it")] = None,
     *,
     plan: Annotated[int | None, Parameter(help="compute this plan again instead")] = None,
+    output: Output = "table",
 ) -> None:
     """Compute a proposal or a plan once more from what it was made of. Exit status 0 when it is the same, 3
     with the reason when it is not, or when what it rests on is gone.
@@ -108,7 +109,9 @@ def recompute(
     """
     _one_of("recompute", number, plan)
     path = f"/segment/plans/{plan}" if plan is not None else f"/segment/proposals/{number}"
-    finished(segmenter("POST", f"{path}/recompute"))
+    found = finished(segmenter("POST", f"{path}/recompute"))
+    if output not in PEOPLES:
+        show(found, output, ("id", "kind", "state", "result"))
     say("the same")
 
 

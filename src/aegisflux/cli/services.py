@@ -5,9 +5,10 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import call, number_of, trying
-from aegisflux.cli.nouns import DryRun, Label, Service, labels_of, remark
-from aegisflux.cli.output import Output, columnar, say, show
+from aegisflux.cli.nouns import DryRun, Label, Service, labels_of
+from aegisflux.cli.output import UNCHANGED, Output, columnar, say, show, show_effect
 from aegisflux.domain.errors import Refused
+from aegisflux.domain.names import remarks
 from aegisflux.domain.selectors import never_matches
 
 SERVICE = ("id", "name", "selectors", "host_labels")
@@ -23,7 +24,8 @@ def list_services(*, output: Output = "table") -> None:
     if any(row["waits"] for row in rows):
         say("changes wait for an approver: aegisflux service changes")
     names = {f"service {row['id']}": row["name"] for row in found}
-    remark(names, {f"service {row['id']}": row["host_labels"] for row in found})
+    for whose, what in remarks(names, {f"service {row['id']}": row["host_labels"] for row in found}):
+        say(f"warning: {whose}: {what}; give it another one")
     for row in found:
         for text in row["selectors"]:
             if why := never_matches(text):
@@ -42,17 +44,20 @@ def put_service(
     service_id: Annotated[int | None, Parameter(name="--id")] = None,
     selector: Annotated[list[str] | None, Parameter(help="unit:GLOB or cgroup:GLOB", negative="")] = None,
     label: Label = None,
+    dry_run: DryRun = False,
     output: Output = "json",
 ) -> None:
-    """Register or change a service.
+    """Register or change a service. Selectors and labels replace all that it has.
 
     Example: aegisflux service put web --id 101 --selector unit:web.service --label role=web
     """
     body = {"id": service_id, "name": name, "selectors": selector or [], "host_labels": labels_of(label)}
-    found = call("POST", "/api/v1/services", body)
+    found = call("POST", "/api/v1/services", body, trying(dry_run))
     show(found, output, SERVICE)
     if found.get("warning"):
         say(f"warning: {found['warning']}")
+    if dry_run:
+        _say_tried(found)
     if waits := found.get("waits"):
         _say_change(waits)
 
@@ -83,7 +88,7 @@ def approve_change(
     path = f"/api/v1/services/{number_of(service_id)}/approve"
     found = call("POST", path, {"change": change}, trying(dry_run))
     if dry_run:
-        say("dry run: nothing was changed")
+        say(UNCHANGED)
         if waits := found.get("waits"):
             _say_change(waits)
     show(found, output, SERVICE)
@@ -91,13 +96,30 @@ def approve_change(
 
 @service_app.command(name="discard")
 def discard_change(
-    service_id: Service, change: Annotated[int, Parameter(help="the number of the change")]
+    service_id: Service,
+    change: Annotated[int, Parameter(help="the number of the change")],
+    *,
+    dry_run: DryRun = False,
+    output: Output = "table",
 ) -> None:
     """Drop a change of a service that waits.
 
     Example: aegisflux service discard web 7
     """
-    call("POST", f"/api/v1/services/{number_of(service_id)}/discard", {"change": change})
+    path = f"/api/v1/services/{number_of(service_id)}/discard"
+    show_effect(call("POST", path, {"change": change}, trying(dry_run)), output)
+
+
+def _say_tried(found: dict[str, Any]) -> None:
+    """What `service put --dry-run` would change, and whether it would wait."""
+    if tried := found.get("tried"):
+        for text in tried.get("differs", ()):
+            say(f"would change: {text}")
+        for name in ("begin", "cease"):
+            say(f"hosts that would {name} to run the service: {_hosts_moved(tried.get(name))}")
+        if tried.get("reason"):
+            say(f"it would wait for an approver: {tried['reason']}")
+    say(UNCHANGED)
 
 
 def _say_change(change: dict[str, Any]) -> None:
@@ -136,18 +158,23 @@ def health(
     sick: Annotated[str | None, Parameter(help="what is wrong with it")] = None,
     well: Annotated[bool, Parameter(negative="", help="it is healthy again")] = False,
     host: Annotated[str | None, Parameter(help="only on this host")] = None,
+    output: Output = "table",
 ) -> None:
-    """Tell what your monitoring sees: a rollout that enforces on a service that is sick takes itself back.
+    """Report what your monitoring sees: a rollout that enforces on an unhealthy service is rolled back
+    automatically.
 
     Example: aegisflux service health 101 --sick "p99 is 3 s"
     """
     if (sick is None) == (not well):
         raise Refused("expected one of --sick and --well")
     said = {"healthy": well, "detail": sick or "", "host_id": host}
-    call("POST", f"/api/v1/services/{number_of(service_id)}/health", said)
+    show_effect(call("POST", f"/api/v1/services/{number_of(service_id)}/health", said), output)
 
 
 @service_app.command(name="delete")
-def delete_service(service_id: Service) -> None:
-    """Forget a service without snapshots on hosts."""
-    call("DELETE", f"/api/v1/services/{number_of(service_id)}")
+def delete_service(service_id: Service, *, dry_run: DryRun = False, output: Output = "table") -> None:
+    """Delete a service that has no snapshots on hosts.
+
+    Example: aegisflux service delete web --dry-run
+    """
+    show_effect(call("DELETE", f"/api/v1/services/{number_of(service_id)}", None, trying(dry_run)), output)

@@ -23,6 +23,7 @@ from aegisflux.runtime.again import again
 from aegisflux.runtime.register import Register, token_of
 from aegisflux.services.orchestrator.agreed import adopt
 from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.effects import Effect, attempt
 from aegisflux.wire.subjects import host_token
 
 MAX_NAME: Final = 64
@@ -120,21 +121,24 @@ class Access:
         return NewToken(token.id, name, role, text, token.expires_at, host_id)
 
     @again
-    async def replace(self, name: str, role: Role, old: str, text: str) -> str:
-        """Know this token in place of the one that was in our file, which ends with it; its id. Raises
-        Conflict while nothing new is believed."""
+    async def replace(self, name: str, role: Role, old: str, text: str, dry_run: bool = False) -> Effect:
+        """Know this token in place of the one that was in our file, which ends with it. Raises Conflict while
+        nothing new is believed."""
         await self.register.follow()
         if self.register.trouble:
             raise Conflict(f"{self.register.trouble}: no new token is believed; see aegisflux audit accept")
-        token = self._own(name, role, text)
-        async with self._core.store.change() as db:
+        token, did = self._own(name, role, text), []
+        async with attempt(self._core.store, dry_run) as db:
             row = await db.row("token", hashed(old))
             if row is not None and row["revoked_at"] is None:
                 await db.row("revoke_token", row["id"], self._core.now())
                 before = row["hash"].hex()
                 await db.audit(Who().did(rights.REVOKE, f"{rights.OBJECT}{row['id']}", before=before))
+                did.append(f"ends token {row['id']} ({row['name']}, role {row['role']})")
             await self._add(db, "add_token", token, Who())
-        return token.id
+        did.append(f"makes a new token of the role {role}")
+        what = f"{rights.OBJECT}{token.id}"
+        return Effect(action=rights.ISSUE, object=what, did=tuple(did), dry_run=dry_run)
 
     def _own(self, name: str, role: Role, text: str) -> Token:
         return Token(
@@ -181,19 +185,29 @@ class Access:
         await self.register.follow()
 
     @again
-    async def revoke(self, number: str, who: Who, force: bool = False) -> None:
+    async def revoke(self, number: str, who: Who, force: bool = False, dry_run: bool = False) -> Effect:
         """End a token; raises NotFound, and Conflict for the last one of an admin without `force`. See
         `runtime.access` for when that holds elsewhere."""
         await self.register.follow()
-        async with self._core.store.change() as db:
+        what = f"{rights.OBJECT}{number}"
+        async with attempt(self._core.store, dry_run) as db:
+            rows = await db.rows("tokens")
             if not force:
-                self._check_not_last(await db.rows("tokens"), number)
+                self._check_not_last(rows, number)
             row = await db.row("revoke_token", number, self._core.now()) if number.isalnum() else None
             if row is None:
-                raise NotFound(f"token {number} does not exist or is revoked")
-            await db.audit(who.did(rights.REVOKE, f"{rights.OBJECT}{number}", before=row["hash"].hex()))
-        self.bearers.forget()
-        await self.register.follow()
+                raise NotFound(f"token {number} does not exist or is revoked; see aegisflux token list")
+            await db.audit(who.did(rights.REVOKE, what, before=row["hash"].hex()))
+        if not dry_run:
+            self.bearers.forget()
+            await self.register.follow()
+        (name, role), own = self._said(rows, number), who.principal.id == number
+        did = (f"ends token {number} ({name}, role {role})", *(("ends the token of this request",) * own))
+        return Effect(action=rights.REVOKE, object=what, did=did, dry_run=dry_run)
+
+    @staticmethod
+    def _said(rows: Sequence[Row], number: str) -> tuple[str, str]:
+        return next((row["name"], row["role"]) for row in rows if row["id"] == number)
 
     def _check_not_last(self, rows: Sequence[Row], number: str) -> None:
         """One whose row is not believed, or that has ended, is no admin's."""

@@ -7,16 +7,19 @@ from collections.abc import Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain import rights
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound, Refused
 from aegisflux.domain.names import check_name
 from aegisflux.domain.own_addresses import conflict_text
 from aegisflux.domain.rights import ENROLMENT_DIGITS, enrolment_text, labels_text
+from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Queries, Row
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.answers import heartbeat_of
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.effects import Effect, attempt
 from aegisflux.services.orchestrator.joining import join
 from aegisflux.services.orchestrator.keys import verified
 from aegisflux.services.orchestrator.service_changes import named_by
@@ -38,6 +41,7 @@ from aegisflux.wire.token import (
 
 MAX_TOKEN_SECONDS = 3600
 MOST_CONFLICTS = 8
+MOST_NAMED = 5
 RETRY_SECONDS, MAX_RETRIES = 60, 4096
 log = logs.get("hosts")
 NOT_NOW = "this enrolment token cannot be used: it is unknown, expired, or made for another host"
@@ -208,19 +212,30 @@ class Hosts:
         )
 
     @again
-    async def release(self, host: str, who: Who) -> None:
+    async def release(self, host: str, who: Who, dry_run: bool = False) -> Effect:
         """Free the name and revoke the key; raises NotFound.
 
         The key is revoked before the commit: a kill between the two must not leave a released host's key
         good. When the bus cannot take it nothing is released, and the admin tries again.
         """
         now = self._core.now()
-        async with self._core.store.change() as db:
-            known = await db.row("host", _name(host))
-            if known is None or known["released_at"] is not None:
-                raise NotFound(f"host {host} is not enrolled")
+        async with attempt(self._core.store, dry_run) as db:
+            known = await _enrolled_host(db, host)
+            given = [str(row["service_id"]) for row in await db.rows("assignments_of_host", host)]
             await release(db, known, now, who)
-            await self._core.accounts.revoke_agent(host, known["public_key"], now)
+            if not dry_run:
+                await self._core.accounts.revoke_agent(host, known["public_key"], now)
+        if not dry_run:
+            await self._released(host)
+        did = [f"revokes the key of host {host}", f"frees the name {host}: another host can enrol under it"]
+        if given:
+            did.append(
+                f"renews nothing there any more of {len(given)} services ({first_of(given, MOST_NAMED)}): "
+                "what the kernel enforces of them ends with its leases"
+            )
+        return Effect(action=rights.RELEASE, object=f"host/{host}", did=tuple(did), dry_run=dry_run)
+
+    async def _released(self, host: str) -> None:
         await self._core.register.follow()  # before the answer: no older store undoes what was answered
         self._core.host_keys.pop(host, None)
         self._core.digests.pop(host, None)
@@ -228,20 +243,22 @@ class Hosts:
         await self._core.hearing.remove(host)
 
     @again
-    async def relabel(self, host: str, labels: Mapping[str, str], who: Who) -> HostView:
+    async def relabel(
+        self, host: str, labels: Mapping[str, str], who: Who, dry_run: bool = False
+    ) -> HostView:
         """Give a host other labels; services that match them now reach it."""
-        async with self._core.store.change() as db:
-            known = await db.row("host", _name(host))
-            if known is None or known["released_at"] is not None:
-                raise NotFound(f"host {host} is not enrolled")
+        async with attempt(self._core.store, dry_run) as db:
+            known = await _enrolled_host(db, host)
             state.check_labels("labels", labels, known["labels"])
             await db.run("relabel_host", host, dict(labels))
             db.bump([host])
             await join(self._core, db, host, self._core.now())
             words = labels_text(known["labels"]), labels_text(labels)
             await db.audit(who.did("host.relabel", f"host/{host}", before=words[0], after=words[1]))
-        self._core.wake()
-        return await self.one(host)
+            view = await self._one(db, host)
+        if not dry_run:
+            self._core.wake()
+        return view
 
     async def all(self) -> tuple[HostView, ...]:
         """All enrolled hosts by name."""
@@ -257,10 +274,11 @@ class Hosts:
 
     async def one(self, host: str) -> HostView:
         """One enrolled host; raises NotFound."""
-        row = await self._core.store.row("host", _name(host))
-        if row is None or row["released_at"] is not None:
-            raise NotFound(f"host {host} is not enrolled")
-        given = await self._core.store.rows("assignments_of_host", host)
+        return await self._one(self._core.store, host)
+
+    async def _one(self, db: Queries, host: str) -> HostView:
+        row = await _enrolled_host(db, host)
+        given = await db.rows("assignments_of_host", host)
         said = await self.suspicions.words()
         conflicts = await self._conflicts(host)
         return self._view(row, [found["service_id"] for found in given], said.get(host, ()), conflicts)
@@ -334,6 +352,13 @@ async def _check_unmeant(db: Queries, host: str) -> None:
 def is_silent(core: Core, row: Row) -> bool:
     """Whether nothing was heard of a host for three of its heartbeats; so it is when no number says more."""
     return not core.clock.now() - row["seen_at"] <= core.options.silent_after * row["every"]
+
+
+async def _enrolled_host(db: Queries, host: str) -> Row:
+    row = await db.row("host", _name(host))
+    if row is None or row["released_at"] is not None:
+        raise NotFound(f"host {host} is not enrolled; see aegisflux hosts list")
+    return row
 
 
 def _name(host: str) -> str:

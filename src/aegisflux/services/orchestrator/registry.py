@@ -25,9 +25,11 @@ from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who, Words
+from aegisflux.services.orchestrator.effects import Effect, attempt
 from aegisflux.services.orchestrator.joining import join_labelled
 from aegisflux.services.orchestrator.service_changes import (
     approvable,
+    as_tried,
     change_of,
     check_deletable,
     check_guardrails,
@@ -69,30 +71,44 @@ class Registry:
         selectors: Sequence[str],
         host_labels: Mapping[str, str],
         who: Who,
+        dry_run: bool = False,
     ) -> Service:
         """Register a service, or change the one of that number; without one it gets the next. A change of a
         service that takes part in what hosts enforce waits for an approver, unless an admin makes it."""
-        async with self._core.store.change() as db:
-            number = await self._number(db, service_id, name)
-            row = await db.row("service", number)
-            before = service_of(row) if row else None
+        async with attempt(self._core.store, dry_run) as db:
             after = Definition(name, tuple(selectors), dict(host_labels))
-            _check_definition(before, after)
-            why = await matters(db, number, before, after)
-            known = before.definition if before else None
-            if waits(known, after, matters=bool(why), author=who.principal):
-                if before is None:
-                    bare = await first_of_it(db, number, name)
-                    await self._number(db, number, bare.name)
-                    before = await self._put(db, number, None, bare, who)
-                return await hold(db, before, after, self._core.now(), why, who)
-            if before is not None:
-                _, rollout = await state.load(db, before.id)
-                await check_guardrails(self._core, db, before, rollout, after)
-            service = await self._put(db, number, before, after, who)
-            service = msgspec.structs.replace(service, waits=await waiting(db, number))
-        self._core.wake()
-        return _warned(service)
+            service = await self._asked(db, service_id, after, who, dry_run)
+        if not dry_run:
+            self._core.wake()
+        return service
+
+    async def _asked(
+        self, db: Change, service_id: int | None, after: Definition, who: Who, dry_run: bool
+    ) -> Service:
+        """Make a change, or keep it until it is approved; the service then, with what was `tried`."""
+        number = await self._number(db, service_id, after.name)
+        row = await db.row("service", number)
+        before = service_of(row) if row else None
+        _check_definition(before, after)
+        why = await matters(db, number, before, after)
+        known, now = before.definition if before else None, self._core.now()
+        if waits(known, after, matters=bool(why), author=who.principal):
+            if before is None:
+                bare = await first_of_it(db, number, after.name)
+                await self._number(db, number, bare.name)
+                before = await self._put(db, number, None, bare, who)
+            held = await hold(db, before, after, now, why, who)
+            return as_tried(before, held.waits, why) if dry_run else held
+        tried = None
+        if before is not None:
+            _, rollout = await state.load(db, before.id)
+            await check_guardrails(self._core, db, before, rollout, after)
+            if dry_run:
+                tried = (await hold(db, before, after, now, why, who)).waits
+        service = await self._put(db, number, before, after, who)
+        if dry_run:
+            return as_tried(service, tried, "")
+        return _warned(msgspec.structs.replace(service, waits=await waiting(db, number)))
 
     @again
     async def approve(self, service_id: int, change: int, who: Who, dry_run: bool = False) -> Service:
@@ -119,16 +135,20 @@ class Registry:
         return before, held
 
     @again
-    async def discard(self, service_id: int, change: int, who: Who) -> None:
+    async def discard(self, service_id: int, change: int, who: Who, dry_run: bool = False) -> Effect:
         """Drop a change that waits, and the service with it that never got its name; raises NotFound, or
         Conflict when it is another one."""
-        async with self._core.store.change() as db:
+        what = f"service/{service_id}"
+        async with attempt(self._core.store, dry_run) as db:
             held = await held_change(db, service_id, change)
             await db.run("end_change", service_id)
-            await db.audit(who.did("service.discard", f"service/{service_id}", before=told(held)))
+            await db.audit(who.did("service.discard", what, before=told(held)))
             service, rollout = await state.load(db, service_id)
+            did = [f"drops {told(held)}"]
             if service.definition == unnamed(service_id) and not rollout.latest:
                 await self._forget(db, service, who)
+                did.append(f"deletes service {service_id}, which never had the name {held.name}")
+        return Effect(action="service.discard", object=what, did=tuple(did), dry_run=dry_run)
 
     async def changes(self, limit: int) -> tuple[ServiceChange, ...]:
         """Changes that wait, oldest first."""
@@ -169,7 +189,7 @@ class Registry:
         return int(free["id"])
 
     @again
-    async def health(self, service_id: int, said: Health, who: Who) -> None:
+    async def health(self, service_id: int, said: Health, who: Who) -> Effect:
         """Keep what a watcher says; raises NotFound for a service or host that is not there."""
         now, name = self._core.clock.now(), who.principal.name
         async with self._core.store.change() as db:
@@ -181,12 +201,13 @@ class Registry:
             what = f"service/{service_id}" + (f"/host/{said.host_id}" if said.host_id else "")
             word = "healthy" if said.healthy else "sick"
             await db.audit(who.did("service.health", what, after=word, reason=said.detail))
+        return Effect(action="service.health", object=what, did=(f"marks {what} as {word}",))
 
     @again
-    async def delete(self, service_id: int, who: Who) -> None:
+    async def delete(self, service_id: int, who: Who, dry_run: bool = False) -> Effect:
         """Forget a service and its snapshots; raises Conflict while a host is to run one, or, below an admin,
         while a policy names it."""
-        async with self._core.store.change() as db:
+        async with attempt(self._core.store, dry_run) as db:
             service, rollout = await state.load(db, service_id)
             await check_free(db, service_id)
             if rollout.hosts:
@@ -194,8 +215,17 @@ class Registry:
                     f"service {service_id}: {len(rollout.hosts)} hosts have a snapshot; withdraw it first"
                 )
             await check_deletable(db, service, who)
+            held = await waiting(db, service_id)
             await self._forget(db, service, who)
-        self._core.wake()
+        if not dry_run:
+            self._core.wake()
+        did = [f"deletes service {service_id} ({service.name})"]
+        if rollout.latest:
+            did.append(f"deletes its snapshots up to version {rollout.latest}")
+        if held is not None:
+            did.append(f"drops {told(held)}")
+        what = f"service/{service_id}"
+        return Effect(action="service.delete", object=what, did=tuple(did), dry_run=dry_run)
 
     async def _forget(self, db: Change, service: Service, who: Who) -> None:
         await db.run("delete_service", service.id)

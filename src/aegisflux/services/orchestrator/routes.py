@@ -21,6 +21,7 @@ from aegisflux.runtime.http import MAX_BODY
 from aegisflux.services.orchestrator.access import NewToken, TokenView
 from aegisflux.services.orchestrator.api import orchestrator_of
 from aegisflux.services.orchestrator.changes import Changed
+from aegisflux.services.orchestrator.effects import Effect
 from aegisflux.services.orchestrator.hosts import EnrollmentToken, HostView
 from aegisflux.services.orchestrator.registry import Health
 from aegisflux.services.orchestrator.rotation import KeyState, RotateRequest
@@ -265,12 +266,12 @@ async def list_services(request: Handler) -> tuple[Service, ...]:
 
 
 @post("/api/v1/services", status_code=200, guards=[needs("operator")])
-async def put_service(data: ServiceRequest, request: Handler) -> Service:
+async def put_service(data: ServiceRequest, request: Handler, dry_run: DryRun = False) -> Service:
     """Register a service, or change the one of this id. A change of a service that has snapshots, or that a
     policy in force names, waits for an approver (`waits`), unless an admin makes it.
     """
     return await orchestrator_of(request).registry.put(
-        data.id, data.name, data.selectors, data.host_labels, who(request)
+        data.id, data.name, data.selectors, data.host_labels, who(request), dry_run
     )
 
 
@@ -301,24 +302,27 @@ async def approve_service_change(
     return await registry.approve(service_id, data.change, who(request), dry_run)
 
 
-@post("/api/v1/services/{service_id:int}/discard", status_code=204, guards=[needs("operator")])
-async def discard_service_change(service_id: ServiceNumber, data: ChangeRequest, request: Handler) -> None:
+@post("/api/v1/services/{service_id:int}/discard", status_code=200, guards=[needs("operator")])
+async def discard_service_change(
+    service_id: ServiceNumber, data: ChangeRequest, request: Handler, dry_run: DryRun = False
+) -> Effect:
     """Drop the change of a service that waits."""
-    await orchestrator_of(request).registry.discard(service_id, data.change, who(request))
+    registry = orchestrator_of(request).registry
+    return await registry.discard(service_id, data.change, who(request), dry_run)
 
 
-@post("/api/v1/services/{service_id:int}/health", status_code=204, guards=[needs("operator")])
-async def service_health(service_id: ServiceNumber, data: Health, request: Handler) -> None:
-    """What your monitoring says of a service, or of it on one host. A rollout that enforces on a service that
-    is said to be sick since it began takes itself back.
+@post("/api/v1/services/{service_id:int}/health", status_code=200, guards=[needs("operator")])
+async def service_health(service_id: ServiceNumber, data: Health, request: Handler) -> Effect:
+    """Report what your monitoring says of a service, or of the service on one host. A rollout that enforces
+    on a service that was reported as unhealthy since it began is rolled back automatically.
     """
-    await orchestrator_of(request).registry.health(service_id, data, who(request))
+    return await orchestrator_of(request).registry.health(service_id, data, who(request))
 
 
-@delete("/api/v1/services/{service_id:int}", status_code=204, guards=[needs("approver")])
-async def delete_service(service_id: ServiceNumber, request: Handler) -> None:
-    """Forget a service that no host has a snapshot of."""
-    await orchestrator_of(request).registry.delete(service_id, who(request))
+@delete("/api/v1/services/{service_id:int}", status_code=200, guards=[needs("approver")])
+async def delete_service(service_id: ServiceNumber, request: Handler, dry_run: DryRun = False) -> Effect:
+    """Delete a service that no host has a snapshot of."""
+    return await orchestrator_of(request).registry.delete(service_id, who(request), dry_run)
 
 
 @get("/api/v1/hosts", guards=[needs("viewer")])
@@ -334,23 +338,25 @@ async def get_host(host_id: str, request: Handler) -> HostView:
 
 
 @put("/api/v1/hosts/{host_id:str}/labels", guards=[needs("admin")])
-async def put_labels(host_id: str, data: LabelsRequest, request: Handler) -> HostView:
-    """Give a host other labels."""
-    return await orchestrator_of(request).hosts.relabel(host_id, data.labels, who(request))
+async def put_labels(
+    host_id: str, data: LabelsRequest, request: Handler, dry_run: DryRun = False
+) -> HostView:
+    """Give a host these labels instead of those that it has."""
+    return await orchestrator_of(request).hosts.relabel(host_id, data.labels, who(request), dry_run)
 
 
-@post("/api/v1/hosts/{host_id:str}/suspicion", status_code=204, guards=[needs("operator")])
-async def suspicion(host_id: str, data: Suspicion, request: Handler) -> None:
-    """Say that you, or an open finding, suspect a host, or no longer do. Its flows teach no proposal while
-    anybody does; a released host stays suspected.
+@post("/api/v1/hosts/{host_id:str}/suspicion", status_code=200, guards=[needs("operator")])
+async def suspicion(host_id: str, data: Suspicion, request: Handler) -> Effect:
+    """Report that you, or an open finding, suspect a host, or no longer do. Its flows are excluded from
+    learning while anyone does; a released host stays suspected.
     """
-    await orchestrator_of(request).hosts.suspicions.say(host_id, data, who(request))
+    return await orchestrator_of(request).hosts.suspicions.say(host_id, data, who(request))
 
 
-@delete("/api/v1/hosts/{host_id:str}", status_code=204, guards=[needs("admin")])
-async def release_host(host_id: str, request: Handler) -> None:
+@delete("/api/v1/hosts/{host_id:str}", status_code=200, guards=[needs("admin")])
+async def release_host(host_id: str, request: Handler, dry_run: DryRun = False) -> Effect:
     """Release a host's name and revoke its key."""
-    await orchestrator_of(request).hosts.release(host_id, who(request))
+    return await orchestrator_of(request).hosts.release(host_id, who(request), dry_run)
 
 
 @post("/api/v1/hosts/tokens", status_code=201, guards=[needs("admin")])
@@ -374,12 +380,14 @@ async def issue_token(data: TokenRequest, request: Handler) -> NewToken:
     return await access.issue(data.name, data.role, data.ttl_seconds, who(request), data.host_id)
 
 
-@delete("/api/v1/tokens/{token_id:str}", status_code=204, guards=[needs("admin")])
-async def revoke_token(token_id: str, request: Handler, force: bool = False) -> None:
+@delete("/api/v1/tokens/{token_id:str}", status_code=200, guards=[needs("admin")])
+async def revoke_token(
+    token_id: str, request: Handler, force: bool = False, dry_run: DryRun = False
+) -> Effect:
     """End a token. From then on it changes nothing in any service, and reads nothing after five seconds. The
     last one of an admin is a 409 without `force`.
     """
-    await orchestrator_of(request).access.revoke(token_id, who(request), force)
+    return await orchestrator_of(request).access.revoke(token_id, who(request), force, dry_run)
 
 
 @get("/api/v1/keys", guards=[needs("viewer")])

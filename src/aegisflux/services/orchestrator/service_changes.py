@@ -107,6 +107,12 @@ async def hold(db: Change, before: Service, after: Definition, now: int, why: st
     return msgspec.structs.replace(before, waits=held, warning=warning)
 
 
+def as_tried(service: Service, change: ServiceChange | None, why: str) -> Service:
+    """The answer of a dry run: the service then, and what would change; `why` it would wait, if it would."""
+    tried = change and msgspec.structs.replace(change, id=0, reason=why)
+    return msgspec.structs.replace(service, waits=None, tried=tried)
+
+
 async def approvable(
     core: Core, db: Queries, service_id: int, change: int, who: Who
 ) -> tuple[Service, ServiceChange]:

@@ -64,7 +64,8 @@ class ServiceChange(Struct, frozen=True, kw_only=True):
 
 class Service(Struct, frozen=True):
     """A registered service; `warning`: what is odd about it, when it is registered. `waits`: a change that
-    was asked for, and is not approved yet."""
+    was asked for, and is not approved yet. `tried`: what a dry run would change of a service that there is;
+    its `id` is 0, and its `reason` is empty unless it would wait."""
 
     id: int
     name: str
@@ -73,6 +74,7 @@ class Service(Struct, frozen=True):
     created_at: int
     warning: str = ""
     waits: ServiceChange | None = None
+    tried: ServiceChange | None = None
 
     @property
     def definition(self) -> Definition:

@@ -10,6 +10,7 @@ from msgspec import Meta, Struct
 from aegisflux.domain.errors import NotFound
 from aegisflux.runtime.again import again
 from aegisflux.services.orchestrator.core import Core, Who, Words
+from aegisflux.services.orchestrator.effects import Effect
 
 
 class Suspicion(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -27,7 +28,7 @@ class Suspicions:
         self._core = core
 
     @again
-    async def say(self, host: str, said: Suspicion, who: Who) -> None:
+    async def say(self, host: str, said: Suspicion, who: Who) -> Effect:
         """Keep it or take it back; raises NotFound for a host that was never enrolled."""
         async with self._core.store.change() as db:
             if await db.row("host", host) is None:
@@ -40,6 +41,8 @@ class Suspicions:
             word = "suspicious" if said.suspicious else "not suspicious"
             after = f"{word}, by finding {said.finding}" if said.finding else word
             await db.audit(who.did("host.suspicion", f"host/{host}", after=after, reason=said.detail))
+        did = (f"marks host {host} as {after}",)
+        return Effect(action="host.suspicion", object=f"host/{host}", did=did)
 
     async def words(self) -> dict[str, tuple[str, ...]]:
         """What is said of each suspected host."""
