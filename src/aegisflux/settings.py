@@ -51,6 +51,8 @@ LOOPBACK: Final = ("127.0.0.1", "::1", "localhost")
 PLAIN: Final = "127.0.0.1"  # where programs of this machine reach us without TLS, whatever `listen` says
 EVERY_IPV4: Final = "0.0.0.0"  # noqa: S104 - the name of it
 EVERY: Final = "::"
+_LABEL: Final = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
+_NAME: Final = re.compile(rf"(?=.{{1,253}}\Z)(?!.*\.[0-9]+\.?\Z|[0-9]+\Z){_LABEL}(?:\.{_LABEL})*\.?")
 
 
 class Leases(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -163,7 +165,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
                       segmenter on the sixth after it; 0 is 8081, 4222, 8082, 8085 and 8086
     listen:           addresses beside 127.0.0.1; HTTP has TLS there. Our own NATS takes one address: it is on
                       the first of these instead of 127.0.0.1, or on all with 0.0.0.0 (IPv4) or :: (both)
-    advertise:        the name or address that hosts reach us by; empty is the first of listen
+    advertise:        the name or address that hosts reach us by, without a port; empty is the first of
+                      listen. Required where listen is only 0.0.0.0 or ::, since no host can connect to these
     database_url:     an existing PostgreSQL, or file:<path> with its URL inside; empty starts one of our own
     database_passwords: a folder: the file of a service's name there has the password of the database's user
                       aegisflux_<service>; empty: all services use the user of database_url
@@ -262,8 +265,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
 
     @property
     def public_name(self) -> str:
-        """The name or address that hosts reach us by."""
-        return self.advertise or (self.outside[0] if self.outside else "127.0.0.1")
+        """The name or address that hosts reach us by; one of every address (0.0.0.0) where none is known."""
+        named = [address for address in self.outside if not _is_every(address)]
+        return self.advertise or next(iter((*named, *self.outside)), PLAIN)
 
     @property
     def url(self) -> str:
@@ -314,7 +318,7 @@ def load(config: Path | None, environ: Mapping[str, str], wrong: Wrong = refuse,
             check(Settings(**values))
         except Invalid as error:
             wrong(error)
-            del values[name]
+            values.pop(name, None)
     return Settings(**values)
 
 
@@ -333,9 +337,33 @@ def _listen(settings: Settings) -> None:
         )
 
 
+def _advertise(settings: Settings) -> None:
+    """Raise Invalid for a name that no host can connect to, or that no certificate and no URL can have."""
+    name = settings.public_name
+    if _is_every(name):
+        words = "the name or address that hosts reach us by: no host can connect to 0.0.0.0 or ::"
+        raise Invalid("advertise", words, settings.advertise)
+    if _NAME.fullmatch(name):
+        return
+    try:
+        parse_address(name)
+    except Invalid:
+        words = "a DNS name such as control.example.net, or an address, without a scheme and a port"
+        raise Invalid("advertise", words, name) from None
+
+
+def _is_every(text: str) -> bool:
+    """Whether it is the unspecified address, in any spelling: a server listens on it, no client connects."""
+    try:
+        return parse_address(text).value == 0
+    except Invalid:
+        return False
+
+
 CHECKS: Final[Mapping[str, Callable[[Settings], object]]] = {
     "limits": lambda settings: settings.limits.limits(),
     "listen": _listen,
+    "advertise": _advertise,
 }
 
 

@@ -51,7 +51,7 @@ NATS_PLACES = {
 
 @pytest.mark.parametrize("listen", NATS_PLACES)
 def test_nats_listens_where_the_settings_say_and_nowhere_else(listen):
-    found = settings.load(None, {"AEGISFLUX_LISTEN": listen})
+    found = settings.load(None, {"AEGISFLUX_LISTEN": listen, "AEGISFLUX_ADVERTISE": "control.example"})
     assert (found.nats_host, found.nats_near) == NATS_PLACES[listen]
 
 
@@ -63,6 +63,47 @@ def test_addresses_that_one_nats_cannot_have_are_refused(listen):
     with pytest.raises(Invalid, match=r"listen: expected one address, or 0\.0\.0\.0 .*nats_urls"):
         settings.load(None, {"AEGISFLUX_LISTEN": listen})
     settings.load(None, {"AEGISFLUX_LISTEN": listen, "AEGISFLUX_NATS_URLS": "nats://192.0.2.9:4222"})
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "::", "0.0.0.0,::", "127.0.0.1,0.0.0.0", "0:0:0:0:0:0:0:0"])
+@pytest.mark.parametrize("advertise", ["", "0.0.0.0", "::", "::ffff:0.0.0.0"])
+def test_an_address_that_no_host_can_connect_to_is_not_advertised(listen, advertise):
+    """No token and no certificate names 0.0.0.0: a host that enrols there would ask itself."""
+    with pytest.raises(Invalid, match=r"^advertise: expected the name or address that hosts reach us by"):
+        settings.load(None, {"AEGISFLUX_LISTEN": listen, "AEGISFLUX_ADVERTISE": advertise})
+
+
+def test_a_command_goes_on_without_what_is_wrong_in_advertise():
+    said = []
+    for environ in ({"AEGISFLUX_LISTEN": "0.0.0.0"}, {"AEGISFLUX_ADVERTISE": "https://a"}):
+        settings.load(None, environ, said.append)
+    assert [error.path for error in said] == ["advertise", "advertise"]
+
+
+@pytest.mark.parametrize(
+    ("listen", "advertise", "url"),
+    [
+        ("0.0.0.0", "control.example", "https://control.example:8081"),
+        ("::", "2001:db8::7", "https://[2001:db8::7]:8081"),
+        ("192.0.2.7,0.0.0.0", "", "https://192.0.2.7:8081"),
+        ("0.0.0.0,192.0.2.7", "", "https://192.0.2.7:8081"),
+        ("192.0.2.7", "", "https://192.0.2.7:8081"),
+        ("", "", "http://127.0.0.1:8081"),
+        ("", "localhost", "http://127.0.0.1:8081"),
+    ],
+)
+def test_hosts_reach_us_by_a_name_or_an_address_of_ours(listen, advertise, url):
+    environ = {"AEGISFLUX_LISTEN": listen, "AEGISFLUX_ADVERTISE": advertise}
+    assert settings.load(None, environ).enroll_url == url
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["https://a", "a:8081", "[::1]", "a/b", "a b", "10.0.0.999", "-a", "a..b", "a" * 64, "\u202ea", "*.a"],
+)
+def test_what_is_no_name_and_no_address_is_not_advertised(name):
+    with pytest.raises(Invalid, match=r"^advertise: expected a DNS name such as"):
+        settings.load(None, {"AEGISFLUX_ADVERTISE": name})
 
 
 def test_settings_survive_the_way_through_an_environment():
