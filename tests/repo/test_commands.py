@@ -40,6 +40,52 @@ def test_a_document_names_only_commands_that_there_are(page):
     assert unknown == []
 
 
+SOURCES = sorted(
+    path
+    for folder in ("src", "demo", "bench", "deploy", "script", "examples", "schemas")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in (".py", ".sql", ".service", ".md", ".toml", ".json", ".sh", ".yaml", ".h", ".c", "")
+    and path.is_file()
+)
+# `aegisflux` and the words behind it; a line break, a comment's mark or two quotes may stand between.
+NAMED = re.compile(r"""(?<![\w./-])aegisflux((?:(?:\s|"\s*f?"|\n\s*#)+[a-z][a-z-]*(?![\w.:/=(-])){1,2})""")
+# What follows the name of the product, the package, the database, its user or a folder in running text.
+PROSE = {
+    "and", "is", "on", "of", "by", "for", "or", "as", "in", "the", "has", "makes", "asks", "ends", "import",
+    "to", "login", "owner", "tar", "rm",
+}  # fmt: skip
+
+
+def named_in(text):
+    """The commands that a text names: a verb, or a noun with its verb."""
+    for found in NAMED.findall(text):
+        first, *more = re.findall(r"[a-z][a-z-]*", re.sub(r"\bf?\"", " ", found))
+        if first not in PROSE:
+            yield first, *more
+
+
+def is_command(first, verb=""):
+    """Whether the tree has a command that begins so."""
+    if f"{first} {verb}" in EVERY:
+        return True
+    return first in EVERY and (EVERY[first].default_command is not None or not verb)
+
+
+@pytest.mark.parametrize("path", [*PAGES, *SOURCES], ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_text_names_only_commands_that_there_are(path):
+    """Also in messages, help, comments and prose, with or without code marks."""
+    try:
+        text = path.read_text()
+    except UnicodeDecodeError:
+        return
+    assert [" ".join(words) for words in named_in(text) if not is_command(*words)] == []
+
+
+def test_a_command_is_found_wherever_it_is_named():
+    text = 'see aegisflux\n# hosts list, "aegisflux hosts "\n    f"gone x", and `aegisflux nope`'
+    assert list(named_in(text)) == [("hosts", "list"), ("hosts", "gone"), ("nope",)]
+
+
 @pytest.mark.parametrize("path", sorted(EVERY))
 def test_the_help_has_each_argument_and_each_word(path):
     command = EVERY[path]
