@@ -52,7 +52,7 @@ NAMED = re.compile(r"""(?<![\w./-])aegisflux((?:(?:\s|"\s*f?"|\n\s*#)+[a-z][a-z-
 # What follows the name of the product, the package, the database, its user or a folder in running text.
 PROSE = {
     "and", "is", "on", "of", "by", "for", "or", "as", "in", "the", "has", "makes", "asks", "ends", "import",
-    "to", "login", "owner", "tar", "rm",
+    "to", "from", "login", "owner", "tar", "rm",
 }  # fmt: skip
 
 
