@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 import msgspec
 from msgspec import Struct
 
+from aegisflux.domain import patterns
 from aegisflux.domain.definition import Definition, waits
 from aegisflux.domain.errors import Conflict, Invalid, NotFound
 from aegisflux.domain.manifest import MAX_SERVICES, HostId
@@ -252,7 +253,7 @@ class Registry:
 def _check(name: str, selectors: Sequence[str], stored: Collection[str] = ()) -> None:
     """Raise Invalid for a name or a selector that is none, or that can never match and is not stored."""
     if not NAME.fullmatch(name):
-        raise Invalid("name", NAME.pattern, name)
+        raise Invalid("name", patterns.in_words(rf"^{NAME.pattern}$(?!\n)"), name)
     if name in RESERVED:
         raise Invalid("name", f"another name: {name} means something in policies", name)
     if len(selectors) > MAX_SELECTORS:
