@@ -1,12 +1,15 @@
 """What a hostile host may say within the schema: the store takes it, and goes on."""
 
+import re
 from datetime import UTC, datetime, timedelta
 
 import pytest
 from tests.contract.test_facts import facts, server
 from tests.support.facts import NOON, SECOND, enriched, execed, flow, listen
 
+from aegisflux.adapters.store.postgres import PostgresStore, named_queries
 from aegisflux.domain import rollup
+from aegisflux.domain.enriched import Context
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.event import VerdictSeen
 from aegisflux.domain.marks import Seen
@@ -58,6 +61,32 @@ async def test_questions_take_sums_beyond_the_columns(facts):
     rows = await facts.rows("flow_summary_hours", at - timedelta(hours=1), at + timedelta(hours=1), 10)
     assert len(rows) == 2
     await facts.rows("graph_flows", at + timedelta(hours=1))
+
+
+async def test_what_a_rollout_reads_of_flows_takes_sums_beyond_the_columns(facts, server):
+    """Else one host that lies about its calls takes back whatever rollout another one is in."""
+    peers = Context(service_id=101, peer_service_id=102, peer_class="private", peer_host="db-1")
+    told = [flow(n + 1, port=n, connections=MOST) for n in range(2000)]  # 2,000 rows of flow_minutes
+    for start in range(0, len(told), 500):
+        await facts.commit([enriched(*told[start : start + 500], context=peers)])
+    store, began = PostgresStore(server[0].dsn, b"k" * 32), NOON / 1e9 - 120
+    await store.open()
+    try:
+        for since in (began, NOON / 1e9 - 1):  # by whole minutes, and by rows
+            row = await store.row("exposure", [101], ["web-1"], since)
+            assert row["flows"] == rollup.MOST
+        rows = await store.rows("unheard", [102], ["db-1"], began, 100, NOON / 1e9 + 60)
+        assert [(row["host_id"], row["others"]) for row in rows] == [("db-1", rollup.MOST)]
+    finally:
+        await store.close()
+
+
+@pytest.mark.parametrize("file", ["queries.sql", "facts.sql"])
+async def test_no_sum_over_what_hosts_say_can_fail(file):
+    cast = re.compile(r"sum\((?:[^()]|\([^()]*\))*\)[^()]*\)?::(bigint|int)")
+    told = {name: text for name, text in named_queries(file).items() if "flow" in text}
+    assert [name for name, text in told.items() if cast.search(text)] == []
+    assert cast.search("coalesce(sum(n), 0)::bigint")
 
 
 async def test_names_of_losses_are_bounded(facts):

@@ -43,6 +43,9 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "max_connections": "115",  # all that roles.py allows, and the three of the superuser
+    # Of the table of locks, for each connection: more than one role locks by reading all that it may.
+    "max_locks_per_transaction": "256",
+    "temp_file_limit": "2GB",  # of one session: a sort without end fills no disk
     "password_encryption": "scram-sha-256",
     "timezone": "UTC",
     "log_timezone": "UTC",

@@ -46,3 +46,16 @@ end $$;
 
 grant pg_signal_backend to aegisflux_orchestrator;
 
+-- What is counted for the server, not for a role: advisory locks fill the table of locks, without which nobody can write,
+-- and large objects fill the disk.
+do $$ declare one text; begin
+    for one in
+        select oid::regprocedure from pg_proc
+        where pronamespace = 'pg_catalog'::regnamespace and proname ~ '^(pg_(try_)?advisory_(xact_)?lock|lo_|lowrite$|loread$)'
+    loop
+        execute format('revoke all on function %s from public', one);
+    end loop;
+end $$;
+
+grant execute on function pg_advisory_lock(bigint), pg_advisory_xact_lock(bigint) to aegisflux_owner;
+

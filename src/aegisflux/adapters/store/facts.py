@@ -32,7 +32,6 @@ from aegisflux.domain.rollup import Key, Sums, rolled_up
 from aegisflux.ports.facts import Row, Stored
 from aegisflux.runtime import logs, metrics
 
-WRITER_LOCK: Final = 0x41656769734657
 CHANNEL: Final = "aegisflux_known"
 READERS: Final = 4
 COMMAND_SECONDS: Final = 60.0
@@ -357,7 +356,7 @@ async def _only_writer(connection: Any) -> None:
     """Take the lock; the server may need a moment to see that the one who held it is gone."""
     await connection.execute(f"set lock_timeout = '{LOCK_SECONDS}s'")
     try:
-        await connection.execute("select pg_advisory_lock($1)", WRITER_LOCK)
+        await connection.execute("select facts_only_writer()")
     except asyncpg.LockNotAvailableError:
         raise Conflict("the store of facts has a writer already: only one enrich may run") from None
     await connection.execute("reset lock_timeout")

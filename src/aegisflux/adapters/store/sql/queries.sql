@@ -741,7 +741,7 @@ update assignments set lease_until = $4 where service_id = $1 and version = $2 a
 
 -- Initiations of a turn that were not blocked: reports of flows up to the next whole minute, whole minutes after it.
 -- name: exposure
-select coalesce(sum(n), 0)::bigint as flows from (
+select coalesce(bounded(sum(n)), 0) as flows from (
     select sum(f.connections) as n from flows f join sources s on s.id = f.source
     where f.first_at >= to_timestamp($3::float8) and f.time >= to_timestamp($3::float8) and f.time < to_timestamp(ceil($3::float8 / 60) * 60)
       and f.service_id = any($1::bigint[]) and s.host_id = any($2::text[]) and f.verdict <> 'blocked'
@@ -795,7 +795,7 @@ select k.n from k where exists (
 
 -- name: unheard
 select o.host_id, o.others from (
-    select m.peer_host as host_id, sum(m.connections)::bigint as others from flow_minutes m
+    select m.peer_host as host_id, bounded(sum(m.connections)) as others from flow_minutes m
     where m.minute >= to_timestamp(ceil($3::float8 / 60) * 60) and m.minute < to_timestamp($5::float8) and m.peer_host = any($2::text[])
       and m.peer_service_id = any($1::bigint[]) and m.verdict <> 'blocked' group by 1) as o
 where o.others >= $4 and not exists (
