@@ -11,14 +11,14 @@ from typing import Literal
 from aegisflux.adapters.store.postgres import ANY as DRIVER_ERRORS
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.bootstrap import ADMIN, VIEWER, Place, existing
-from aegisflux.domain import agreement, audit
+from aegisflux.domain import audit
 from aegisflux.domain.errors import AegisError, Unavailable
 from aegisflux.runtime.access import hashed, new_token
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.register import Register, audit_key, reaches
 from aegisflux.services.orchestrator.acceptance import Acceptance, Accepted
 from aegisflux.services.orchestrator.access import Access
-from aegisflux.services.orchestrator.agreed import texts
+from aegisflux.services.orchestrator.agreed import disagreements
 from aegisflux.services.orchestrator.effects import Effect
 from aegisflux.services.orchestrator.standing import unkept
 from aegisflux.settings import Settings
@@ -31,12 +31,11 @@ async def audit_problems(settings: Settings) -> tuple[int, list[str]]:
     async with _audited(settings) as (place, store):
         register = Register(store, place.secrets)
         mark = register.read()
-        head, lines = await store.audit_log()
-        has = await texts(store, register)
+        head, lines, differences = await disagreements(store, register)
         kept = await unkept(store, mark) if mark else []
     found = list(audit.problems(lines, head, audit_key(place.secrets)))
     found += filter(None, [reaches(mark, head, lines)])
-    found += agreement.differences(agreement.said(line.entry for line in lines), has)
+    found += differences
     named = {text.partition(": ")[0] for text in found}
     found += [text for text in kept if text.partition(": ")[0] not in named]
     return len(lines), found

@@ -10,12 +10,14 @@ from aegisflux.adapters.engines import postgres
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.store import postgres as store_postgres
 from aegisflux.adapters.store.postgres import PostgresStore, migrations
+from aegisflux.domain import audit
 from aegisflux.domain.audit import Entry
 from aegisflux.runtime.supervise import Process
 
 pytestmark = pytest.mark.engines
 KEY = b"k" * 32
 LAST_OLD = 9
+NUMBERED = ", ".join(f"${number}" for number in range(1, 12))
 
 
 class Old(PostgresEngine):
@@ -49,15 +51,30 @@ async def filled(dsn, monkeypatch):
         then.setattr(
             store_postgres, "migrations", lambda: [one for one in migrations() if one[0] <= LAST_OLD]
         )
-        store = PostgresStore(dsn, KEY)
-        await store.open()
-        async with store.change() as db:
-            await db.run("put_service", 7, "web", ["unit:web"], {"role": "web"}, 1)
-            await db.audit(
-                Entry("admin", "service.put", "service/7", after="web ['unit:web'] {'role': 'web'}")
-            )
-        await store.close()
-    connection = await asyncpg.connect(dsn)
+        connection = await asyncpg.connect(dsn)
+        await store_postgres._migrate(connection)
+    entry = Entry("admin", "service.put", "service/7", after="web ['unit:web'] {'role': 'web'}")
+    line, head = audit.following(audit.first_head(KEY), KEY, 1, entry)
+    values = (
+        line.seq,
+        line.at,
+        entry.actor,
+        "",
+        entry.action,
+        entry.object,
+        "",
+        entry.after,
+        "",
+        "",
+        line.hash,
+    )
+    await connection.execute(f"insert into audit values ({NUMBERED})", *values)
+    head_values = head.seq, head.hash, head.mac
+    await connection.execute("insert into audit_head (seq, hash, mac) values ($1, $2, $3)", *head_values)
+    await connection.execute(
+        "insert into services (id, name, selectors, host_labels, created_at) "
+        """values (7, 'web', '{unit:web}', '{"role": "web"}', 1)"""
+    )
     await connection.execute(
         "insert into sources (host_id, boot_id) values ('h', 'b');"
         "create table flows_20260101 partition of flows for values from ('2026-01-01') to ('2026-01-02');"

@@ -2,9 +2,10 @@
 tests/services/test_agreement.py."""
 
 from aegisflux.domain import agreement
-from aegisflux.domain.audit import Entry
+from aegisflux.domain.audit import Entry, Line
 
-OLD = [
+MADE = "made sha256:" + "0" * 32
+OLD_ENTRIES = [
     Entry("admin", "host.token", "host/*", after="0011223344556677"),
     Entry("admin", "host.enroll", "host/web-1", after="a2V5"),
     Entry("admin", "host.relabel", "host/web-1", before="{}", after="{'role': 'web'}"),
@@ -12,12 +13,25 @@ OLD = [
     Entry("admin", "snapshot.post", "service/7/version/1", after="sha256:aa"),
     Entry("admin", "snapshot.promote", "service/7/version/1", after="sha256:aa"),
     Entry("admin", "rollout.observe", "rollout/1", after="turn 0"),
+    Entry("op", "service.ask", "service/7", after="web ['unit:more'] {}", reason="it takes part"),
+    Entry("op", "segment.plan", "plan/4", after="sha256:cc", reason="policy sha256:dd"),
+    Entry("second", "segment.approve", "plan/4", after="sha256:cc"),
 ]
+OLD = [Line(number, 0, entry) for number, entry in enumerate(OLD_ENTRIES, 1)]
 HAS = {
     "enrolment/0011223344556677": '* {"role":"web"} until 9, used by web-1',
     "host/web-1": 'a2V5 {"role":"web"}',
     "service/7": "web ['unit:web'] {'role': 'web'}",
     "service/7/stable": "1",
+    "service/7/latest": "2",
+    "service/7/change": "web ['unit:more'] {}",
+    "service/7/change/made": MADE,
+    "plan/4": "sha256:cc, approved by second",
+    "plan/4/policy": "policy sha256:dd",
+    "plan/4/made": MADE,
+    "plan/4/approver": "token/1",
+    "rollout/1/made": MADE,
+    "rollout/1/steps": "1",
     "service/7/version/1": "sha256:aa",
     "service/7/version/2": "sha256:bb",
     "rollout/1": "observe",
@@ -29,6 +43,7 @@ def test_what_older_lines_left_out_is_adopted_once_and_compared_from_then_on():
     adopted = dict(agreement.untold(log, HAS))
     assert set(adopted) == {
         "enrolment/0011223344556677", "host/web-1", "service/7/stable", "service/7/version/2",
+        "service/7/change/made", "plan/4/made", "plan/4/approver", "rollout/1/made",
     }  # fmt: skip
     for name, text in adopted.items():
         log.take(Entry("system", agreement.ADOPT, name, after=text))

@@ -9,14 +9,18 @@ import pytest
 import pytest_asyncio
 from msgspec.structs import replace
 from nacl.signing import SigningKey
+from tests.support.columns import COLUMNS, Compared, Whole
 from tests.support.control import WHO, body, disagreements, request_of
 from tests.support.rollouts import running_fleet, running_world
 
 from aegisflux.domain import agreement
 from aegisflux.domain.errors import Conflict, Forbidden
 from aegisflux.domain.roles import Principal
+from aegisflux.domain.rotation import Progress
 from aegisflux.services.orchestrator import agreed
 from aegisflux.services.orchestrator.core import Who
+from aegisflux.services.orchestrator.registry import Health
+from aegisflux.services.orchestrator.rotation import Rotation
 from aegisflux.services.orchestrator.suspicions import Suspicion
 from aegisflux.wire.token import parse_token, token_hash, token_text
 
@@ -35,6 +39,8 @@ class Known:
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def known(tmp_path_factory):
+    patched = pytest.MonkeyPatch()
+    patched.setattr(Rotation, "_progress", _waits_for_ever)
     async with (
         running_world(tmp_path_factory.mktemp("agreement")) as world,
         running_fleet(world, 300) as fleet,
@@ -53,17 +59,29 @@ async def known(tmp_path_factory):
         await core.access.seal()
         token = await core.access.issue("op", "operator", None, WHO)
         await core.hosts.token({"role": "web"}, None, 600, WHO)
+        await core.changes.withdraw(301, [fleet.hosts[0]], WHO)
+        await core.registry.health(301, Health(healthy=False, detail="ill"), WHO)
+        await core.registry.put(303, "third", ["unit:third"], {"role": "x"}, WHO)
+        await core.snapshots.post(body(303, 1), None, "", WHO)
+        await core.rotation.begin(WHO)
         assert await disagreements(plane) == []
         owner = await asyncpg.connect(plane.dsn)
         names = {
             "HOST": fleet.hosts[0], "SUSPECTED": fleet.hosts[1], "TOKEN": token.id,
+            "OTHER_HOST": fleet.hosts[2], "OTHER_PLAN": "77", "OTHER_ROLLOUT": "77", "PROPOSAL": "77",
             "PLAN": str(rollout.rollout.plan),
             "ROLLOUT": str(rollout.rollout.id),
         }  # fmt: skip
+        names = dict(sorted(names.items(), key=lambda one: -len(one[0])))
         try:
             yield Known(plane, owner, fleet, names)
         finally:
             await owner.close()
+            patched.undo()
+
+
+async def _waits_for_ever(_self, _row):
+    return Progress(over=False, missing=())
 
 
 TOKEN = "(id, name, role, hash, created_at, created_by) values ('9', 'eve', 'admin', 'x', 1, 'admin')"
@@ -104,7 +122,7 @@ TAMPERING = {
     "a service's name": ("update services set name = 'web' where id = 301", "service/301"),
     "a change that was asked for": (
         "update service_changes set selectors = '{unit:*}' where service_id = 301",
-        "service/301/change",
+        "service/301/change service/301/change/made",
     ),
     "a promotion": ("update services set stable = 1 where id = 301", "service/301/stable"),
     "a promotion that is taken": ("update services set stable = null where id = 300", "service/300/stable"),
@@ -129,14 +147,34 @@ TAMPERING = {
     "an approval": ("update plans set approved_by = 'eve' where id = PLAN", "plan/PLAN"),
     "an approval of what is cut": ("update plans set accepted = true where id = PLAN", "plan/PLAN"),
     "another plan": ("""update plans set body = body || '{"x": 1}' where id = PLAN""", "plan/PLAN"),
-    "another plan with its digest": ("update plans set digest = 'sha256:x' where id = PLAN", "plan/PLAN"),
-    "another policy": ("update plans set policy = policy || ' ' where id = PLAN", "plan/PLAN/policy"),
+    "another plan with its digest": (
+        "update plans set digest = 'sha256:x' where id = PLAN",
+        "plan/PLAN plan/PLAN/made",
+    ),
+    "another policy": (
+        "update plans set policy = policy || ' ' where id = PLAN",
+        "plan/PLAN/made plan/PLAN/policy",
+    ),
     "a rollout's stage": ("update rollouts set stage = 'canary' where id = ROLLOUT", "rollout/ROLLOUT"),
-    "a rollout that is made": (f"insert into rollouts {MADE}", "rollout/"),
+    "a rollout that is made": (f"insert into rollouts {MADE}", "rollout/ rollout/"),
+    "what a host had that is made": (
+        "insert into had values (302, 'HOST', '{1}')",
+        "service/302/had/HOST",
+    ),
+    "a host that nothing is withheld from": ("delete from withheld", "service/301/withheld"),
+    "a step that is made": (
+        "insert into rollout_steps values (ROLLOUT, 1, 'waves', 0, 'x', '', '{}')",
+        "rollout/ROLLOUT/steps",
+    ),
+    "a sick service that is not": ("delete from service_health", "service/301/health/"),
+    "a change that was discarded": (
+        "delete from service_changes",
+        "service/301/change service/301/change/made",
+    ),
     "a suspicion that is taken": ("delete from suspicions", "host/SUSPECTED/suspicion/"),
     "a suspicion that is made": (f"insert into suspicions {SUSPICION}", "host/HOST/suspicion/f"),
     "another key that signs": ("update key_sets set signing = 'eve' where version = 1", "keys/1"),
-    "another key set": ("insert into key_sets values (2, 'x', 'eve', 1)", "keys/2"),
+    "another key set": ("insert into key_sets values (5, 'x', 'eve', 1)", "keys/5"),
 }
 
 
@@ -160,6 +198,66 @@ async def test_what_sql_changes_is_named(known, what):
     assert await disagreements(known.plane) == []
 
 
+REWRITTEN = [
+    (table, column)
+    for table, columns in COLUMNS.items()
+    if not isinstance(columns, Whole)
+    for column, one in columns.items()
+    if isinstance(one, Compared)
+]
+
+
+@pytest.mark.parametrize(("table", "column"), REWRITTEN)
+async def test_a_column_that_decides_something_is_compared(known, table, column):
+    row = COLUMNS[table][column]
+    statement, wanted = f"update {table} set {column} = {row.value} where {row.where}", row.named
+    for name, value in known.names.items():
+        statement, wanted = statement.replace(name, value), wanted.replace(name, value)
+    transaction = known.owner.transaction()
+    await transaction.start()
+    try:
+        await _without_references(known.owner, table)
+        assert not (await known.owner.execute(statement)).endswith(" 0")
+        found = await _seen_by(known)
+    finally:
+        await transaction.rollback()
+    named = [line.partition(": ")[0] for line in found]
+    assert named
+    assert all(name == wanted or (wanted.endswith("/") and name.startswith(wanted)) for name in named), found
+    assert await disagreements(known.plane) == []
+
+
+async def _without_references(owner, table):
+    """Who writes the database may well write several tables, so that no reference stands in the way."""
+    rows = await owner.fetch(
+        "select conrelid::regclass::text as name, conname from pg_constraint where contype = 'f' "
+        "and $1::regclass in (conrelid, confrelid)",
+        table,
+    )
+    for row in rows:
+        await owner.execute(f"alter table {row['name']} drop constraint {row['conname']}")
+    fixed = await owner.fetch(
+        "select column_name from information_schema.columns where table_name = $1 and is_identity = 'YES'",
+        table,
+    )
+    for row in fixed:
+        await owner.execute(f"alter table {table} alter column {row['column_name']} set generated by default")
+
+
+async def test_each_column_of_the_store_is_compared_or_said_to_be_harmless(known):
+    rows = await known.owner.fetch(
+        "select c.table_name::text, c.column_name::text from information_schema.columns c "
+        "join information_schema.tables t using (table_schema, table_name) "
+        "where table_schema = current_schema() and t.table_type = 'BASE TABLE' and not exists "
+        "(select from pg_inherits where inhrelid = format('%I', table_name)::regclass)"
+    )
+    whole = {table for table, columns in COLUMNS.items() if isinstance(columns, Whole)}
+    there = {(table, column) for table, column in rows if table not in whole}
+    told = {(table, column) for table in COLUMNS.keys() - whole for column in COLUMNS[table]}
+    assert there == told
+    assert {table for table, _ in rows} == COLUMNS.keys()
+
+
 async def _seen_by(known):
     """The differences, as the connection of the open transaction sees the store."""
     _, lines = await known.plane.store.audit_log()
@@ -171,7 +269,7 @@ async def _seen_by(known):
 
     await known.owner.set_type_codec("jsonb", encoder=json.dumps, decoder=json.loads, schema="pg_catalog")
     has = await agreed.texts(Within(), known.plane.orchestrator.access.register)
-    return list(agreement.differences(agreement.said(line.entry for line in lines), has))
+    return list(agreement.differences(agreement.said(lines), has))
 
 
 ENROLMENTS = {

@@ -192,7 +192,7 @@ async def test_after_it_is_accepted_hosts_take_manifests_and_what_ended_has_ende
     assert await known.verified() == [""]
     _, lines = await store.audit_log()
     has = await known_texts(known)
-    assert list(agreement.differences(agreement.said(line.entry for line in lines), has)) == []
+    assert list(agreement.differences(agreement.said(lines), has)) == []
 
 
 async def known_texts(known):

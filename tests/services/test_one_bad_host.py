@@ -162,4 +162,4 @@ async def test_a_stored_heartbeat_of_another_version_leaves_the_list_of_hosts(pl
 async def test_what_the_store_cannot_hold_is_a_refusal(plane, value):
     name, ttl = (value, 60) if isinstance(value, str) else ("x", value)
     with pytest.raises(Refused):
-        await plane.store.run("add_audit", 1, 1, name, "", "", "", "", "", "", "", ttl)
+        await plane.store.run("add_audit", 1, 1, name, "", "", "", "", "", "", "", ttl, b"")

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import zstandard
 from tests.services.test_graphed import PEERS, Parting, batch
+from tests.support.believing import Trusting
 from tests.support.facts import facts_of
 
 from aegisflux.domain.errors import Conflict, Invalid, NotFound, Refused, Unavailable
@@ -63,7 +64,7 @@ def core(store, **parts):
         max_lease=0, renew_every=0, silent_after=3, confirm_seconds=0, limits=SimpleNamespace(marks=set())
     )
     given = {"store": store, "clock": clock, "options": options, "now": lambda: 1000, "wake": lambda: None}
-    return SimpleNamespace(**given | parts)
+    return SimpleNamespace(**given | {"register": Trusting()} | parts)
 
 
 # Orchestrator
@@ -78,7 +79,7 @@ async def test_a_host_that_cannot_join_stops_neither_others_nor_what_comes_after
             raise KeyError("labels")
         return JoinPlan(tuple((number, host, None) for number, host in pairs))
 
-    async def write(_db, joins, _now):
+    async def write(_core, _db, joins, _now):
         joined.extend(host for _, host, _ in joins.given)
 
     monkeypatch.setattr(upkeep, "planned", planned)
@@ -124,12 +125,14 @@ async def test_a_rollout_that_cannot_be_renewed_leaves_the_others(monkeypatch, e
             raise error
         return row["id"]
 
-    async def one(carried, _):
+    async def one(carried, _doubt, _here):
         seen.append(carried)
         return True
 
     monkeypatch.setattr(renewals.places, "read", read)
     monkeypatch.setattr(renewals, "carried_of", carried_of)
+    for name in ("rollout_texts", "plan_texts"):
+        monkeypatch.setattr(renewals, name, lambda _row: {})
     clockwork = Renewals(core(Store(live_rollouts=rows)))
     monkeypatch.setattr(clockwork, "_one", one)
     await clockwork.look()
@@ -178,6 +181,8 @@ async def test_one_process_compiles_all_policies_but_those_that_are_refused(monk
     monkeypatch.setattr(renewals, "computed", computed)
     monkeypatch.setattr(renewals.places, "read", read)
     monkeypatch.setattr(renewals, "carried_of", carried_of)
+    for name in ("rollout_texts", "plan_texts"):
+        monkeypatch.setattr(renewals, name, lambda _row: {})
     clockwork = Renewals(
         core(Plans(live_rollouts=[{"id": n, "plan": n, "stage": "promoted"} for n in policies]))
     )

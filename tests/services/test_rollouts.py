@@ -8,11 +8,12 @@ import msgspec
 import pytest
 import pytest_asyncio
 from msgspec import structs
-from tests.support.control import WHO, body, disagreements
+from tests.support.control import WHO, body, disagreements, told
 from tests.support.engines import eventually
 from tests.support.rollouts import APPROVER, GATE, Tables, modes, running_fleet, running_world
 
 from aegisflux.domain import renewal
+from aegisflux.domain.decided import plan_texts
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.guardrails import OPEN, Limits
 from aegisflux.domain.manifest import ServiceReport
@@ -378,12 +379,14 @@ async def test_a_policy_in_force_stays_true_as_hosts_come_and_go(fleet, monkeypa
 
 async def test_a_stored_policy_is_renewed_although_a_new_one_like_it_is_refused(fleet, monkeypatch):
     orchestrator, service = fleet.plane.orchestrator, f"s{fleet.service}"
-    told = await fleet.promoted(rules=f"\n  - {{from: {service}, to: {service}, ports: [tcp/7000]}}")
-    plan = told.rollout.plan
+    done = await fleet.promoted(rules=f"\n  - {{from: {service}, to: {service}, ports: [tcp/7000]}}")
+    plan = done.rollout.plan
     odd = f"rules:\n  - {{from: 'label:env!=prod', to: {service}, ports: [tcp/07001]}}\n"
     text = (await fleet.plane.store.row("plan", plan))["policy"]
     change = "update plans set policy = $1 where id = $2"
     await fleet.plane.store._runner.execute(change, text.replace("rules:\n", odd), plan)
+    for name, said in plan_texts(await fleet.plane.store.row("plan", plan)).items():
+        await told(fleet.plane, name, said)
     assert (await fleet.segmenter.plans.one(plan)).id == plan
     fresh = await fleet.plane.agent(
         f"w6-{fleet.service}", {"role": service}, tables=Tables(fleet), addresses=("10.9.9.8",)
@@ -394,7 +397,7 @@ async def test_a_stored_policy_is_renewed_although_a_new_one_like_it_is_refused(
 
     async def renewed():
         await orchestrator.renewals.look()
-        return (await fleet.rollouts.one(told.rollout.id)).rollout.run.reason == renewal.RENEWED
+        return (await fleet.rollouts.one(done.rollout.id)).rollout.run.reason == renewal.RENEWED
 
     await eventually(renewed)
 

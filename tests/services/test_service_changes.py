@@ -9,8 +9,9 @@ import pytest
 import pytest_asyncio
 from msgspec import structs
 from nacl.signing import SigningKey
-from tests.support.control import WHO, body, disagreements, request_of, running_plane
+from tests.support.control import WHO, body, disagreements, request_of, running_plane, told
 
+from aegisflux.domain.decided import CHANGE, made_text
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.guardrails import OPEN
 from aegisflux.domain.roles import Principal
@@ -364,6 +365,8 @@ async def test_a_change_that_was_asked_for_by_an_older_version_is_asked_for_agai
     connection = await asyncpg.connect(plane.dsn)
     try:
         await connection.execute("update service_changes set seen = null where service_id = $1", number)
+        row = await plane.store.row("held_change", number)
+        await told(plane, f"service/{number}/change/made", made_text(row, CHANGE))
     finally:
         await connection.close()
     with pytest.raises(Conflict, match="it was asked for when changes did not keep what they were made of"):

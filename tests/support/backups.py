@@ -21,7 +21,7 @@ class Backup:
         from aegisflux.adapters.store.grants import SERVICES
 
         rights = SERVICES["orchestrator"]
-        wanted = {name for name, said in rights.items() if said != "select"} | {"plans"}
+        wanted = {name for name, said in rights.items() if said != "select"} | {"plans", "audit"}
         tables = await _ordered(owner, wanted - SKIPPED)
         await owner.execute("drop schema if exists saved cascade; create schema saved")
         async with owner.transaction(isolation="repeatable_read"):

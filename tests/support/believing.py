@@ -9,3 +9,6 @@ class Trusting:
 
     async def doubt(self, _row):
         return ""
+
+    async def doubt_of(self, _texts):
+        return ""

@@ -16,7 +16,7 @@ from aegisflux.adapters.bus.accounts import LiveAccounts
 from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.store.postgres import PostgresStore
-from aegisflux.domain import agreement
+from aegisflux.domain.decided import ADOPT
 from aegisflux.domain.manifest import (
     Ack,
     ContentChunk,
@@ -30,7 +30,7 @@ from aegisflux.domain.roles import Principal
 from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.register import AUDIT
 from aegisflux.runtime.supervise import Process
-from aegisflux.services.orchestrator.agreed import texts
+from aegisflux.services.orchestrator import agreed
 from aegisflux.services.orchestrator.app import Orchestrator
 from aegisflux.services.orchestrator.core import Core, Options, Who
 from aegisflux.services.orchestrator.keys import Keys
@@ -187,9 +187,14 @@ class Plane:
 
 async def disagreements(plane: Plane) -> list[str]:
     """Where the store is not as its audit log says, of what gives a right."""
-    _, lines = await plane.store.audit_log()
-    has = await texts(plane.store, plane.orchestrator.access.register)
-    return list(agreement.differences(agreement.said(line.entry for line in lines), has))
+    _, _, found = await agreed.disagreements(plane.store, plane.orchestrator.access.register)
+    return found
+
+
+async def told(plane: Plane, name: str, text: str) -> None:
+    """Have the audit log say this of an object, as of one of an earlier version."""
+    async with plane.store.change() as db:
+        await db.audit(Who().did(ADOPT, name, after=text))
 
 
 def request_of(token: str, host: str, key: SigningKey) -> EnrollRequest:
@@ -265,4 +270,5 @@ __all__ = [
     "request_of",
     "running_plane",
     "settled",
+    "told",
 ]

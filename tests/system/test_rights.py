@@ -44,9 +44,10 @@ def issued(up, name, role, **more):
 
 
 def verify(up):
-    """What `aegisflux audit verify` says, without digests; and its exit status."""
+    """What `aegisflux audit verify` says, without digests and lines; and its exit status."""
     done = up.run(AEGISFLUX, "audit", "verify")
     said = re.sub(r"sha256:[0-9a-f]{64}", "sha256:...", done.stdout)
+    said = re.sub(r" \(line \d+\)", "", said)
     return done.returncode, said.splitlines(), re.sub(r"^\d+ lines", "N lines", done.stderr.strip())
 
 

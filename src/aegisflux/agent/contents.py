@@ -43,6 +43,7 @@ PATIENCE: Final[dict[type, Patience]] = {
 }
 REFUSALS: Final = {
     "unsupported_format": f"the control plane does not compile tables of format {TABLES_FORMAT}",
+    "not_signed": "the control plane does not sign it: its row in the database is not as it was posted",
     "not_named": "the control plane does not find it in the manifest of this host",
 }
 

@@ -5,7 +5,8 @@ An edit breaks a hash, a removed line leaves a gap in the numbers, a cut-off tai
 
 from collections.abc import Iterable, Iterator, Mapping
 from hashlib import blake2b, sha256
-from typing import Any, Final
+from hmac import digest as hmac_of
+from typing import Any, Final, Literal
 
 import msgspec
 from msgspec import Struct
@@ -57,7 +58,27 @@ def hash_of(previous: bytes, seq: int, at: int, entry: Entry) -> bytes:
 
 def mac_of(key: bytes, seq: int, digest: bytes) -> bytes:
     """The MAC of a head."""
-    return blake2b(seq.to_bytes(8, "big") + digest, key=key[:64], digest_size=32).digest()
+    return _keyed(key, seq.to_bytes(8, "big") + digest)
+
+
+def _keyed(key: bytes, data: bytes) -> bytes:
+    return blake2b(data, key=key[:64], digest_size=32).digest()
+
+
+def gate_key(key: bytes) -> bytes:
+    """The key of the gate that the store has in front of the log; no MAC of a head can be made with it."""
+    return _keyed(key, b"gate")
+
+
+def gate_pads(key: bytes) -> tuple[bytes, bytes]:
+    """The key of the gate as HMAC-SHA256 (RFC 2104) begins with it, inside and outside."""
+    padded = gate_key(key).ljust(64, b"\0")
+    return bytes(byte ^ 0x36 for byte in padded), bytes(byte ^ 0x5C for byte in padded)
+
+
+def gate_of(key: bytes, what: Literal["line", "head"], seq: int, digest: bytes) -> bytes:
+    """What lets a line, or a head, of this number and hash into the store."""
+    return hmac_of(gate_key(key), f"{what} {seq} {digest.hex()}".encode(), "sha256")
 
 
 def following(head: Head, key: bytes, at: int, entry: Entry) -> tuple[Line, Head]:

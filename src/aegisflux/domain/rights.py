@@ -1,4 +1,4 @@
-"""API tokens, enrolment tokens and plans as the audit log has them: which of the store's rows are believed.
+"""API tokens, enrolment tokens and decisions as the audit log has them: which rows of the store are believed.
 
 Who can write the store can make a row, change one, or put back one that was valid once. A row is therefore
 believed only as the last line of the audit log about it says, that of an API token only with a MAC by a key
@@ -19,11 +19,14 @@ from msgspec.structs import replace
 
 from aegisflux.domain.audit import GENESIS, Entry, Line, hash_of
 from aegisflux.domain.bounds import Serial, Small, Version
+from aegisflux.domain.decided import NONE, believed_by, decided
 from aegisflux.domain.errors import Refused
 
 ISSUE, SEAL, REVOKE = "token.issue", "token.seal", "token.revoke"
 OBJECT: Final = "token/"
 ALL: Final = "tokens"
+ROWS: Final = "rows"
+"""The object of the line which says that rows of before there were MACs of them have been looked at."""
 ENROLMENT_DIGITS: Final = 16
 MOST_ENROLMENTS: Final = 10_000
 RELEASE, ENROL, REPLACE_KEYS = "host.release", "host.enroll", "keys.replace"
@@ -34,7 +37,7 @@ ENDINGS: Final = frozenset({
     "rollout.aborted", "rollout.rolled_back", "host.relabel", "host.suspicion",
 })  # fmt: skip
 """Lines that take a right away: an older store would give it back, so the mark follows them at once."""
-FORMAT: Final = 1
+FORMAT: Final = 2
 """Raise it when `Rights` keeps more of the log than before: the whole log is then read once more."""
 MAX_DIGITS: Final = 15
 _encode = msgspec.json.Encoder(order="sorted").encode
@@ -68,7 +71,8 @@ class Rights(Struct, kw_only=True):
     ended:  the hashes of those that were revoked, by id; "" where the line is too old to name it
     sealed: tokens that were issued before rows had MACs have been looked at; none of them is believed later
     enrolments: what each enrolment token gives that is not used, the newest, by the first digits of its hash
-    plans:  each plan, and who approved it, by its number
+    sealed_rows: the same of contents and of what hosts had
+    decided: what was said of plans, of changes that wait and of rollouts, see `domain.decided`
     released: the names of hosts that were released, by the digest of the key that they had; a key that an
             admin let enrol again is none of them
     keys:   the version of the newest key set
@@ -80,7 +84,8 @@ class Rights(Struct, kw_only=True):
     ended: dict[str, str] = field(default_factory=dict)
     sealed: bool = False
     enrolments: dict[str, str] = field(default_factory=dict)
-    plans: dict[str, str] = field(default_factory=dict)
+    sealed_rows: bool = False
+    decided: dict[str, str] = field(default_factory=dict)
     released: dict[str, str] = field(default_factory=dict)
     keys: Version = 0
     keyring: dict[str, bool] = field(default_factory=dict)
@@ -108,15 +113,27 @@ class Rights(Struct, kw_only=True):
                     self.released.pop(key_digest(entry.after.partition(" ")[0]), None)
             case "host.release":
                 self.released[key_digest(entry.before)] = entry.object.removeprefix("host/")
-            case "segment.plan":
-                self.plans[entry.object] = entry.after
-            case "segment.approve":
-                self.plans[entry.object] = plan_text(entry.after, entry.actor, bool(entry.reason))
             case action if action in KEY_LINES:
                 self._took_keys(entry)
+            case "audit.adopt":
+                self._adopted(entry)
             case _:
                 self._took_token(entry)
+        for name, text in decided(entry):
+            self._take_decided(name, text)
         return entry.action in ENDINGS or entry.action in (ISSUE, SEAL)
+
+    def _adopted(self, entry: Entry) -> None:
+        if entry.object == ROWS:
+            self.sealed_rows = True
+        else:
+            self._take_decided(entry.object, entry.after)
+
+    def _take_decided(self, name: str, text: str) -> None:
+        if text == NONE:
+            self.decided.pop(name, None)
+        elif believed_by(name):
+            self.decided[name] = text
 
     def _took_keys(self, entry: Entry) -> None:
         number = entry.object.removeprefix(KEYS)
@@ -159,6 +176,14 @@ class Rights(Struct, kw_only=True):
         """Whether the token was revoked, by its number or by its hash."""
         return token.id in self.ended or self.is_revoked(token.hash)
 
+    def doubt_of(self, name: str, text: str) -> str:
+        """Why a row that decides something is not believed, in words; empty: it is as its last line says."""
+        known = self.decided.get(name)
+        if known == text:
+            return ""
+        what = f"the audit log says {known}" if known else "the audit log has no line that says all of it"
+        return f"{name}: {what}; the store has {text}"
+
     def doubt(self, token: Token) -> str:
         """Why a row is not believed, in words; empty: it is."""
         if self.has_ended(token):
@@ -190,21 +215,9 @@ def labels_text(labels: Mapping[str, str]) -> str:
     return _encode(labels).decode()
 
 
-def plan_text(digest: str, approved_by: str | None, accepted: bool) -> str:
-    """A plan, and who approved it."""
-    if not approved_by:
-        return digest
-    return f"{digest}, approved by {approved_by}" + (", with all that it cuts" if accepted else "")
-
-
 def policy_text(policy: str) -> str:
     """What the audit log says of the policy that a plan carries out, and that its renewals follow."""
     return f"policy sha256:{sha256(policy.encode()).hexdigest()}"
-
-
-def digest_of_body(body: object) -> str:
-    """The digest of a plan, by what was kept of it."""
-    return f"sha256:{sha256(_encode(body)).hexdigest()}"
 
 
 class Mark(Struct, kw_only=True):

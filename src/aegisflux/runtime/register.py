@@ -7,16 +7,17 @@ once where a line takes a right away, and `KEEP_SECONDS` after any other line at
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
 import msgspec
 
-from aegisflux.domain import audit, rights
+from aegisflux.domain import audit, rights, seals
 from aegisflux.domain.audit import Head, Line, line_of
 from aegisflux.domain.errors import BROKEN, Unavailable
 from aegisflux.domain.rights import FORMAT, Broken, Headless, Mark, Rights, Token
+from aegisflux.domain.text import first_of
 from aegisflux.ports.secrets import Secrets
 from aegisflux.ports.store import Queries, Row
 from aegisflux.runtime import logs
@@ -25,6 +26,8 @@ AUDIT, TOKEN, MARK = "audit-key", "token-key", "audit-mark"
 PAGE: Final = 2000  # lines
 KEEP_SECONDS: Final = 2.0
 BELL_SECONDS: Final = 0.1  # between two writes for lines that take rights away
+MOST_DOUBTS: Final = 256
+MOST_NAMED: Final = 5
 _MARK: Final = msgspec.json.Decoder(Mark)
 T = TypeVar("T")
 log = logs.get("register")
@@ -40,12 +43,17 @@ class Believer(Protocol):
         """Why a row is not believed, in words; empty: it is."""
         ...
 
+    async def doubt_of(self, texts: Mapping[str, str]) -> str:
+        """Why what the store has of decisions (`domain.decided`) is not believed; empty: it is."""
+        ...
+
 
 class Register:
     """Follows the audit log of a store. `keeps`: writes the mark, as one service does.
 
     trouble: why the log is not followed any further, in words
     refuses_changes: nothing can be changed either, since the head of the log is not ours
+    doubts: which objects of the store were not believed, and why
     """
 
     def __init__(self, store: Queries, secrets: Secrets, *, keeps: bool = False) -> None:
@@ -58,6 +66,7 @@ class Register:
         self._turn = asyncio.Lock()
         self._thread = ThreadPoolExecutor(1, "register")
         self.trouble, self.refuses_changes = "", False
+        self.doubts: dict[str, str] = {}
 
     @property
     def rights(self) -> Rights:
@@ -76,6 +85,40 @@ class Register:
     def is_sealed(self, row: Row) -> bool:
         """Whether a row has its MAC."""
         return rights.is_sealed(self._token_key, token_of(row), row["mac"])
+
+    def seal(self, kind: str, row: Row) -> bytes:
+        """The MAC of a new row of a kind of `domain.seals`."""
+        return seals.mac_of(self._token_key, kind, row)
+
+    def holds(self, name: str, kind: str, row: Row) -> bool:
+        """Whether a row has its MAC; one that has not is reported under this name."""
+        good = seals.is_sealed(self._token_key, kind, row, row["mac"])
+        self.report(name, "" if good else "its MAC was not made by this control plane")
+        return good
+
+    async def doubt_of(self, texts: Mapping[str, str]) -> str:
+        """See `Believer.doubt_of`. Raises Unavailable."""
+        await self.follow()
+        found = []
+        for name, text in texts.items():
+            why = self.rights.doubt_of(name, text)
+            self.report(name, why)
+            found += [why] if why else []
+        return f"{'; '.join(found)}: see aegisflux audit verify" if found else ""
+
+    def said(self) -> str:
+        """What of the store is not believed, in words; empty: nothing was found."""
+        return f"not believed: {first_of(sorted(self.doubts), MOST_NAMED)}" if self.doubts else ""
+
+    def report(self, name: str, why: str) -> None:
+        """Say it once for each object, and no more once it is as it should be."""
+        if not why:
+            self.doubts.pop(name, None)
+        elif self.doubts.get(name) != why:
+            if len(self.doubts) >= MOST_DOUBTS:
+                self.doubts.clear()
+            self.doubts[name] = why
+            log.error("a row of the store is not believed", object=name, why=why)
 
     async def doubt(self, row: Row) -> str:
         """See `Believer.doubt`. Raises Unavailable."""

@@ -17,14 +17,19 @@ EVERY: Final[Mapping[str, str]] = {  # the log, which tokens are believed by; wh
     "audit_head": "select",
     "tokens": "select update(last_used)",
 }
-CHANGES: Final[Mapping[str, str]] = {"audit": "select insert", "audit_head": "select update"}
+# To lock the head, no more: lines and heads pass the gate of the log (migration 22).
+CHANGES: Final[Mapping[str, str]] = {"audit_head": "select update(one)"}
+LOG: Final = (
+    "audit_add(bigint, bigint, text, text, text, text, text, text, text, text, bytea, bytea)",
+    "audit_move(bigint, bytea, bytea, bytea)",
+)
 SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
     "orchestrator": {
         **EVERY,
         **CHANGES,
         "assignments": ALL,
         "candidates": ALL,
-        "contents": "select insert delete",
+        "contents": "select insert delete update(mac) update(payload_sha256)",
         "enroll_tokens": "select insert update",
         "events": "select",
         "flow_minutes": "select",
@@ -88,7 +93,10 @@ SERVICES: Final[Mapping[str, Mapping[str, str]]] = {
     },
 }
 FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
-    "enrich": ("facts_add_day(text, date)", "facts_drop_day(text, date)")
+    "orchestrator": LOG,
+    "ingest": LOG,
+    "segmenter": LOG,
+    "enrich": ("facts_add_day(text, date)", "facts_drop_day(text, date)"),
 }
 GIVEN: Final = """
 select c.relname::text as name, lower(a.privilege_type) as right from pg_class c, aclexplode(c.relacl) a

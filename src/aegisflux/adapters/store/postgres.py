@@ -127,7 +127,13 @@ class _Change(_Queries):
             entry.reason,
             entry.request_id,
             line.hash,
+            audit.gate_of(self._key, "line", line.seq, line.hash),
         )
+
+    async def move_head(self) -> None:
+        """Make the last line that was added the last one of the log."""
+        seq, digest = self.head.seq, self.head.hash
+        await self.run("move_head", seq, digest, self.head.mac, audit.gate_of(self._key, "head", seq, digest))
 
 
 class PostgresStore(_Queries):
@@ -178,6 +184,7 @@ class PostgresStore(_Queries):
             async with connection.transaction():
                 await _migrate(connection)
                 await grants.grant(connection)
+                await connection.execute(self._queries["put_gate"], *audit.gate_pads(self._key))
                 head = audit.first_head(self._key)
                 await connection.execute(self._queries["first_head"], head.hash, head.mac)
         finally:
@@ -205,9 +212,8 @@ class PostgresStore(_Queries):
                 before = change.head.seq
                 yield change
                 assert change.head.seq > before, "a change that nobody wrote into the audit log"
-                head = change.head
                 await change.write_bumps()
-                await change.run("move_head", head.seq, head.hash, head.mac)
+                await change.move_head()
             except BaseException:
                 await _rolled_back(transaction)
                 raise
@@ -224,7 +230,8 @@ class PostgresStore(_Queries):
 
     async def set_head(self, seq: int, digest: bytes) -> None:
         """See `Store.set_head`."""
-        await self.run("move_head", seq, digest, audit.mac_of(self._key, seq, digest))
+        gate = audit.gate_of(self._key, "head", seq, digest)
+        await self.run("move_head", seq, digest, audit.mac_of(self._key, seq, digest), gate)
 
     async def check(self) -> str:
         """See `Store.check`."""

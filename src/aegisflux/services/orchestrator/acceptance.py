@@ -81,7 +81,7 @@ class Acceptance:
         serial = max(self._mark.serial, self._mark.floor, newest["serial"] if newest else 0)
         found = Accepted(
             last.seq if last else 0,
-            (*_tokens(anew), *_plans(before.plans, said.rights.plans), *filter(None, [self._damaged])),
+            (*_tokens(anew), *_decided(before.decided, said.rights.decided), *filter(None, [self._damaged])),
             (*_tokens(ended), *(f"host/{row['host_id']}: released" for row in hosts)),
             (
                 f"key set: version {keys['version'] if keys else 0} becomes {version}, with a new key",
@@ -156,5 +156,5 @@ def _tokens(rows: Sequence[Row]) -> list[str]:
     return [f"token/{row['id']}: {row['name']}, {row['role']}" for row in rows]
 
 
-def _plans(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
+def _decided(before: Mapping[str, str], after: Mapping[str, str]) -> list[str]:
     return [f"{name}: {text}" for name, text in after.items() if before.get(name) != text]

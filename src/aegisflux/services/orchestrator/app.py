@@ -21,6 +21,7 @@ from aegisflux.services.orchestrator.relay import Relay
 from aegisflux.services.orchestrator.renewals import Renewals
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.rotation import Rotation
+from aegisflux.services.orchestrator.sealing import seal_rows
 from aegisflux.services.orchestrator.snapshots import Snapshots
 from aegisflux.services.orchestrator.standing import Standing, load_keys
 from aegisflux.services.orchestrator.upkeep import Upkeep
@@ -69,6 +70,7 @@ class Orchestrator:
     async def start(self) -> None:
         """Load the keys, serve and consume, publish what is due."""
         await load_keys(self.core)
+        await seal_rows(self.core)
         await self.core.workshop.warm()
         bus = self.core.bus
         bus.on_connect(self._connected)

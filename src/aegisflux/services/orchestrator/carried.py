@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct, field
 
+from aegisflux.domain.decided import ROLLOUT, made_text
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.stages import Run, Verb, verbs
@@ -142,6 +143,13 @@ async def steps(db: Queries, number: int) -> tuple[Done, ...]:
     """All its steps, oldest first."""
     rows = await db.rows("rollout_steps", number)
     return tuple(Done(**{**dict(row), "did": tuple(row["did"])}) for row in rows)
+
+
+async def made_of(db: Queries, number: int) -> str:
+    """What the audit log says of a rollout as it is in the store now, see `domain.decided`."""
+    row = await db.row("rollout", number)
+    assert row is not None
+    return made_text(row, ROLLOUT)
 
 
 def built(value: Struct | tuple[Struct, ...]) -> Any:

@@ -6,13 +6,14 @@ from msgspec import structs
 
 from aegisflux.domain import rollout as rollouts
 from aegisflux.domain import undo
+from aegisflux.domain.decided import rollout_texts
 from aegisflux.domain.errors import NotFound
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.stages import Command, Enforce, Keep, Offer, TakeBack, Withdraw
 from aegisflux.domain.undo import Past
 from aegisflux.ports.store import Change, Queries
-from aegisflux.services.orchestrator import guard, state
-from aegisflux.services.orchestrator.carried import Carried, Part, built, readable
+from aegisflux.services.orchestrator import guard, posted, state
+from aegisflux.services.orchestrator.carried import Carried, Part, built, made_of, readable
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.past import past_of
 from aegisflux.services.orchestrator.prepare import Prepared
@@ -51,9 +52,11 @@ class Carrier:
         return found
 
     async def _copy(self, service_id: int, source: int, version: int) -> Prepared:
-        stored = await self._core.store.row("snapshot", service_id, source)
+        core = self._core
+        believed = await posted.content(core.register, core.store, service_id, source)
+        stored = await core.store.row("snapshot", service_id, source)
         assert stored is not None
-        return await self._core.workshop.copy(stored["snapshot"], stored["digest"], version)
+        return await core.workshop.copy(stored["snapshot"], believed["digest"], version)
 
     async def _returns(
         self, db: Queries, part: Part, rollout: Rollout, hosts: Collection[str]
@@ -93,7 +96,7 @@ class Carrier:
                 if rollout.latest != part.version:
                     raise Overtaken
                 step = rollouts.post(rollout, part.version, lease_until, hosts, hosts)
-                await state.give(db, step, now)
+                await state.give(self._core.register, db, step, now)
                 await db.run("ask_preflight", part.service_id, hosts, not await _accepted(db, carried.plan))
                 await state.end_offers(db, part.service_id, hosts)
                 return [f"{part.service}: version {part.version} to {', '.join(hosts)}"] if hosts else []
@@ -101,7 +104,7 @@ class Carrier:
                 running = await state.running(db, service)
                 spared = await guard.spared(self._core, db, {*running, *rollout.hosts})
                 step = rollouts.promote(rollout, part.version, lease_until, running - spared, spared)
-                await state.give(db, step, now)
+                await state.give(self._core.register, db, step, now)
                 return [f"{part.service}: version {part.version} promoted"]
             case TakeBack():
                 return await self._take_back(db, part, rollout, hosts, copies, who)
@@ -132,8 +135,17 @@ class Carrier:
             await store_and_tell(self._core, db, copy, "rollback", on, who, source)
         await state.save(db, step, now)
         if promoted and part.replaces in found and step.rollout.stable is not None:
-            await _followed_again(db, part, found[part.replaces])
+            await self._followed_again(db, part, found[part.replaces])
         return _taken_back(part, back, found)
+
+    async def _followed_again(self, db: Change, part: Part, copy: Prepared) -> None:
+        """The rollout that first brought what comes back is the one in force again: it is renewed from now
+        on. One that is not believed stays as it ended."""
+        for row in await db.rows("brought", part.service_id, part.replaces):
+            if await self._core.register.doubt_of(rollout_texts(row)):
+                continue
+            for found in readable([row]):
+                await _in_force_again(db, found, part, copy)
 
 
 def _taken_back(part: Part, back: Mapping[str, int | None], found: Mapping[int, Prepared]) -> list[str]:
@@ -144,18 +156,17 @@ def _taken_back(part: Part, back: Mapping[str, int | None], found: Mapping[int, 
     return words
 
 
-async def _followed_again(db: Change, part: Part, copy: Prepared) -> None:
-    """The rollout that first brought what comes back is the one in force again: it is renewed from now on."""
-    for found in readable(await db.rows("brought", part.service_id, part.replaces)):
-        fresh = {"version": copy.version, "digest": copy.digest, "tables_digest": copy.tables_digest}
-        parts = tuple(
-            structs.replace(one, **fresh) if one.service_id == part.service_id else one for one in found.parts
-        )
-        reason = f"{part.service}: version {part.replaces} came back as version {copy.version}"
-        run = structs.replace(found.run, stage="promoted", reason=reason)
-        await db.run("put_rollout_parts", found.id, built(parts), built(run))
-        await db.run("put_rollout_run", found.id, run.stage, built(run))
-        await db.audit(Who().did(f"rollout.{run.stage}", f"rollout/{found.id}", reason=reason))
+async def _in_force_again(db: Change, found: Carried, part: Part, copy: Prepared) -> None:
+    fresh = {"version": copy.version, "digest": copy.digest, "tables_digest": copy.tables_digest}
+    parts = tuple(
+        structs.replace(one, **fresh) if one.service_id == part.service_id else one for one in found.parts
+    )
+    reason = f"{part.service}: version {part.replaces} came back as version {copy.version}"
+    run = structs.replace(found.run, stage="promoted", reason=reason)
+    await db.run("put_rollout_parts", found.id, built(parts), built(run))
+    await db.run("put_rollout_run", found.id, run.stage, built(run))
+    made = await made_of(db, found.id)
+    await db.audit(Who().did(f"rollout.{run.stage}", f"rollout/{found.id}", after=made, reason=reason))
 
 
 async def _accepted(db: Queries, plan: int) -> bool:

@@ -1,7 +1,6 @@
 """Promote, roll back, withdraw: what changes on which hosts, tried or done."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from msgspec import Struct
 from msgspec.structs import replace
@@ -13,7 +12,7 @@ from aegisflux.domain.roles import may_approve
 from aegisflux.domain.rollout import Rollout, Step
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime.again import again
-from aegisflux.services.orchestrator import guard, state
+from aegisflux.services.orchestrator import guard, posted, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
 from aegisflux.services.orchestrator.core import Core, Who
@@ -57,7 +56,7 @@ class Changes:
         now = self._core.now()
         async with self._core.store.change() as db:
             step, answer = await self._promotion(db, service_id, version, who, now)
-            await state.give(db, step, now)
+            await state.give(self._core.register, db, step, now)
             await state.end_offers(db, service_id)
             await self._audit(db, answer, who, answer.from_version, answer.digest)
         self._core.wake()
@@ -74,8 +73,8 @@ class Changes:
         service, rollout = await state.load(db, service_id)
         await check_free(db, service_id)
         wanted = rollouts.promotable(rollout, version)
-        content = await _content(db, service_id, wanted)
-        author = await _author(db, service_id, wanted)
+        content = await posted.content(self._core.register, db, service_id, wanted)
+        author = await posted.author_of(self._core.register, db, service_id, wanted)
         if not may_approve(who.principal, *author):
             raise Forbidden(
                 f"service {service_id}: version {wanted} was posted by {author[1]}; "
@@ -114,7 +113,8 @@ class Changes:
         if stored is None:
             raise NotFound(f"service {service_id}: version {source} was never posted")
         version = rollout.latest + 1
-        copy = await self._core.workshop.copy(stored["snapshot"], stored["digest"], version)
+        digest = (await posted.content(self._core.register, store, service_id, source))["digest"]
+        copy = await self._core.workshop.copy(stored["snapshot"], digest, version)
         return rollout, source, copy
 
     async def _return(self, db: Queries, source: int, prepared: Prepared, now: int) -> tuple[Step, Changed]:
@@ -138,7 +138,7 @@ class Changes:
                 await db.audit(who.did("snapshot.rollback", what, reason="overtaken; tried again"))
                 return None
             step, answer = await self._return(db, source, prepared, now)
-            await store_content(db, prepared, sealed, now, who, source)
+            await store_content(db, prepared, sealed, now, who, source, self._core.register)
             await state.save(db, step, now)
             hosts = step.rollout.on(prepared.version)
             await db.run("add_outbox", *announcement(prepared, "rollback", hosts, now), now)
@@ -157,6 +157,7 @@ class Changes:
             await state.end_offers(db, service_id, targets)
             if targets is not None:
                 await db.run("withhold", service_id, list(targets))
+                await state.tell_withheld(db, service_id)
             await self._audit(db, answer, who, answer.from_version, "")
         self._core.wake()
         return answer
@@ -196,20 +197,6 @@ async def _withdrawal(
         return step, answer
     changed = tuple(sorted({*answer.changed_hosts, *ended}))
     return step, replace(answer, changed_hosts=changed, warnings=())
-
-
-async def _author(db: Queries, service_id: int, version: int) -> tuple[str | None, str]:
-    """Who posted the content, whoever brought it back since: see `Principal.is_author`."""
-    row = await db.row("content_author", service_id, version)
-    assert row is not None
-    return row["author"], row["created_by"]
-
-
-async def _content(db: Queries, service_id: int, version: int) -> Any:
-    row = await db.row("content", service_id, version)
-    if row is None:
-        raise NotFound(f"service {service_id}: version {version} was never posted")
-    return row
 
 
 def _tried(answer: Changed) -> Changed:

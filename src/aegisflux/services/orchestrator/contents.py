@@ -7,12 +7,13 @@ from collections import OrderedDict
 import msgspec
 
 from aegisflux.domain.decoding import in_words
-from aegisflux.domain.errors import BROKEN, Invalid
+from aegisflux.domain.errors import BROKEN, Invalid, Refused
 from aegisflux.domain.manifest import CHUNK_BYTES, ContentChunk, ContentRequest
 from aegisflux.domain.tables import TABLES_FORMAT
 from aegisflux.ports.bus import Message
 from aegisflux.runtime import metrics
 from aegisflux.services.orchestrator.core import Core
+from aegisflux.services.orchestrator.posted import is_as_posted, name_of
 from aegisflux.wire import envelope, subjects
 from aegisflux.wire.envelope import Envelope, Signature
 
@@ -48,7 +49,10 @@ class Contents:
             )
         if not await self._allowed(host, request.digest):
             return ContentChunk(0, b"", f"not_named: the manifest of {host} does not name {request.digest}")
-        data = self._cache.get(request.digest) or await self._load(request.digest)
+        try:
+            data = self._cache.get(request.digest) or await self._load(request.digest)
+        except Refused as error:
+            return ContentChunk(0, b"", f"not_signed: {error}")
         if data is None or not 0 <= request.offset <= len(data):
             return ContentChunk(0, b"", "no such content or offset")
         metrics.content_chunks.inc()
@@ -69,6 +73,8 @@ class Contents:
             signature = Signature(row["key_id"], row["signature"])
             data = envelope.encode(Envelope(envelope.CONTENT, row["payload"], (signature,)))
         else:  # posted before a rotation, and perhaps with a key that is gone
+            if not is_as_posted(self._core.register, row):
+                raise Refused(f"{name_of(row)}: it is not as it was posted, and is not signed anew")
             data = envelope.encode(self._core.keys.seal(envelope.CONTENT, row["payload"]))
         if digest not in self._cache:
             self._cache[digest] = data

@@ -34,7 +34,7 @@ async def join(core: Core, db: Change, host: str, now: int) -> None:
         return
     services = await db.rows("services")
     pairs = [(one["id"], host) for one in services if runs(one["host_labels"], row["labels"])]
-    await _write_all(db, await planned(core, db, pairs, now), now)
+    await _write_all(core, db, await planned(core, db, pairs, now), now)
 
 
 async def join_labelled(
@@ -44,7 +44,7 @@ async def join_labelled(
     if not host_labels:
         return
     pairs = [(service_id, row["host_id"]) for row in await db.rows("unassigned", service_id, host_labels)]
-    await _write_all(db, await planned(core, db, pairs, now), now)
+    await _write_all(core, db, await planned(core, db, pairs, now), now)
 
 
 async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) -> JoinPlan:
@@ -76,18 +76,18 @@ async def planned(core: Core, db: Queries, pairs: Collection[Pair], now: int) ->
     return await _with_room(db, given, sizes)
 
 
-async def write(db: Change, joins: JoinPlan, now: int) -> None:
+async def write(core: Core, db: Change, joins: JoinPlan, now: int) -> None:
     """Write what was planned in this transaction, and raise the serials of the hosts."""
     if joins.given:
         await state.assign(db, joins.given, now)
-        await state.remember(db, joins.given)
+        await state.remember(core.register, db, joins.given)
         db.bump(sorted({host for _, host, _ in joins.given}))
 
 
-async def _write_all(db: Change, joins: JoinPlan, now: int) -> None:
+async def _write_all(core: Core, db: Change, joins: JoinPlan, now: int) -> None:
     if joins.why is not None:
         raise joins.why
-    await write(db, joins, now)
+    await write(core, db, joins, now)
 
 
 async def _with_room(db: Queries, given: Collection[Given], sizes: Mapping[int, int]) -> JoinPlan:

@@ -23,6 +23,7 @@ from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import load, readable
 from aegisflux.services.orchestrator.core import Core, Who, Words
 from aegisflux.services.orchestrator.past import withheld_from
+from aegisflux.services.orchestrator.posted import is_believed
 from aegisflux.services.orchestrator.prepare import Prepared
 from aegisflux.services.orchestrator.rollouts import Rollouts
 from aegisflux.services.orchestrator.snapshots import store_and_tell
@@ -166,8 +167,9 @@ class Panic:
     async def _blocking(self, rollout: Rollout, host: str | None) -> int | None:
         """The newest version that enforces, on that host, or on any that is there or joins."""
         for version in undo.could_have(rollout, self._core.now(), host):
-            content = await self._core.store.row("content", rollout.service_id, version)
-            if content is not None and content["mode"] == "enforce":
+            row = await self._core.store.row("content", rollout.service_id, version)
+            # Of a row that is not as it was posted nobody knows that it observes: it is taken to block.
+            if row is not None and (row["mode"] == "enforce" or not is_believed(self._core.register, row)):
                 return version
         return None
 

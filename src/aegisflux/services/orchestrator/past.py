@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from aegisflux.domain.rollout import Rollout
 from aegisflux.domain.undo import Content, Past
 from aegisflux.ports.store import Queries
-from aegisflux.services.orchestrator import guard
+from aegisflux.services.orchestrator import guard, posted, state
 from aegisflux.services.orchestrator.core import Core
 
 
@@ -17,12 +17,19 @@ async def withheld_from(db: Queries, service_id: int) -> frozenset[str]:
 async def past_of(
     core: Core, db: Queries, rollout: Rollout, hosts: Iterable[str] = (), versions: Iterable[int] = ()
 ) -> Past:
-    """What the service had, with these further hosts and versions."""
-    had = {row["host_id"]: tuple(row["versions"]) for row in await db.rows("had", rollout.service_id)}
+    """What the service had, with these further hosts and versions. Rows without their MAC lead nowhere."""
+    rows = await db.rows("had", rollout.service_id)
+    had = {
+        row["host_id"]: tuple(row["versions"]) for row in rows if state.had_is_believed(core.register, row)
+    }
     given = {one.version for one in rollout.hosts.values()}
     named = {*versions, *rollout.promotions, *given, *(one for of in had.values() for one in of)}
-    rows = await db.rows("rules_of", rollout.service_id, sorted(named))
-    contents = {row["version"]: Content(row["rules_digest"], row["enforces"]) for row in rows}
+    rows = await db.rows("contents_named", rollout.service_id, sorted(named))
+    contents = {
+        row["version"]: Content(row["rules_digest"], row["mode"] == "enforce")
+        for row in rows
+        if posted.is_believed(core.register, row)
+    }
     return Past(
         contents=contents,
         promoted=frozenset(contents[one].rules for one in rollout.promotions if one in contents),

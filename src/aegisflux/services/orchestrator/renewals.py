@@ -14,6 +14,7 @@ from msgspec.structs import replace
 from aegisflux.domain import policy_in_force as in_force
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
+from aegisflux.domain.decided import plan_texts, rollout_texts, with_made
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
@@ -27,7 +28,7 @@ from aegisflux.runtime.again import again
 from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
-from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, load
+from aegisflux.services.orchestrator.carried import Carried, Part, built, carried_of, check_free, made_of
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.past import withheld_from
 from aegisflux.services.orchestrator.prepare import Prepared
@@ -72,7 +73,7 @@ class Renewals:
         quiet, self._compiled = True, await self._together(promoted, here)
         for row in reversed(promoted):
             try:
-                quiet = await self._one(carried_of(row), here) and quiet
+                quiet = await self._one(carried_of(row), await self._doubt(row), here) and quiet
             except AegisError as error:
                 quiet = False
                 log.info("not now", rollout=row["id"], reason=str(error))
@@ -88,7 +89,7 @@ class Renewals:
         try:
             for plan in dict.fromkeys(row.get("plan") for row in promoted):
                 row = await self._core.store.row("plan", plan)
-                if plan is not None and row is not None:
+                if plan is not None and row and not await self._core.register.doubt_of(plan_texts(row)):
                     with suppress(Refused):
                         stored = await beside(policyfile.read_stored, row["policy"])
                         policies[plan] = stored.policy
@@ -100,11 +101,18 @@ class Renewals:
             return {}
         return {plan: one for plan, one in zip(policies, found, strict=True) if one is not None}
 
-    async def _one(self, carried: Carried, here: places.Now) -> bool:
+    async def _doubt(self, row: Row) -> str:
+        """Why a rollout is not believed, in words; empty: it is."""
+        return await self._core.register.doubt_of(rollout_texts(row))
+
+    async def _one(self, carried: Carried, doubt: str, here: places.Now) -> bool:
         """Whether nothing is left to do for it while the fleet stays as it is."""
         row = await self._core.store.row("plan", carried.plan)
         if row is None:
             return True
+        if doubt := doubt or await self._core.register.doubt_of(plan_texts(row)):
+            await self._say(carried, f"not renewed: it is not as the audit log says: {doubt}")
+            return False
         try:
             stored = await beside(policyfile.read_stored, row["policy"])
             self._report(carried, stored.odd)
@@ -171,7 +179,10 @@ class Renewals:
     async def _renew(self, carried: Carried, part: Part, prepared: Prepared, words: str) -> Carried:
         now = self._core.now()
         async with self._core.store.change() as db:
-            held = await load(db, carried.id, "lock_rollout")
+            row = await db.row("lock_rollout", carried.id)
+            if row is None or await self._doubt(row):
+                raise Conflict("the rollout is not as the audit log says: see aegisflux audit verify")
+            held = carried_of(row)
             service, rollout = await state.load(db, part.service_id)
             await check_free(db, part.service_id)
             if held.run.stage != "promoted" or rollout.stable != part.version:
@@ -188,7 +199,7 @@ class Renewals:
             ours = replace(rollout, hosts={h: g for h, g in rollout.hosts.items() if h not in others})
             step = rollouts.promote(ours, prepared.version, lease_until, running - others, spared)
             await store_and_tell(self._core, db, prepared, "renew", step.changed, SELF)
-            await state.give(db, step, now)
+            await state.give(self._core.register, db, step, now)
             return await self._kept(db, held, part, prepared, tuple(sorted(running)), words)
 
     async def _kept(
@@ -208,7 +219,8 @@ class Renewals:
         await db.run("put_rollout_parts", held.id, built(parts), built(run))
         at, name = self._core.clock.now(), SELF.principal.name
         await db.run("add_rollout_step", held.id, at, run.stage, run.at, name, reason, [did])
-        await db.audit(SELF.did("rollout.renewed", f"rollout/{held.id}", after=prepared.digest, reason=did))
+        after = with_made(prepared.digest, await made_of(db, held.id))
+        await db.audit(SELF.did("rollout.renewed", f"rollout/{held.id}", after=after, reason=did))
         return replace(held, run=run, parts=parts)
 
     async def _say(self, carried: Carried, reason: str) -> None:

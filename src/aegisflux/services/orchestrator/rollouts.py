@@ -8,16 +8,18 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
+from aegisflux.domain.decided import ENDED_DOUBTED, plan_texts, rollout_texts, with_made
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.guardrails import Wave, checked, within
 from aegisflux.domain.plan import Plan, stale
-from aegisflux.domain.rights import digest_of_body, plan_text
 from aegisflux.domain.stages import (
     Ask,
     Begin,
     Command,
     Enforce,
     Event,
+    Keep,
+    Offer,
     Run,
     Stage,
     Verb,
@@ -34,7 +36,9 @@ from aegisflux.services.orchestrator.carried import (
     Looked,
     Part,
     built,
+    carried_of,
     load,
+    made_of,
     readable,
     steps,
 )
@@ -141,21 +145,36 @@ class Rollouts:
         self, carried: Carried, run: Run, commands: Sequence[Command], copies: Copies, who: Who
     ) -> tuple[str, ...]:
         async with self._core.store.change() as db:
-            held = await load(db, carried.id, "lock_rollout")
+            row = await db.row("lock_rollout", carried.id)
+            if row is None:
+                raise NotFound(f"there is no rollout {carried.id}")
+            held, doubt = carried_of(row), await self._doubt(row)
+            if doubt and _goes_on(commands):
+                raise Conflict(f"rollout {carried.id}: {doubt}")
             if (_place(held.run), held.parts) != (_place(carried.run), carried.parts):
                 await db.audit(who.did("rollout.overtaken", f"rollout/{carried.id}", after=held.run.stage))
                 raise_moved(held)
             did = await self._carrier.do(db, carried, commands, copies, who)
-            await self._keep(db, carried.id, run, who, did)
+            await self._keep(db, carried.id, run, who, did, bool(doubt))
         return did
 
     async def held(self, carried: Carried, commands: Sequence[Command]) -> list[str]:
         """Guardrails that do not hold for hosts that are about to enforce, in words."""
+        row = await self._core.store.row("rollout", carried.id)
+        if _goes_on(commands) and row and (doubt := await self._doubt(row)):
+            return [doubt]
         hosts = [frozenset(command.hosts) for command in commands if isinstance(command, Enforce)]
         if not hosts:
             return []
         plan, row = await self._plan(carried.plan)
+        if doubt := await self._core.register.doubt_of(plan_texts(row)):
+            return [f"its plan is not as the audit log says: {doubt}"]
         return await self._broken(self._core.store, plan, row, hosts, 0)
+
+    async def _doubt(self, row: Row) -> str:
+        """Why the row of a rollout is not believed, in words; empty: it is."""
+        doubt = await self._core.register.doubt_of(rollout_texts(row))
+        return f"it is not as the audit log says: {doubt}; abort it, and plan again" if doubt else ""
 
     async def one(self, number: int) -> Told:
         """A rollout with its steps; raises NotFound."""
@@ -176,10 +195,8 @@ class Rollouts:
         """Raises Conflict with all that stands in the way."""
         why = [*plan.held]
         here = await places.read(db)
-        await self._core.register.follow()
-        text = plan_text(digest_of_body(row["body"]), row["approved_by"], row["accepted"])
-        if self._core.register.rights.plans.get(f"plan/{number}") != text:
-            why.append("it is not as the audit log says: see aegisflux audit verify, and plan again")
+        if doubt := await self._core.register.doubt_of(plan_texts(row)):
+            why.append(f"it is not as the audit log says: {doubt}, and plan again")
         if here.digest != row["inventory_digest"]:
             policy = (await beside(policyfile.read_stored, row["policy"])).policy
             old = await beside(stale, plan, policy, here.inventory, here.in_force)
@@ -229,12 +246,15 @@ class Rollouts:
             raise Conflict(f"{part.service}: version {part.version} was posted meanwhile: plan again")
         await store_and_tell(self._core, db, prepared, "post", part.hosts, who)
 
-    async def _keep(self, db: Change, number: int, run: Run, who: Who, did: Sequence[str]) -> None:
+    async def _keep(
+        self, db: Change, number: int, run: Run, who: Who, did: Sequence[str], doubted: bool = False
+    ) -> None:
         await db.run("put_rollout_run", number, run.stage, built(run))
         name = who.principal.name
         await db.run("add_rollout_step", number, run.since, run.stage, run.at, name, run.reason, list(did))
-        where = f"rollout/{number}"
-        await db.audit(who.did(f"rollout.{run.stage}", where, after=f"turn {run.at}", reason=run.reason))
+        made = ENDED_DOUBTED if doubted else await made_of(db, number)
+        where, after = f"rollout/{number}", with_made(f"turn {run.at}", made)
+        await db.audit(who.did(f"rollout.{run.stage}", where, after=after, reason=run.reason))
 
 
 def raise_moved(held: Carried) -> None:
@@ -250,8 +270,14 @@ def _check_stands(carried: Carried, asked: Move) -> None:
         raise_moved(carried)
 
 
-def _place(run: Run) -> tuple[Stage, int, float, bool]:
-    return run.stage, run.at, run.since, run.paused
+def _place(run: Run) -> Run:
+    """Where it stands, and how it goes on from there: all but the words."""
+    return msgspec.structs.replace(run, reason="")
+
+
+def _goes_on(commands: Sequence[Command]) -> bool:
+    """Whether a step gives more to hosts, or nothing happens yet; what only takes back is never held up."""
+    return not commands or any(isinstance(one, Offer | Enforce | Keep) for one in commands)
 
 
 def _drafted(plan: int, found: Plan, prepared: dict[str, Prepared], who: Who, now: int) -> Carried:

@@ -4,6 +4,7 @@ from typing import Final
 
 import msgspec
 
+from aegisflux.domain.decided import CHANGE, made_text, with_made
 from aegisflux.domain.definition import Definition, differences, takes_from
 from aegisflux.domain.errors import Conflict, Forbidden, NotFound
 from aegisflux.domain.roles import may, may_approve
@@ -11,7 +12,7 @@ from aegisflux.domain.rollout import Rollout, runs
 from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime.beside import beside
-from aegisflux.services.orchestrator import guard, state
+from aegisflux.services.orchestrator import guard, posted, state
 from aegisflux.services.orchestrator.core import Core, Who
 from aegisflux.services.orchestrator.state import HostsMoved, Service, ServiceChange
 
@@ -79,9 +80,9 @@ async def check_guardrails(
 ) -> None:
     """Raises Conflict when a host begins to run the service on which its snapshot may not be enforced."""
     version = rollout.stable if rollout.stable is not None else rollout.open_version
-    content = await db.row("content", before.id, version) if version is not None else None
-    if content is None:
+    if version is None:
         return
+    content = await posted.content(core.register, db, before.id, version)
     hosts = {row["host_id"]: row["labels"] for row in await db.rows("host_labels")}
     begin = [
         host
@@ -99,10 +100,11 @@ async def hold(db: Change, before: Service, after: Definition, now: int, why: st
     values = after.name, list(after.selectors), dict(after.host_labels), now, who.principal.name
     seen = msgspec.to_builtins(before.definition)
     await db.run("hold_change", before.id, *values, who.principal.key, seen, why)
-    held = await waiting(db, before.id)
-    assert held is not None
-    said = str(before.definition)
-    await db.audit(who.did("service.ask", f"service/{before.id}", before=said, after=str(after), reason=why))
+    row = await db.row("held_change", before.id)
+    assert row is not None
+    (held,) = await with_hosts(db, (change_of(row),))
+    said, what = str(before.definition), with_made(why, made_text(row, CHANGE))
+    await db.audit(who.did("service.ask", f"service/{before.id}", before=said, after=str(after), reason=what))
     warning = f"not changed: {why}; change {held.id} waits for an approver"
     return msgspec.structs.replace(before, waits=held, warning=warning)
 
@@ -118,9 +120,16 @@ async def approvable(
 ) -> tuple[Service, ServiceChange]:
     """The service and its change, which this person may approve now; raises as `Registry.approve`."""
     service, rollout = await state.load(db, service_id)
-    held = await held_change(db, service_id, change)
-    row = await db.row("change_author", held.id)
-    if not may_approve(who.principal, row["author"] if row else None, held.created_by):
+    row = await db.row("held_change", service_id)
+    held = _the_change(row, service_id, change)
+    assert row is not None
+    made = made_text(row, CHANGE)
+    if why := await core.register.doubt_of({f"service/{service_id}/change/made": made}):
+        raise Conflict(
+            f"service {service_id}: change {held.id} is not as the audit log says: {why}; "
+            f"aegisflux service discard {service_id} {held.id}, and ask for it again"
+        )
+    if not may_approve(who.principal, row["author"], held.created_by):
         raise Forbidden(
             f"service {service_id}: change {held.id} was asked for by {held.created_by}; "
             "another approver approves it, or an admin"
@@ -132,14 +141,18 @@ async def approvable(
             f"or aegisflux service discard {service_id} {held.id}"
         )
     await check_guardrails(core, db, service, rollout, held.definition)
-    return service, held
+    return service, (await with_hosts(db, (held,)))[0]
 
 
 async def held_change(db: Queries, service_id: int, change: int) -> ServiceChange:
     """The change of the service that waits; raises NotFound, or Conflict when it is another one."""
-    held = await waiting(db, service_id)
-    if held is None:
+    return _the_change(await db.row("held_change", service_id), service_id, change)
+
+
+def _the_change(row: Row | None, service_id: int, change: int) -> ServiceChange:
+    if row is None:
         raise NotFound(f"service {service_id}: no change waits for approval; see aegisflux service changes")
+    held = change_of(row)
     if held.id != change:
         raise Conflict(
             f"service {service_id}: change {held.id} waits, not change {change}; look at it first: "

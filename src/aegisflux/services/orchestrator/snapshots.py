@@ -9,11 +9,13 @@ import msgspec
 from msgspec import Struct
 
 from aegisflux.domain import rollout as rollouts
+from aegisflux.domain import seals
 from aegisflux.domain.errors import Conflict, Invalid
 from aegisflux.domain.rollout import Rollout
 from aegisflux.ports.store import Change, Queries
 from aegisflux.runtime import metrics
 from aegisflux.runtime.again import again
+from aegisflux.runtime.register import Register
 from aegisflux.services.orchestrator import guard, state
 from aegisflux.services.orchestrator.announce import announcement
 from aegisflux.services.orchestrator.carried import check_free
@@ -102,12 +104,12 @@ class Snapshots:
         if not beside:
             await guard.check(self._core, db, chosen, prepared.mode, prepared.ttl_seconds)
         if is_new:
-            await store_content(db, prepared, sealed, now, who, None)
+            await store_content(db, prepared, sealed, now, who, None, self._core.register)
             await db.run("add_outbox", *announcement(prepared, "post", chosen, now), now)
         if beside:
             changed = await state.offer(db, rollout, prepared.version, chosen)
         else:
-            await state.give(db, step, now)
+            await state.give(self._core.register, db, step, now)
             await state.end_offers(db, service.id, step.changed)
             changed = step.changed
         what = f"service/{service.id}/version/{prepared.version}"
@@ -165,17 +167,25 @@ async def store_and_tell(
     """Sign and keep a prepared snapshot, and announce it by this action."""
     now = core.now()
     sealed = core.keys.seal(envelope.CONTENT, prepared.payload)
-    await store_content(db, prepared, sealed, now, who, copy_of)
+    await store_content(db, prepared, sealed, now, who, copy_of, core.register)
     what = f"service/{prepared.service_id}/version/{prepared.version}"
     await db.audit(who.did("snapshot.store", what, after=prepared.digest, reason=action))
     await db.run("add_outbox", *announcement(prepared, action, hosts, now), now)
 
 
 async def store_content(
-    db: Change, prepared: Prepared, sealed: envelope.Envelope, now: int, who: Who, copy_of: int | None
-) -> None:
-    """Keep a prepared snapshot; `copy_of` is the version that it brings back."""
+    db: Change, prepared: Prepared, sealed: envelope.Envelope, now: int, who: Who, copy_of: int | None,
+    register: Register,
+) -> None:  # fmt: skip
+    """Keep a prepared snapshot with its MAC; `copy_of` is the version that it brings back."""
     (signature,) = sealed.signatures
+    row = {name: getattr(prepared, name) for name in seals.CONTENT if hasattr(prepared, name)} | {
+        "created_at": now,
+        "created_by": who.principal.name,
+        "author": who.principal.key,
+        "copy_of": copy_of,
+        "payload_sha256": seals.payload_digest(prepared.payload),
+    }
     await db.run(
         "put_content",
         prepared.service_id,
@@ -190,11 +200,13 @@ async def store_content(
         prepared.on_expiry,
         prepared.established,
         now,
-        who.principal.name,
+        row["created_by"],
         copy_of,
         prepared.snapshot,
         prepared.payload,
         signature.keyid,
         signature.sig,
-        who.principal.key,
+        row["author"],
+        row["payload_sha256"],
+        register.seal("content", row),
     )

@@ -19,6 +19,8 @@ from aegisflux.runtime.register import BELL_SECONDS, KEEP_SECONDS
 from aegisflux.runtime.tasks import woken
 from aegisflux.services.orchestrator.contents import Contents
 from aegisflux.services.orchestrator.core import Core, Who
+from aegisflux.services.orchestrator.sealing import seal_rows
+from aegisflux.services.orchestrator.state import tell_withheld
 from aegisflux.wire.token import b64
 
 KEYS_JUMP = 1000  # more key sets than a fleet sees between two back-ups
@@ -53,6 +55,7 @@ class Standing:
     async def _take_up(self) -> None:
         """Use the keys of a log that was accepted, and end once more what an older store brought back."""
         core = self._core
+        await seal_rows(core)
         if core.register.rights.keys > core.keys.version:
             held = core.keys.held
             await load_keys(core)
@@ -73,7 +76,8 @@ class Standing:
             )
         if why := "; ".join(filter(None, (register.trouble, self._core.keys.held))):
             raise Degraded(f"{why}: nothing newer is believed until aegisflux audit accept; {HELP}")
-        return "it is the one that was followed"
+        doubts = register.said()
+        return f"it is the one that was followed; {doubts}" if doubts else "it is the one that was followed"
 
 
 @again
@@ -152,7 +156,10 @@ async def release(db: Change, host: Row, now: int, who: Who, reason: str = "") -
     """What the store forgets of a host whose name is freed, and its line in the audit log."""
     name = host["host_id"]
     await db.run("unassign_host", name)
+    withheld = await db.rows("withheld_of_host", name)
     await db.run("forget_had", name)
+    for row in withheld:
+        await tell_withheld(db, row["service_id"])
     await db.run("delete_reports", name)
     await db.run("end_candidates_of_host", name)
     await db.run("release_host", name, now)

@@ -1,11 +1,13 @@
 """Rollouts as the store has them: loaded for a step of `domain.rollout`, and the step written back."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
 
 from msgspec import Struct
 from msgspec.structs import replace
 
 from aegisflux.domain.audit import Entry
+from aegisflux.domain.decided import NONE
 from aegisflux.domain.definition import Definition
 from aegisflux.domain.errors import Invalid, NotFound, OverLimit
 from aegisflux.domain.manifest import MAX_SERVICES
@@ -14,9 +16,10 @@ from aegisflux.domain.names import check_label
 from aegisflux.domain.paths import step
 from aegisflux.domain.roles import SYSTEM
 from aegisflux.domain.rollout import Assigned, Rollout, Step, runs
-from aegisflux.domain.undo import MAX_HAD
+from aegisflux.domain.undo import remembered
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs
+from aegisflux.runtime.register import Register
 
 MAX_LABELS = 64
 Given = tuple[int, str, Assigned]
@@ -136,19 +139,35 @@ async def running(db: Queries, service: Service) -> set[str]:
     return labelled | found - full.keys()
 
 
-async def give(db: Change, step: Step, now: int) -> None:
+async def give(register: Register, db: Change, step: Step, now: int) -> None:
     """Write a step that somebody approved: undoing may lead the changed hosts back to it from now on."""
     await save(db, step, now)
     hosts = step.rollout.hosts
     number = step.rollout.service_id
-    await remember(db, [(number, host, hosts[host]) for host in step.changed if host in hosts])
+    await remember(register, db, [(number, host, hosts[host]) for host in step.changed if host in hosts])
 
 
-async def remember(db: Change, given: Sequence[Given]) -> None:
-    """Note what hosts were given."""
-    if given:
-        values = [number for number, _, _ in given], [host for _, host, _ in given]
-        await db.run("remember_had", *values, [one.version for _, _, one in given], MAX_HAD)
+async def remember(register: Register, db: Change, given: Sequence[Given]) -> None:
+    """Note what hosts were given, each row with its MAC."""
+    if not given:
+        return
+    numbers, hosts = [number for number, _, _ in given], [host for _, host, _ in given]
+    rows = await db.rows("had_of", numbers, hosts)
+    known = {
+        (r["service_id"], r["host_id"]): tuple(r["versions"]) for r in rows if had_is_believed(register, r)
+    }
+    lists = [remembered(known.get((number, host), ()), one.version) for number, host, one in given]
+    macs = [
+        register.seal("had", {"service_id": number, "host_id": host, "versions": versions})
+        for number, host, versions in zip(numbers, hosts, lists, strict=True)
+    ]
+    texts = [f"{{{','.join(map(str, versions))}}}" for versions in lists]
+    await db.run("remember_had", numbers, hosts, texts, macs)
+
+
+def had_is_believed(register: Register, row: Row) -> bool:
+    """Whether what a host had is as we noted it; what is not is reported."""
+    return register.holds(f"service/{row['service_id']}/had/{row['host_id']}", "had", row)
 
 
 async def save(db: Change, step: Step, now: int) -> None:
@@ -158,8 +177,12 @@ async def save(db: Change, step: Step, now: int) -> None:
     given = [(host, rollout.hosts[host]) for host in step.changed if host in rollout.hosts]
     gone = [host for host in step.changed if host not in rollout.hosts]
     if given:
-        await check_room(db, rollout.service_id, [host for host, _ in given])
+        hosts = [host for host, _ in given]
+        await check_room(db, rollout.service_id, hosts)
+        withheld = await db.rows("withheld_of", [rollout.service_id], hosts)
         await assign(db, [(rollout.service_id, host, one) for host, one in given], now)
+        if withheld:
+            await tell_withheld(db, rollout.service_id)
     if gone:
         await db.run("unassign", rollout.service_id, gone)
     if step.changed:
@@ -167,7 +190,8 @@ async def save(db: Change, step: Step, now: int) -> None:
 
 
 async def _put(db: Change, rollout: Rollout) -> None:
-    """Write the rollout; a line of the audit log names each change of what is promoted."""
+    """Write the rollout; a line of the audit log names each change of what is promoted, and of what is given
+    to hosts that join before it is."""
     row = await db.row(
         "put_rollout",
         rollout.service_id,
@@ -177,10 +201,35 @@ async def _put(db: Change, rollout: Rollout) -> None:
         rollout.open_version,
         rollout.open_until,
     )
-    if row is not None and row["was"] != rollout.stable:
+    if row is None:
+        return
+    what = f"service/{rollout.service_id}"
+    if row["was"] != rollout.stable:
         before, after = ("none" if one is None else str(one) for one in (row["was"], rollout.stable))
-        what = f"service/{rollout.service_id}"
         await db.audit(Entry(SYSTEM.name, "service.stable", what, before=before, after=after))
+    before = open_text(row["was_open"], row["was_until"])
+    after = open_text(rollout.open_version, rollout.open_until)
+    if before != after:
+        await db.audit(Entry(SYSTEM.name, "service.open", what, before=before, after=after))
+
+
+def open_text(version: int | None, until: int) -> str:
+    """What hosts that join are given before anything is promoted, and until when."""
+    return NONE if version is None else f"version {version} until {until}"
+
+
+def withheld_text(hosts: Iterable[str]) -> str:
+    """The hosts from which a service is withheld: how many, and a digest of their names."""
+    names = sorted(hosts)
+    digest = sha256("\n".join(names).encode()).hexdigest()[:32]
+    return f"{len(names)} hosts sha256:{digest}" if names else NONE
+
+
+async def tell_withheld(db: Change, service_id: int) -> None:
+    """Have the audit log say from which hosts a service is withheld now."""
+    rows = await db.rows("withheld", [service_id])
+    text = withheld_text(row["host_id"] for row in rows)
+    await db.audit(Entry(SYSTEM.name, "service.withheld", f"service/{service_id}", after=text))
 
 
 async def offer(db: Change, rollout: Rollout, version: int, hosts: Sequence[str]) -> tuple[str, ...]:

@@ -110,7 +110,7 @@ class Upkeep:
             return joins.full
         async with core.store.change() as db:
             joins = await planned(core, db, pairs, now)
-            await write(db, joins, now)
+            await write(core, db, joins, now)
             hosts: dict[int, list[str]] = {}
             for number, host, _ in joins.given:
                 hosts.setdefault(number, []).append(host)

@@ -33,7 +33,7 @@ class Segmenter:
         self.parts = parts
         self.operations = Operations(parts.clock)
         self.proposals = Proposals(parts.store, parts.facts, parts.clock)
-        self.plans = Plans(parts.store, self.proposals, parts.clock, parts.limits)
+        self.plans = Plans(parts.store, self.proposals, parts.clock, parts.limits, parts.believer)
         self.again = Again(parts.store, self.proposals)
         self.bearers = Bearers(parts.store, parts.clock, parts.believer)
         self.started = False

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
+from aegisflux.domain.decided import PLAN, made_text, plan_texts, with_made
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.guardrails import Limits, within
 from aegisflux.domain.plan import Plan, Strategy, plan, stale
@@ -25,6 +26,7 @@ from aegisflux.runtime.access import Who
 from aegisflux.runtime.again import again
 from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
+from aegisflux.runtime.register import Believer
 from aegisflux.services.segmenter.operations import Told
 from aegisflux.services.segmenter.proposals import DAY, LEAST_PERIOD, Asked, Proposals
 from aegisflux.wire import policyfile
@@ -69,9 +71,11 @@ class KeptPlan(Struct, frozen=True, kw_only=True):
 class Plans:
     """Made, approved, kept and read; every method raises Unavailable, or a refusal."""
 
-    def __init__(self, store: Store, proposals: Proposals, clock: Clock, limits: Limits) -> None:
+    def __init__(
+        self, store: Store, proposals: Proposals, clock: Clock, limits: Limits, believer: Believer
+    ) -> None:
         self._store, self._proposals, self._clock = store, proposals, clock
-        self._limits = limits
+        self._limits, self._believer = limits, believer
 
     async def settled(self, asked: PlanAsked) -> tuple[PlanAsked, Policy, Asked]:
         """With its window said, its policy and its flows; raises Invalid or NotFound."""
@@ -125,7 +129,9 @@ class Plans:
             )
             row = await db.row("add_plan", *values)
             assert row is not None
-            what, reason = f"plan/{row['id']}", policy_text(text)
+            kept_row = await db.row("plan", row["id"])
+            assert kept_row is not None
+            what, reason = f"plan/{row['id']}", with_made(policy_text(text), made_text(kept_row, PLAN))
             await db.audit(who.did("segment.plan", what, after=digest, reason=reason))
         number: int = row["id"]
         return number
@@ -153,6 +159,8 @@ class Plans:
         row = await self._store.row("plan", number)
         if row is None:
             raise NotFound(f"there is no plan {number}")
+        if doubt := await self._believer.doubt_of(plan_texts(row)):
+            raise Conflict(f"plan {number}: it is not as the audit log says: {doubt}, and plan again")
         if not may_approve(who.principal, row["author"], row["created_by"]):
             raise Forbidden(
                 f"plan {number}: {who.principal.name} made it; another approver has to approve it"
@@ -170,7 +178,8 @@ class Plans:
             await db.run("approve_plan", number, by.name, int(self._clock.now()), by.key)
             await db.run("accept_plan", number, accept_blocked)
             reason = "what it would have cut is meant to be cut" if accept_blocked else ""
-            await db.audit(who.did("segment.approve", f"plan/{number}", after=digest, reason=reason))
+            after = f"{digest} by {by.key}"
+            await db.audit(who.did("segment.approve", f"plan/{number}", after=after, reason=reason))
 
     async def _appeared(self, row: Mapping[str, Any], made: Plan, here: places.Now) -> tuple[str, ...]:
         """Kinds of flows that it would cut, first seen since it was made; not what suspected hosts began."""

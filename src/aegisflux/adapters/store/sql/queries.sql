@@ -6,6 +6,11 @@
 -- name: audit_head
 select seq, hash, mac from audit_head where one
 
+-- name: put_gate
+insert into audit_gate (inner_key, outer_key) values ($1, $2)
+on conflict (one) do update set inner_key = excluded.inner_key, outer_key = excluded.outer_key
+where (audit_gate.inner_key, audit_gate.outer_key) <> (excluded.inner_key, excluded.outer_key)
+
 -- name: lock_head
 select seq, hash, mac from audit_head where one for update
 
@@ -13,11 +18,10 @@ select seq, hash, mac from audit_head where one for update
 insert into audit_head (seq, hash, mac) values (0, $1, $2) on conflict do nothing
 
 -- name: move_head
-update audit_head set seq = $1, hash = $2, mac = $3 where one
+select audit_move($1, $2, $3, $4)
 
 -- name: add_audit
-insert into audit (seq, at, actor, source, action, object, before, after, reason, request_id, hash)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+select audit_add($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
 
 -- name: audit_lines
 select seq, at, actor, source, action, object, before, after, reason, request_id, hash
@@ -52,7 +56,9 @@ on conflict (id) do update set name = $2, selectors = $3, host_labels = $4
 
 -- name: put_rollout
 update services s set latest = $2, stable = $3, promotions = $4, open_version = $5, open_until = $6
-from (select stable as was from services where id = $1 for no key update) before where s.id = $1 returning before.was
+from (
+    select stable as was, open_version as was_open, open_until as was_until from services where id = $1 for no key update
+) before where s.id = $1 returning before.was, before.was_open, before.was_until
 
 -- Whether a service has snapshots, on hosts or to be given to them.
 -- name: has_snapshots
@@ -89,7 +95,7 @@ values ($1, $2, $3, $4, $5, $6, $7, $8, $9)
 
 -- The change of a service that waits, and what the service is now.
 -- name: held_change
-select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.seen, c.reason,
+select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.author, c.seen, c.reason,
     s.name as now_name, s.selectors as now_selectors, s.host_labels as now_labels
 from service_changes c join services s on s.id = c.service_id where c.service_id = $1
 
@@ -109,11 +115,8 @@ where c.id = any($1::bigint[]) and h.released_at is null and x.before <> x.after
 -- name: change_named
 select id, service_id from service_changes where name = $1 order by id limit 1
 
--- name: change_author
-select author from service_changes where id = $1
-
 -- name: held_changes
-select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.seen, c.reason,
+select c.id, c.service_id, c.name, c.selectors, c.host_labels, c.created_at, c.created_by, c.author, c.seen, c.reason,
     s.name as now_name, s.selectors as now_selectors, s.host_labels as now_labels
 from service_changes c join services s on s.id = c.service_id order by c.id limit $1
 
@@ -131,18 +134,19 @@ delete from services where id = $1
 
 -- name: content
 select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
-       established, created_at, created_by, copy_of
+       established, created_at, created_by, author, copy_of, payload_sha256, mac
 from contents where service_id = $1 and version = $2
 
--- Who posted what a version brings back, or the version itself where it is no copy.
--- name: content_author
+-- A version and those that it brings back, down to the one that is no copy.
+-- name: content_lineage
 with recursive lineage as (
-    select version, copy_of, author, created_by from contents where service_id = $1 and version = $2
+    select version, copy_of from contents where service_id = $1 and version = $2
     union all
-    select c.version, c.copy_of, c.author, c.created_by
-    from contents c join lineage l on c.service_id = $1 and c.version = l.copy_of and l.copy_of < l.version
+    select c.version, c.copy_of from contents c join lineage l on c.service_id = $1 and c.version = l.copy_of and l.copy_of < l.version
 )
-select author, created_by from lineage order by version limit 1
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, author, copy_of, payload_sha256, mac
+from contents where service_id = $1 and version in (select version from lineage) order by version desc
 
 -- How long a lease of the promoted version of each of these services may be.
 -- name: stable_ttls
@@ -156,25 +160,41 @@ from contents where service_id = $1 and version < $2 order by version desc limit
 
 -- Every content with its rules, from a service and version on, by pages of $3.
 -- name: all_contents
-select service_id, version, digest, snapshot from contents where (service_id, version) > ($1::bigint, $2::bigint)
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, author, copy_of, payload_sha256, mac,
+       snapshot, payload, key_id, signature
+from contents where (service_id, version) > ($1::bigint, $2::bigint)
 order by service_id, version limit $3
+
+-- name: seal_contents
+update contents c set mac = g.mac, payload_sha256 = g.digest
+from unnest($1::bigint[], $2::bigint[], $3::bytea[], $4::bytea[]) as g (service_id, version, mac, digest)
+where c.service_id = g.service_id and c.version = g.version and c.mac is null
 
 -- name: all_enroll_tokens
 select hash, labels, host_id, expires_at, used_by from enroll_tokens order by created_at
 
 -- name: all_key_sets
-select version, signing from key_sets order by version
+select version, signing, envelope from key_sets order by version
 
 -- name: all_rollouts
-select id, stage from rollouts order by id
+select id, plan, created_at, created_by, stage, run, parts from rollouts order by id
+
+-- name: all_rollout_steps
+select rollout, count(*) as steps from rollout_steps group by rollout order by rollout
+
+-- name: all_health
+select service_id, host_id, healthy, detail from service_health order by service_id, host_id
 
 -- name: all_plans
-select id, digest, body, policy, approved_by, accepted from plans where id > $1 order by id limit $2
+select id, created_at, created_by, author, proposal, policy, asked, inventory_digest, flows_digest, digest, inputs, body, approved_by,
+    approver, accepted
+from plans where id > $1 order by id limit $2
 
 -- name: put_content
 insert into contents (service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode,
-    on_expiry, established, created_at, created_by, copy_of, snapshot, payload, key_id, signature, author)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19)
+    on_expiry, established, created_at, created_by, copy_of, snapshot, payload, key_id, signature, author, payload_sha256, mac)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 
 -- name: snapshot
 select snapshot, digest from contents where service_id = $1 and version = $2
@@ -183,7 +203,10 @@ select snapshot, digest from contents where service_id = $1 and version = $2
 select snapshot from contents where digest = $1
 
 -- name: sealed
-select payload, key_id, signature from contents where digest = $1
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, author, copy_of, payload_sha256, mac,
+       payload, key_id, signature
+from contents where digest = $1
 
 -- name: hosts
 select host_id, public_key, labels, enrolled_at, released_at, serial, seen_at, every, heartbeat, heartbeat_serial, left_out
@@ -317,19 +340,24 @@ on conflict (host_id, service_id) do update
 set version = excluded.version, lease_until = excluded.lease_until, renewed = excluded.renewed, changed_at = excluded.changed_at,
     preflight = false
 
--- What hosts were given, the newest last; $4: how many versions of a service are remembered of a host.
+-- What hosts were given, the newest last: each list as text.
 -- name: remember_had
-insert into had as known (service_id, host_id, versions)
-select s, h, array[v] from unnest($1::bigint[], $2::text[], $3::bigint[]) as given (s, h, v)
-on conflict (service_id, host_id) do update set versions = (
-    select array_agg(v order by at) from (
-        select v, at from unnest(array_remove(known.versions, excluded.versions[1]) || excluded.versions)
-            with ordinality as all_of_them (v, at) order by at desc limit $4
-    ) newest
-)
+insert into had (service_id, host_id, versions, mac)
+select s, h, v::bigint[], m from unnest($1::bigint[], $2::text[], $3::text[], $4::bytea[]) as given (s, h, v, m)
+on conflict (service_id, host_id) do update set versions = excluded.versions, mac = excluded.mac
 
 -- name: had
-select host_id, versions from had where service_id = $1
+select service_id, host_id, versions, mac from had where service_id = $1
+
+-- name: had_of
+select service_id, host_id, versions, mac from had where service_id = any($1::bigint[]) and host_id = any($2::text[])
+
+-- name: all_had
+select service_id, host_id, versions, mac from had where (service_id, host_id) > ($1::bigint, $2::text) order by service_id, host_id limit $3
+
+-- name: seal_had
+update had h set mac = g.mac from unnest($1::bigint[], $2::text[], $3::bytea[]) as g (service_id, host_id, mac)
+where h.service_id = g.service_id and h.host_id = g.host_id and h.mac is null
 
 -- name: forget_had
 with ended as (delete from withheld where host_id = $1)
@@ -344,9 +372,17 @@ select service_id, host_id from withheld where service_id = any($1::bigint[])
 -- name: withheld_of
 select service_id, host_id from withheld where service_id = any($1::bigint[]) and host_id = any($2::text[])
 
--- The rules of versions, and whether they block.
--- name: rules_of
-select version, rules_digest, mode = 'enforce' as enforces from contents where service_id = $1 and version = any($2::bigint[])
+-- name: withheld_of_host
+select service_id from withheld where host_id = $1
+
+-- name: all_withheld
+select service_id, host_id from withheld order by service_id, host_id
+
+-- Versions of a service, without what they say.
+-- name: contents_named
+select service_id, version, digest, rules_digest, tables_digest, tables_format, entries, ttl_seconds, mode, on_expiry,
+       established, created_at, created_by, author, copy_of, payload_sha256, mac
+from contents where service_id = $1 and version = any($2::bigint[])
 
 -- name: unassign
 delete from assignments where service_id = $1 and host_id = any($2::text[])
@@ -636,7 +672,7 @@ from plans where id < $1 order by id desc limit $2
 
 -- name: plan
 select id, created_at, created_by, proposal, policy, asked, inventory_digest, flows_digest, digest, body, approved_by, approved_at,
-    accepted, author, approver
+    accepted, author, approver, inputs
 from plans where id = $1
 
 -- name: approve_plan
