@@ -14,6 +14,7 @@ from aegisflux.domain.errors import Conflict, Forbidden, Refused
 from aegisflux.domain.manifest import ContentChunk, ContentRequest
 from aegisflux.domain.roles import Principal
 from aegisflux.domain.tables import TABLES_FORMAT
+from aegisflux.runtime.believed import doubt_of
 from aegisflux.runtime.clock import WallClock
 from aegisflux.services.orchestrator.core import Who
 from aegisflux.services.orchestrator.panic import PanicRequest
@@ -177,6 +178,17 @@ async def test_a_plan_that_sql_rewrote_after_its_approval_is_not_begun(world, wh
     await world.sql(f"update plans set {what} = {to} where id = $1", number)
     with pytest.raises(Conflict, match="not as the audit log says"):
         await world.fleet.rollouts.begin(number, WHO, True)
+
+
+async def test_a_row_that_was_changed_since_it_was_read_is_no_tampered_one(world):
+    number = await world.fleet.planned(5432, approve=False)
+    store, register = world.plane.store, world.core.core.register
+    row = await store.row("plan", number)
+    assert await doubt_of(register, store, "plan", row) == ""
+    await world.plans.approve(number, row["digest"], False, SECOND)
+    assert (await doubt_of(register, store, "plan", row)).startswith("it was changed meanwhile")
+    assert f"plan/{number}" not in world.doubts
+    assert await doubt_of(register, store, "plan", await store.row("plan", number)) == ""
 
 
 # What is rewritten of a rollout that observes, to have it enforce sooner, elsewhere, or something else.

@@ -67,6 +67,10 @@ def core(store, **parts):
     return SimpleNamespace(**given | {"register": Trusting()} | parts)
 
 
+async def no_doubt(*_):
+    return ""
+
+
 # Orchestrator
 
 
@@ -131,8 +135,7 @@ async def test_a_rollout_that_cannot_be_renewed_leaves_the_others(monkeypatch, e
 
     monkeypatch.setattr(renewals.places, "read", read)
     monkeypatch.setattr(renewals, "carried_of", carried_of)
-    for name in ("rollout_texts", "plan_texts"):
-        monkeypatch.setattr(renewals, name, lambda _row: {})
+    monkeypatch.setattr(renewals, "doubt_of", no_doubt)
     clockwork = Renewals(core(Store(live_rollouts=rows)))
     monkeypatch.setattr(clockwork, "_one", one)
     await clockwork.look()
@@ -181,8 +184,7 @@ async def test_one_process_compiles_all_policies_but_those_that_are_refused(monk
     monkeypatch.setattr(renewals, "computed", computed)
     monkeypatch.setattr(renewals.places, "read", read)
     monkeypatch.setattr(renewals, "carried_of", carried_of)
-    for name in ("rollout_texts", "plan_texts"):
-        monkeypatch.setattr(renewals, name, lambda _row: {})
+    monkeypatch.setattr(renewals, "doubt_of", no_doubt)
     clockwork = Renewals(
         core(Plans(live_rollouts=[{"id": n, "plan": n, "stage": "promoted"} for n in policies]))
     )

@@ -10,5 +10,5 @@ class Trusting:
     async def doubt(self, _row):
         return ""
 
-    async def doubt_of(self, _texts):
+    async def doubt_of(self, _texts, _again=None):
         return ""

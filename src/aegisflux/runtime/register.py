@@ -7,7 +7,7 @@ once where a line takes a right away, and `KEEP_SECONDS` after any other line at
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, Protocol, TypeVar
 
@@ -30,6 +30,9 @@ MOST_DOUBTS: Final = 256
 MOST_NAMED: Final = 5
 _MARK: Final = msgspec.json.Decoder(Mark)
 T = TypeVar("T")
+Texts = Mapping[str, str]
+"""What the store has of objects, by their names in the audit log."""
+Again = Callable[[], Awaitable[Texts]]
 log = logs.get("register")
 
 
@@ -43,8 +46,9 @@ class Believer(Protocol):
         """Why a row is not believed, in words; empty: it is."""
         ...
 
-    async def doubt_of(self, texts: Mapping[str, str]) -> str:
-        """Why what the store has of decisions (`domain.decided`) is not believed; empty: it is."""
+    async def doubt_of(self, texts: Texts, again: Again | None = None) -> str:
+        """Why what the store has of decisions (`domain.decided`) is not believed; empty: it is. `again` reads
+        it once more: what was changed meanwhile is not reported."""
         ...
 
 
@@ -96,9 +100,14 @@ class Register:
         self.report(name, "" if good else "its MAC was not made by this control plane")
         return good
 
-    async def doubt_of(self, texts: Mapping[str, str]) -> str:
+    async def doubt_of(self, texts: Texts, again: Again | None = None) -> str:
         """See `Believer.doubt_of`. Raises Unavailable."""
         await self.follow()
+        if again is not None and any(map(self.rights.doubt_of, texts, texts.values())):
+            fresh = await again()
+            await self.follow()
+            if fresh != texts and not any(map(self.rights.doubt_of, fresh, fresh.values())):
+                return "it was changed meanwhile: look again"
         found = []
         for name, text in texts.items():
             why = self.rights.doubt_of(name, text)

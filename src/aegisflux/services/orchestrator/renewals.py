@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from aegisflux.domain import policy_in_force as in_force
 from aegisflux.domain import renewal
 from aegisflux.domain import rollout as rollouts
-from aegisflux.domain.decided import plan_texts, rollout_texts, with_made
+from aegisflux.domain.decided import with_made
 from aegisflux.domain.errors import AegisError, Conflict, Refused, Unavailable
 from aegisflux.domain.policy import Policy
 from aegisflux.domain.policy_compile import Inventory
@@ -25,6 +25,7 @@ from aegisflux.domain.text import first_of
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, places
 from aegisflux.runtime.again import again
+from aegisflux.runtime.believed import Kind, doubt_of
 from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.services.orchestrator import guard, state
@@ -73,7 +74,7 @@ class Renewals:
         quiet, self._compiled = True, await self._together(promoted, here)
         for row in reversed(promoted):
             try:
-                quiet = await self._one(carried_of(row), await self._doubt(row), here) and quiet
+                quiet = await self._one(carried_of(row), await self._doubt("rollout", row), here) and quiet
             except AegisError as error:
                 quiet = False
                 log.info("not now", rollout=row["id"], reason=str(error))
@@ -89,7 +90,7 @@ class Renewals:
         try:
             for plan in dict.fromkeys(row.get("plan") for row in promoted):
                 row = await self._core.store.row("plan", plan)
-                if plan is not None and row and not await self._core.register.doubt_of(plan_texts(row)):
+                if plan is not None and row and not await self._doubt("plan", row):
                     with suppress(Refused):
                         stored = await beside(policyfile.read_stored, row["policy"])
                         policies[plan] = stored.policy
@@ -101,16 +102,16 @@ class Renewals:
             return {}
         return {plan: one for plan, one in zip(policies, found, strict=True) if one is not None}
 
-    async def _doubt(self, row: Row) -> str:
-        """Why a rollout is not believed, in words; empty: it is."""
-        return await self._core.register.doubt_of(rollout_texts(row))
+    async def _doubt(self, kind: Kind, row: Row) -> str:
+        """Why a plan or a rollout is not believed, in words; empty: it is."""
+        return await doubt_of(self._core.register, self._core.store, kind, row)
 
     async def _one(self, carried: Carried, doubt: str, here: places.Now) -> bool:
         """Whether nothing is left to do for it while the fleet stays as it is."""
         row = await self._core.store.row("plan", carried.plan)
         if row is None:
             return True
-        if doubt := doubt or await self._core.register.doubt_of(plan_texts(row)):
+        if doubt := doubt or await self._doubt("plan", row):
             await self._say(carried, f"not renewed: it is not as the audit log says: {doubt}")
             return False
         try:
@@ -180,7 +181,7 @@ class Renewals:
         now = self._core.now()
         async with self._core.store.change() as db:
             row = await db.row("lock_rollout", carried.id)
-            if row is None or await self._doubt(row):
+            if row is None or await self._doubt("rollout", row):
                 raise Conflict("the rollout is not as the audit log says: see aegisflux audit verify")
             held = carried_of(row)
             service, rollout = await state.load(db, part.service_id)

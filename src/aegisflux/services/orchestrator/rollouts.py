@@ -8,7 +8,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from aegisflux.domain.decided import ENDED_DOUBTED, plan_texts, rollout_texts, with_made
+from aegisflux.domain.decided import ENDED_DOUBTED, with_made
 from aegisflux.domain.errors import Conflict, NotFound
 from aegisflux.domain.guardrails import Wave, checked, within
 from aegisflux.domain.plan import Plan, stale
@@ -28,6 +28,7 @@ from aegisflux.domain.stages import (
 from aegisflux.ports.store import Change, Queries, Row
 from aegisflux.runtime import logs, metrics, places
 from aegisflux.runtime.again import again
+from aegisflux.runtime.believed import Kind, doubt_of
 from aegisflux.runtime.beside import beside
 from aegisflux.services.orchestrator import state
 from aegisflux.services.orchestrator.carried import (
@@ -50,6 +51,7 @@ from aegisflux.wire import policyfile
 
 TRIES = 5
 HOUR = 3600
+DOUBTED = "abort it, and plan again: it is not as the audit log says"
 log = logs.get("rollouts")
 
 
@@ -148,9 +150,9 @@ class Rollouts:
             row = await db.row("lock_rollout", carried.id)
             if row is None:
                 raise NotFound(f"there is no rollout {carried.id}")
-            held, doubt = carried_of(row), await self._doubt(row)
+            held, doubt = carried_of(row), await self._doubt("rollout", row)
             if doubt and _goes_on(commands):
-                raise Conflict(f"rollout {carried.id}: {doubt}")
+                raise Conflict(f"rollout {carried.id}: {DOUBTED}: {doubt}")
             if (_place(held.run), held.parts) != (_place(carried.run), carried.parts):
                 await db.audit(who.did("rollout.overtaken", f"rollout/{carried.id}", after=held.run.stage))
                 raise_moved(held)
@@ -161,20 +163,19 @@ class Rollouts:
     async def held(self, carried: Carried, commands: Sequence[Command]) -> list[str]:
         """Guardrails that do not hold for hosts that are about to enforce, in words."""
         row = await self._core.store.row("rollout", carried.id)
-        if _goes_on(commands) and row and (doubt := await self._doubt(row)):
-            return [doubt]
+        if _goes_on(commands) and row and (doubt := await self._doubt("rollout", row)):
+            return [f"{DOUBTED}: {doubt}"]
         hosts = [frozenset(command.hosts) for command in commands if isinstance(command, Enforce)]
         if not hosts:
             return []
         plan, row = await self._plan(carried.plan)
-        if doubt := await self._core.register.doubt_of(plan_texts(row)):
+        if doubt := await self._doubt("plan", row):
             return [f"its plan is not as the audit log says: {doubt}"]
         return await self._broken(self._core.store, plan, row, hosts, 0)
 
-    async def _doubt(self, row: Row) -> str:
-        """Why the row of a rollout is not believed, in words; empty: it is."""
-        doubt = await self._core.register.doubt_of(rollout_texts(row))
-        return f"it is not as the audit log says: {doubt}; abort it, and plan again" if doubt else ""
+    async def _doubt(self, kind: Kind, row: Row) -> str:
+        """Why a plan or a rollout is not believed, in words; empty: it is."""
+        return await doubt_of(self._core.register, self._core.store, kind, row)
 
     async def one(self, number: int) -> Told:
         """A rollout with its steps; raises NotFound."""
@@ -195,7 +196,7 @@ class Rollouts:
         """Raises Conflict with all that stands in the way."""
         why = [*plan.held]
         here = await places.read(db)
-        if doubt := await self._core.register.doubt_of(plan_texts(row)):
+        if doubt := await self._doubt("plan", row):
             why.append(f"it is not as the audit log says: {doubt}, and plan again")
         if here.digest != row["inventory_digest"]:
             policy = (await beside(policyfile.read_stored, row["policy"])).policy

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta, Struct, field
 
-from aegisflux.domain.decided import PLAN, made_text, plan_texts, with_made
+from aegisflux.domain.decided import PLAN, made_text, with_made
 from aegisflux.domain.errors import Conflict, Forbidden, Invalid, NotFound
 from aegisflux.domain.guardrails import Limits, within
 from aegisflux.domain.plan import Plan, Strategy, plan, stale
@@ -24,6 +24,7 @@ from aegisflux.ports.store import Store
 from aegisflux.runtime import places
 from aegisflux.runtime.access import Who
 from aegisflux.runtime.again import again
+from aegisflux.runtime.believed import doubt_of
 from aegisflux.runtime.beside import beside
 from aegisflux.runtime.jobs import computed
 from aegisflux.runtime.register import Believer
@@ -159,7 +160,7 @@ class Plans:
         row = await self._store.row("plan", number)
         if row is None:
             raise NotFound(f"there is no plan {number}")
-        if doubt := await self._believer.doubt_of(plan_texts(row)):
+        if doubt := await doubt_of(self._believer, self._store, "plan", row):
             raise Conflict(f"plan {number}: it is not as the audit log says: {doubt}, and plan again")
         if not may_approve(who.principal, row["author"], row["created_by"]):
             raise Forbidden(
