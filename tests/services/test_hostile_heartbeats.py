@@ -183,3 +183,18 @@ async def test_addresses_of_no_host_are_left_out_and_named(plane):
 
     await eventually(left_out)
     assert (await inventory(plane))["bad"].addresses == ("10.1.0.9",)
+
+
+async def test_what_the_former_owner_of_a_name_said_is_forgotten(plane):
+    former = await plane.agent("handed-on")
+    await former.beat(addresses=("10.1.0.77",), serial=(1 << 63) - 1)
+
+    async def known():
+        return (await inventory(plane))["handed-on"].addresses == ("10.1.0.77",)
+
+    await eventually(known)
+    await plane.orchestrator.hosts.release("handed-on", WHO)
+    await plane.enroll("handed-on")
+    row = await plane.store.row("host", "handed-on")
+    assert (await inventory(plane))["handed-on"].addresses == ()
+    assert (row["seen_at"], row["heartbeat_serial"]) == (0, 0)

@@ -239,10 +239,14 @@ where a.host_id = any($1::text[]) group by a.host_id
 -- name: host_keys
 select host_id, public_key from hosts where released_at is null
 
+-- What its former owner said of a name is not what the new one says.
 -- name: put_host
 insert into hosts (host_id, public_key, labels, enrolled_at, serial, dirty) values ($1, $2, $3, $4, 1, true)
 on conflict (host_id) do update set public_key = $2, labels = $3, enrolled_at = $4, released_at = null,
-    serial = hosts.serial + 1, dirty = true
+    serial = hosts.serial + 1, dirty = true,
+    addresses = case when hosts.public_key = $2 then hosts.addresses else '{}' end,
+    seen_at = case when hosts.public_key = $2 then hosts.seen_at else 0 end,
+    heartbeat_serial = case when hosts.public_key = $2 then hosts.heartbeat_serial else 0 end
 
 -- name: release_host
 update hosts set released_at = $2, public_key = null, heartbeat = null, runs = null, message = null, digests = '{}',
