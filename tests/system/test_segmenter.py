@@ -395,7 +395,7 @@ async def in_force(store, part):
     number, version, host = snapshot["service_id"], snapshot["version"], part["hosts"][0]
     body = zstandard.compress(msgspec.json.encode(snapshot))
     digests = [f"sha256:{n}" * 3 for n in "123"]
-    said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b"", None
+    said = 600, "enforce", "keep", "keep", 1, "ada", None, body, b"", "key", b"", None, None, None
     await store.run("put_content", number, version, *digests, 1, 1, *said)
     await store.run("assign", [number], [host], [version], [1 << 40], [False], 1)
 
