@@ -33,6 +33,7 @@ from aegisflux.runtime.clock import WallClock
 from aegisflux.runtime.configured import check_url, text_of
 from aegisflux.runtime.listener import Bind, Listener, at_path
 from aegisflux.runtime.register import Register, audit_key
+from aegisflux.runtime.spare import Spare
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.enrich.api import application as enrich_application
@@ -350,7 +351,8 @@ async def run_ingest(settings: Settings) -> None:
     store = place.store("ingest")
     bus = place.bus(place.accounts.ingest_creds, makes_streams=False)
     believer = Register(store, place.secrets)
-    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock(), believer=believer))
+    spare = Spare(place.data)
+    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock(), believer=believer, spare=spare))
 
     async def start() -> None:
         bus.open()

@@ -5,6 +5,7 @@ import base64
 import gzip
 import json
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import httpx
 import msgspec
@@ -19,6 +20,7 @@ from aegisflux.adapters.bus.memory import Broker, MemoryBus
 from aegisflux.domain.errors import OverLimit, Unavailable
 from aegisflux.domain.event import EventBatch
 from aegisflux.runtime.access import hashed
+from aegisflux.runtime.spare import Spare
 from aegisflux.services.ingest import posted
 from aegisflux.services.ingest.api import application
 from aegisflux.services.ingest.app import Ingest, Parts
@@ -416,3 +418,41 @@ async def test_many_posts_at_once_are_all_taken(lab):
     answers = await asyncio.gather(*(lab.post(lines(execed(n), flow(n))) for n in range(1, 31)))
     assert {answer.status_code for answer in answers} == {202}
     assert len(await lab.raw()) == 30
+
+
+DISKS = {  # total and free, in GiB: whether telemetry goes on
+    "a large disk": ((1000, 900), True),
+    "a large disk with little left": ((1000, 5), True),
+    "a large disk that is almost full": ((1000, 3), False),
+    "a small disk": ((20, 3), True),
+    "a small disk that is almost full": ((20, 1), False),
+    "a full disk": ((20, 0), False),
+}
+
+
+@pytest.mark.parametrize("what", DISKS)
+async def test_telemetry_leaves_room_on_the_disk_for_the_store(lab, what):
+    """Else one host fills it within its share, and then nobody can panic."""
+    (total, free), goes_on = DISKS[what]
+    now = [free << 30]
+    lab.ingest._spare = Spare(Path("/data"), lambda _: (total << 30, 0, now[0]))
+    answer = await lab.post(lines(execed(7)))
+    await lab.send(execed(1))
+    if goes_on:
+        assert answer.status_code == 202, answer.text
+        await lab.handled()
+    else:
+        assert answer.status_code == 503
+        assert "give it room" in answer.json()["detail"]
+        await eventually(lambda: "/data: " in lab.ingest.waiting)
+        assert await lab.raw() == []
+        now[0] = total << 30
+        await lab.handled()
+    assert [event.seq for batch in await lab.raw() for event in batch.events if batch.boot_id == "b"] == [1]
+
+
+async def test_a_disk_that_cannot_be_asked_stops_nothing(lab):
+    def gone(_):
+        raise FileNotFoundError
+
+    Spare(Path("/gone"), gone).check()

@@ -19,6 +19,9 @@ COLLECT = {"GOGC": "50"}
 # What waits to be written to a stream. A message that finds it full is refused, and its sender tries again:
 # with the server's 10,000 one host that said more than a stream can write made everybody wait four seconds.
 BUFFERED_MESSAGES, BUFFERED_BYTES = 512, 32 << 20
+# Streams have bounds of their own, 13 GiB together. Without this one the server lets them have three quarters
+# of what is free when it starts, and so makes none of them on a disk with little room.
+MAX_FILE_STORE = 1 << 40
 # A connection whose other end went away silently counts among those of its host until a third ping is due.
 PING_SECONDS, UNANSWERED_PINGS = 10, 2
 
@@ -102,8 +105,8 @@ class NatsEngine:
             f'ping_interval: "{PING_SECONDS}s"\nping_max: {UNANSWERED_PINGS}\n'
             f"tls {{ cert_file: {quoted['certificate']}, key_file: {quoted['key']}, timeout: 5, "
             'min_version: "1.3" }\n'
-            f"jetstream {{ store_dir: {quoted['store']}, max_buffered_msgs: {BUFFERED_MESSAGES}, "
-            f"max_buffered_size: {BUFFERED_BYTES} }}\n"
+            f"jetstream {{ store_dir: {quoted['store']}, max_file_store: {MAX_FILE_STORE}, "
+            f"max_buffered_msgs: {BUFFERED_MESSAGES}, max_buffered_size: {BUFFERED_BYTES} }}\n"
             f"{self.accounts(str(self.data_dir / 'accounts'))}"
         )
 

@@ -17,6 +17,7 @@ from aegisflux.ports.store import Store
 from aegisflux.runtime import logs, metrics
 from aegisflux.runtime.access import Bearers
 from aegisflux.runtime.register import Believer
+from aegisflux.runtime.spare import Spare
 from aegisflux.runtime.tasks import Tasks
 from aegisflux.services.ingest.intake import BATCH, Outcome, Refusal, check
 from aegisflux.services.ingest.letters import HOST, REASON, SUBJECT, TIME, Letters
@@ -45,12 +46,13 @@ log = logs.get("ingest")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """What it is made of."""
+    """What it is made of. `spare`: what is let through leaves it free; None: all of the disk may be used."""
 
     bus: Bus
     store: Store
     clock: Clock
     believer: Believer
+    spare: Spare | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,7 @@ class Ingest:
 
     def __init__(self, parts: Parts) -> None:
         self.bus, self.store, self.clock = parts.bus, parts.store, parts.clock
+        self._spare = parts.spare
         self.bearers = Bearers(parts.store, parts.clock, parts.believer)
         self.offsets, self._boots = Offsets(), Boots()
         self.letters = Letters(parts.bus)
@@ -176,6 +179,8 @@ class Ingest:
                 return
 
     async def _publish(self, bundle: Sequence[Judged]) -> None:
+        if self._spare is not None:
+            self._spare.check()
         sealed = [Sealed(one.arrival, one.offset, Raw(one.outcome.payload or b"")) for one in bundle]
         payload = encode_taken(sealed)  # a digest as id suppresses nothing but the same bytes
         await self.bus.publish(subjects.RAW, payload, msg_id=sha256(payload).hexdigest())
