@@ -1,8 +1,11 @@
 """What all roles of the database share has a bound for each: locks, files of sorts, large objects."""
 
+import asyncio
+
 import asyncpg
 import pytest
 import pytest_asyncio
+from tests.support.engines import eventually
 
 from aegisflux.adapters.engines import roles
 from aegisflux.adapters.engines.postgres import SETTINGS, PostgresEngine
@@ -115,3 +118,24 @@ async def test_one_writer_of_facts_keeps_another_one_out(engine):
     finally:
         await first.close()
         await second.close()
+
+
+async def test_a_query_ends_with_its_client(engine):
+    """Else a service that was killed in a long one finds its connections taken when it is back."""
+    client, watch = [await asyncpg.connect(engine.dsn_of(role)) for role in ("segmenter", "orchestrator")]
+    pid, asked = client.get_server_pid(), "select count(*) from pg_stat_activity where pid = $1"
+    running = asyncio.create_task(client.execute("select count(*) from generate_series(1, 100000000000)"))
+    try:
+        await asyncio.sleep(0)
+        assert await _is(watch, asked, pid, 1)
+        client.terminate()
+        await eventually(lambda: _is(watch, asked, pid, 0))
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        await watch.execute("select pg_terminate_backend($1)", pid)
+        await watch.close()
+
+
+async def _is(connection, asked, pid, count):
+    return await connection.fetchval(asked, pid) == count

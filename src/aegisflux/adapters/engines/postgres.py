@@ -46,6 +46,8 @@ SETTINGS = {
     # Of the table of locks, for each connection: more than one role locks by reading all that it may.
     "max_locks_per_transaction": "256",
     "temp_file_limit": "2GB",  # of one session: a sort without end fills no disk
+    # A query whose client is gone ends: else its connection is none that its role may have.
+    "client_connection_check_interval": "2s",
     "password_encryption": "scram-sha-256",
     "timezone": "UTC",
     "log_timezone": "UTC",
