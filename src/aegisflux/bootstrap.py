@@ -1,5 +1,7 @@
 """Settings -> adapters -> services of the control plane; beside `maintenance` the only module of it that
 names an adapter.
+
+A service is imported where it is run: each process has the modules of its own service alone.
 """
 
 import asyncio
@@ -9,16 +11,13 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
-
-from litestar import Litestar
+from typing import TYPE_CHECKING, TypeVar
 
 from aegisflux.adapters.bus.accounts import LIMITS_SUBJECT, LiveAccounts, NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines import given_nats, roles
 from aegisflux.adapters.engines.nats import NatsEngine
 from aegisflux.adapters.engines.postgres import PostgresEngine
-from aegisflux.adapters.graph.ladybug import LadybugGraph
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
 from aegisflux.adapters.store import dsns
@@ -36,23 +35,17 @@ from aegisflux.runtime.register import Register, audit_key
 from aegisflux.runtime.spare import Spare
 from aegisflux.runtime.supervise import ALIVE_SECONDS, RESTARTS, Child, Observer, Supervisor
 from aegisflux.runtime.tasks import Tasks
-from aegisflux.services.enrich.api import application as enrich_application
-from aegisflux.services.enrich.app import Enrich
-from aegisflux.services.enrich.app import Parts as EnrichParts
-from aegisflux.services.ingest.api import application as ingest_application
-from aegisflux.services.ingest.app import Ingest
-from aegisflux.services.ingest.app import Parts as IngestParts
-from aegisflux.services.orchestrator.api import application
-from aegisflux.services.orchestrator.app import Orchestrator
-from aegisflux.services.orchestrator.core import Core, Options
-from aegisflux.services.orchestrator.keys import Keys
-from aegisflux.services.orchestrator.prepare import Workshop
-from aegisflux.services.segmenter.api import application as segmenter_application
-from aegisflux.services.segmenter.app import Parts as SegmenterParts
-from aegisflux.services.segmenter.app import Segmenter
 from aegisflux.settings import Settings, bracketed
 from aegisflux.wire.natsjwt import Credentials
 from aegisflux.wire.token import b64
+
+if TYPE_CHECKING:
+    from litestar import Litestar
+
+    from aegisflux.services.enrich.app import Enrich
+    from aegisflux.services.ingest.app import Ingest
+    from aegisflux.services.orchestrator.app import Orchestrator
+    from aegisflux.services.orchestrator.core import Core
 
 ADMIN, VIEWER, VIEWER_CREDS, DATABASE_URL = "admin-token", "viewer-token", "viewer.creds", "database-url"
 FILE = "file:"
@@ -252,6 +245,9 @@ async def run_orchestrator(settings: Settings) -> None:
     """The orchestrator until SIGTERM or SIGINT. It answers /healthz at once, and works
     when its engines do.
     """
+    from aegisflux.services.orchestrator.api import application
+    from aegisflux.services.orchestrator.app import Orchestrator
+
     place = Place(settings)
     metrics.read_restarts(place.data / "run" / RESTARTS)
     store = place.store("orchestrator")
@@ -284,7 +280,7 @@ async def run_orchestrator(settings: Settings) -> None:
     )
 
 
-def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> serving.Step:
+def _compared(urls: Sequence[str], system: NatsBus, core: "Core") -> serving.Step:
     """Say where NATS servers that others run keep less than we promise, after each connect."""
 
     async def look() -> None:
@@ -298,7 +294,7 @@ def _compared(urls: Sequence[str], system: NatsBus, core: Core) -> serving.Step:
     return look
 
 
-async def _enrolled(core: Core) -> list[tuple[str, bytes]]:
+async def _enrolled(core: "Core") -> list[tuple[str, bytes]]:
     """Who has an account on the bus, as the store knows it, but for keys that were released."""
     await core.register.follow()
     released = core.register.rights.released_host
@@ -306,7 +302,7 @@ async def _enrolled(core: Core) -> list[tuple[str, bytes]]:
     return [(host, public) for host, public in hosts if not released(b64(public))]
 
 
-def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
+def _server(place: Place, app: "Litestar", name: str, port: int) -> Listener:
     """Plain HTTP on 127.0.0.1, TLS with the service's own certificate on every other address, and the private
     socket by which the supervisor sees that the event loop goes on."""
     binds = [Bind(path=place.private(name)), Bind(address="127.0.0.1", port=port)]
@@ -319,12 +315,16 @@ def _server(place: Place, app: Litestar, name: str, port: int) -> Listener:
 
 async def run_enrich(settings: Settings) -> None:
     """Enrich until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    from aegisflux.adapters.graph.ladybug import LadybugGraph
+    from aegisflux.services.enrich.api import application
+    from aegisflux.services.enrich.app import Enrich, Parts
+
     serving.collect_rarely()
     place = Place(settings)
     store, facts = place.store("enrich"), PostgresFacts(place.dsn_of("enrich"))
     bus = place.bus(place.accounts.control_creds)
     enrich = Enrich(
-        EnrichParts(
+        Parts(
             bus=bus,
             facts=facts,
             graph=LadybugGraph(place.data / "graph" / "graph"),
@@ -340,35 +340,41 @@ async def run_enrich(settings: Settings) -> None:
         bus.open()
         await _start_enrich(store, bus, enrich)
 
-    server = _server(place, enrich_application(enrich), "enrich", settings.enrich_port)
+    server = _server(place, application(enrich), "enrich", settings.enrich_port)
     await serving.lived(server, start, enrich.close, (bus.close, facts.close, store.close))
 
 
 async def run_ingest(settings: Settings) -> None:
     """Ingest until SIGTERM or SIGINT. It answers /healthz at once, and works when its engines do."""
+    from aegisflux.services.ingest.api import application
+    from aegisflux.services.ingest.app import Ingest, Parts
+
     serving.collect_rarely()
     place = Place(settings)
     store = place.store("ingest")
     bus = place.bus(place.accounts.ingest_creds, makes_streams=False)
     believer = Register(store, place.secrets)
     spare = Spare(place.data)
-    ingest = Ingest(IngestParts(bus=bus, store=store, clock=WallClock(), believer=believer, spare=spare))
+    ingest = Ingest(Parts(bus=bus, store=store, clock=WallClock(), believer=believer, spare=spare))
 
     async def start() -> None:
         bus.open()
         await _start_ingest(store, bus, ingest)
 
-    server = _server(place, ingest_application(ingest), "ingest", settings.ingest_port)
+    server = _server(place, application(ingest), "ingest", settings.ingest_port)
     await serving.lived(server, start, ingest.close, (bus.close, store.close))
 
 
 async def run_segmenter(settings: Settings) -> None:
     """The segmenter until SIGTERM or SIGINT. It answers /healthz at once, and works when its store does."""
+    from aegisflux.services.segmenter.api import application
+    from aegisflux.services.segmenter.app import Parts, Segmenter
+
     place = Place(settings)
     store, facts = place.store("segmenter"), PostgresFacts(place.dsn_of("segmenter"))
     limits = settings.limits.limits()
     believer = Register(store, place.secrets)
-    parts = SegmenterParts(store=store, facts=facts, clock=WallClock(), believer=believer, limits=limits)
+    parts = Parts(store=store, facts=facts, clock=WallClock(), believer=believer, limits=limits)
     segmenter = Segmenter(parts)
 
     async def start() -> None:
@@ -377,25 +383,29 @@ async def run_segmenter(settings: Settings) -> None:
         segmenter.started = True
         log.info("segmenter is ready")
 
-    server = _server(place, segmenter_application(segmenter), "segmenter", settings.segmenter_port)
+    server = _server(place, application(segmenter), "segmenter", settings.segmenter_port)
     await serving.lived(server, start, segmenter.close, (facts.close, store.close))
 
 
-async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: Ingest) -> None:
+async def _start_ingest(store: PostgresStore, bus: NatsBus, ingest: "Ingest") -> None:
     await serving.until("bus", lambda: bus.ready(30))
     await serving.until("ingest", ingest.start)
     log.info("ingest is ready")
     await serving.until("store", store.open)
 
 
-async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: Enrich) -> None:
+async def _start_enrich(store: PostgresStore, bus: NatsBus, enrich: "Enrich") -> None:
     await serving.until("store", store.open)
     await serving.until("bus", lambda: bus.ready(30))
     await serving.until("enrich", enrich.start)
     log.info("enrich is ready")
 
 
-def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccounts) -> Core:
+def _core(place: Place, store: PostgresStore, bus: NatsBus, accounts: LiveAccounts) -> "Core":
+    from aegisflux.services.orchestrator.core import Core, Options
+    from aegisflux.services.orchestrator.keys import Keys
+    from aegisflux.services.orchestrator.prepare import Workshop
+
     settings = place.settings
     renew = settings.leases.renew_every
     if settings.leases.max_seconds:
@@ -427,7 +437,7 @@ async def _start(
     control: NatsBus,
     system: NatsBus,
     accounts: LiveAccounts,
-    orchestrator: Orchestrator,
+    orchestrator: "Orchestrator",
 ) -> None:
     """Wait for the engines as long as it takes, then start."""
     await serving.until("store", store.open)

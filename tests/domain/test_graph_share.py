@@ -97,3 +97,13 @@ NETWORKS = {
 @pytest.mark.parametrize("address", NETWORKS)
 def test_the_network_of_an_address(address):
     assert network_of(address) == NETWORKS[address]
+
+
+def test_a_host_that_says_nothing_for_days_takes_no_room():
+    told = {name: Told() for name in ("today", "yesterday", "released")}
+    for name, day in (("today", 20_000), ("yesterday", 19_999), ("released", 19_998)):
+        told[name].begin(day)
+        told[name].place("flow", name)
+    graph_share.forget_earlier(told)
+    assert list(told) == ["today", "yesterday"]
+    graph_share.forget_earlier({})

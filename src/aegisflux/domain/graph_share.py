@@ -26,17 +26,17 @@ _MOST: Final[Mapping[str, int]] = {
 class Told:
     """What one host told of today, by kind. `folded` counts what was new and had no place."""
 
-    __slots__ = ("_day", "_known", "folded")
+    __slots__ = ("_known", "day", "folded")
 
     def __init__(self) -> None:
-        self._day = 0
+        self.day = 0
         self._known: dict[str, set[int]] = {}
         self.folded = 0
 
     def begin(self, day: int) -> None:
         """It is this day, counted from any other one: on another than before, all places are free."""
-        if day != self._day:
-            self._day, self._known = day, {}
+        if day != self.day:
+            self.day, self._known = day, {}
 
     def place(self, kind: str, key: object) -> bool:
         """Whether the key has a place, which it keeps for the day. Hashes are kept, which nobody can choose
@@ -49,6 +49,13 @@ class Told:
             return False
         known.add(found)
         return True
+
+
+def forget_earlier(told: dict[str, Told]) -> None:
+    """Forget hosts of which nothing came on the latest day or the one before: released ones, or off."""
+    latest = max((host.day for host in told.values()), default=0)
+    for name in [name for name, host in told.items() if host.day < latest - 1]:
+        del told[name]
 
 
 def network_of(address: str) -> str:

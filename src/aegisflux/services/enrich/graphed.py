@@ -11,7 +11,7 @@ from typing import Final
 
 from aegisflux.domain.enriched import EnrichedBatch
 from aegisflux.domain.graph import Sights, Upserts, software_of
-from aegisflux.domain.graph_share import Told
+from aegisflux.domain.graph_share import Told, forget_earlier
 from aegisflux.domain.inventory import PackageInventory
 from aegisflux.ports.graph import Graph
 from aegisflux.runtime import logs, metrics
@@ -72,6 +72,7 @@ class Graphed:
 
     async def _taken(self) -> Upserts:
         """What was seen until now, host by host: the loop is not held for the whole fleet."""
+        forget_earlier(self._told)
         seen, self._failed = self._failed, Upserts()
         sights, self._sights = self._sights, Sights(self._told)
         for _ in sights.put(seen):
