@@ -14,6 +14,7 @@ def folder():
         yield path
 
 
+@pytest.mark.nightly
 def test_the_story_ends_well_and_leaves_nothing(folder):
     ends_well(folder, "bpf")
 

@@ -93,6 +93,7 @@ def test_a_partition_changes_nothing_and_ends_by_convergence(site):
     until(lambda: judged_by(site, "alpha", before + 1), 40, site.machine("alpha").tail_of_log)
 
 
+@pytest.mark.nightly
 def test_kills_at_random_points_of_a_stream_of_updates(site):
     """Nothing is lost or applied twice, nothing forbidden gets through, nothing allowed is refused."""
     seed = int(os.environ.get("AEGISFLUX_SEED", str(time.time_ns() % 10**9)))
@@ -231,6 +232,7 @@ def deadline_of(agent, version):
     return service["version"] == version and service["deadline"]
 
 
+@pytest.mark.nightly  # by day over an agent alone: test_agent_kernel.py
 def test_a_lease_ends_in_the_kernel_while_the_agent_is_stopped():
     """A posted snapshot is not renewed; nobody has to be alive for its end."""
     with Site(("gamma",), lease=5) as site:
@@ -252,6 +254,7 @@ def test_a_lease_ends_in_the_kernel_while_the_agent_is_stopped():
         assert product.why(agent, UNIT, "tcp", address, ALWAYS)["reason"] == "expired_closed"
 
 
+@pytest.mark.nightly  # by day over an agent alone: test_agent_kernel.py
 def test_a_unit_restarted_a_hundred_times_never_gets_through(site):
     """A literal path is bound by the kernel before the first process is in it."""
     put_in_force(site)

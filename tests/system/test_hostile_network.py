@@ -12,6 +12,7 @@ import stat
 import pytest
 from bench.lib import attacks_http
 from tests.support.floods import counters, felt_during
+from tests.support.rows import by_day
 from tests.support.up import running_up
 
 pytestmark = pytest.mark.engines
@@ -63,12 +64,11 @@ def in_time(felt) -> None:
     assert felt.memory <= MEMORY
 
 
-# Relatives of the others: at night (`script/nightly hostile`).
+# Relatives of the others: at night.
 NIGHTLY = {"slow_heads", "half_requests", "slow_bodies", "giant_heads", "h2", "pipelined"}
-ROWS = [pytest.param(name, marks=[pytest.mark.nightly] if name in NIGHTLY else []) for name in CUT]
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", by_day(CUT, CUT.keys() - NIGHTLY))
 def test_others_are_answered_in_time_during(up, name):
     before = cut_off(up, CUT[name])
     series = len(counters(up, "aegisflux_http_requests_total"))

@@ -20,6 +20,7 @@ import pytest
 from nacl.signing import SigningKey
 from tests.support.control import FakeAgent, request_of
 from tests.support.engines import eventually
+from tests.support.rows import by_day
 from tests.support.up import AEGISFLUX, Up, free_base, running_up
 
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
@@ -472,7 +473,9 @@ def test_an_ordinary_user_has_it_all(tmp_path):
     assert up.stop() == 0
 
 
-@pytest.mark.parametrize("given", ["one plain role", "a role for each service"])
+@pytest.mark.parametrize(
+    "given", by_day(["one plain role", "a role for each service"], ["a role for each service"])
+)
 def test_given_engines_are_used_and_none_is_started(up, tmp_path, given):
     engine = PostgresEngine(tmp_path / "postgres", log=tmp_path / "postgres.log")
     (tmp_path / "run").mkdir()

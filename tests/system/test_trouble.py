@@ -18,6 +18,7 @@ from support.agent_process import AgentProcess, fleet
 from support.agents import Plane
 from support.elsewhere import MOUNTS, Elsewhere, mounts
 from support.engines import eventually, running_nats
+from support.rows import by_day
 
 pytestmark = [pytest.mark.bpf, pytest.mark.engines, pytest.mark.asyncio]
 FILL = "dd if=/dev/zero of={0}/ballast bs=1k >/dev/null 2>&1 || true"
@@ -52,6 +53,11 @@ PANICS = {
     "no socket": ("rm {state}/agent.sock", set()),
     "no state folder": ("umount -l {state}; rm -rf {state}", {"{state}"}),
 }
+# Each of these has what others try one by one.
+DAY = {
+    "read-only disk and /run", "a second BPF file system, all else read-only", "the BPF file system is gone",
+    "no socket", "no state folder",
+}  # fmt: skip
 
 
 @pytest_asyncio.fixture
@@ -96,7 +102,7 @@ async def stays_open(bench, control, web) -> None:
     assert await bench.is_open(web)
 
 
-@pytest.mark.parametrize("trouble", PANICS)
+@pytest.mark.parametrize("trouble", by_day(PANICS, DAY))
 async def test_panic_holds_and_says_what_it_could_not_write(bench, trouble):
     script, unwritten = PANICS[trouble]
     async with fleet(bench.lab, bench.plane) as control:
