@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,9 @@ BUFFERED_MESSAGES, BUFFERED_BYTES = 512, 32 << 20
 # Streams have bounds of their own, 13 GiB together. Without this one the server lets them have three quarters
 # of what is free when it starts, and so makes none of them on a disk with little room.
 MAX_FILE_STORE = 1 << 40
+# A stream whose file could not be written refuses all messages until the server is started anew, also when there
+# is room again. So it is, once the disk had less than the first and has more than the second, in bytes.
+FULL, FREE = 64 << 20, 256 << 20
 # A connection whose other end went away silently counts among those of its host until a third ping is due.
 PING_SECONDS, UNANSWERED_PINGS = 10, 2
 
@@ -116,29 +120,35 @@ class NatsEngine:
 
 @dataclass(slots=True)
 class _Store:
-    """Notices that the store, or a stream in it, was deleted under a running server, which itself does
-    not.
+    """Notices that the store, or a stream in it, was deleted under a running server, or that its disk was
+    full, which the server itself does not.
     """
 
     folder: Path
     inode: int = 0
     seen: set[Path] = field(default_factory=set)
+    was_full: bool = False
 
     def begin(self) -> None:
         """The server is about to start on what there is."""
         self.inode = self.folder.stat().st_ino
         self.seen.clear()
+        self.was_full = False
 
     def whole(self) -> bool:
-        """Whether the folder is still the one it started on, and no stream's folder is gone."""
+        """Whether the folder is still the one it started on, no stream's folder is gone, and there was always
+        room on the disk, or there is none yet.
+        """
         try:
             found = set(self.folder.glob("*/streams/*"))
             same = self.folder.stat().st_ino == self.inode
+            free = shutil.disk_usage(self.folder).free
         except OSError:
             return False
         gone = self.seen - found
         self.seen |= found
-        return same and not gone
+        self.was_full = self.was_full or free < FULL
+        return same and not gone and not (self.was_full and free >= FREE)
 
 
 def server_binary() -> Path:
