@@ -23,8 +23,8 @@ BUFFERED_MESSAGES, BUFFERED_BYTES = 512, 32 << 20
 # Streams have bounds of their own, 13 GiB together. Without this one the server lets them have three quarters
 # of what is free when it starts, and so makes none of them on a disk with little room.
 MAX_FILE_STORE = 1 << 40
-# A stream whose file could not be written refuses all messages until the server is started anew, also when there
-# is room again. So it is, once the disk had less than the first and has more than the second, in bytes.
+# A stream whose file could not be written refuses all messages until the server is started anew, room or not.
+# So it is, once the disk had less than the first and has more than the second, in bytes.
 FULL, FREE = 64 << 20, 256 << 20
 # A connection whose other end went away silently counts among those of its host until a third ping is due.
 PING_SECONDS, UNANSWERED_PINGS = 10, 2
