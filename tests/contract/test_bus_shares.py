@@ -109,6 +109,22 @@ async def test_a_share_of_bytes_counts_bytes(bus):
     assert len(taker.of("flooder")) == 2
 
 
+async def test_where_room_is_scarce_a_host_has_little_of_it(bus):
+    short = [True]
+    small = Share(rate=1.0, burst=10_000.0)
+    fair = Fair(Share(1000.0, 1000.0), scarce=small, is_scarce=lambda: short[0])
+    for n in range(10):
+        await bus.publish(subjects.telemetry("flooder"), bytes(6000), msg_id=f"f{n}")
+        await bus.publish(subjects.telemetry("honest"), bytes(60), msg_id=f"h{n}")
+    taker = Taker()
+    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
+    await eventually(lambda: len(taker.of("honest")) == 10)
+    assert len(taker.of("flooder")) == 2
+    short[0] = False
+    await bus.publish(subjects.telemetry("flooder"), b"later", msg_id="later")
+    await eventually(lambda: b"later" in taker.of("flooder"))
+
+
 async def test_what_is_dropped_beyond_a_share_is_not_handled_again(bus):
     fair = Fair(Share(rate=1 / 3600, burst=3.0), beyond="dropped")
     for n in range(50):

@@ -451,8 +451,23 @@ async def test_telemetry_leaves_room_on_the_disk_for_the_store(lab, what):
     assert [event.seq for batch in await lab.raw() for event in batch.events if batch.boot_id == "b"] == [1]
 
 
+async def test_a_flood_does_not_take_from_others_what_is_left_of_the_disk(lab):
+    """Between what telemetry leaves and twice as much each host has its part."""
+    free = [6 << 30]
+    lab.ingest._spare = Spare(Path("/data"), lambda _: (1000 << 30, 0, free[0]))
+    many = lines(*(execed(n) for n in range(1, 500)))
+    posted = [(await lab.post(many)).status_code for _ in range(16)]
+    assert 1 <= posted.count(202) < 16
+    refused = await lab.post(many)
+    assert (refused.status_code, "share of events" in refused.text) == (429, True)
+    free[0] = 9 << 30
+    assert (await lab.post(many)).status_code == 202
+
+
 async def test_a_disk_that_cannot_be_asked_stops_nothing(lab):
     def gone(_):
         raise FileNotFoundError
 
-    Spare(Path("/gone"), gone).check()
+    spare = Spare(Path("/gone"), gone)
+    spare.check()
+    assert not spare.is_scarce()

@@ -31,13 +31,18 @@ PULL_BYTES: Final = 4 << 20  # at once; what a service may have asked for fits i
 class Fair:
     """What one host may have handled of a stream: `messages`, `payload` bytes, and `parts`, which are what
     `count` finds in a payload. A message beyond it comes again `later`, and holds the place of others of that
-    host meanwhile, or is not handled at all. Of last values the `newest` comes again, as soon as it may."""
+    host meanwhile, or is not handled at all. Of last values the `newest` comes again, as soon as it may.
+
+    While `is_scarce` (room to store it is), a host has no more of `payload` than `scarce`.
+    """
 
     messages: Share
     payload: Share | None = None
     parts: Share | None = None
     count: Callable[[bytes], int] = len
     beyond: Literal["later", "dropped", "newest"] = "later"
+    scarce: Share | None = None
+    is_scarce: Callable[[], bool] = bool  # False
 
 
 Handler = Callable[[Message], Awaitable[None]]

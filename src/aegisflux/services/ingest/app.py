@@ -3,14 +3,14 @@
 import asyncio
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from msgspec import Raw
 
 from aegisflux.domain.errors import Refused, Unavailable
 from aegisflux.domain.intake import Boots, Offsets
-from aegisflux.domain.shares import Share
+from aegisflux.domain.shares import Share, Shares
 from aegisflux.ports.bus import Bus, Fair, Message, Subscription
 from aegisflux.ports.clock import Clock
 from aegisflux.ports.store import Store
@@ -37,6 +37,8 @@ FAIR = Fair(
     parts=Share(rate=6000.0, burst=12_000.0),  # small events cost as much as large ones, here and in enrich
     count=count_events,
 )
+# Of one host while the disk is nearly full, some 100 events a second: a flood does not fill it for all.
+SCARCE = Share(rate=float(16 << 10), burst=float(1 << 20))
 LINGER_SECONDS = 0.02
 BUNDLE, BUNDLE_BYTES = 16, 400 << 10
 LAG_SECONDS = 2.0
@@ -93,7 +95,7 @@ class Ingest:
         self.bearers = Bearers(parts.store, parts.clock, parts.believer)
         self.offsets, self._boots = Offsets(), Boots()
         self.letters = Letters(parts.bus)
-        self.posted = Posted(self.let_through, self.letters)
+        self.posted = Posted(self.let_through, self.letters, Shares(SCARCE), self._is_scarce)
         self.letters.posted = self.posted.again
         self._slots = asyncio.Semaphore(PUBLISHES_AT_ONCE)
         self._tasks = Tasks()
@@ -112,7 +114,7 @@ class Ingest:
             batch=BATCH_MESSAGES,
             linger=LINGER_SECONDS,
             max_bytes=PULL_BYTES,
-            fair=FAIR,
+            fair=replace(FAIR, scarce=SCARCE, is_scarce=self._is_scarce),
         )
         self._tasks.loop("lag", self._measure)
         self.started = True
@@ -185,6 +187,9 @@ class Ingest:
         payload = encode_taken(sealed)  # a digest as id suppresses nothing but the same bytes
         await self.bus.publish(subjects.RAW, payload, msg_id=sha256(payload).hexdigest())
 
+    def _is_scarce(self) -> bool:
+        return self._spare is not None and self._spare.is_scarce()
+
     async def _bury(self, judged: Judged, refusal: Refusal) -> None:
         host, arrival = judged.host, str(judged.arrival)
         headers = {REASON: refusal.reason, SUBJECT: judged.subject, HOST: host, TIME: arrival}
@@ -194,6 +199,8 @@ class Ingest:
     async def _measure(self) -> None:
         self.lag = await self.bus.lag(STREAM, DURABLE)
         metrics.intake_lag.set(self.lag)
+        if self._is_scarce():
+            log.warning("the disk is nearly full: hosts have a small share each", bytes_a_second=SCARCE.rate)
         await asyncio.sleep(LAG_SECONDS)
 
 

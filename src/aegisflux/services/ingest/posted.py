@@ -75,9 +75,11 @@ class Answer(Struct, frozen=True):
 class Posted:
     """Requests of third parties, each host in turn: four at once, of large ones one."""
 
-    def __init__(self, through: Through, letters: Letters) -> None:
+    def __init__(
+        self, through: Through, letters: Letters, scarce: Shares, is_scarce: Callable[[], bool]
+    ) -> None:
         self._through, self._letters = through, letters
-        self._share = Shares(POSTED)
+        self._share, self._scarce, self._is_scarce = Shares(POSTED), scarce, is_scarce
         self._room = Lane("events", AT_ONCE, AT_ONCE, IN_ALL, EACH)
         self._large = Lane("large bodies of events", 1, 1, LARGE_IN_ALL, LARGE_EACH)
 
@@ -85,10 +87,22 @@ class Posted:
     async def turn(self, host: str, *, large: bool) -> AsyncIterator[None]:
         """Its turn to be read and taken; `large` when its body is, or may become so. Raises Busy where too
         many of this host wait, or it posted more than its share."""
-        if seconds := self._share.wait(host, time.monotonic()):
+        if seconds := self._seconds(host):
             raise Busy(f"{host}: more than its share of events: try again in {seconds:.0f} s")
         async with (self._large if large else self._room).of(host):
             yield
+
+    def _seconds(self, host: str) -> float:
+        """Until the host may post again."""
+        now = time.monotonic()
+        scarce = self._scarce.wait(host, now) if self._is_scarce() else 0.0
+        return max(self._share.wait(host, now), scarce)
+
+    def _use(self, host: str, size: int) -> None:
+        now = time.monotonic()
+        self._share.use(host, float(size), now)
+        if self._is_scarce():
+            self._scarce.use(host, float(size), now)
 
     async def take(
         self, body: bytes, content_type: str, form: str, host: str, key: str, now_ns: int
@@ -99,7 +113,7 @@ class Posted:
         if form not in FORMATS:
             raise Invalid("format", " or ".join(FORMATS), form)
         boot = boot_of(key, body)
-        self._share.use(host, float(max(len(body), REQUEST_BYTES)), time.monotonic())
+        self._use(host, max(len(body), REQUEST_BYTES))
         events: list[Event] = []
         bad: list[tuple[int, Record, str]] = []
         for index, record in enumerate(split(body, content_type, form)):
@@ -113,7 +127,7 @@ class Posted:
             if index % TURN == TURN - 1:
                 await asyncio.sleep(0)
         more = RECORD_BYTES * (len(events) + len(bad)) - len(body)
-        self._share.use(host, float(max(0, more)), time.monotonic())
+        self._use(host, max(0, more))
         for outcome in batches(events, host, boot, now_ns):
             await self._through(outcome, now_ns)
         for index, record, reason in bad[:MAX_LETTERS]:
