@@ -80,7 +80,11 @@ DATABASES = {
     "a wrong password": (lambda dsn, _: wrong_password(dsn), REFUSED, "password authentication failed"),
     "no such user": (lambda dsn, _: dsn.replace("//", "//x", 1), REFUSED, "xaegisflux_owner"),
     "no such database": (lambda dsn, _: dsn.replace("/aegisflux?", "/nothing?"), REFUSED, "nothing"),
-    "no server": (lambda *_: "postgresql://a:b@127.0.0.1:1/c", UNAVAILABLE, "the store: "),
+    "no server": (
+        lambda *_: "postgresql://a:b@127.0.0.1:1/c",
+        UNAVAILABLE,
+        "PostgreSQL is not running there",
+    ),
     "no TLS": (lambda _, port: f"postgresql://a:b@127.0.0.1:{port}/c?sslmode=require", UNAVAILABLE, "SSL"),
     "no URL": (lambda *_: "somewhere", REFUSED, "the store: "),
     "another scheme": (lambda *_: "mysql://a:b@127.0.0.1:1/c", REFUSED, "the store: "),

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from aegisflux.adapters.store.postgres import away
 from aegisflux.domain.errors import Unavailable
 from aegisflux.runtime import logs, metrics
 
@@ -57,9 +58,7 @@ class Blockers:
             rows = await self._connection.fetch(END)
         except AWAY as error:
             await self.close()
-            raise Unavailable(
-                f"the store: who holds locks cannot be seen: {error or type(error).__name__}"
-            ) from error
+            raise Unavailable(f"the store: who holds locks cannot be seen: {away(error)}") from error
         ended = [row["role"] for row in rows if row["ended"]]
         for role in ended:
             metrics.sessions_ended.inc()

@@ -19,7 +19,7 @@ import zstandard
 from msgspec.structs import replace
 
 from aegisflux.adapters.store import partitions, timescale
-from aegisflux.adapters.store.postgres import AWAY, CONTENDED, UNHELD, named_queries, pool_of
+from aegisflux.adapters.store.postgres import AWAY, CONTENDED, UNHELD, away, named_queries, pool_of
 from aegisflux.adapters.store.rows import Rows, copied
 from aegisflux.domain.decoding import in_words
 from aegisflux.domain.enriched import Enriched, EnrichedBatch
@@ -450,7 +450,7 @@ async def _here() -> AsyncIterator[None]:
     try:
         yield
     except (*AWAY, *CONTENDED) as error:
-        raise Unavailable(f"the store of facts: {error or type(error).__name__}") from error
+        raise Unavailable(f"the store of facts: {away(error)}") from error
     except REFUSED as error:
         detail = UNHELD if isinstance(error, asyncpg.DataError | UnicodeError) else str(error)
         raise Refused(f"the store of facts: {detail}") from error

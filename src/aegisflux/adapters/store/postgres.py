@@ -273,11 +273,21 @@ async def pool_of(dsn: str, least: int, most: int) -> Any:
         )
 
 
+def away(error: Exception) -> str:
+    """What to say of an error of `AWAY`: the system's own words name a socket and not what is wrong."""
+    if isinstance(error, FileNotFoundError | ConnectionRefusedError):
+        return (
+            f"PostgreSQL is not running there ({error}); `aegisflux up` starts its own again, whose log is "
+            "log/postgres.log in the data folder"
+        )
+    return str(error) or type(error).__name__
+
+
 async def _here(call: Callable[[], Awaitable[T]]) -> T:
     try:
         return await call()
     except AWAY as error:
-        raise Unavailable(f"the store: {error or type(error).__name__}") from error
+        raise Unavailable(f"the store: {away(error)}") from error
     except CONTENDED as error:
         raise Contended(
             f"the store: another transaction was in the way, and nothing is written: {error}"
