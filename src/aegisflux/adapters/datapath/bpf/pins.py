@@ -320,12 +320,14 @@ def _detach(home: Path) -> None:
 
 
 def erase(top: Path) -> None:
-    """Unpin everything; somebody else may be doing the same."""
-    for path in sorted(top.rglob("*"), reverse=True):
+    """Unpin everything; somebody else may be doing the same, so that what was listed may be gone."""
+    for home, folders, pins in os.walk(top, topdown=False):  # `rglob` raises where a folder goes meanwhile
+        folder = Path(home)
+        links = [name for name in folders if (folder / name).is_symlink()]
+        for name in (*pins, *links):
+            (folder / name).unlink(missing_ok=True)
         with suppress(FileNotFoundError):
-            path.rmdir() if path.is_dir() else path.unlink()
-    with suppress(FileNotFoundError):
-        top.rmdir()
+            folder.rmdir()
 
 
 def _names(folder: Path) -> list[str]:
