@@ -2,7 +2,7 @@
 
 Scale: `scale("snapshots", 500)` is the number for each change; AEGISFLUX_SNAPSHOTS overrides it (nightly).
 Skips: where bpf(), a cgroup and a network namespace work, any skip fails.
-Lanes (pytest -n 2): files with tests of the kernel go one after the other on one worker, since they see each
+Lanes (pytest -n 3): files with tests of the kernel go one after the other on one worker, since they see each
 other's cgroups; each other file stays together, so that it starts its servers once.
 """
 
