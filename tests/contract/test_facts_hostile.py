@@ -89,6 +89,19 @@ async def test_no_sum_over_what_hosts_say_can_fail(file):
     assert cast.search("coalesce(sum(n), 0)::bigint")
 
 
+async def test_no_flows_are_none_and_not_the_most_there_is(facts, server):
+    """`least` passes over a null: a sum of no rows is null."""
+    assert await facts._writer.fetchval("select bounded(null)") is None
+    assert await facts._writer.fetchval("select bounded(7)") == 7
+    store = PostgresStore(server[0].dsn, b"k" * 32)
+    await store.open()
+    try:
+        row = await store.row("exposure", [101], ["web-1"], NOON / 1e9)
+        assert row["flows"] == 0
+    finally:
+        await store.close()
+
+
 async def test_names_of_losses_are_bounded(facts):
     for seq in range(1, 9):
         await facts.commit([enriched(flow(seq), lost={f"{seq}-{n}": n for n in range(60)})])

@@ -781,7 +781,7 @@ update assignments set lease_until = $4 where service_id = $1 and version = $2 a
 
 -- Initiations of a turn that were not blocked: reports of flows up to the next whole minute, whole minutes after it.
 -- name: exposure
-select coalesce(bounded(sum(n)), 0) as flows from (
+select bounded(coalesce(sum(n), 0)) as flows from (
     select sum(f.connections) as n from flows f join sources s on s.id = f.source
     where f.first_at >= to_timestamp($3::float8) and f.time >= to_timestamp($3::float8) and f.time < to_timestamp(ceil($3::float8 / 60) * 60)
       and f.service_id = any($1::bigint[]) and s.host_id = any($2::text[]) and f.verdict <> 'blocked'
