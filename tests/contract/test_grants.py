@@ -6,10 +6,11 @@ import re
 import asyncpg
 import pytest
 import pytest_asyncio
+from tests.support.engines import running_postgres
 from tests.support.queries import queries_of
 
 from aegisflux.adapters.engines import roles
-from aegisflux.adapters.engines.postgres import SETTINGS, PostgresEngine
+from aegisflux.adapters.engines.postgres import SETTINGS
 from aegisflux.adapters.store import grants
 from aegisflux.adapters.store.blockers import Blockers
 from aegisflux.adapters.store.facts import PostgresFacts
@@ -18,7 +19,6 @@ from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain import audit
 from aegisflux.domain.audit import Entry
 from aegisflux.domain.errors import Unavailable
-from aegisflux.runtime.supervise import Process
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 KEY = b"k" * 32
@@ -41,18 +41,8 @@ UNNAMED = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("grants")
-    engine = PostgresEngine(folder / "postgres", log=folder / "postgres.log")
-    process = Process(engine.child(), folder / "run")
-    (folder / "run").mkdir(exist_ok=True)
-    await process.start()
-    try:
-        store = PostgresStore(engine.dsn_of("orchestrator"), KEY, owner=engine.dsn)
-        await store.open()
-        await store.close()
+    async with running_postgres(tmp_path_factory.mktemp("grants"), KEY) as engine:
         yield engine
-    finally:
-        await process.stop()
 
 
 def all_of(service):
@@ -325,6 +315,29 @@ async def test_rights_that_were_given_by_hand_are_taken_at_the_next_start(engine
         assert all([await grants._has(owner, name, ALL_TABLES) for name in grants.SERVICES])
         asked = "select has_table_privilege('aegisflux_ingest', 'audit', 'delete')"
         assert await owner.fetchval(asked) is False
+    finally:
+        await owner.close()
+
+
+OURS = [(name, function) for name in grants.FUNCTIONS for function in grants.FUNCTIONS[name]]
+NEEDED = """
+select oid::regprocedure::text from pg_proc where prosecdef and pronamespace = current_schema()::regnamespace
+"""
+
+
+async def test_a_role_that_is_made_after_the_tables_runs_the_functions_that_it_needs(engine):
+    """A migration gives nothing to a role that is not there yet."""
+    owner = await asyncpg.connect(engine.dsn)
+    try:
+        named = {one for _, one in OURS} | {"audit_check(text, bytea)"}  # which the two of the log call
+        assert {row[0].replace(",", ", ") for row in await owner.fetch(NEEDED)} == named
+        for name, function in OURS:
+            await owner.execute(f"revoke all on function {function} from aegisflux_{name}")
+        store = PostgresStore(engine.dsn_of("orchestrator"), KEY, owner=engine.dsn)
+        await store.open()
+        await store.close()
+        found = [await owner.fetchval(grants.MAY_RUN, f"aegisflux_{name}", one) for name, one in OURS]
+        assert all(found)
     finally:
         await owner.close()
 

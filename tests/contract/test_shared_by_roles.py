@@ -5,16 +5,15 @@ import asyncio
 import asyncpg
 import pytest
 import pytest_asyncio
-from tests.support.engines import eventually
+from tests.support.engines import eventually, running_postgres
 
 from aegisflux.adapters.engines import roles
-from aegisflux.adapters.engines.postgres import SETTINGS, PostgresEngine
+from aegisflux.adapters.engines.postgres import SETTINGS
 from aegisflux.adapters.store import grants
 from aegisflux.adapters.store.facts import PostgresFacts
 from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.domain.audit import Entry
 from aegisflux.domain.errors import Conflict
-from aegisflux.runtime.supervise import Process
 
 pytestmark = [pytest.mark.engines, pytest.mark.asyncio(loop_scope="module")]
 KEY = b"k" * 32
@@ -39,18 +38,8 @@ FILLS = {
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def engine(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("shared")
-    engine = PostgresEngine(folder / "postgres", log=folder / "postgres.log")
-    process = Process(engine.child(), folder / "run")
-    (folder / "run").mkdir(exist_ok=True)
-    await process.start()
-    try:
-        store = PostgresStore(engine.dsn_of("orchestrator"), KEY, owner=engine.dsn)
-        await store.open()
-        await store.close()
+    async with running_postgres(tmp_path_factory.mktemp("shared"), KEY) as engine:
         yield engine
-    finally:
-        await process.stop()
 
 
 WRITES_FACTS = "enrich", "the lock of who writes facts"

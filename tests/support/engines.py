@@ -1,4 +1,4 @@
-"""A real NATS with our accounts, for tests: started once a module, everything below one temporary folder."""
+"""A real NATS with our accounts and a real PostgreSQL, started once a module, below a temporary folder."""
 
 import asyncio
 import random
@@ -13,8 +13,10 @@ from nacl.signing import SigningKey
 from aegisflux.adapters.bus.accounts import NatsAccounts
 from aegisflux.adapters.bus.nats import NatsBus, NatsOptions
 from aegisflux.adapters.engines.nats import NatsEngine
+from aegisflux.adapters.engines.postgres import PostgresEngine
 from aegisflux.adapters.secrets.file import FileSecrets
 from aegisflux.adapters.secrets.pki import Pki
+from aegisflux.adapters.store.postgres import PostgresStore
 from aegisflux.runtime.supervise import Process
 from aegisflux.wire import subjects
 from aegisflux.wire.natsjwt import Credentials
@@ -134,6 +136,22 @@ async def opened(bus: NatsBus):
         yield bus
     finally:
         await bus.close()
+
+
+@asynccontextmanager
+async def running_postgres(folder: Path, audit_key: bytes):
+    """A server of ours with the tables of the store, made by its owner, and a role for each service."""
+    engine = PostgresEngine(folder / "postgres", log=folder / "postgres.log")
+    process = Process(engine.child(), folder / "run")
+    (folder / "run").mkdir(exist_ok=True)
+    await process.start()
+    try:
+        store = PostgresStore(engine.dsn_of("orchestrator"), audit_key, owner=engine.dsn)
+        await store.open()
+        await store.close()
+        yield engine
+    finally:
+        await process.stop()
 
 
 @asynccontextmanager

@@ -96,7 +96,7 @@ FUNCTIONS: Final[Mapping[str, tuple[str, ...]]] = {
     "orchestrator": LOG,
     "ingest": LOG,
     "segmenter": LOG,
-    "enrich": ("facts_add_day(text, date)", "facts_drop_day(text, date)"),
+    "enrich": ("facts_add_day(text, date)", "facts_drop_day(text, date)", "facts_only_writer()"),
 }
 GIVEN: Final = """
 select c.relname::text as name, lower(a.privilege_type) as right from pg_class c, aclexplode(c.relacl) a
