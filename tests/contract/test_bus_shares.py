@@ -98,14 +98,20 @@ async def test_what_is_over_the_share_of_a_host_comes_later_and_the_others_at_on
     await eventually(lambda: len(set(taker.of("flooder"))) == 8, 20)  # nothing is lost
 
 
-async def test_a_share_of_bytes_counts_bytes(bus):
-    fair = Fair(Share(rate=1000.0, burst=1000.0), Share(rate=1.0, burst=10_000.0))
+async def ten_of_each(bus, fair, flood, small):
+    """Who took ten messages of each host in turn, once it has all that are honest."""
     for n in range(10):
-        await bus.publish(subjects.telemetry("flooder"), bytes(6000), msg_id=f"f{n}")
-        await bus.publish(subjects.telemetry("honest"), bytes(60), msg_id=f"h{n}")
+        await bus.publish(subjects.telemetry("flooder"), flood, msg_id=f"f{n}")
+        await bus.publish(subjects.telemetry("honest"), small, msg_id=f"h{n}")
     taker = Taker()
     await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
     await eventually(lambda: len(taker.of("honest")) == 10)
+    return taker
+
+
+async def test_a_share_of_bytes_counts_bytes(bus):
+    fair = Fair(Share(rate=1000.0, burst=1000.0), Share(rate=1.0, burst=10_000.0))
+    taker = await ten_of_each(bus, fair, bytes(6000), bytes(60))
     assert len(taker.of("flooder")) == 2
 
 
@@ -113,12 +119,7 @@ async def test_where_room_is_scarce_a_host_has_little_of_it(bus):
     short = [True]
     small = Share(rate=1.0, burst=10_000.0)
     fair = Fair(Share(1000.0, 1000.0), scarce=small, is_scarce=lambda: short[0])
-    for n in range(10):
-        await bus.publish(subjects.telemetry("flooder"), bytes(6000), msg_id=f"f{n}")
-        await bus.publish(subjects.telemetry("honest"), bytes(60), msg_id=f"h{n}")
-    taker = Taker()
-    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
-    await eventually(lambda: len(taker.of("honest")) == 10)
+    taker = await ten_of_each(bus, fair, bytes(6000), bytes(60))
     assert len(taker.of("flooder")) == 2
     short[0] = False
     await bus.publish(subjects.telemetry("flooder"), b"later", msg_id="later")
@@ -161,12 +162,7 @@ async def test_a_share_of_parts_counts_what_a_message_holds(bus):
     """Small events in a batch: bytes and messages of them are few."""
     share = Share(rate=1 / 3600, burst=100.0)
     fair = Fair(Share(1000.0, 1000.0), parts=share, count=int, beyond="later")
-    for n in range(10):
-        await bus.publish(subjects.telemetry("flooder"), b"60", msg_id=f"f{n}")
-        await bus.publish(subjects.telemetry("honest"), b"6", msg_id=f"h{n}")
-    taker = Taker()
-    await bus.consume("TELEMETRY", "ingest", taker, fair=fair)
-    await eventually(lambda: len(taker.of("honest")) == 10)
+    taker = await ten_of_each(bus, fair, b"60", b"6")
     assert len(taker.of("flooder")) == 2
 
 

@@ -8,10 +8,9 @@ from cyclopts import App, Parameter
 
 from aegisflux.cli.client import call, quoted, trying
 from aegisflux.cli.control import Config, DataDir, PortBase, known
-from aegisflux.cli.nouns import DryRun, Label, labels_of
+from aegisflux.cli.nouns import DryRun, Label, labels_of, say_remarks
 from aegisflux.cli.output import UNCHANGED, Output, SecretOutput, line, say, show, show_effect
 from aegisflux.domain.errors import Misused
-from aegisflux.domain.names import remarks
 
 HOST = (
     "host_id", "labels", "serial", "observed_serial", "silent", "panicked", "suspicious", "agent_version",
@@ -65,7 +64,7 @@ def list_hosts(*, output: Output = "table") -> None:
     show(found, output, WIDE if output in ("wide", "csv") else HOST)
     if output == "table" and (odd := sum(1 for row in found if _troubles(row))):
         say(f"{odd} of these hosts have troubles: aegisflux hosts list -o wide, or aegisflux hosts show HOST")
-    _remark(
+    say_remarks(
         {f"host {row['host_id']}": row["host_id"] for row in found},
         {f"host {row['host_id']}": row["labels"] for row in found},
     )
@@ -159,12 +158,6 @@ def _shown(value: str | None) -> str:
 
 def _given(clear: bool) -> str:
     return "both" if clear else "neither"
-
-
-def _remark(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
-    """Warn of hosts that got their name before names that look like something else were refused."""
-    for whose, what in remarks(names, labels):
-        say(f"warning: {whose}: {what}; give it another one")
 
 
 def _place(config: Path | None, data_dir: str | None, port_base: int | None) -> None:

@@ -14,6 +14,7 @@ from aegisflux.cli.client import call, number_of, trying
 from aegisflux.cli.control import Config, DataDir, known
 from aegisflux.cli.output import PEOPLES, UNCHANGED, Output, as_json, columnar, line, say, show
 from aegisflux.domain.errors import Misused
+from aegisflux.domain.names import remarks
 
 Label = Annotated[
     list[str] | None, Parameter(name="--label", help="name=value, or a name; repeat it", negative="")
@@ -319,3 +320,9 @@ def labels_of(given: list[str] | None) -> dict[str, str]:
         name, equals, value = text.partition("=")
         found[name] = value if equals else "true"
     return found
+
+
+def say_remarks(names: dict[str, str], labels: dict[str, dict[str, str]]) -> None:
+    """Warn of what got its name before names that look like something else were refused."""
+    for whose, what in remarks(names, labels):
+        say(f"warning: {whose}: {what}; give it another one")

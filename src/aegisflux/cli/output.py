@@ -17,11 +17,10 @@ from cyclopts import Parameter
 from aegisflux.domain.errors import Refused
 from aegisflux.domain.text import encodable_all, is_printable, printable
 
-Output = Annotated[
-    Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"], Parameter(name=("--output", "-o"))
-]
+Form = Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"]
+Output = Annotated[Form, Parameter(name=("--output", "-o"))]
 SecretOutput = Annotated[
-    Literal["table", "wide", "json", "jsonl", "yaml", "csv", "name"] | None,
+    Form | None,
     Parameter(name=("--output", "-o"), help="all that is known of it; by default the secret alone"),
 ]
 Row = dict[str, Any]

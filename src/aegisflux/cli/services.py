@@ -5,10 +5,9 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from aegisflux.cli.client import call, number_of, trying
-from aegisflux.cli.nouns import DryRun, Label, Service, labels_of
+from aegisflux.cli.nouns import DryRun, Label, Service, labels_of, say_remarks
 from aegisflux.cli.output import UNCHANGED, Output, columnar, say, show, show_effect
 from aegisflux.domain.errors import Refused
-from aegisflux.domain.names import remarks
 from aegisflux.domain.selectors import never_matches
 
 SERVICE = ("id", "name", "selectors", "host_labels")
@@ -24,8 +23,7 @@ def list_services(*, output: Output = "table") -> None:
     if any(row["waits"] for row in rows):
         say("changes wait for an approver: aegisflux service changes")
     names = {f"service {row['id']}": row["name"] for row in found}
-    for whose, what in remarks(names, {f"service {row['id']}": row["host_labels"] for row in found}):
-        say(f"warning: {whose}: {what}; give it another one")
+    say_remarks(names, {f"service {row['id']}": row["host_labels"] for row in found})
     for row in found:
         for text in row["selectors"]:
             if why := never_matches(text):

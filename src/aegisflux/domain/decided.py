@@ -120,12 +120,11 @@ def believed_by(name: str) -> bool:
 
 def _parted(text: str) -> tuple[str, str]:
     """A text of a line without what it was made of, and that."""
-    before, found, made = text.rpartition(_MADE)
-    if found:
-        return before.removesuffix("; "), found + made
-    return text.removesuffix(ENDED_DOUBTED).removesuffix(
-        "; "
-    ), ENDED_DOUBTED if ENDED_DOUBTED in text else UNTOLD
+    for mark in (_MADE, ENDED_DOUBTED):
+        before, found, made = text.rpartition(mark)
+        if found:
+            return before.removesuffix("; "), found + made
+    return text, UNTOLD
 
 
 def _meant(name: str, value: Any) -> Any:
